@@ -1,0 +1,20 @@
+# Each target sets up its own virtual environment on a machine that has only Python 3.10 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.ready
+	$(RUN) train_cifar.py --data shapes --preset shapes-demo --out runs/demo
+
+test: $(VENV)/.ready
+	$(RUN) -m pytest -q
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[cli,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,104 @@
+"""Real CIFAR-10 under a budget of CPU minutes: our best small preset against a plain timm ViT.
+
+Both sides get the same images, held as uint8 tensors in memory, and the same processor time, counted
+over all threads (so 120 CPU minutes are 60 minutes of two cores). The learning rate follows the
+share of the budget that is spent, so each side ends its schedule just when its time is over.
+
+    python benchmarks/cpu_budget.py --data-root cifar10-jpeg --side timm --cpu-minutes 120 --out runs/budget_timm
+    python benchmarks/cpu_budget.py --data-root cifar10-jpeg --side ours --cpu-minutes 120 --out runs/budget_ours
+
+`--data-root` holds train/<class>/*.jpg and test/<class>/*.jpg.
+"""
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def load_split(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """train/<class>/*.jpg -> uint8 (N, 3, 32, 32) and labels (N,), classes in alphabetical order."""
+    images, labels = [], []
+    for label, folder in enumerate(sorted(p for p in root.iterdir() if p.is_dir())):
+        for file in sorted(folder.iterdir()):
+            images.append(np.asarray(Image.open(file).convert("RGB")))
+            labels.append(label)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def normalise(x: torch.Tensor) -> torch.Tensor:
+    return (x.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def crop_flip(x: torch.Tensor) -> torch.Tensor:
+    """The textbook augmentation: 4 pixels of zero padding, a random 32 x 32 crop and flip for each image."""
+    B, _, H, W = x.shape
+    rows = torch.randint(0, 9, (B, 1)) + torch.arange(H)
+    cols = torch.randint(0, 9, (B, 1)) + torch.arange(W)
+    cols = torch.where(torch.rand(B, 1) < 0.5, cols.flip(1), cols)
+    return F.pad(x, (4,) * 4)[torch.arange(B)[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def accuracy(model, x, y) -> float:
+    model.eval()
+    hits = sum((model(normalise(a)).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500)))
+    model.train()
+    return 100 * hits / len(y)
+
+
+def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
+    """A plain ViT (patch 4, dim 128, depth 6, 4 heads) and the textbook loop: AdamW, warm-up, cosine."""
+    import timm
+    torch.manual_seed(seed)
+    x, y = load_split(data_root / "train")
+    x_test, y_test = load_split(data_root / "test")
+    model = timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    log = open(out / "metrics.jsonl", "a")
+    start, epoch, spent = time.process_time(), 0, 0.0
+    while spent < seconds:
+        for index in torch.randperm(len(x)).split(128):
+            spent = time.process_time() - start
+            if spent >= seconds:
+                break
+            share = spent / seconds
+            lr = 1e-3 * (share / 0.05 if share < 0.05 else 0.5 * (1 + math.cos(math.pi * (share - 0.05) / 0.95)))
+            optimizer.param_groups[0]["lr"] = lr
+            loss = F.cross_entropy(model(normalise(crop_flip(x[index]))), y[index], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        epoch += 1
+        tick = time.process_time()
+        row = {"epoch": epoch, "loss": loss.item(), "lr": lr, "cpu_minutes": spent / 60, "test_acc": accuracy(model, x_test, y_test)}
+        start += time.process_time() - tick  # evaluation is not charged to the budget
+        print(json.dumps(row), file=log, flush=True)
+        print(row, flush=True)
+    torch.save(model.state_dict(), out / "last.pt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder with train/<class> and test/<class>")
+    parser.add_argument("--side", choices=("ours", "timm"), required=True)
+    parser.add_argument("--cpu-minutes", type=float, default=120, help="processor minutes over all threads (default 120)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.jsonl and the weights")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    train_timm(args.data_root, 60 * args.cpu_minutes, args.out, args.seed)
+
+
+if __name__ == "__main__":
+    main()
