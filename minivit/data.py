@@ -186,8 +186,7 @@ def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False) -> Da
     stored = _read_cache(cache)
     if stored is None:
         stored = _decode_splits(Path(root), splits, classes, image_size)
-        if skip_bad or not stored["bad"]:
-            _write_cache(cache, stored)
+        _write_cache(cache, stored)
     _report_bad(stored["bad"], skip_bad)
     loaded = {split: Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in splits}
     for split, part in loaded.items():
@@ -317,10 +316,10 @@ def _report_bad(bad: list[str], skip_bad: bool) -> None:
 
 
 def _cache_path(root: Path, files: dict[str, list[Path]], image_size: int) -> Path:
-    """One cache file per content: image size and, of every image, split, relative name, byte count and hash."""
+    """One cache file per content: of every image its path below the root, byte count and hash; and the image size."""
     paths = [path for split in files.values() for path in split]
     digests = _in_threads(_digest, paths)
-    key = hashlib.sha256(f"1 {image_size}".encode())  # 1: the format; raise it when decoding or layout changes
+    key = hashlib.sha256(b"1")  # the format of the cache: count it up when decoding or layout changes
     for path, digest in zip(paths, digests):
         key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode())
     home = os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit"
@@ -375,16 +374,16 @@ def _checksum(stored: dict) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Generated shapes
 
-SHAPES = ("disc", "square", "triangle", "cross", "ring")
+SHAPES = ("disc", "dumbbell", "triangle", "cross", "ring")
 TEXTURES = ("striped", "checked")
 SHAPE_CLASSES = [f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES]
 
 
 def shapes(seed: int = 0, n_train: int = 8000, n_test: int = 2000, image_size: int = 32) -> Dataset:
-    """Ten classes, five shapes in two textures, at random place, size, angle and colours on a cluttered ground.
+    """Ten classes, five shapes in two textures, at random place, size, tilt and colours on a cluttered ground.
 
     No pixel tells the class on its own, so a linear model fails; a network that sees edges and repetition does not.
-    The same seed gives the same images, and the test images do not depend on n_train.
+    The same seed gives the same images, and the test images do not depend on n_train. Raises DataError.
     """
     parts = []
     for stream, count in enumerate((n_train, n_test)):
@@ -407,12 +406,12 @@ def _draw(labels: torch.Tensor, size: int, generator: torch.Generator) -> torch.
     ground, first, second = _three_colours(B, uniform)
     canvas = _ground(ground, x, y, uniform)
 
-    radius = uniform(0.5, 0.85, B, 1, 1)
+    radius = uniform(0.65, 0.95, B, 1, 1)
     centre = uniform(-1, 1, 2, B, 1, 1) * (1 - radius)
-    u, v = _rotate((x - centre[0]) / radius, (y - centre[1]) / radius, uniform(0, 2 * math.pi, B, 1, 1))
+    u, v = _rotate((x - centre[0]) / radius, (y - centre[1]) / radius, uniform(-0.5, 0.5, B, 1, 1))
     inside = _coverage(_distance(u, v, labels // len(TEXTURES)), radius, size)
 
-    wave = uniform(0.30, 0.42, B, 1, 1) / radius  # length of one light and one dark band, in radii
+    wave = uniform(0.36, 0.48, B, 1, 1) / radius  # length of one light and one dark band, in radii
     a, b = _rotate(u, v, uniform(0, 2 * math.pi, B, 1, 1))
     a = (2 * math.pi / wave * a + uniform(0, 2 * math.pi, B, 1, 1)).sin()
     b = (2 * math.pi / wave * b + uniform(0, 2 * math.pi, B, 1, 1)).sin()
@@ -421,7 +420,7 @@ def _draw(labels: torch.Tensor, size: int, generator: torch.Generator) -> torch.
 
     figure = first * blend + second * (1 - blend)
     canvas = canvas + inside[:, None] * (figure - canvas)
-    noise = uniform(0, 0.06, B, 1, 1, 1) * torch.randn(canvas.shape, generator=generator)
+    noise = uniform(0, 0.04, B, 1, 1, 1) * torch.randn(canvas.shape, generator=generator)
     return ((canvas + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -434,23 +433,27 @@ def _rotate(x: torch.Tensor, y: torch.Tensor, angle: torch.Tensor) -> tuple[torc
 
 
 def _three_colours(B: int, uniform: Callable) -> list[torch.Tensor]:
-    """Three colours (B, 3, 1, 1), each channel at least 0.2 apart: one random start, then steps of about a third."""
-    start = uniform(0, 1, B, 3, 1, 1)
-    way = uniform(-1, 1, B, 3, 1, 1).sign()  # which of the other two comes first
-    return [(start + way * (k / 3 + uniform(-0.06, 0.06, B, 3, 1, 1))) % 1 for k in range(3)]
+    """Colours (B, 3, 1, 1) of ground and figure, each channel at least 0.1 apart.
+
+    In each channel both colours of the figure lie on one side of the ground, so that the outline shows at any scale.
+    Which side is drawn for each channel and image, so that brightness says nothing about the class.
+    """
+    flip = uniform(0, 1, B, 3, 1, 1) < 0.5
+    levels = [uniform(low, high, B, 3, 1, 1) for low, high in ((0, 0.25), (0.4, 0.65), (0.75, 1))]
+    return [torch.where(flip, 1 - level, level) for level in levels]
 
 
 def _ground(colour: torch.Tensor, x: torch.Tensor, y: torch.Tensor, uniform: Callable) -> torch.Tensor:
     """Background (B, 3, S, S): a colour with a slope, and six small discs and bars of other shades."""
     B, size = len(colour), len(x)
-    slope = uniform(-0.15, 0.15, 2, B, 3, 1, 1)
+    slope = uniform(-0.1, 0.1, 2, B, 3, 1, 1)
     canvas = colour + slope[0] * x + slope[1] * y
     for i in range(6):
         radius = uniform(0.06, 0.2, B, 1, 1)
         centre = uniform(-1, 1, 2, B, 1, 1)
         u, v = _rotate((x - centre[0]) / radius, (y - centre[1]) / radius, uniform(0, 2 * math.pi, B, 1, 1))
         distance = torch.hypot(u, v) - 1 if i % 2 else _box(u, v, 2.5, 0.5)
-        shade = uniform(-0.3, 0.3, B, 3, 1, 1)
+        shade = uniform(-0.2, 0.2, B, 3, 1, 1)
         canvas = canvas + _coverage(distance, radius, size)[:, None] * shade
     return canvas
 
@@ -470,7 +473,7 @@ def _distance(u: torch.Tensor, v: torch.Tensor, shape: torch.Tensor) -> torch.Te
     side = math.sqrt(3) / 2
     every = torch.stack([
         length - 0.9,
-        _box(u, v, 0.72, 0.72),
+        torch.minimum(torch.hypot(u.abs() - 0.55, v) - 0.4, _box(u, v, 0.5, 0.15)),
         torch.stack([v, side * u - v / 2, -side * u - v / 2]).amax(0) - 0.5,  # a triangle is three half-planes
         torch.minimum(_box(u, v, 0.95, 0.3), _box(u, v, 0.3, 0.95)),
         (length - 0.7).abs() - 0.25,

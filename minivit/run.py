@@ -26,7 +26,7 @@ RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 # What a preset wants to be trained with, where it differs from TrainConfig.
 RECIPES: dict[str, dict] = {
-    "cifar-small": {"epochs": 24, "batch_size": 128, "schedule": "one-cycle", "lr": 2e-3, "trivial_augment": False,
+    "cifar-small": {"epochs": 24, "batch_size": 128, "schedule": "one-cycle", "lr": 1.2e-3, "trivial_augment": False,
                     "mix_prob": 0.0, "erasing": 0.0, "clean_epochs": 0, "ema_end": 0.998},
     "shapes-demo": {"epochs": 12, "batch_size": 64, "schedule": "one-cycle", "lr": 3e-3, "trivial_augment": False,
                     "mix_prob": 0.0, "erasing": 0.0, "clean_epochs": 0, "ema_start": 0.98, "ema_end": 0.99},

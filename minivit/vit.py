@@ -245,23 +245,28 @@ def make_layer_scale(config: ViTConfig) -> nn.Module:
 def init_weights(model: VisionTransformer) -> None:
     """The weights a new model starts with.
 
-    | what                                   | start                                         |
-    |----------------------------------------|-----------------------------------------------|
-    | linear layers                          | normal, std 0.02, cut at two std; bias 0       |
-    | convolutions                           | normal, variance 2 / fan-out (He); bias 0      |
+    | what                                   | start                                          |
+    |----------------------------------------|------------------------------------------------|
+    | linear layers                          | uniform, variance 2 / (fan-in + fan-out)       |
+    | heads                                  | normal, std 0.02, cut at two std               |
     | patch projection                       | as the linear layer it is                      |
-    | depth-wise convolution in the MLP      | 0: the block starts as a plain MLP             |
+    | convolutions of the stem               | normal, variance 2 / fan-in                    |
+    | depth-wise convolution in the MLP      | normal, std 0.1                                |
+    | all biases                             | 0                                              |
     | class, distillation, position          | normal, std 0.02                               |
     | relative position bias                 | 0: no offset is preferred                      |
     | norms, LayerScale                      | as built: 1 and 0; the configured gain         |
+
+    The usual std of 0.02 for linear layers suits a width of 768; at 192 it makes the branches too faint
+    to learn from at first.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and name == "patch_embed.proj"):
+        if name.startswith("head"):
             nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-        elif isinstance(module, nn.Conv2d) and module.groups > 1:
-            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear) or name == "patch_embed.proj":
+            nn.init.xavier_uniform_(module.weight.flatten(1))
         elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
+            nn.init.normal_(module.weight, std=0.1) if module.groups > 1 else nn.init.kaiming_normal_(module.weight)
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.zeros_(module.bias)
     for embedding in (model.cls_token, model.dist_token, model.pos_embed):
