@@ -88,7 +88,7 @@ def train_ours(data_root: Path, seconds: float, out: Path, seed: int, threads: i
     with tempfile.TemporaryDirectory() as folder:
         probe, _ = run.prepare(given | {"out": Path(folder)})
         cost = [step_seconds(probe) for _ in range(25)]
-    epochs = int(seconds / (sorted(cost)[len(cost) // 2] * probe.steps_per_epoch * 1.01))  # 1 % for the hold-out
+    epochs = max(1, int(seconds / (sorted(cost)[len(cost) // 2] * probe.steps_per_epoch * 1.01)))  # 1 % for the hold-out
     trainer, _ = run.prepare(given | {"out": out, "epochs": epochs})
     start = time.process_time()
     run.fit(trainer)

@@ -9,20 +9,20 @@ import hashlib
 import http.client
 import io
 import logging
-import math
 import os
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from minivit.files import write_atomically
+from minivit.shapes import CLASSES, draw_shapes
 
 log = logging.getLogger(__name__)
 
@@ -260,12 +260,8 @@ def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str 
         data = _read_bytes(files[index])
         try:
             images[index] = _decode(data, size)
-        except UnidentifiedImageError:
-            return "not an image that Pillow reads"
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise a dozen types on damaged files
-            return " ".join(str(error).split()) or type(error).__name__
+        except DataError as error:
+            return str(error)
         return None
 
     problems = _in_threads(decode, list(range(len(files))))
@@ -280,11 +276,31 @@ def _in_threads(function: Callable, items: list) -> list:
         return [result for part in results for result in part]
 
 
+def read_image(path: str | Path, size: int) -> torch.Tensor:
+    """One image file as uint8 (3, size, size), decoded as `folder` does. Raises DataError."""
+    data = _read_bytes(Path(path))
+    try:
+        return torch.from_numpy(_decode(data, size).copy())
+    except DataError as error:
+        raise DataError(f"cannot decode {path}: {error}") from error
+
+
 def _decode(data: bytes, size: int) -> np.ndarray:
-    """Bytes of an image file -> uint8 (3, size, size): upright, RGB, shorter side resized, centre cropped."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft(None, (2 * size, 2 * size))  # large JPEGs only: decode at a half, a quarter or an eighth
-        image = ImageOps.exif_transpose(image)
+    """Bytes of an image file -> uint8 (3, size, size). Raises DataError with the reason in a few words."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (2 * size, 2 * size))  # large JPEGs only: decode at a half, a quarter or an eighth
+            return _fit(ImageOps.exif_transpose(image), size)
+    except UnidentifiedImageError as error:
+        raise DataError("not an image that Pillow reads") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types on damaged files
+        raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    """An image of any mode -> uint8 (3, size, size): RGB, shorter side resized, centre cropped."""
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, as Pillow does for 16-bit colour
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # a palette may hold transparency, which Pillow drops only by way of RGBA
@@ -347,20 +363,13 @@ def _read_cache(path: Path) -> dict | None:
 
 
 def _write_cache(path: Path, stored: dict) -> None:
-    """Write whole or not at all: a temporary file, then a rename, so that readers and other writers are safe."""
-    temporary = None
+    """Write whole or not at all, so that readers and other writers are safe."""
+    stored = stored | {"checksum": _checksum(stored)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            torch.save(stored | {"checksum": _checksum(stored)}, file)
-        os.replace(temporary, path)
-        temporary = None
+        write_atomically(path, lambda temporary: torch.save(stored, temporary))
     except (OSError, RuntimeError) as error:  # a full or read-only disk costs the cache, not the run
         log.warning("no cache written to %s: %s", path, error)
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _checksum(stored: dict) -> int:
@@ -374,10 +383,6 @@ def _checksum(stored: dict) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Generated shapes
 
-SHAPES = ("disc", "dumbbell", "triangle", "cross", "ring")
-TEXTURES = ("striped", "checked")
-SHAPE_CLASSES = [f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES]
-
 
 def shapes(seed: int = 0, n_train: int = 8000, n_test: int = 2000, image_size: int = 32) -> Dataset:
     """Ten classes, five shapes in two textures, at random place, size, tilt and colours on a cluttered ground.
@@ -387,95 +392,11 @@ def shapes(seed: int = 0, n_train: int = 8000, n_test: int = 2000, image_size: i
     """
     parts = []
     for stream, count in enumerate((n_train, n_test)):
-        if count < len(SHAPE_CLASSES):
-            raise DataError(f"{count} generated images are too few: {len(SHAPE_CLASSES)} classes need one each")
+        if count < len(CLASSES):
+            raise DataError(f"{count} generated images are too few: {len(CLASSES)} classes need one each")
         generator = torch.Generator().manual_seed(2 * seed + stream)
-        labels = torch.arange(count)[torch.randperm(count, generator=generator)] % len(SHAPE_CLASSES)
-        images = [_draw(chunk, image_size, generator) for chunk in labels.split(500)]  # 500 at a time bounds memory
+        labels = torch.arange(count)[torch.randperm(count, generator=generator)] % len(CLASSES)
+        images = [draw_shapes(chunk, image_size, generator) for chunk in labels.split(500)]  # 500 at a time bounds memory
         parts.append(Split(torch.cat(images), labels))
     mean, std = channel_stats(parts[0].images)
-    return Dataset(parts[0], parts[1], list(SHAPE_CLASSES), mean, std)
-
-
-def _draw(labels: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw one image per label: uint8 (B, 3, size, size)."""
-    B = len(labels)
-    uniform = partial(_uniform, generator=generator)
-    axis = (torch.arange(size) + 0.5) * (2 / size) - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")  # pixel centres in [-1, 1]
-    ground, first, second = _three_colours(B, uniform)
-    canvas = _ground(ground, x, y, uniform)
-
-    radius = uniform(0.65, 0.95, B, 1, 1)
-    centre = uniform(-1, 1, 2, B, 1, 1) * (1 - radius)
-    u, v = _rotate((x - centre[0]) / radius, (y - centre[1]) / radius, uniform(-0.5, 0.5, B, 1, 1))
-    inside = _coverage(_distance(u, v, labels // len(TEXTURES)), radius, size)
-
-    wave = uniform(0.36, 0.48, B, 1, 1) / radius  # length of one light and one dark band, in radii
-    a, b = _rotate(u, v, uniform(0, 2 * math.pi, B, 1, 1))
-    a = (2 * math.pi / wave * a + uniform(0, 2 * math.pi, B, 1, 1)).sin()
-    b = (2 * math.pi / wave * b + uniform(0, 2 * math.pi, B, 1, 1)).sin()
-    checked = (labels % len(TEXTURES) == 1)[:, None, None]
-    blend = (0.5 + 1.5 * torch.where(checked, a * b, a)).clamp(0, 1)[:, None]  # (B, 1, S, S), soft at the borders
-
-    figure = first * blend + second * (1 - blend)
-    canvas = canvas + inside[:, None] * (figure - canvas)
-    noise = uniform(0, 0.04, B, 1, 1, 1) * torch.randn(canvas.shape, generator=generator)
-    return ((canvas + noise).clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _uniform(low: float, high: float, *shape: int, generator: torch.Generator) -> torch.Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-def _rotate(x: torch.Tensor, y: torch.Tensor, angle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-
-
-def _three_colours(B: int, uniform: Callable) -> list[torch.Tensor]:
-    """Colours (B, 3, 1, 1) of ground and figure, each channel at least 0.1 apart.
-
-    In each channel both colours of the figure lie on one side of the ground, so that the outline shows at any scale.
-    Which side is drawn for each channel and image, so that brightness says nothing about the class.
-    """
-    flip = uniform(0, 1, B, 3, 1, 1) < 0.5
-    levels = [uniform(low, high, B, 3, 1, 1) for low, high in ((0, 0.25), (0.4, 0.65), (0.75, 1))]
-    return [torch.where(flip, 1 - level, level) for level in levels]
-
-
-def _ground(colour: torch.Tensor, x: torch.Tensor, y: torch.Tensor, uniform: Callable) -> torch.Tensor:
-    """Background (B, 3, S, S): a colour with a slope, and six small discs and bars of other shades."""
-    B, size = len(colour), len(x)
-    slope = uniform(-0.1, 0.1, 2, B, 3, 1, 1)
-    canvas = colour + slope[0] * x + slope[1] * y
-    for i in range(6):
-        radius = uniform(0.06, 0.2, B, 1, 1)
-        centre = uniform(-1, 1, 2, B, 1, 1)
-        u, v = _rotate((x - centre[0]) / radius, (y - centre[1]) / radius, uniform(0, 2 * math.pi, B, 1, 1))
-        distance = torch.hypot(u, v) - 1 if i % 2 else _box(u, v, 2.5, 0.5)
-        shade = uniform(-0.2, 0.2, B, 3, 1, 1)
-        canvas = canvas + _coverage(distance, radius, size)[:, None] * shade
-    return canvas
-
-
-def _coverage(distance: torch.Tensor, radius: torch.Tensor, size: int) -> torch.Tensor:
-    """Share of each pixel that lies inside, from its signed distance in radii: the border is one pixel wide."""
-    return (0.5 - distance * radius * (size / 2)).clamp(0, 1)
-
-
-def _box(u: torch.Tensor, v: torch.Tensor, half_width: float, half_height: float) -> torch.Tensor:
-    return torch.maximum(u.abs() - half_width, v.abs() - half_height)
-
-
-def _distance(u: torch.Tensor, v: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """Signed distance (B, S, S) to the outline of SHAPES[shape], negative inside; all fit in the unit disc."""
-    length = torch.hypot(u, v)
-    side = math.sqrt(3) / 2
-    every = torch.stack([
-        length - 0.9,
-        torch.minimum(torch.hypot(u.abs() - 0.55, v) - 0.4, _box(u, v, 0.5, 0.15)),
-        torch.stack([v, side * u - v / 2, -side * u - v / 2]).amax(0) - 0.5,  # a triangle is three half-planes
-        torch.minimum(_box(u, v, 0.95, 0.3), _box(u, v, 0.3, 0.95)),
-        (length - 0.7).abs() - 0.25,
-    ])  # (5, B, S, S)
-    return every[shape, torch.arange(len(shape))]
+    return Dataset(parts[0], parts[1], list(CLASSES), mean, std)

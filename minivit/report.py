@@ -9,13 +9,14 @@ import csv
 import io
 import json
 import math
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from minivit.files import write_atomically
 
 DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
@@ -96,6 +97,10 @@ def write_report(folder: str | Path, logits: torch.Tensor, target: torch.Tensor,
     report = {"title": title, "facts": dict(facts or {})} | _numbers(logits, target, confusion, classes)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str, content: bytes) -> None:
+        write_atomically(folder / name, lambda path: path.write_bytes(content))
+
     pictures = {}
     try:
         import matplotlib  # noqa: F401  (only asked whether it is there)
@@ -104,12 +109,12 @@ def write_report(folder: str | Path, logits: torch.Tensor, target: torch.Tensor,
     else:
         pictures = _draw(confusion.numpy(), logits, target, predicted, classes, images, history, title)
     for name, figure in pictures.items():
-        _write(folder / f"{name}.png", _png(figure))
-    _write(folder / "confusion.csv", _csv([["true \\ predicted", *classes],
-                                           *([name, *row] for name, row in zip(classes, report["confusion"]))]))
-    _write(folder / "per_class.csv", _csv([["class", *PER_CLASS], *(row.values() for row in report["per_class"])]))
-    _write(folder / "report.md", _markdown(report, pictures).encode())
-    _write(folder / "report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        save(f"{name}.png", _png(figure))
+    save("confusion.csv", _csv([["true \\ predicted", *classes],
+                               *([name, *row] for name, row in zip(classes, report["confusion"]))]))
+    save("per_class.csv", _csv([["class", *PER_CLASS], *(row.values() for row in report["per_class"])]))
+    save("report.md", _markdown(report, pictures).encode())
+    save("report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     return report
 
 
@@ -135,16 +140,6 @@ def _numbers(logits: torch.Tensor, target: torch.Tensor, confusion: torch.Tensor
         "per_class": [{"class": name} | dict(zip(PER_CLASS, values)) for name, *values in zip(classes, *columns)],
         "confusion": confusion.tolist(),
     }
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a reader sees the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _csv(rows: Iterable[Iterable]) -> bytes:

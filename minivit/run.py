@@ -16,9 +16,10 @@ from torch import nn
 
 from minivit import data as datasets
 from minivit.augment import normalise
+from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
 from minivit.resnet import resnet18, resnet50
-from minivit.train import TrainConfig, Trainer, TrainingError, fit_size, write_atomically
+from minivit.train import TrainConfig, Trainer, TrainingError, fit_size
 from minivit.vit import PRESETS, ViTConfig, VisionTransformer
 
 DATA = ("cifar10", "cifar100", "folder", "shapes")
@@ -50,12 +51,13 @@ def prepare(given: dict) -> tuple[Trainer, dict]:
     device = choose_device(a["device"])
     if a["threads"]:
         torch.set_num_threads(a["threads"])
+    config = TrainConfig(**{k: a[k] for k in TRAIN_FIELDS & a.keys()})
     dataset = load_data(a)
+    torch.manual_seed(a["seed"])  # the weights the model starts with
     model = build_model(a["preset"], len(dataset.classes), {k: a[k] for k in MODEL_FIELDS & a.keys()})
     if a["pretrained"] and not resume:
         print(load_pretrained(model, a["pretrained"]))
     teacher = load_checkpoint(a["teacher"], device)[0].requires_grad_(False) if a["teacher"] else None
-    config = TrainConfig(**{k: a[k] for k in TRAIN_FIELDS & a.keys()})
     out = a["out"]
     state = read_checkpoint(out / "last.pt") if resume else None
     if not resume and (out / "last.pt").exists():
@@ -96,8 +98,10 @@ def choose_device(name: str) -> torch.device:
 def load_data(a: dict) -> datasets.Dataset:
     """The data set that the arguments name, with its hold-out."""
     side = a.get("image_size") or (PRESETS[a["preset"]].size[0] if a["preset"] in PRESETS else 32)
+    side = 32 if a["data"].startswith("cifar") else side  # CIFAR stays small in memory and is enlarged on the device
     dataset = datasets.load(a["data"], a["data_root"], side, a["seed"], a["skip_bad"])
-    return datasets.hold_out(dataset, a["val_split"], a["seed"]) if a["val_split"] else dataset
+    held_out = dataset.val is not None  # a folder with train, val and test brings its own
+    return datasets.hold_out(dataset, a["val_split"], a["seed"]) if a["val_split"] and not held_out else dataset
 
 
 def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
@@ -168,7 +172,11 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     state = read_checkpoint(path)
     about = state["describe"]
     model = build_model(about["preset"], len(state["classes"]), about["overrides"])
-    model.load_state_dict(state["ema"])
+    try:
+        model.load_state_dict(state["ema"])
+    except RuntimeError:
+        raise TrainingError(f"{path} does not fit the model it describes ({about['preset']}): it comes from another "
+                            "architecture or another version of this program") from None
     return model.to(device).eval(), state
 
 
@@ -178,7 +186,7 @@ def fit(trainer: Trainer) -> bool:
     """Train with a progress bar on a terminal, a line per epoch elsewhere. False when stopped and saved."""
     c = trainer.config
     print(f"{trainer.describe['preset']}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters, "
-          f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}")
+          f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}", flush=True)
     bar, started, first = make_bar(trainer), time.perf_counter(), trainer.step
 
     def on_step() -> None:
@@ -191,7 +199,8 @@ def fit(trainer: Trainer) -> bool:
         bar.update(trainer.batch_size)
 
     def on_epoch() -> None:
-        (print if bar is None else bar.write)(epoch_line(trainer, started, first))
+        line = epoch_line(trainer, started, first)
+        print(line, flush=True) if bar is None else bar.write(line)
 
     finished = trainer.fit(on_step=on_step, on_epoch=on_epoch)
     if bar is not None:

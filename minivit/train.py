@@ -8,7 +8,6 @@ test set is read once, by `final_report`.
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from minivit.augment import Augment, normalise
 from minivit.data import Dataset, Split
 from minivit.ema import EMA
+from minivit.files import write_atomically
 from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.optim import adamw, one_cycle, warmup_cosine
@@ -63,6 +63,14 @@ class TrainConfig:
     distill_weight: float = 0.5
     distill_temperature: float | None = None  # None: the teacher's hard labels
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulate", "lr", "max_bad_steps"):
+            if getattr(self, name) <= 0:
+                raise TrainingError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        for name in ("warmup", "erasing", "mix_prob", "label_smoothing", "distill_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"--{name.replace('_', '-')} is a share from 0 to 1, not {getattr(self, name)}")
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
@@ -265,8 +273,10 @@ class Trainer:
         result = {f"test_acc_{name}": (s.argmax(1) == labels).double().mean().item() for name, s in scores.items()}
         result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": self.bad_steps}
         result["val_acc"] = self.accuracy(candidates[chosen], self.val_split) if self.val_split else None
+        facts = {name.replace("_", " "): f"{100 * value:.2f} %" for name, value in result.items() if isinstance(value, float)}
         write_report(self.run / "report", scores[chosen], labels, self.data.classes, test.images.cpu(), self.history,
-                     title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}")
+                     title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
+                     facts={"weights chosen by the hold-out" if self.val_split else "weights": chosen} | facts)
         write_atomically(self.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
         return result
 
@@ -321,13 +331,3 @@ def fit_size(model: nn.Module, x: Tensor) -> Tensor:
     """Enlarge images (B, 3, H, W) to what the model takes, so that small ones stay small in memory."""
     size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
     return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bicubic", antialias=True)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file beside `path`, then put it in place: a reader sees the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minivit import data
+from minivit import data, shapes
 from minivit.data import DataError, Dataset, Split
 
 
@@ -47,7 +47,7 @@ def count_decodes(monkeypatch) -> list:
 
 
 def decode(path: Path, size: int = 8) -> torch.Tensor:
-    return torch.from_numpy(data._decode(path.read_bytes(), size).copy())
+    return data.read_image(path, size)
 
 
 # Decoding
@@ -140,6 +140,14 @@ def test_a_large_jpeg_decodes_to_the_same_picture(tmp_path):
 
 
 # Layout and bad input
+
+
+def test_a_single_image_that_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot read .*none.png: No such file"):
+        data.read_image(tmp_path / "none.png", 8)
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match="cannot decode .*a.png: not an image that Pillow reads"):
+        data.read_image(tmp_path / "a.png", 8)
 
 
 def test_val_stands_in_for_test_and_is_the_validation_split_beside_it(root):
@@ -261,8 +269,8 @@ def test_a_damaged_cache_is_rebuilt_and_logged(root, cache_home, damage, caplog)
 
 
 def test_a_cache_write_that_fails_leaves_nothing_behind(root, cache_home, monkeypatch, caplog):
-    def full_disk(stored, file):
-        file.write(b"half")
+    def full_disk(stored, path):
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
@@ -399,8 +407,9 @@ def test_shapes_follow_their_seed_and_have_equal_classes():
 def test_shapes_test_images_are_new_and_do_not_depend_on_the_training_images():
     short, long = data.shapes(0, 100, 100), data.shapes(0, 300, 100)
     assert torch.equal(short.test.images, long.test.images)
-    seen = {image.numpy().tobytes() for image in long.train.images}
-    assert not any(image.numpy().tobytes() in seen for image in long.test.images)
+    for loaded in (short, long):  # the short one has two splits of one length
+        seen = {image.numpy().tobytes() for image in loaded.train.images}
+        assert not any(image.numpy().tobytes() in seen for image in loaded.test.images)
 
 
 def test_shapes_are_drawn_at_any_size_with_the_same_area():
@@ -408,8 +417,8 @@ def test_shapes_are_drawn_at_any_size_with_the_same_area():
     area = {}
     for size, x in axis.items():
         v, u = torch.meshgrid(x, x, indexing="ij")
-        distance = data._distance(u.expand(5, size, size), v.expand(5, size, size), torch.arange(5))
-        area[size] = data._coverage(distance, torch.ones(5, 1, 1), size).mean((1, 2)) * 4
+        distance = shapes._distance(u.expand(5, size, size), v.expand(5, size, size), torch.arange(5))
+        area[size] = shapes._coverage(distance, torch.ones(5, 1, 1), size).mean((1, 2)) * 4
     overlap = 0.15 * (0.4**2 - 0.15**2) ** 0.5 + 0.4**2 * math.asin(0.15 / 0.4)  # of a disc's half with the bar
     dumbbell = 2 * (math.pi * 0.4**2 + 0.55 * 0.3 - overlap)
     cross, triangle, ring = 4 * (2 * 0.95 * 0.3) - 0.6**2, 3 * 3**0.5 * 0.5**2, math.pi * (0.95**2 - 0.45**2)
