@@ -40,13 +40,22 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None, first: int | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), or (B, first, C) when only the first tokens' outputs are wanted."""
         B, N, C = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.heads, C // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, N, 3, h, d) -> 3 x (B, h, N, d)
-        out = self.attend(self.q_norm(q), self.k_norm(k), v, bias)
-        out = self.proj(out.transpose(1, 2).reshape(B, N, C))  # (B, h, N, d) -> (B, N, C)
+        Q = N if first is None else first
+        q, k, v = (t.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for t in self.project(x, Q))  # (B, h, N, d)
+        out = self.attend(self.q_norm(q), self.k_norm(k), v, bias if bias is None else bias[:, :, :Q])
+        out = self.proj(out.transpose(1, 2).reshape(B, Q, C))  # (B, h, Q, d) -> (B, Q, C)
         return F.dropout(out, self.dropout, self.training)
+
+    def project(self, x: Tensor, Q: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first Q tokens (B, Q, C), keys and values of all (B, N, C)."""
+        B, N, C = x.shape
+        if Q == N:
+            return self.qkv(x).chunk(3, dim=-1)
+        q = F.linear(x[:, :Q], self.qkv.weight[:C], self.qkv.bias[:C])
+        return q, *F.linear(x, self.qkv.weight[C:], self.qkv.bias[C:]).chunk(2, dim=-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         if self.fused:
@@ -116,7 +125,7 @@ class ClassAttention(nn.Module):
 
     def _attend_explicit(self, q: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         B, N, C = x.shape
-        k, v = self.kv(x).view(B, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
+        k, v = (t.view(B, N, self.heads, -1).transpose(1, 2) for t in self.kv(x).chunk(2, dim=-1))  # (B, h, N, d)
         return explicit_attention(q, k, v, bias)
 
 

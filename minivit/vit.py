@@ -99,7 +99,11 @@ PRESETS: dict[str, ViTConfig] = {
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C)."""
+    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C).
+
+    With `first`, only the first tokens are computed, (B, first, C): what is left of the last block when
+    nothing but the special tokens is read after it.
+    """
 
     def __init__(self, config: ViTConfig, drop_path: float, tokens: int):
         super().__init__()
@@ -113,10 +117,10 @@ class Block(nn.Module):
         self.ls2 = make_layer_scale(config)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int], first: int | None = None) -> Tensor:
         bias = self.bias() if self.bias is not None else None
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), grid)))
+        x = x[:, :first] + self.drop_path(self.ls1(self.attn(self.norm1(x), bias, first)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), grid if first is None else None)))
 
 
 class ClassBlock(nn.Module):
@@ -180,19 +184,25 @@ class VisionTransformer(nn.Module):
         init_weights(self)
 
     def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        logits = self.heads(self.features(x))
+        logits = self.heads(self.features(x, all_tokens=self.config.pool == "mean"))
         if each_head:
             return logits
         return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
-    def features(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm."""
+    def features(self, x: Tensor, all_tokens: bool = True) -> Tensor:
+        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm.
+
+        Without `all_tokens` the T special tokens alone, (B, T, C): the last block is then spared the
+        outputs that nobody reads.
+        """
         x = self.embed(x)
-        for block in self.blocks:
-            x = block(x, self.config.grid)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            alone = i == last and not all_tokens and not self.config.class_attention
+            x = block(x, self.config.grid, self.config.tokens if alone else None)
         if self.config.class_attention:
             x = self.class_attention_tail(x)
-        return self.norm(x)
+        return self.norm(x if all_tokens else x[:, :self.config.tokens])
 
     def embed(self, x: Tensor) -> Tensor:
         """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""

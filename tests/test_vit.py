@@ -30,13 +30,13 @@ def test_every_variant_maps_images_to_class_scores_and_trains_all_its_parameters
     config = dataclasses.replace(TINY, **VARIANTS[name])
     torch.manual_seed(0)
     model = VisionTransformer(config)
-    logits = model(torch.randn(2, 3, *config.size))
-    assert logits.shape == (2, 3)
-    logits.square().sum().backward()
+    x = torch.randn(2, 3, *config.size)
+    assert model(x).shape == (2, 3)
+    tokens = model.features(x)
+    assert tokens.shape == (2, config.tokens + config.grid[0] * config.grid[1], 16)
+    torch.stack(model.heads(tokens)).square().sum().backward()
     untrained = [n for n, p in model.named_parameters() if p.grad is None]
     assert untrained == []
-    tokens = model.features(torch.randn(2, 3, *config.size))
-    assert tokens.shape == (2, config.tokens + config.grid[0] * config.grid[1], 16)
 
 
 def test_two_heads_are_averaged_at_inference_and_apart_on_request():
@@ -60,9 +60,23 @@ def test_the_tail_costs_less_than_full_blocks():
     def flops(**changes):
         model = VisionTransformer(dataclasses.replace(PRESETS["vit-d256-l12"], **changes))
         with FlopCounterMode(display=False) as counter:
-            model(torch.randn(1, 3, 32, 32))
+            model.features(torch.randn(1, 3, 32, 32))
         return counter.get_total_flops()
     assert flops() / flops(class_attention=4) > 1.4
+
+
+@pytest.mark.parametrize("changes", [{}, {"distillation": True, "relative_bias": "decomposed"},
+                                     {"talking_heads": True, "qk_norm": True}, {"class_attention": 1}])
+def test_leaving_out_what_nobody_reads_changes_no_score_and_no_gradient(changes):
+    torch.manual_seed(0)
+    model, x = VisionTransformer(dataclasses.replace(TINY, **changes)).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    results = []
+    for all_tokens in (True, False):
+        logits = torch.stack(model.heads(model.features(x, all_tokens)))
+        loss = logits.square().sum()
+        results.append([logits, *torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
 
 
 def test_stochastic_depth_rises_linearly_over_all_blocks():
