@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import parity
+from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino import official
 from minisam_glue.grounding_dino.bert import BertConfig, phrase_masks
 from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
@@ -290,4 +291,46 @@ def query_outputs(golden, model, geometry, text, seen, got) -> None:
 # --- Official post-processing ------------------------------------------------------------------------------
 
 def case_postprocess(golden, device, dtype):
-    raise NotImplementedError
+    """JSON in, JSON out: the official cases with every answer replaced by ours."""
+    cases = json.loads(str(golden.outputs["cases"]))
+    answers = [POSTPROCESS[case["kind"]](golden, case) for case in cases]
+    decoded = [item | {"fast": tokenizer().decode(item["ids"]), "slow": tokenizer().decode(item["ids"]),
+                       "slow_nocleanup": tokenizer().join(item["ids"])}
+               for item in json.loads(str(golden.outputs["decode"]))]
+    return {"cases": json.dumps(answers), "decode": json.dumps(decoded)}
+
+
+def official_predict(golden, case, caption: str, remove_combined: bool = False):
+    logits, boxes = (torch.from_numpy(golden.stored[f"{name}{case['caption_index']}"]) for name in ("logits", "boxes"))
+    return official.predict(logits, boxes, caption, tokenizer(), case["box_threshold"], case["text_threshold"],
+                            remove_combined)
+
+
+def predict_case(golden, case):
+    boxes, scores, phrases = official_predict(golden, case, case["caption"], case["remove_combined"])
+    return case | {"preprocessed": official.preprocess_caption(case["caption"]), "boxes": boxes.tolist(),
+                   "scores": scores.tolist(), "phrases": phrases}
+
+
+def in_pixels(case, boxes, scores):
+    H, W = case["source_hw"]
+    return {"xyxy": (cxcywh_to_xyxy(boxes) * torch.tensor([W, H, W, H])).tolist(), "confidence": scores.tolist()}
+
+
+def caption_case(golden, case):
+    boxes, scores, phrases = official_predict(golden, case, case["caption"])
+    return case | in_pixels(case, boxes, scores) | {"phrases": phrases}
+
+
+def classes_case(golden, case):
+    caption = ". ".join(case["classes"])
+    boxes, scores, phrases = official_predict(golden, case, caption)
+    return case | in_pixels(case, boxes, scores) | {
+        "caption_built": official.preprocess_caption(caption),
+        "class_id": official.phrases_to_classes(phrases, case["classes"])}
+
+
+POSTPROCESS = {
+    "predict": predict_case, "predict_with_caption": caption_case, "predict_with_classes": classes_case,
+    "phrases2classes": lambda _, case: case | {"class_id": official.phrases_to_classes(case["phrases"], case["classes"])},
+    "preprocess_caption": lambda _, case: case | {"out": official.preprocess_caption(case["caption"])}}
