@@ -61,11 +61,40 @@ def with_formula_weights(module, salt: str, device, dtype):
 
 @lru_cache(maxsize=1)
 def build(config_json: str, salt: str, device, dtype) -> GroundingDINO:
-    return with_formula_weights(GroundingDINO(model_config(json.loads(config_json))), salt, device, dtype)
+    model = with_formula_weights(GroundingDINO(model_config(json.loads(config_json))), salt, device, dtype)
+    model.transformer.decoder.embed_boxes = official_box_embedding
+    return model
 
 
 def model_of(golden, device, dtype) -> GroundingDINO:
     return build(json.dumps(golden.config), golden.meta.get("salt", ""), device, dtype)
+
+
+# --- What the official code does in a batch, and ours does not, so that a batch equals its images one by one -----------
+
+def official_box_embedding(boxes, geometry):
+    """Boxes as fractions of the canvas, by the valid ratios of the first level."""
+    return box_embedding(boxes * geometry.valid_ratios[:, :1].repeat(1, 1, 2), geometry.position.shape[-1])
+
+
+def official_batch_mask(attention: torch.Tensor, heads: int) -> torch.Tensor:
+    """The official text enhancer gives sample b, head h the mask of sample (b * heads + h) % B."""
+    B = len(attention)
+    order = torch.arange(B * heads, device=attention.device) % B
+    return attention[order.view(B, heads), 0]  # (B, h, L, L)
+
+
+def official_choice(golden, rating: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ratings and numbers of the chosen cells (B, Q), padding included.
+
+    Where the file chose a cell that is rated as ours but for rounding, its choice stands.
+    """
+    values, ours = rating.topk(number)
+    if "topk_indices" not in golden.outputs:
+        return values, ours
+    official = torch.from_numpy(golden.outputs["topk_indices"]).to(ours.device)
+    tied = (rating.gather(1, official) - values).abs() < 5e-4
+    return values, torch.where(tied, official, ours)
 
 
 # --- Inputs ------------------------------------------------------------------------------------------------
@@ -101,13 +130,6 @@ def tokens_of(golden, device):
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
     real = torch.tensor([[i < len(row) for i in range(length)] for row in rows], device=device)
     return ids, real
-
-
-def official_batch_mask(attention: torch.Tensor, heads: int) -> torch.Tensor:
-    """The official text enhancer gives sample b, head h the mask of sample (b * heads + h) % B."""
-    B = len(attention)
-    order = torch.arange(B * heads, device=attention.device) % B
-    return attention[order.view(B, heads), 0]  # (B, h, L, L)
 
 
 # --- Parts -------------------------------------------------------------------------------------------------
@@ -215,15 +237,6 @@ case_text_batch = case_text_long = case_text
 
 # --- The whole model ---------------------------------------------------------------------------------------
 
-def settle_ties(golden, ours: torch.Tensor, rating: torch.Tensor) -> torch.Tensor:
-    """The chosen cells (B, Q): the file's where its cell is rated as ours but for rounding, else ours."""
-    if "topk_indices" not in golden.outputs:
-        return ours
-    official = torch.from_numpy(golden.outputs["topk_indices"]).to(ours.device)
-    tied = (rating.gather(1, official) - rating.gather(1, ours)).abs() < 5e-4
-    return torch.where(tied, official, ours)
-
-
 def case_end_to_end(golden, device, dtype):
     """Run every stage and keep what passes between them."""
     model, got = model_of(golden, device, dtype), {}
@@ -275,8 +288,8 @@ def query_outputs(golden, model, geometry, text, seen, got) -> None:
     got["output_memory"], got["enc_max_logits"] = candidates[:, :S], rating[:, :S]
     got["enc_class"] = contrastive_logits(candidates, text)[:, :S]
     got["enc_bbox_delta"] = transformer.enc_out_bbox_embed(candidates)[:, :S]
-    got["topk_logits"], ours = rating.topk(model.config.num_queries)
-    got["topk_indices"] = chosen = settle_ties(golden, ours, rating)
+    got["topk_logits"], chosen = official_choice(golden, rating, model.config.num_queries)
+    got["topk_indices"] = chosen
     _, start = transformer.propose(candidates, chosen, geometry)
     got["refpoints_unsigmoid"], got["ref_is_inf"] = start, start.isinf().all(-1)
     got["init_box_proposal"] = geometry.proposals.gather(1, chosen[..., None].expand(-1, -1, 4)).sigmoid()

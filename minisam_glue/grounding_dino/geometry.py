@@ -24,6 +24,7 @@ class Geometry:
     reference: Tensor  # (B, S, levels, 2): the centre (x, y) of each cell, as a fraction of each level's canvas
     usable: Tensor  # (B, S), False at padding and at cells whose proposal leaves (0.01, 0.99)
     proposals: Tensor  # (B, >= S, 4): a box per cell, cxcywh as fractions of the image, before the sigmoid; inf if unusable
+    filler: Tensor  # (B, >= S), True at padding, and at cells added where an image has fewer than the queries
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
@@ -88,11 +89,9 @@ def build_geometry(shapes: Shapes, valid: tuple[Shapes, ...], channels: int, que
         boxes = torch.cat((centre, side[None, :, None].expand(len(valid), -1, 2)), -1)  # (B, S, 4)
         usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & inside
         logits = torch.log(boxes / (1 - boxes)).masked_fill(~usable[..., None], torch.inf)
-        # Where a small image has fewer cells than the decoder has queries, unusable ones fill up.
-        logits = F.pad(logits, (0, 0, 0, max(0, queries - logits.shape[1])), value=torch.inf)
-        mask = None if bool(inside.all()) else ~inside
-        return Geometry(shapes, mask, torch.cat(position, 1), ratios, centre[:, :, None] * ratios[:, None],
-                        usable, logits)
+        mask, missing = None if bool(inside.all()) else ~inside, max(0, queries - inside.shape[1])
+        return Geometry(shapes, mask, torch.cat(position, 1), ratios, centre[:, :, None] * ratios[:, None], usable,
+                        F.pad(logits, (0, 0, 0, missing), value=torch.inf), F.pad(~inside, (0, missing), value=True))
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:

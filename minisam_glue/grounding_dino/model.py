@@ -29,7 +29,7 @@ IGNORED_KEYS = {
 
 @dataclass(frozen=True)
 class GroundingDINOConfig:
-    """Sizes of a model. `hidden_dim` is a multiple of 32 (group norm); `separators` are token ids that end a phrase."""
+    """Sizes of a model. `hidden_dim` is a multiple of 32, and at least 64 (group norm); `separators` are token ids that end a phrase."""
     swin: SwinConfig
     bert: BertConfig = field(default_factory=BertConfig)
     hidden_dim: int = 256
@@ -103,12 +103,12 @@ class GroundingDINO(nn.Module):
         In training mode: the predictions of all decoder layers, the last one first, then the encoder's.
         """
         shapes = tuple(tuple(level.shape[-2:]) for level in levels)
-        C, queries, transformer = self.config.hidden_dim, self.config.num_queries, self.transformer
-        geometry = build_geometry(shapes, valid, C, queries, levels[0].device)
+        config, transformer = self.config, self.transformer
+        geometry = build_geometry(shapes, valid, config.hidden_dim, config.num_queries, levels[0].device)
         memory, words = transformer.encode(levels, geometry, text)
         text = Text(words, text.real, text.positions, text.attention)
         candidates, rating = transformer.rate_cells(memory, geometry, text)
-        features, start = transformer.propose(candidates, rating.topk(queries).indices, geometry)
+        features, start = transformer.propose(candidates, transformer.choose(rating, geometry), geometry)
         hidden, references = transformer.decode(memory, start, geometry, text)
         heads = reversed(range(len(hidden))) if self.training else [len(hidden) - 1]
         predictions = [self.head(hidden[i], references[i], i, text) for i in heads]

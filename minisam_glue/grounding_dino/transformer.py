@@ -145,13 +145,16 @@ class Decoder(nn.Module):
         ratios = geometry.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, levels, 4), image -> canvas
         hidden, references = [], [boxes]
         for layer, head in zip(self.layers, self.bbox_embed):
-            on_canvas = boxes[:, :, None] * ratios
-            position = self.ref_point_head(box_embedding(on_canvas[:, :, 0], x.shape[-1]).to(x.dtype))
-            x = layer(x, position, on_canvas, memory, geometry, text)
+            position = self.ref_point_head(self.embed_boxes(boxes, geometry).to(x.dtype))
+            x = layer(x, position, boxes[:, :, None] * ratios, memory, geometry, text)
             hidden.append(self.norm(x))
             references.append((head(x).float() + inverse_sigmoid(boxes)).sigmoid())
             boxes = references[-1].detach()  # each layer learns its own step
         return hidden, references
+
+    def embed_boxes(self, boxes: Tensor, geometry: Geometry) -> Tensor:
+        """(B, Q, 2C), of the boxes on the image; the official code takes them on the canvas, which in a batch differs."""
+        return box_embedding(boxes, self.norm.normalized_shape[0])
 
 
 class Transformer(nn.Module):
@@ -180,6 +183,13 @@ class Transformer(nn.Module):
         x = F.pad(x, (0, 0, 0, geometry.proposals.shape[1] - x.shape[1]))
         x = self.enc_output_norm(self.enc_output(x))
         return x, contrastive_logits(x, text).amax(-1)
+
+    def choose(self, rating: Tensor, geometry: Geometry) -> Tensor:
+        """The best cells, (B, Q). Filler comes last, so that a batch chooses as each of its images alone would.
+
+        In the official code padding ties with real cells of unusable proposals, and can precede usable ones.
+        """
+        return rating.masked_fill(geometry.filler, -torch.inf).topk(self.tgt_embed.num_embeddings).indices
 
     def propose(self, candidates: Tensor, chosen: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """The chosen (B, Q) cells: their features (B, Q, C), and boxes (B, Q, 4) before the sigmoid."""
