@@ -76,6 +76,13 @@ def test_a_perfect_prediction_costs_nothing():
     assert detection_loss([prediction], [target])["total"] < 1e-5
 
 
+def test_l1_and_giou_of_a_known_pair():
+    """Two unit squares, one unit apart: no overlap, and a third of the hull of both is empty."""
+    target = Target(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    losses = detection_loss([Prediction(torch.zeros(1, 1, 2), torch.tensor([[[2.5, 0.5, 1.0, 1.0]]]))], [target])
+    assert losses["l1"] == 2 and losses["giou"] == pytest.approx(1 + 1 / 3)
+
+
 def test_an_image_without_objects_is_pushed_towards_no_similarity():
     prediction, (_, empty) = random_case()
     one = Prediction(prediction.logits[:1], prediction.boxes[:1])

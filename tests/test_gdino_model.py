@@ -177,6 +177,13 @@ def test_phrase_masks_number_positions_within_each_phrase():
     assert mask[0].int().tolist()[2] == [0, 1, 1, 1, 0, 0, 0]
 
 
+def test_only_a_separator_before_the_last_column_closes_a_phrase():
+    unclosed, _ = phrase_masks(torch.tensor([[2, 9, 9, 3]]), (2, 3, 5))
+    closed, positions = phrase_masks(torch.tensor([[2, 9, 9, 3, 0]]), (2, 3, 5))
+    assert torch.equal(unclosed[0], torch.eye(4, dtype=torch.bool))
+    assert closed[0, 1].tolist() == [False, True, True, True, False] and positions[0].tolist() == [0, 0, 1, 2, 0]
+
+
 # --- The whole ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -23,6 +23,24 @@ class BertConfig:
     max_positions: int = 512
 
 
+def phrase_masks(ids: Tensor, separators: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Which tokens see each other (B, L, L), True = attend, and positions (B, L), for ids (B, L).
+
+    A phrase runs from after one separator to the next, and includes the latter. As in the official
+    code, a separator in the last column closes nothing: the words before it see themselves only, at
+    position 0. The detector always ends its captions with a full stop, so that this does not matter.
+    """
+    L = ids.shape[1]
+    separator = torch.isin(ids, torch.tensor(separators, device=ids.device))
+    phrase = separator.cumsum(1) - separator.long()  # separators before a token = the number of its phrase
+    same = phrase[:, :, None] == phrase[:, None]  # (B, L, L)
+    column = torch.arange(L, device=ids.device)
+    closing = separator & (column > 0) & (column < L - 1)
+    closed = (same & closing[:, None]).any(-1)
+    positions = (column - same.int().argmax(-1)) * closed
+    return same & closed[..., None] | torch.eye(L, dtype=torch.bool, device=ids.device), positions
+
+
 class BertEmbeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -82,21 +100,3 @@ class Bert(nn.Module):
         for layer in self.encoder["layer"]:
             x = layer(x, mask)
         return x
-
-
-def phrase_masks(ids: Tensor, separators: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Which tokens see each other (B, L, L), True = attend, and positions (B, L), for ids (B, L).
-
-    A phrase runs from after one separator to the next, and includes the latter. As in the official
-    code, a separator in the last column closes nothing: the words before it see themselves only, at
-    position 0. The detector always ends its captions with a full stop, so that this does not matter.
-    """
-    L = ids.shape[1]
-    separator = torch.isin(ids, torch.tensor(separators, device=ids.device))
-    phrase = separator.cumsum(1) - separator.long()  # separators before a token = the number of its phrase
-    same = phrase[:, :, None] == phrase[:, None]  # (B, L, L)
-    column = torch.arange(L, device=ids.device)
-    closing = separator & (column > 0) & (column < L - 1)
-    closed = (same & closing[:, None]).any(-1)
-    positions = (column - same.int().argmax(-1)) * closed
-    return same & closed[..., None] | torch.eye(L, dtype=torch.bool, device=ids.device), positions

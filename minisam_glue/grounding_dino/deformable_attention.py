@@ -17,6 +17,55 @@ from .geometry import Shapes
 CHUNK = 4096  # queries whose row numbers and weights exist at one time
 
 
+@lru_cache(maxsize=8)
+def level_table(shapes: Shapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Width, height and first row of the level that each of the levels * points samples reads, int32."""
+    starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
+    columns = zip(*((w, h, start) for (h, w), start in zip(shapes, starts)))
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(c, dtype=torch.int32, device=device).repeat_interleave(points) for c in columns)
+
+
+def neighbours(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The two cells (int32) on either side of a coordinate (a fraction of `size`), and the share of each.
+
+    (B, Q, h, N) -> 2 x (B, Q, h, 2, N). A cell outside the map gets share 0, and any number inside it.
+    """
+    pixel = coordinate * size - 0.5
+    low = pixel.floor()
+    cells = torch.stack((low, low + 1), -2)
+    share = torch.stack((low + 1 - pixel, pixel - low), -2) * ((cells >= 0) & (cells < size))
+    # Clamped as integers, so that even a NaN of a diverged training names an existing row.
+    return torch.minimum(cells.int().clamp_(min=0), size.int() - 1), share
+
+
+def _sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    (B, S, h, d), (_, Q, _, _, points) = value.shape, weights.shape
+    width, height, start = level_table(shapes, points, value.device)
+    x, y = locations.flatten(3, 4).unbind(-1)  # (B, Q, h, N), N = levels * points
+    column, across = neighbours(x, width)  # (B, Q, h, 2, N)
+    line, down = neighbours(y, height)
+    # Row of the table (B * S * h, d) where cell (line, column) of the head's own map stands.
+    image = torch.arange(B, device=value.device, dtype=torch.int32).view(B, 1, 1, 1, 1) * S
+    head = torch.arange(h, device=value.device, dtype=torch.int32).view(h, 1, 1)
+    line = (line * width + (start + image)) * h + head
+    rows = line[..., :, None, :] + (column * h)[..., None, :, :]  # (B, Q, h, 2, 2, N)
+    share = (weights.flatten(3).float()[..., None, :] * down)[..., :, None, :] * across[..., None, :, :]
+    out = F.embedding_bag(rows.view(B * Q * h, -1), value.reshape(B * S * h, d), mode="sum",
+                          per_sample_weights=share.view(B * Q * h, -1).to(value.dtype))
+    return out.view(B, Q, h * d)
+
+
+def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples, zero outside the maps, differentiable in all of its inputs.
+
+    value (B, S, h, d), S = sum of height * width; locations (B, Q, h, levels, points, 2), (x, y) as
+    fractions of the canvas; weights (B, Q, h, levels, points) -> (B, Q, h * d).
+    """
+    parts = zip(locations.split(CHUNK, 1), weights.split(CHUNK, 1))
+    return torch.cat([_sample(value, shapes, *part) for part in parts], 1)
+
+
 class MSDeformAttn(nn.Module):
     """Attention of queries to sampled points of multi-level maps."""
 
@@ -62,52 +111,3 @@ class MSDeformAttn(nn.Module):
             locations = reference[..., :2] + offsets / self.points * reference[..., 2:] * 0.5
         value = value.view(B, S, self.heads, C // self.heads)
         return self.output_proj(deformable_sample(value, shapes, locations, weights))
-
-
-def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the maps, differentiable in all of its inputs.
-
-    value (B, S, h, d), S = sum of height * width; locations (B, Q, h, levels, points, 2), (x, y) as
-    fractions of the canvas; weights (B, Q, h, levels, points) -> (B, Q, h * d).
-    """
-    parts = zip(locations.split(CHUNK, 1), weights.split(CHUNK, 1))
-    return torch.cat([_sample(value, shapes, *part) for part in parts], 1)
-
-
-def _sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    (B, S, h, d), (_, Q, _, _, points) = value.shape, weights.shape
-    width, height, start = level_table(shapes, points, value.device)
-    x, y = locations.flatten(3, 4).unbind(-1)  # (B, Q, h, N), N = levels * points
-    column, across = neighbours(x, width)  # (B, Q, h, 2, N)
-    line, down = neighbours(y, height)
-    # Row of the table (B * S * h, d) where cell (line, column) of the head's own map stands.
-    image = torch.arange(B, device=value.device, dtype=torch.int32).view(B, 1, 1, 1, 1) * S
-    head = torch.arange(h, device=value.device, dtype=torch.int32).view(h, 1, 1)
-    line = (line * width + (start + image)) * h + head
-    rows = line[..., :, None, :] + (column * h)[..., None, :, :]  # (B, Q, h, 2, 2, N)
-    share = (weights.flatten(3).float()[..., None, :] * down)[..., :, None, :] * across[..., None, :, :]
-    out = F.embedding_bag(rows.view(B * Q * h, -1), value.reshape(B * S * h, d), mode="sum",
-                          per_sample_weights=share.view(B * Q * h, -1).to(value.dtype))
-    return out.view(B, Q, h * d)
-
-
-def neighbours(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The two cells (int32) on either side of a coordinate (a fraction of `size`), and the share of each.
-
-    (B, Q, h, N) -> 2 x (B, Q, h, 2, N). A cell outside the map gets share 0, and any number inside it.
-    """
-    pixel = coordinate * size - 0.5
-    low = pixel.floor()
-    cells = torch.stack((low, low + 1), -2)
-    share = torch.stack((low + 1 - pixel, pixel - low), -2) * ((cells >= 0) & (cells < size))
-    # Clamped as integers, so that even a NaN of a diverged training names an existing row.
-    return torch.minimum(cells.int().clamp_(min=0), size.int() - 1), share
-
-
-@lru_cache(maxsize=8)
-def level_table(shapes: Shapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and first row of the level that each of the levels * points samples reads, int32."""
-    starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-    columns = zip(*((w, h, start) for (h, w), start in zip(shapes, starts)))
-    with torch.inference_mode(False):
-        return tuple(torch.tensor(c, dtype=torch.int32, device=device).repeat_interleave(points) for c in columns)

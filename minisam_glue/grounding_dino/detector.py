@@ -31,12 +31,130 @@ Picture = Image.Image | np.ndarray
 Prompt = str | list[str]
 
 
+# --- Pixels ------------------------------------------------------------------------------------------------
+
+def to_rgb(image: Picture) -> np.ndarray:
+    """An image -> uint8 (H, W, 3), turned as its EXIF says; alpha is dropped, of an animation the current frame taken.
+
+    Arrays: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB. ValueError for anything else.
+    """
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        image = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
+        if image.dtype == np.int32 and 0 <= image.min() and image.max() < 65536:
+            image = image.astype(np.uint16)  # 16 bits a pixel, which convert() would have clipped to 255
+    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
+        kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}")
+    grey = image[..., None] if image.ndim == 2 else image
+    if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size:
+        raise ValueError(f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}")
+    eight_bits = (grey // 257).astype(np.uint8) if grey.dtype == np.uint16 else grey
+    return np.repeat(eight_bits, 3, 2) if grey.shape[2] == 1 else eight_bits[..., :3]
+
+
+def fit(width: int, height: int, sides: tuple[int, int]) -> tuple[int, int]:
+    """The size whose shorter side is sides[0], unless the longer one would then pass sides[1]; rounded officially."""
+    short, long = sorted((width, height))
+    target = max(1, min(sides[0], round(sides[1] * short / long)))
+    other = min(int(target * long / short), 2 * sides[1])  # twice: only a line thinner than a pixel meets it
+    return (target, other) if width < height else (other, target)
+
+
+def normalise(picture: np.ndarray, sides: tuple[int, int]) -> Tensor:
+    """uint8 (H, W, 3) -> float (3, h, w), resized (bilinear, with Pillow as the official code) and normalised."""
+    width, height = fit(picture.shape[1], picture.shape[0], sides)
+    resized = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BILINEAR)
+    x = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
+    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def pad_levels(images: list[list[Tensor]]) -> tuple[list[Tensor], tuple[Shapes, ...]]:
+    """Level maps (C, h, w) of each image -> batched maps on common canvases, and each image's own (h, w) per level."""
+    valid = tuple(tuple(tuple(level.shape[-2:]) for level in levels) for levels in images)
+    batched = []
+    for maps in zip(*images):
+        H, W = (max(m.shape[i] for m in maps) for i in (1, 2))
+        batched.append(torch.stack([F.pad(m, (0, W - m.shape[2], 0, H - m.shape[1])) for m in maps]))
+    return batched, valid
+
+
+# --- Prompts -----------------------------------------------------------------------------------------------
+
 @dataclass(frozen=True)
 class Caption:
     """Phrases that fit into one pass: token ids, and for each phrase its number and its columns [start, end)."""
     ids: tuple[int, ...]
     phrases: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+
+
+def prompts_of(prompts: Prompt | list[Prompt], number: int) -> list[Prompt]:
+    """One prompt for each of a number of images."""
+    if isinstance(prompts, str):
+        return [prompts] * number
+    if len(prompts) != number:
+        raise ValueError(f"{len(prompts)} prompts for {number} images: give one for each image, or one string for all "
+                         "(the phrases of one prompt go into a list of their own)")
+    return prompts
+
+
+def split_prompt(prompt: Prompt) -> list[str]:
+    """Phrases, verbatim: of a string the parts between commas, semicolons and full stops; of a list its items."""
+    parts = re.split(r"[.,;]", prompt) if isinstance(prompt, str) else prompt
+    phrases = [part.strip() for part in parts]
+    if isinstance(prompt, str):
+        phrases = [phrase for phrase in phrases if phrase]
+    if not phrases or not all(phrases):
+        raise ValueError(f"the prompt {prompt!r} has {'an empty' if phrases else 'no'} phrase: write it as \"car. dog.\" "
+                         "or [\"car\", \"dog\"]")
+    return phrases
+
+
+def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Caption]:
+    """As few captions "[CLS] phrase . phrase . [SEP]" of at most 256 tokens as hold all phrases in their order."""
+    captions, ids, members, spans = [], [tokenizer.cls], [], []
+    for number, phrase in enumerate(phrases):
+        pieces = tokenizer.pieces(re.sub(r"[.?]", " ", phrase))  # inside a phrase these would end it
+        if not 1 <= len(pieces) <= MAX_TEXT - 3:
+            raise ValueError(f"phrase {number} ({phrase[:40]!r}) has {len(pieces)} tokens: it must have 1 to "
+                             f"{MAX_TEXT - 3}; shorten it or split it")
+        if len(ids) + len(pieces) + 2 > MAX_TEXT:
+            captions.append(Caption((*ids, tokenizer.sep), tuple(members), tuple(spans)))
+            ids, members, spans = [tokenizer.cls], [], []
+        members.append(number)
+        spans.append((len(ids), len(ids) + len(pieces)))
+        ids += [*pieces, tokenizer.ids["."]]
+    return [*captions, Caption((*ids, tokenizer.sep), tuple(members), tuple(spans))]
+
+
+def check_names(thresholds: dict[str, float], phrases: list[list[str]]) -> None:
+    unknown = set(thresholds) - {name for names in phrases for name in names}
+    if unknown:
+        raise ValueError(f"box_threshold names {sorted(unknown)}, which no prompt has: spell phrases as in the prompt")
+
+
+def pad_texts(texts: list[Text]) -> Text:
+    """Texts of one caption each -> one of all; padding sees itself only."""
+    L = max(text.features.shape[1] for text in texts)
+    alone = torch.eye(L, dtype=torch.bool, device=texts[0].features.device)
+    missing = [L - text.features.shape[1] for text in texts]
+    return Text(torch.cat([F.pad(text.features, (0, 0, 0, n)) for text, n in zip(texts, missing)]),
+                torch.cat([F.pad(text.real, (0, n)) for text, n in zip(texts, missing)]),
+                torch.cat([F.pad(text.positions, (0, n)) for text, n in zip(texts, missing)]),
+                torch.cat([F.pad(text.attention, (0, n, 0, n)) for text, n in zip(texts, missing)]) | alone)
+
+
+# --- Results -----------------------------------------------------------------------------------------------
+
+@dataclass
+class Found:
+    """Queries of one pass that passed: boxes (n, 4) cxcywh as fractions, scores, phrase numbers, words, best phrase."""
+    boxes: Tensor
+    scores: Tensor
+    indices: Tensor
+    words: list[str]
+    best: tuple[int, float]
 
 
 @dataclass
@@ -52,6 +170,27 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
+
+def merge(found: list[Found], names: list[str], size: tuple[int, int], nms_iou: float | None, class_agnostic: bool,
+          max_area: float) -> Detections:
+    """The passes of one image of (h, w) pixels -> its detections."""
+    boxes = cxcywh_to_xyxy(torch.cat([f.boxes for f in found])).clamp(0, 1)  # fractions of the image
+    scores, indices = torch.cat([f.scores for f in found]), torch.cat([f.indices for f in found])
+    words = [w for f in found for w in f.words]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[area(boxes[order]) <= max_area]
+    pixels = boxes * torch.tensor([size[1], size[0]] * 2)
+    if nms_iou is not None:
+        order = order[suppress(pixels[order], scores[order], nms_iou, None if class_agnostic else indices[order])]
+    phrase, score = max((f.best for f in found), key=lambda best: best[1])
+    if not len(order):
+        log.info("nothing passes the thresholds; the best is %r with %.3f", names[phrase], score)
+    chosen = order.tolist()
+    return Detections(pixels[order], scores[order], indices[order], [names[indices[i]] for i in chosen],
+                      [words[i] for i in chosen], (names[phrase], score))
+
+
+# --- The detector ------------------------------------------------------------------------------------------
 
 class Detector:
     """A model, its tokenizer and a cache of encoded captions. `sides`: shorter and longest side fed to the model."""
@@ -138,7 +277,7 @@ class Detector:
         return self.texts[key]
 
     def select(self, caption: Caption, similarity: Tensor, boxes: Tensor, limits: Tensor,
-               text_threshold: float) -> "Found":
+               text_threshold: float) -> Found:
         """Of Q queries, those of which a phrase passes its limit; each goes to the best phrase that does."""
         phrases = torch.tensor(caption.phrases)
         scores = torch.stack([similarity[:, a:b].amax(1) for a, b in caption.spans], 1)  # (Q, phrases)
@@ -148,138 +287,3 @@ class Detector:
         words = [decode_words(row, list(caption.ids), self.tokenizer, text_threshold) for row in similarity[keep]]
         return Found(boxes[keep], passing[keep], phrases[winner[keep]], words,
                      (caption.phrases[int(best.argmax())], float(best.max())))
-
-
-@dataclass
-class Found:
-    """Queries of one pass that passed: boxes (n, 4) cxcywh as fractions, scores, phrase numbers, words, best phrase."""
-    boxes: Tensor
-    scores: Tensor
-    indices: Tensor
-    words: list[str]
-    best: tuple[int, float]
-
-
-def merge(found: list[Found], names: list[str], size: tuple[int, int], nms_iou: float | None, class_agnostic: bool,
-          max_area: float) -> Detections:
-    """The passes of one image of (h, w) pixels -> its detections."""
-    boxes = cxcywh_to_xyxy(torch.cat([f.boxes for f in found])).clamp(0, 1)  # fractions of the image
-    scores, indices = torch.cat([f.scores for f in found]), torch.cat([f.indices for f in found])
-    words = [w for f in found for w in f.words]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[area(boxes[order]) <= max_area]
-    pixels = boxes * torch.tensor([size[1], size[0]] * 2)
-    if nms_iou is not None:
-        order = order[suppress(pixels[order], scores[order], nms_iou, None if class_agnostic else indices[order])]
-    phrase, score = max((f.best for f in found), key=lambda best: best[1])
-    if not len(order):
-        log.info("nothing passes the thresholds; the best is %r with %.3f", names[phrase], score)
-    chosen = order.tolist()
-    return Detections(pixels[order], scores[order], indices[order], [names[indices[i]] for i in chosen],
-                      [words[i] for i in chosen], (names[phrase], score))
-
-
-# --- Prompts -----------------------------------------------------------------------------------------------
-
-def prompts_of(prompts: Prompt | list[Prompt], number: int) -> list[Prompt]:
-    """One prompt for each of a number of images."""
-    if isinstance(prompts, str):
-        return [prompts] * number
-    if len(prompts) != number:
-        raise ValueError(f"{len(prompts)} prompts for {number} images: give one for each image, or one string for all "
-                         "(the phrases of one prompt go into a list of their own)")
-    return prompts
-
-
-def split_prompt(prompt: Prompt) -> list[str]:
-    """Phrases, verbatim: of a string the parts between commas, semicolons and full stops; of a list its items."""
-    parts = re.split(r"[.,;]", prompt) if isinstance(prompt, str) else prompt
-    phrases = [part.strip() for part in parts]
-    if isinstance(prompt, str):
-        phrases = [phrase for phrase in phrases if phrase]
-    if not phrases or not all(phrases):
-        raise ValueError(f"the prompt {prompt!r} has {'an empty' if phrases else 'no'} phrase: write it as \"car. dog.\" "
-                         "or [\"car\", \"dog\"]")
-    return phrases
-
-
-def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Caption]:
-    """As few captions "[CLS] phrase . phrase . [SEP]" of at most 256 tokens as hold all phrases in their order."""
-    captions, ids, members, spans = [], [tokenizer.cls], [], []
-    for number, phrase in enumerate(phrases):
-        pieces = tokenizer.pieces(re.sub(r"[.?]", " ", phrase))  # inside a phrase these would end it
-        if not 1 <= len(pieces) <= MAX_TEXT - 3:
-            raise ValueError(f"phrase {number} ({phrase[:40]!r}) has {len(pieces)} tokens: it must have 1 to "
-                             f"{MAX_TEXT - 3}; shorten it or split it")
-        if len(ids) + len(pieces) + 2 > MAX_TEXT:
-            captions.append(Caption((*ids, tokenizer.sep), tuple(members), tuple(spans)))
-            ids, members, spans = [tokenizer.cls], [], []
-        members.append(number)
-        spans.append((len(ids), len(ids) + len(pieces)))
-        ids += [*pieces, tokenizer.ids["."]]
-    return [*captions, Caption((*ids, tokenizer.sep), tuple(members), tuple(spans))]
-
-
-def check_names(thresholds: dict[str, float], phrases: list[list[str]]) -> None:
-    unknown = set(thresholds) - {name for names in phrases for name in names}
-    if unknown:
-        raise ValueError(f"box_threshold names {sorted(unknown)}, which no prompt has: spell phrases as in the prompt")
-
-
-def pad_texts(texts: list[Text]) -> Text:
-    """Texts of one caption each -> one of all; padding sees itself only."""
-    L = max(text.features.shape[1] for text in texts)
-    alone = torch.eye(L, dtype=torch.bool, device=texts[0].features.device)
-    missing = [L - text.features.shape[1] for text in texts]
-    return Text(torch.cat([F.pad(text.features, (0, 0, 0, n)) for text, n in zip(texts, missing)]),
-                torch.cat([F.pad(text.real, (0, n)) for text, n in zip(texts, missing)]),
-                torch.cat([F.pad(text.positions, (0, n)) for text, n in zip(texts, missing)]),
-                torch.cat([F.pad(text.attention, (0, n, 0, n)) for text, n in zip(texts, missing)]) | alone)
-
-
-# --- Pixels ------------------------------------------------------------------------------------------------
-
-def to_rgb(image: Picture) -> np.ndarray:
-    """An image -> uint8 (H, W, 3), turned as its EXIF says; alpha is dropped, of an animation the current frame taken.
-
-    Arrays: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB. ValueError for anything else.
-    """
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        image = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
-        if image.dtype == np.int32 and 0 <= image.min() and image.max() < 65536:
-            image = image.astype(np.uint16)  # 16 bits a pixel, which convert() would have clipped to 255
-    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
-        kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-        raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}")
-    grey = image[..., None] if image.ndim == 2 else image
-    if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size:
-        raise ValueError(f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}")
-    eight_bits = (grey // 257).astype(np.uint8) if grey.dtype == np.uint16 else grey
-    return np.repeat(eight_bits, 3, 2) if grey.shape[2] == 1 else eight_bits[..., :3]
-
-
-def fit(width: int, height: int, sides: tuple[int, int]) -> tuple[int, int]:
-    """The size whose shorter side is sides[0], unless the longer one would then pass sides[1]; rounded officially."""
-    short, long = sorted((width, height))
-    target = max(1, min(sides[0], round(sides[1] * short / long)))
-    other = min(int(target * long / short), 2 * sides[1])  # twice: only a line thinner than a pixel meets it
-    return (target, other) if width < height else (other, target)
-
-
-def normalise(picture: np.ndarray, sides: tuple[int, int]) -> Tensor:
-    """uint8 (H, W, 3) -> float (3, h, w), resized (bilinear, with Pillow as the official code) and normalised."""
-    width, height = fit(picture.shape[1], picture.shape[0], sides)
-    resized = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BILINEAR)
-    x = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # (H, W, 3) -> (3, H, W)
-    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-def pad_levels(images: list[list[Tensor]]) -> tuple[list[Tensor], tuple[Shapes, ...]]:
-    """Level maps (C, h, w) of each image -> batched maps on common canvases, and each image's own (h, w) per level."""
-    valid = tuple(tuple(tuple(level.shape[-2:]) for level in levels) for levels in images)
-    batched = []
-    for maps in zip(*images):
-        H, W = (max(m.shape[i] for m in maps) for i in (1, 2))
-        batched.append(torch.stack([F.pad(m, (0, W - m.shape[2], 0, H - m.shape[1])) for m in maps]))
-    return batched, valid

@@ -45,6 +45,13 @@ def box_embedding(boxes: Tensor, channels: int) -> Tensor:
     return sine_embedding(boxes[..., [1, 0, 2, 3]], channels // 2).flatten(-2)
 
 
+def inside_mask(height: int, width: int, valid: Tensor) -> Tensor:
+    """(B, height, width): True in the valid (B, 2) = (h, w) cells at the top left."""
+    rows = torch.arange(height, device=valid.device) < valid[:, :1]
+    columns = torch.arange(width, device=valid.device) < valid[:, 1:]
+    return rows[:, :, None] & columns[:, None]
+
+
 def map_position(height: int, width: int, valid: Tensor, channels: int) -> Tensor:
     """(B, height, width, channels) for images of valid (B, 2) = (h, w) cells: y first, temperature 20."""
     def axis(length: int, filled: Tensor) -> Tensor:  # -> (B, length), from 0 to 1 over the image
@@ -57,13 +64,6 @@ def map_position(height: int, width: int, valid: Tensor, channels: int) -> Tenso
     return torch.cat((sine_embedding(y, channels // 2, 20.0), sine_embedding(x, channels // 2, 20.0)), -1)
 
 
-def inside_mask(height: int, width: int, valid: Tensor) -> Tensor:
-    """(B, height, width): True in the valid (B, 2) = (h, w) cells at the top left."""
-    rows = torch.arange(height, device=valid.device) < valid[:, :1]
-    columns = torch.arange(width, device=valid.device) < valid[:, 1:]
-    return rows[:, :, None] & columns[:, None]
-
-
 def scaled_valid(sizes: list[tuple[int, int]], canvas: tuple[int, int], shapes: Shapes) -> tuple[Shapes, ...]:
     """Valid cells of each image and level, when images of (h, w) pixels lie on one canvas (nearest sampling)."""
     def cells(filled: int, length: int, number: int) -> int:
@@ -71,6 +71,12 @@ def scaled_valid(sizes: list[tuple[int, int]], canvas: tuple[int, int], shapes: 
         return int(F.interpolate(line[None, None], size=number).sum())
 
     return tuple(tuple((cells(h, canvas[0], H), cells(w, canvas[1], W)) for H, W in shapes) for h, w in sizes)
+
+
+def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 2): (x, y) of the cell centres, in cells."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack((x, y), -1).flatten(0, 1) + 0.5
 
 
 @lru_cache(maxsize=4)
@@ -92,9 +98,3 @@ def build_geometry(shapes: Shapes, valid: tuple[Shapes, ...], channels: int, que
         mask, missing = None if bool(inside.all()) else ~inside, max(0, queries - inside.shape[1])
         return Geometry(shapes, mask, torch.cat(position, 1), ratios, centre[:, :, None] * ratios[:, None], usable,
                         F.pad(logits, (0, 0, 0, missing), value=torch.inf), F.pad(~inside, (0, missing), value=True))
-
-
-def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(height * width, 2): (x, y) of the cell centres, in cells."""
-    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-    return torch.stack((x, y), -1).flatten(0, 1) + 0.5

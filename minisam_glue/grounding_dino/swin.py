@@ -28,6 +28,29 @@ class SwinConfig:
         return tuple(self.embed_dim * 2 ** i for i in range(1, len(self.depths)))
 
 
+def relative_position_index(window: int) -> Tensor:
+    """(N, N): the row of the bias table for each pair of tokens of a window."""
+    row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    down = row[:, None] - row[None] + window - 1
+    across = column[:, None] - column[None] + window - 1
+    return down * (2 * window - 1) + across
+
+
+@lru_cache(maxsize=16)
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """(windows, N, N): -100 between tokens that only the roll has brought into one window, else 0."""
+    def band(length: int) -> Tensor:
+        position = torch.arange(length, device=device)
+        return (position >= length - window).int() + (position >= length - shift).int()
+
+    with torch.inference_mode(False):  # the cache serves training too
+        region = 3 * band(height)[:, None] + band(width)[None]
+        region = region.view(height // window, window, width // window, window)
+        region = region.transpose(1, 2).reshape(-1, window * window)  # (windows, N)
+        return (region[:, :, None] != region[:, None]).float() * -100.0
+
+
 class PatchEmbed(nn.Module):
     """(B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
 
@@ -154,26 +177,3 @@ class Swin(nn.Module):
             if layer.downsample is not None:
                 x = layer.downsample(x)
         return maps
-
-
-def relative_position_index(window: int) -> Tensor:
-    """(N, N): the row of the bias table for each pair of tokens of a window."""
-    row, column = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    row, column = row.flatten(), column.flatten()
-    down = row[:, None] - row[None] + window - 1
-    across = column[:, None] - column[None] + window - 1
-    return down * (2 * window - 1) + across
-
-
-@lru_cache(maxsize=16)
-def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, N, N): -100 between tokens that only the roll has brought into one window, else 0."""
-    def band(length: int) -> Tensor:
-        position = torch.arange(length, device=device)
-        return (position >= length - window).int() + (position >= length - shift).int()
-
-    with torch.inference_mode(False):  # the cache serves training too
-        region = 3 * band(height)[:, None] + band(width)[None]
-        region = region.view(height // window, window, width // window, window)
-        region = region.transpose(1, 2).reshape(-1, window * window)  # (windows, N)
-        return (region[:, :, None] != region[:, None]).float() * -100.0

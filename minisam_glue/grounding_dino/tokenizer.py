@@ -18,6 +18,33 @@ CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), ("
             (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 
 
+def _clean(c: str) -> str:
+    """Drop control characters, make every space a plain one, set CJK characters apart."""
+    category = unicodedata.category(c)
+    if c in "\t\n\r" or category == "Zs":
+        return " "
+    if c == "\ufffd" or category.startswith("C"):
+        return ""
+    return f" {c} " if any(first <= ord(c) <= last for first, last in CJK) else c
+
+
+def _is_punctuation(c: str) -> bool:
+    """Unicode punctuation, and every ASCII character that is neither letter, digit nor space."""
+    ascii_symbol = "!" <= c <= "/" or ":" <= c <= "@" or "[" <= c <= "`" or "{" <= c <= "~"
+    return ascii_symbol or unicodedata.category(c).startswith("P")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words without accents; punctuation and CJK characters stand alone."""
+    text = unicodedata.normalize("NFC", "".join(map(_clean, text)))
+    text = "".join(c.lower() for c in text)  # one by one: the last letter of a word is no exception (Greek sigma)
+    words = []
+    for word in text.split():
+        bare = "".join(c for c in unicodedata.normalize("NFD", word) if unicodedata.category(c) != "Mn")
+        words += "".join(f" {c} " if _is_punctuation(c) else c for c in bare).split()
+    return words
+
+
 class WordPieceTokenizer:
     """Ids of uncased BERT. `encode` adds [CLS] and [SEP]; `pieces` is the bare text."""
 
@@ -81,30 +108,3 @@ class WordPieceTokenizer:
         for spaced, closed in CLEAN_UP:
             text = text.replace(spaced, closed)
         return text
-
-
-def split_words(text: str) -> list[str]:
-    """Lower-case words without accents; punctuation and CJK characters stand alone."""
-    text = unicodedata.normalize("NFC", "".join(map(_clean, text)))
-    text = "".join(c.lower() for c in text)  # one by one: the last letter of a word is no exception (Greek sigma)
-    words = []
-    for word in text.split():
-        bare = "".join(c for c in unicodedata.normalize("NFD", word) if unicodedata.category(c) != "Mn")
-        words += "".join(f" {c} " if _is_punctuation(c) else c for c in bare).split()
-    return words
-
-
-def _clean(c: str) -> str:
-    """Drop control characters, make every space a plain one, set CJK characters apart."""
-    category = unicodedata.category(c)
-    if c in "\t\n\r" or category == "Zs":
-        return " "
-    if c == "\ufffd" or category.startswith("C"):
-        return ""
-    return f" {c} " if any(first <= ord(c) <= last for first, last in CJK) else c
-
-
-def _is_punctuation(c: str) -> bool:
-    """Unicode punctuation, and every ASCII character that is neither letter, digit nor space."""
-    ascii_symbol = "!" <= c <= "/" or ":" <= c <= "@" or "[" <= c <= "`" or "{" <= c <= "~"
-    return ascii_symbol or unicodedata.category(c).startswith("P")

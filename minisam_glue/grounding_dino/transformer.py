@@ -23,6 +23,11 @@ class Text:
     attention: Tensor  # (B, 1 or h, L, L)
 
 
+def contrastive_logits(x: Tensor, text: Text) -> Tensor:
+    """Dot products of queries (B, Q, C) with the text tokens: (B, Q, L), -inf at padding."""
+    return (x @ text.features.transpose(1, 2)).masked_fill(~text.real[:, None], -torch.inf)
+
+
 class Attention(nn.Module):
     """Multi-head attention with the key names of nn.MultiheadAttention, batch first, without its dropout."""
 
@@ -201,8 +206,3 @@ class Transformer(nn.Module):
         """Start from learned queries at boxes (B, Q, 4), before the sigmoid; see Decoder."""
         queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
         return self.decoder(queries, boxes.detach().sigmoid(), memory, geometry, text)
-
-
-def contrastive_logits(x: Tensor, text: Text) -> Tensor:
-    """Dot products of queries (B, Q, C) with the text tokens: (B, Q, L), -inf at padding."""
-    return (x @ text.features.transpose(1, 2)).masked_fill(~text.real[:, None], -torch.inf)
