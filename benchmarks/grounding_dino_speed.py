@@ -87,10 +87,11 @@ SIDES = {"ours": ours, "transformers": transformers_side, "official": official}
 
 # Official name -> that of transformers 5, in the order in which they are applied.
 RENAME = [
-    (r"^backbone\.0\.patch_embed\.proj", "model.backbone.conv_encoder.model.swin.embeddings.patch_embeddings.projection"),
-    (r"^backbone\.0\.patch_embed\.norm", "model.backbone.conv_encoder.model.swin.embeddings.norm"),
-    (r"^backbone\.0\.norm(\d)", lambda m: f"model.backbone.conv_encoder.model.hidden_states_norms.stage{int(m[1]) + 1}"),
-    (r"^backbone\.0\.layers", "model.backbone.conv_encoder.model.swin.encoder.layers"),
+    (r"^backbone\.0\.", "model.backbone.conv_encoder.model."),
+    (r"\.patch_embed\.proj", ".swin.embeddings.patch_embeddings.projection"),
+    (r"\.patch_embed\.norm", ".swin.embeddings.norm"),
+    (r"encoder\.model\.norm(\d)", lambda m: f"encoder.model.hidden_states_norms.stage{int(m[1]) + 1}"),
+    (r"encoder\.model\.layers", "encoder.model.swin.encoder.layers"),
     (r"(blocks\.\d+)\.norm1", r"\1.layernorm_before"), (r"(blocks\.\d+)\.norm2", r"\1.layernorm_after"),
     (r"\.attn\.relative_position_bias_table", ".attention.relative_position_bias.relative_position_bias_table"),
     (r"(blocks\.\d+)\.attn\.proj", r"\1.attention.o_proj"),
@@ -100,9 +101,9 @@ RENAME = [
     (r"^transformer\.enc_out_bbox_embed", "model.encoder_output_bbox_embed"),
     (r"^transformer\.decoder\.norm", "model.decoder.layer_norm"), (r"ref_point_head", "reference_points_head"),
     (r"^transformer\.encoder\.layers\.(\d+)", r"model.encoder.layers.\1.deformable_layer"),
-    (r"^transformer\.encoder\.text_layers\.(\d+)\.norm1", r"model.encoder.layers.\1.text_enhancer_layer.layer_norm_before"),
-    (r"^transformer\.encoder\.text_layers\.(\d+)\.norm2", r"model.encoder.layers.\1.text_enhancer_layer.layer_norm_after"),
     (r"^transformer\.encoder\.text_layers\.(\d+)", r"model.encoder.layers.\1.text_enhancer_layer"),
+    (r"text_enhancer_layer\.norm1", "text_enhancer_layer.layer_norm_before"),
+    (r"text_enhancer_layer\.norm2", "text_enhancer_layer.layer_norm_after"),
     (r"^transformer\.encoder\.fusion_layers\.(\d+)", r"model.encoder.layers.\1.fusion_layer"),
     (r"gamma_v", "vision_param"), (r"gamma_l", "text_param"),
     (r"(fusion_layer\.layer_norm)_v", r"\1_vision"), (r"(fusion_layer\.layer_norm)_l", r"\1_text"),
@@ -112,7 +113,8 @@ RENAME = [
     (r"(decoder\.layers\.\d+)\.norm1", r"\1.encoder_attn_layer_norm"),
     (r"(decoder\.layers\.\d+)\.norm2", r"\1.self_attn_layer_norm"),
     (r"(decoder\.layers\.\d+)\.norm3", r"\1.final_layer_norm"),
-    (r"catext_norm", "encoder_attn_text_layer_norm"), (r"ca_text", "encoder_attn_text"), (r"cross_attn", "encoder_attn"),
+    (r"catext_norm", "encoder_attn_text_layer_norm"), (r"ca_text", "encoder_attn_text"),
+    (r"cross_attn", "encoder_attn"),
     (r"\.q_part", ".query"), (r"\.k_part", ".key"), (r"\.v_part", ".value"),
     (r"\.linear([12])", r".fc\1"), (r"^transformer\.", "model."),
 ]
@@ -195,19 +197,38 @@ def start_worker(side: str, args, folder: str) -> subprocess.Popen | None:
     return None
 
 
-def ask(process: subprocess.Popen) -> dict:
+def ask(process: subprocess.Popen) -> dict | None:
+    """One timed run, or None if the process has died."""
     process.stdin.write("run\n")
     process.stdin.flush()
-    return json.loads(next(line for line in process.stdout if line.startswith("{")))
+    answer = next((line for line in process.stdout if line.startswith("{")), None)
+    return answer and json.loads(answer)
+
+
+def measure(args, folder: str) -> dict[str, dict]:
+    """Seconds of each run and the peak, for each side that can run; one run of each is not counted."""
+    started = {side: start_worker(side, args, folder) for side in SIDES}
+    workers = {side: process for side, process in started.items() if process and ask(process)}
+    runs = {side: [] for side in workers}
+    for _ in range(args.rounds):
+        for side, process in workers.items():
+            runs[side].append(ask(process))
+    for process in workers.values():
+        process.stdin.close()
+        process.wait()
+    return {side: {"seconds": [run["seconds"] for run in its], "peak_mib": its[-1]["peak_mib"]}
+            for side, its in runs.items()}
 
 
 def write_inputs(folder: Path, height: int, width: int) -> None:
+    """Formula weights under their official names, and one smooth image."""
     import parity
+    from minisam_glue.grounding_dino.swin import relative_position_index
     from parity_groundingdino import formula_name, smooth_image
     entries = json.loads(MANIFEST.read_text())["entries"]
-    from minisam_glue.grounding_dino.swin import relative_position_index
-    weights = {key: parity.formula(formula_name(key), tuple(shape)) if dtype == "float32" else relative_position_index(7)
-               for key, (shape, dtype) in entries.items()}
+    weights = {key: parity.formula(formula_name(key), tuple(shape)) for key, (shape, dtype) in entries.items()
+               if dtype == "float32"}
+    weights |= {key: relative_position_index(7) for key in entries.keys() - weights.keys()}
     torch.save(weights, folder / "weights.pth")
     torch.save(smooth_image({"seed": 91, "shape": [3, height, width]})[None], folder / "image.pth")
 
@@ -216,8 +237,23 @@ def differences(folder: Path, side: str) -> str:
     """How far a side's output is from ours. Nearly tied queries may change places: then whole rows differ."""
     (our_logits, our_boxes), (logits, boxes) = (torch.load(folder / f"{name}.pth") for name in ("ours", side))
     rows = (our_boxes - boxes).abs().amax(1) < 1e-3
-    return (f"{int(rows.sum())} of {len(rows)} queries in the same place, their largest difference: "
-            f"logits {(our_logits - logits)[rows].abs().max():.1e}, boxes {(our_boxes - boxes)[rows].abs().max():.1e}")
+    logit, box = ((a - b)[rows].abs().max() if rows.any() else torch.nan
+                  for a, b in ((our_logits, logits), (our_boxes, boxes)))
+    return (f"{int(rows.sum())} of {len(rows)} queries in the same place; "
+            f"their largest difference: logits {logit:.1e}, boxes {box:.1e}")
+
+
+def print_report(report: dict[str, dict], folder: Path) -> None:
+    """A line for each side, its ratios to ours, and the difference between the outputs; ratios join the report."""
+    ours_first = report["ours"]
+    for side, r in report.items():
+        r["ratio"] = statistics.median(b / a for a, b in zip(ours_first["seconds"], r["seconds"]))
+        median, least = statistics.median(r["seconds"]), min(r["seconds"])
+        print(f"{side:<13} {median:7.2f} s ({least:.2f})  {r['ratio']:5.2f}x our time   {r['peak_mib']:6.0f} MiB, "
+              f"ours / theirs {ours_first['peak_mib'] / r['peak_mib']:.2f}")
+        if side != "ours":
+            r["difference"] = differences(folder, side)
+            print(f"{'':<13} {r['difference']}")
 
 
 def main() -> None:
@@ -238,31 +274,14 @@ def main() -> None:
         return worker(args)
     with tempfile.TemporaryDirectory() as name:
         write_inputs(Path(name), args.height, args.width)
-        started = {side: start_worker(side, args, name) for side in SIDES}
-        workers = {side: process for side, process in started.items() if process}
-        results = {side: [ask(process)] for side, process in workers.items()}  # warm-up
-        for _ in range(args.rounds):
-            for side, process in workers.items():
-                results[side].append(ask(process))
+        report = measure(args, name)
         print(f"\n{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads, "
               f"{args.height} x {args.width}, {args.rounds} rounds, median (least)")
-        report = {side: {"seconds": [r["seconds"] for r in runs[1:]], "peak_mib": runs[-1]["peak_mib"]}
-                  for side, runs in results.items()}
-        our_time, our_peak = statistics.median(report["ours"]["seconds"]), report["ours"]["peak_mib"]
-        for side, r in report.items():
-            median = statistics.median(r["seconds"])
-            r["ratio"] = statistics.median(b / a for a, b in zip(report["ours"]["seconds"], r["seconds"]))
-            print(f"{side:<13} {median:7.2f} s ({min(r['seconds']):.2f})  {r['ratio']:5.2f}x our time   "
-                  f"{r['peak_mib']:6.0f} MiB, ours / theirs {our_peak / r['peak_mib']:.2f}")
-            if side != "ours":
-                r["difference"] = differences(Path(name), side)
-                print(f"{'':<13} {r['difference']}")
-        for process in workers.values():
-            process.stdin.close()
-            process.wait()
+        print_report(report, Path(name))
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"arguments": vars(args) | {"out": str(args.out)}, "results": report}, indent=1))
+            arguments = vars(args) | {"out": str(args.out)}
+            args.out.write_text(json.dumps({"arguments": arguments, "torch": torch.__version__, "results": report}))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bo
         got_words, got = split_json(json.loads(got))
         if got_words != want_words:
             row = next(i for i, pair in enumerate(zip_longest(got_words, want_words)) if pair[0] != pair[1])
-            return f"  {name:<38} differs from item {row} on: {got_words[row:row + 3]} {want_words[row:row + 3]}   off", False
+            return f"  {name:<38} item {row}: {got_words[row:row + 3]}, not {want_words[row:row + 3]}   off", False
     got = got.detach().float().cpu().numpy() if torch.is_tensor(got) and got.is_floating_point() else np.asarray(got)
     sampling = golden.meta.get("subsample", {}).get(name)
     step = sampling["k"] if isinstance(sampling, dict) else sampling or 1

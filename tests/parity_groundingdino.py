@@ -8,7 +8,7 @@ import torch
 import parity
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino import official
-from minisam_glue.grounding_dino.bert import BertConfig, phrase_masks
+from minisam_glue.grounding_dino.bert import BertConfig
 from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
 from minisam_glue.grounding_dino.fusion import BiAttentionBlock
 from minisam_glue.grounding_dino.geometry import (box_embedding, build_geometry, inside_mask, inverse_sigmoid,
@@ -70,7 +70,7 @@ def model_of(golden, device, dtype) -> GroundingDINO:
     return build(json.dumps(golden.config), golden.meta.get("salt", ""), device, dtype)
 
 
-# --- What the official code does in a batch, and ours does not, so that a batch equals its images one by one -----------
+# --- What the official code does in a batch; ours does not, so that a batch equals its images one by one ----
 
 def official_box_embedding(boxes, geometry):
     """Boxes as fractions of the canvas, by the valid ratios of the first level."""
@@ -205,7 +205,10 @@ class Recorder:
 
     def __init__(self, model):
         self.outputs = {}
-        self.handles = [m.register_forward_hook(lambda m, _, y: self.outputs.__setitem__(m, y)) for m in model.modules()]
+        self.handles = [m.register_forward_hook(self.keep) for m in model.modules()]
+
+    def keep(self, module, inputs, output):
+        self.outputs[module] = output
 
     def __enter__(self):
         return self
@@ -343,7 +346,13 @@ def classes_case(golden, case):
         "class_id": official.phrases_to_classes(phrases, case["classes"])}
 
 
-POSTPROCESS = {
-    "predict": predict_case, "predict_with_caption": caption_case, "predict_with_classes": classes_case,
-    "phrases2classes": lambda _, case: case | {"class_id": official.phrases_to_classes(case["phrases"], case["classes"])},
-    "preprocess_caption": lambda _, case: case | {"out": official.preprocess_caption(case["caption"])}}
+def phrases_case(golden, case):
+    return case | {"class_id": official.phrases_to_classes(case["phrases"], case["classes"])}
+
+
+def preprocess_case(golden, case):
+    return case | {"out": official.preprocess_caption(case["caption"])}
+
+
+POSTPROCESS = {"predict": predict_case, "predict_with_caption": caption_case, "predict_with_classes": classes_case,
+               "phrases2classes": phrases_case, "preprocess_caption": preprocess_case}

@@ -7,9 +7,10 @@ from PIL import Image
 from gdino_tiny import TOKENIZER, tiny_model
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino import official
-from minisam_glue.grounding_dino.detector import (Detector, Found, fit, merge, normalise, pack_captions, split_prompt,
-                                                  to_rgb)
+from minisam_glue.grounding_dino.detector import (Detector, Found, fit, merge, normalise, pack_captions,
+                                                  split_prompt)
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
+from minisam_glue.pixels import to_rgb
 from parity_groundingdino import VOCABULARY
 
 EVERYTHING = {"box_threshold": 0.0, "text_threshold": 0.0}
@@ -36,7 +37,7 @@ def same(a, b):
 
 # --- Prompts -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("prompt", ["Car, Dog", ["car", "dog"], "car. dog.", "car;dog", " CAR . dog . ", ["Car", "DOG"]])
+@pytest.mark.parametrize("prompt", ["Car, Dog", ["car", "dog"], "car;dog", " CAR . dog . ", ["Car", "DOG"]])
 def test_separators_and_case_make_no_difference(detector, prompt):
     want = detector.detect(picture(0), "car. dog.", **EVERYTHING)
     got = detector.detect(picture(0), prompt, **EVERYTHING)
@@ -190,9 +191,9 @@ def test_boxes_stay_inside_the_image(detector):
 # --- Pictures ----------------------------------------------------------------------------------------------
 
 def test_strange_pictures_have_defined_results(detector):
-    animated = Image.fromarray(picture(0))
-    pictures = [picture(0, 1, 1), picture(0, 30, 4000), picture(0)[..., 0], np.dstack([picture(0), picture(1)[..., :1]]),
-                picture(0).astype(np.uint16) * 257, animated.convert("P"), animated.convert("LA"), animated.convert("1")]
+    image, transparent = Image.fromarray(picture(0)), np.dstack([picture(0), picture(1)[..., :1]])
+    pictures = [picture(0, 1, 1), picture(0, 30, 4000), picture(0)[..., 0], transparent,
+                picture(0).astype(np.uint16) * 257, image.convert("P"), image.convert("LA"), image.convert("1")]
     for found in detector.detect(pictures, "car. dog.", **EVERYTHING):
         assert len(found) and found.boxes.isfinite().all()
 
@@ -224,8 +225,9 @@ def test_of_an_animation_the_current_frame_is_taken(tmp_path):
     assert to_rgb(animation)[0, 0].tolist() == [0, 0, 255]
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8),
-                                 "photo.jpg", Image.new("F", (4, 4)), torch.zeros(3, 4, 4)])
+@pytest.mark.parametrize("bad", [
+    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), "photo.jpg",
+    Image.new("F", (4, 4)), torch.zeros(3, 4, 4)])
 def test_what_is_no_picture_is_a_clear_error(bad):
     with pytest.raises(ValueError, match="an image"):
         to_rgb(bad)

@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import box_iou
 
 from gdino_tiny import CONFIG, TOKENIZER, tiny_model
-from minisam_glue.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from minisam_glue.boxes import xyxy_to_cxcywh
 from minisam_glue.grounding_dino.detector import Detector, normalise, pack_captions
 from minisam_glue.grounding_dino.losses import Target, detection_loss, focal_loss, hungarian, match, token_map
 from minisam_glue.grounding_dino.model import GroundingDINO, Prediction

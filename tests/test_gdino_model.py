@@ -61,7 +61,7 @@ def test_a_saved_model_loads_and_predicts_the_same(tmp_path, monkeypatch):
 
 def naive_sample(value, shapes, locations, weights):
     """One bilinear read at a time."""
-    (B, S, h, d), (_, Q, _, levels, points) = value.shape, weights.shape
+    (B, _, h, d), (_, Q, _, levels, points) = value.shape, weights.shape
     out = torch.zeros(B, Q, h, d, dtype=value.dtype)
     for b, q, head, level, point in torch.cartesian_prod(*map(torch.arange, (B, Q, h, levels, points))).tolist():
         H, W = shapes[level]
@@ -131,7 +131,7 @@ def test_fusion_with_folded_weights_equals_the_unfolded_formula():
     torch.manual_seed(2)
     attention = BiMultiHeadAttention(32, 64, 4).double()
     v, l = torch.randn(2, 50, 32).double(), torch.randn(2, 7, 32).double()
-    masks = torch.arange(50).expand(2, -1) >= torch.tensor([[50], [31]]), torch.arange(7).expand(2, -1) >= torch.tensor([[4], [7]])
+    masks = torch.arange(50) >= torch.tensor([[50], [31]]), torch.arange(7) >= torch.tensor([[4], [7]])
     for got, want in zip(attention(v, l, *masks), unfolded_fusion(attention, v, l, *masks)):
         assert (got - want).abs().max() < 1e-13
 

@@ -8,8 +8,10 @@ import parity
 FILES = sorted((parity.ROOT / "golden" / "groundingdino").glob("*.npz"))
 
 
-@pytest.mark.parametrize("path", [pytest.param(f, marks=pytest.mark.slow) if "fullsize" in f.stem else f for f in FILES],
-                         ids=lambda path: path.stem)
+SLOW = [pytest.param(f, marks=pytest.mark.slow) if "fullsize" in f.stem else f for f in FILES]
+
+
+@pytest.mark.parametrize("path", SLOW, ids=lambda path: path.stem)
 def test_outputs_equal_the_official_ones(path):
     rows, ok = parity.run_file(path)
     assert ok, "\n".join(rows)

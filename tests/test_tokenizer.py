@@ -32,7 +32,8 @@ def test_special_tokens_are_recognised_in_text_but_not_in_phrases(tokenizer):
 
 
 def test_text_comes_back_from_its_ids(tokenizer):
-    assert tokenizer.decode(tokenizer.pieces("It's a skateboarding cat, isn't it?")) == "it's a skateboarding cat, isn't it?"
+    text = "it's a skateboarding cat, isn't it?"
+    assert tokenizer.decode(tokenizer.pieces(text.upper())) == text
 
 
 def test_words_of_more_than_100_characters_are_unknown(tokenizer):

@@ -79,7 +79,8 @@ class BertLayer(nn.Module):
         B, L, C = x.shape
         project = self.attention["self"]
         # (B, L, C) -> (B, h, L, d)
-        q, k, v = (project[name](x).view(B, L, self.num_heads, -1).transpose(1, 2) for name in ("query", "key", "value"))
+        names = ("query", "key", "value")
+        q, k, v = (project[name](x).view(B, L, self.num_heads, -1).transpose(1, 2) for name in names)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.attention["output"]["dense"](x.transpose(1, 2).reshape(B, L, C))
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..boxes import area, cxcywh_to_xyxy, suppress
+from ..pixels import Picture, to_rgb
 from .geometry import Shapes
 from .model import MAX_TEXT, GroundingDINO
 from .official import decode_words
@@ -27,34 +28,13 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 TEXT_CACHE = 256  # captions
 log = logging.getLogger(__name__)
 
-Picture = Image.Image | np.ndarray
 Prompt = str | list[str]
 
 
 # --- Pixels ------------------------------------------------------------------------------------------------
 
-def to_rgb(image: Picture) -> np.ndarray:
-    """An image -> uint8 (H, W, 3), turned as its EXIF says; alpha is dropped, of an animation the current frame taken.
-
-    Arrays: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB. ValueError for anything else.
-    """
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        image = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
-        if image.dtype == np.int32 and 0 <= image.min() and image.max() < 65536:
-            image = image.astype(np.uint16)  # 16 bits a pixel, which convert() would have clipped to 255
-    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
-        kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-        raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}")
-    grey = image[..., None] if image.ndim == 2 else image
-    if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size:
-        raise ValueError(f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}")
-    eight_bits = (grey // 257).astype(np.uint8) if grey.dtype == np.uint16 else grey
-    return np.repeat(eight_bits, 3, 2) if grey.shape[2] == 1 else eight_bits[..., :3]
-
-
 def fit(width: int, height: int, sides: tuple[int, int]) -> tuple[int, int]:
-    """The size whose shorter side is sides[0], unless the longer one would then pass sides[1]; rounded officially."""
+    """(width, height) with the shorter side sides[0], unless the longer would pass sides[1]; rounded officially."""
     short, long = sorted((width, height))
     target = max(1, min(sides[0], round(sides[1] * short / long)))
     other = min(int(target * long / short), 2 * sides[1])  # twice: only a line thinner than a pixel meets it
@@ -106,8 +86,8 @@ def split_prompt(prompt: Prompt) -> list[str]:
     if isinstance(prompt, str):
         phrases = [phrase for phrase in phrases if phrase]
     if not phrases or not all(phrases):
-        raise ValueError(f"the prompt {prompt!r} has {'an empty' if phrases else 'no'} phrase: write it as \"car. dog.\" "
-                         "or [\"car\", \"dog\"]")
+        kind = "an empty" if phrases else "no"
+        raise ValueError(f'the prompt {prompt!r} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
     return phrases
 
 

@@ -23,7 +23,7 @@ class Geometry:
     valid_ratios: Tensor  # (B, levels, 2): width and height of the image / those of the canvas
     reference: Tensor  # (B, S, levels, 2): the centre (x, y) of each cell, as a fraction of each level's canvas
     usable: Tensor  # (B, S), False at padding and at cells whose proposal leaves (0.01, 0.99)
-    proposals: Tensor  # (B, >= S, 4): a box per cell, cxcywh as fractions of the image, before the sigmoid; inf if unusable
+    proposals: Tensor  # (B, >= S, 4): a box per cell, cxcywh in fractions of the image, before the sigmoid; or inf
     filler: Tensor  # (B, >= S), True at padding, and at cells added where an image has fewer than the queries
 
 

@@ -28,7 +28,7 @@ class Target:
 
 
 def token_map(spans: list[tuple[int, int]], labels: list[int], length: int) -> Tensor:
-    """(n, length), True at the columns of each object's phrase; `spans` as in detector.Caption, `labels` number them."""
+    """(n, length), True at the columns of each object's phrase; spans as in detector.Caption, labels number them."""
     tokens = torch.zeros(len(labels), length, dtype=torch.bool)
     for row, label in zip(tokens, labels):
         row[slice(*spans[label])] = True

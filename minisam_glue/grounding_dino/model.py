@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bert import Bert, BertConfig, phrase_masks
@@ -29,7 +28,7 @@ IGNORED_KEYS = {
 
 @dataclass(frozen=True)
 class GroundingDINOConfig:
-    """Sizes of a model. `hidden_dim` is a multiple of 32, and at least 64 (group norm); `separators` are token ids that end a phrase."""
+    """Sizes of a model. `hidden_dim`: a multiple of 32 from 64 on; `separators`: ids of tokens that end a phrase."""
     swin: SwinConfig
     bert: BertConfig = field(default_factory=BertConfig)
     hidden_dim: int = 256
@@ -41,8 +40,10 @@ class GroundingDINOConfig:
 
 
 PRESETS = {
-    "swin-t": GroundingDINOConfig(SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 7)),  # groundingdino_swint_ogc, 172 M
-    "swin-b": GroundingDINOConfig(SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 12)),  # groundingdino_swinb_cogcoor, 233 M
+    # groundingdino_swint_ogc.pth, 172 M parameters
+    "swin-t": GroundingDINOConfig(SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 7)),
+    # groundingdino_swinb_cogcoor.pth, 232 M parameters
+    "swin-b": GroundingDINOConfig(SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 12)),
 }
 
 
@@ -136,7 +137,7 @@ def load(path: str | Path, preset: str = "swin-t") -> GroundingDINO:
     """An official checkpoint -> the model, in eval mode. ValueError if the file is not of this preset."""
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
-    file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    file = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):
         model = GroundingDINO(PRESETS[preset])
     load_official(model, file.get("model", file))

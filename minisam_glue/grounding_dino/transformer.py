@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         return hidden, references
 
     def embed_boxes(self, boxes: Tensor, geometry: Geometry) -> Tensor:
-        """(B, Q, 2C), of the boxes on the image; the official code takes them on the canvas, which in a batch differs."""
+        """(B, Q, 2C), from fractions of the image; the official code takes those of the canvas of a batch."""
         return box_embedding(boxes, self.norm.normalized_shape[0])
 
 
@@ -202,7 +202,8 @@ class Transformer(nn.Module):
         proposals = geometry.proposals.gather(1, chosen[..., None].expand(-1, -1, 4))
         return features, self.enc_out_bbox_embed(features).float() + proposals
 
-    def decode(self, memory: Tensor, boxes: Tensor, geometry: Geometry, text: Text) -> tuple[list[Tensor], list[Tensor]]:
+    def decode(self, memory: Tensor, boxes: Tensor, geometry: Geometry,
+               text: Text) -> tuple[list[Tensor], list[Tensor]]:
         """Start from learned queries at boxes (B, Q, 4), before the sigmoid; see Decoder."""
         queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
         return self.decoder(queries, boxes.detach().sigmoid(), memory, geometry, text)
