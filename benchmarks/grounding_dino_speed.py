@@ -37,7 +37,8 @@ CAPTION, IDS = "car . person .", [101, 2482, 1012, 2711, 1012, 102]
 
 def ours(weights: dict, folder: Path):
     from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, load_official
-    model = GroundingDINO(PRESETS["swin-t"]).eval()
+    with torch.device("meta"):
+        model = GroundingDINO(PRESETS["swin-t"]).eval()
     load_official(model, weights)
 
     def run(image):

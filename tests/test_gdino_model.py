@@ -4,7 +4,7 @@ import torch
 
 import parity
 from gdino_tiny import CONFIG, TOKENIZER, tiny_model
-from minisam_glue.grounding_dino import deformable_attention, model as model_module
+from minisam_glue.grounding_dino import chunks, model as model_module
 from minisam_glue.grounding_dino.bert import phrase_masks
 from minisam_glue.grounding_dino.deformable_attention import deformable_sample
 from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
@@ -97,11 +97,12 @@ def test_gradients_of_the_sampling_equal_those_of_a_naive_loop():
         assert (g - w).abs().max() < 1e-4
 
 
-def test_sampling_does_not_depend_on_its_chunks(monkeypatch):
-    value, locations, weights = sampling_inputs()
-    whole = deformable_sample(value, SHAPES, locations, weights)
-    monkeypatch.setattr(deformable_attention, "CHUNK", 2)
-    assert torch.equal(deformable_sample(value, SHAPES, locations, weights), whole)
+def test_the_forward_pass_does_not_depend_on_the_size_of_its_parts(monkeypatch):
+    model, image = tiny_model(), torch.randn(2, 3, 40, 56)
+    whole = model(image, encode(model, images=2))[0]
+    monkeypatch.setattr(chunks, "PART", 1000)
+    parts = model(image, encode(model, images=2))[0]
+    assert torch.allclose(parts.logits, whole.logits, atol=1e-4) and torch.allclose(parts.boxes, whole.boxes, atol=1e-5)
 
 
 def test_a_location_that_is_not_a_number_does_not_crash():

@@ -3,7 +3,7 @@
 Paper: Zhu et al., Deformable DETR, arXiv 2010.04159, section 4.1, equation 3. Each query reads a few
 points of every level; a point is a bilinear mix of four cells. The whole sum over levels, points and
 corners is one weighted gather (`embedding_bag`), which needs no copy of the values: the temporaries
-are the row numbers and weights, for a few thousand queries at a time.
+are the row numbers and weights.
 """
 import math
 from functools import lru_cache
@@ -13,9 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .geometry import Shapes
-
-CHUNK = 4096  # queries whose row numbers and weights exist at one time
-
 
 @lru_cache(maxsize=8)
 def level_table(shapes: Shapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +36,12 @@ def neighbours(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(cells.int().clamp_(min=0), size.int() - 1), share
 
 
-def _sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples, zero outside the maps, differentiable in all of its inputs.
+
+    value (B, S, h, d), S = sum of height * width; locations (B, Q, h, levels, points, 2), (x, y) as
+    fractions of the canvas; weights (B, Q, h, levels, points) -> (B, Q, h * d).
+    """
     (B, S, h, d), (_, Q, _, _, points) = value.shape, weights.shape
     width, height, start = level_table(shapes, points, value.device)
     x, y = locations.flatten(3, 4).unbind(-1)  # (B, Q, h, N), N = levels * points
@@ -54,16 +56,6 @@ def _sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
     out = F.embedding_bag(rows.view(B * Q * h, -1), value.reshape(B * S * h, d), mode="sum",
                           per_sample_weights=share.view(B * Q * h, -1).to(value.dtype))
     return out.view(B, Q, h * d)
-
-
-def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the maps, differentiable in all of its inputs.
-
-    value (B, S, h, d), S = sum of height * width; locations (B, Q, h, levels, points, 2), (x, y) as
-    fractions of the canvas; weights (B, Q, h, levels, points) -> (B, Q, h * d).
-    """
-    parts = zip(locations.split(CHUNK, 1), weights.split(CHUNK, 1))
-    return torch.cat([_sample(value, shapes, *part) for part in parts], 1)
 
 
 class MSDeformAttn(nn.Module):
@@ -96,10 +88,18 @@ class MSDeformAttn(nn.Module):
 
         reference: (B, Q, levels, 2) points (x, y), or (B, Q, levels, 4) boxes cxcywh, as fractions of the canvas.
         """
-        (B, Q, _), (_, S, C) = query.shape, value.shape
+        return self.attend(query, reference, self.project(value, mask), shapes)
+
+    def project(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, S, C) -> (B, S, h, d)."""
         value = self.value_proj(value)
         if mask is not None:
             value = value.masked_fill(mask[..., None], 0)  # after the projection: its bias must not leak in
+        return value.unflatten(-1, (self.heads, -1))
+
+    def attend(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
+        """As `forward`, for projected values."""
+        B, Q, _ = query.shape
         # (B, Q, C) -> (B, Q, h, levels, points, 2) and (B, Q, h, levels, points)
         offsets = self.sampling_offsets(query).float().view(B, Q, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).view(B, Q, self.heads, -1).softmax(-1).view(offsets.shape[:-1])
@@ -109,5 +109,4 @@ class MSDeformAttn(nn.Module):
             locations = reference + offsets / torch.stack((width, height), -1).view(self.levels, self.points, 2)
         else:
             locations = reference[..., :2] + offsets / self.points * reference[..., 2:] * 0.5
-        value = value.view(B, S, self.heads, C // self.heads)
         return self.output_proj(deformable_sample(value, shapes, locations, weights))

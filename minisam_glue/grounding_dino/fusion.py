@@ -74,4 +74,4 @@ class BiAttentionBlock(nn.Module):
     def forward(self, v: Tensor, l: Tensor, mask_v: Tensor | None, mask_l: Tensor | None) -> tuple[Tensor, Tensor]:
         v, l = self.layer_norm_v(v), self.layer_norm_l(l)
         read_v, read_l = self.attn(v, l, mask_v, mask_l)
-        return v + self.gamma_v * read_v, l + self.gamma_l * read_l
+        return torch.addcmul(v, self.gamma_v, read_v), torch.addcmul(l, self.gamma_l, read_l)

@@ -125,7 +125,9 @@ class GroundingDINO(nn.Module):
     def forward(self, images: Tensor, text: Text, sizes: list[tuple[int, int]] | None = None) -> list[Prediction]:
         """Normalised images (B, 3, H, W), zero-padded at the right and bottom; sizes: the (h, w) before padding.
 
-        As in the official model the backbone sees the padding; the detector pads later, and does not.
+        As in the official model the backbone sees the padding; the detector pads after it. Where the official
+        code lets images of a batch alter each other later (masks of the text, choice of queries, position of
+        queries), this one does not; tests/parity_groundingdino.py has the official ways.
         """
         levels = self.encode_image(images)
         shapes = tuple(tuple(level.shape[-2:]) for level in levels)

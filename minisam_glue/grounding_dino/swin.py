@@ -6,10 +6,13 @@ Padding is not masked: windows see it as the official ones do.
 """
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .chunks import in_parts, rows_at_once
 
 PATCH = 4
 
@@ -80,11 +83,17 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, shift_mask: Tensor | None) -> Tensor:
         """x (windows, N, C) of one or more images; shift_mask (windows of one image, N, N), added to the scores."""
         windows, N, C = x.shape
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, h, N, N)
+        rows, biases = rows_at_once(x, 3 * N * C), repeat(bias)
+        if shift_mask is not None:
+            shift = shift_mask.repeat(windows // len(shift_mask), 1, 1)[:, None]  # (windows, 1, N, N)
+            biases = (bias + part for part in shift.split(rows))
+        return torch.cat([self.attend(part, its_bias) for part, its_bias in zip(x.split(rows), biases)])
+
+    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
+        windows, N, C = x.shape
         # (windows, N, 3C) -> 3 x (windows, h, N, d)
         q, k, v = self.qkv(x).view(windows, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, h, N, N)
-        if shift_mask is not None:
-            bias = (bias + shift_mask[:, None]).repeat(windows // len(shift_mask), 1, 1, 1)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(x.transpose(1, 2).reshape(windows, N, C))
 
@@ -96,7 +105,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return in_parts(lambda part: self.fc2(F.gelu(self.fc1(part))), x, self.fc1.out_features)
 
 
 class Block(nn.Module):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .chunks import rows_at_once
 from .deformable_attention import MSDeformAttn
 from .fusion import BiAttentionBlock
-from .geometry import Geometry, box_embedding, inverse_sigmoid, sine_embedding
+from .geometry import Geometry, Shapes, box_embedding, inverse_sigmoid, sine_embedding
 
 
 @dataclass
@@ -85,7 +86,14 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
-        x = self.norm1(x + self.self_attn(x + position, geometry.reference, x, geometry.shapes, geometry.mask))
+        value = self.self_attn.project(x, geometry.mask)
+        rows = rows_at_once(x, self.linear1.out_features)
+        parts = zip(*(t.split(rows, 1) for t in (x, position, geometry.reference)))
+        return torch.cat([self.update(*part, value, geometry.shapes) for part in parts], 1)
+
+    def update(self, x: Tensor, position: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
+        """The layer, for some of the tokens."""
+        x = self.norm1(x + self.self_attn.attend(x + position, reference, value, shapes))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
