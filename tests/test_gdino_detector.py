@@ -183,6 +183,20 @@ def test_suppression_per_phrase_or_across_and_the_area_limit(options, scores):
     assert torch.allclose(got.boxes[0], torch.tensor([80.0, 39.5, 120.0, 60.5]))
 
 
+def test_results_are_ordinary_tensors_that_may_be_changed(detector):
+    found = detector.detect(picture(7), "car. dog.", **EVERYTHING)
+    found.boxes += 1
+    found.scores *= 2
+    assert not found.boxes.is_inference() and not found.boxes.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_detection_runs_in_half_precision(dtype):
+    detector = Detector(tiny_model().to(dtype), TOKENIZER, sides=(48, 80))
+    found = detector.detect([picture(7), picture(8, 60, 33)], "car. dog.", **EVERYTHING)[1]
+    assert len(found) and found.boxes.dtype == found.scores.dtype == torch.float32 and found.boxes.isfinite().all()
+
+
 def test_boxes_stay_inside_the_image(detector):
     found = detector.detect(picture(7, 30, 50), "car. dog.", **EVERYTHING)
     assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([50, 30, 50, 30])).all()

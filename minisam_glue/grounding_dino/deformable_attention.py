@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .geometry import Shapes
 
+
 @lru_cache(maxsize=8)
 def level_table(shapes: Shapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Width, height and first row of the level that each of the levels * points samples reads, int32."""

@@ -26,6 +26,7 @@ from .transformer import Text
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 TEXT_CACHE = 256  # captions
+BOX_THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25  # the official defaults
 log = logging.getLogger(__name__)
 
 Prompt = str | list[str]
@@ -108,7 +109,14 @@ def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Cap
     return [*captions, Caption((*ids, tokenizer.sep), tuple(members), tuple(spans))]
 
 
+def limits_of(names: list[str], box_threshold: float | dict[str, float], text_threshold: float) -> Tensor:
+    """(phrases,): the score that each phrase has to pass."""
+    by_name = box_threshold if isinstance(box_threshold, dict) else dict.fromkeys(names, box_threshold)
+    return torch.tensor([by_name.get(name, BOX_THRESHOLD) for name in names]).clamp(min=text_threshold)
+
+
 def check_names(thresholds: dict[str, float], phrases: list[list[str]]) -> None:
+    """ValueError if a threshold is for no phrase of any prompt."""
     unknown = set(thresholds) - {name for names in phrases for name in names}
     if unknown:
         raise ValueError(f"box_threshold names {sorted(unknown)}, which no prompt has: spell phrases as in the prompt")
@@ -179,9 +187,9 @@ class Detector:
         self.model, self.tokenizer, self.sides = model, tokenizer, sides
         self.texts: OrderedDict[tuple, Text] = OrderedDict()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def detect(self, images: Picture | list[Picture], prompts: Prompt | list[Prompt],
-               box_threshold: float | dict[str, float] = 0.35, text_threshold: float = 0.25,
+               box_threshold: float | dict[str, float] = BOX_THRESHOLD, text_threshold: float = TEXT_THRESHOLD,
                nms_iou: float | None = None, class_agnostic: bool = False, max_area: float = 1.0,
                batch_size: int = 4) -> Detections | list[Detections]:
         """Find phrases in one image, or in each of a list of images.
@@ -207,9 +215,8 @@ class Detector:
             pictures = [to_rgb(image) for image in images[start:start + batch_size]]
             passes = self.run(pictures, captions[start:start + batch_size], batch_size)
             for picture, names, outputs in zip(pictures, phrases[start:], passes):
-                limits = torch.tensor([box_threshold.get(name, 0.35) if isinstance(box_threshold, dict)
-                                       else box_threshold for name in names])
-                found = [self.select(*output, limits.clamp(min=text_threshold), text_threshold) for output in outputs]
+                limits = limits_of(names, box_threshold, text_threshold)
+                found = [self.select(*output, limits, text_threshold) for output in outputs]
                 results.append(merge(found, names, picture.shape[:2], nms_iou, class_agnostic, max_area))
         return results
 

@@ -59,8 +59,8 @@ def map_position(height: int, width: int, valid: Tensor, channels: int) -> Tenso
         return torch.minimum(count, filled[:, None]) / (filled[:, None] + 1e-6)
 
     inside = inside_mask(height, width, valid)
-    y = axis(height, valid[:, 0])[:, :, None] * (inside.any(1, keepdim=True))
-    x = axis(width, valid[:, 1])[:, None] * (inside.any(2, keepdim=True))
+    y = axis(height, valid[:, 0])[:, :, None] * inside.any(1, keepdim=True)
+    x = axis(width, valid[:, 1])[:, None] * inside.any(2, keepdim=True)
     return torch.cat((sine_embedding(y, channels // 2, 20.0), sine_embedding(x, channels // 2, 20.0)), -1)
 
 
