@@ -15,30 +15,30 @@ last.pt and best.pt, result.json and report/. The hold-out (--val-split) chooses
 between raw and averaged weights; the test set is read once, at the end.
 """
 import argparse
-import json
 import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
 from minivit import run
-from minivit.train import TrainConfig, TrainingError
-from minivit.vit import PRESETS, ViTConfig
+from minivit.train import TrainConfig
+from minivit.vit import PRESETS
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; an argument that was not given is absent, so that presets and --config can fill it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = argparse.ArgumentParser(usage="python train_cifar.py [options]", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
+                                     allow_abbrev=False)
 
     def flag(group, name: str, help: str, **options) -> None:
         default = DEFAULTS.get(name[2:].replace("-", "_"))
         if default is not None and options.get("action") is None:
             help += f" (default {default})"
+        if options.get("type"):
+            options.setdefault("metavar", {int: "N", float: "X", Path: "PATH"}[options["type"]])
         group.add_argument(name, help=help, **options)
 
     yes_no = {"action": argparse.BooleanOptionalAction}
@@ -104,7 +104,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     flag(g, "--distill-temperature", "temperature of soft labels (default: the teacher's hard ones)", type=float)
 
     g = parser.add_argument_group("machine")
-    flag(g, "--device", "auto, cpu, cuda, cuda:1, mps (default auto)")
+    flag(g, "--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag(g, "--threads", "processor threads (default: PyTorch's choice)", type=int)
     flag(g, "--amp", "precision of the forward pass; auto takes bf16 where the hardware has it", choices=("auto", "bf16", "fp16", "off"))
     flag(g, "--compile", "torch.compile the model: slow to start, then faster on a GPU", **yes_no)

@@ -141,9 +141,12 @@ def cifar(name: str, root: str | Path, image_size: int = 32) -> Dataset:
     from torchvision import datasets  # here, because the import takes a second that other data sets need not pay
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    is_new = not Path(root).exists()
     try:
         parts = [source(root, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException) as error:
+        if is_new and Path(root).is_dir() and not any(Path(root).iterdir()):
+            Path(root).rmdir()  # torchvision makes the folder before it downloads
         raise DataError(_cifar_help(name, source, Path(root), error)) from error
     train, test = (_from_cifar(part, image_size) for part in parts)
     mean, std = CIFAR_MEAN_STD[name]
