@@ -273,10 +273,12 @@ class Trainer:
         result = {f"test_acc_{name}": (s.argmax(1) == labels).double().mean().item() for name, s in scores.items()}
         result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": self.bad_steps}
         result["val_acc"] = self.accuracy(candidates[chosen], self.val_split) if self.val_split else None
-        facts = {name.replace("_", " "): f"{100 * value:.2f} %" for name, value in result.items() if isinstance(value, float)}
+        facts = {f"test, {name.replace('_ema', ' averaged')}": f"{100 * result[f'test_acc_{name}']:.2f} %" for name in candidates}
+        if self.val_split:
+            facts["hold-out, chosen weights"] = f"{100 * result['val_acc']:.2f} %"
         write_report(self.run / "report", scores[chosen], labels, self.data.classes, test.images.cpu(), self.history,
                      title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
-                     facts={"weights chosen by the hold-out" if self.val_split else "weights": chosen} | facts)
+                     facts={"weights chosen by the hold-out" if self.val_split else "weights": chosen.replace("_ema", " averaged")} | facts)
         write_atomically(self.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
         return result
 

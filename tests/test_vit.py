@@ -7,7 +7,7 @@ from minivit.vit import PRESETS, ViTConfig, VisionTransformer
 
 TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=3, heads=2)
 PARAMETERS = {"vit-d128-l6": 1_205_898, "vit-d256-l6": 4_771_082, "vit-d256-l12": 9_509_642, "vit-d256-l12-p2": 9_549_578,
-              "distilled": 10_565_972, "vit-b16": 86_567_656, "cifar": 10_065_546, "cifar-small": 1_465_162, "shapes-demo": 171_738}
+              "distilled": 10_565_972, "vit-b16": 86_567_656, "cifar": 10_065_546, "cifar-small": 660_362, "shapes-demo": 171_738}
 VARIANTS = {
     "plain": {}, "mean": {"pool": "mean"}, "no token": {"pool": "mean", "class_token": False}, "conv stem": {"stem": "conv"},
     "sincos": {"position": "sincos"}, "no position": {"position": "none"}, "decomposed": {"relative_bias": "decomposed"},
