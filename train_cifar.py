@@ -113,6 +113,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Do what the command line says; what a user can mend is one line on standard error and exit status 2."""
     given = vars(parse_arguments(argv))
     try:
         if "eval" in given:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit.optim import adamw
@@ -107,11 +108,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n ** 3 / min(seconds)
 
 
-def step_flops(model: nn.Module) -> float:
-    """Operations of one image's forward and backward pass of all tokens: matrix products and attention."""
-    from torch.utils.flop_counter import FlopCounterMode
+def step_flops(step: Step) -> float:
+    """Operations that one image's forward and backward pass takes in this model: matrix products and attention."""
     with FlopCounterMode(display=False) as counter:
-        model(torch.randn(1, 3, 32, 32)).sum().backward()
+        step.model(step.x[:1]).sum().backward()
     return counter.get_total_flops()
 
 
@@ -128,12 +128,13 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     x = torch.randn(args.batch_size, 3, 32, 32, device=device)
     y = torch.randint(0, 10, (args.batch_size,), device=device)
-    steps, flops = {}, step_flops(ours())
+    steps = {}
     for name, build in {**PEERS, **OURS}.items():
         try:
             steps[name] = Step(build(), x, y, dtype)
         except ImportError as error:
             print(f"{name} is left out: {error}")
+    flops = {name: step_flops(step) for name, step in steps.items()}
     for step in steps.values():
         step(), step()
     seconds, rates = {name: [] for name in steps}, []
@@ -143,14 +144,14 @@ def main() -> None:
         rates.append(matmul_rate(device, dtype))
     print(f"{platform.machine()}, {args.threads} threads, {args.device}, {args.dtype}, batch {args.batch_size}, "
           f"{args.rounds} rounds, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(f"matrix products: {statistics.median(rates) / 1e9:.0f} GFLOP/s; a plain step is {flops / 1e9:.2f} GFLOP an image")
+    print(f"matrix products: {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     fastest = min(statistics.median(times) for name, times in seconds.items() if name in PEERS)
     for name, times in seconds.items():
         speeds = sorted(args.batch_size / t for t in times)
         ratio = fastest / statistics.median(times)
-        share = statistics.median(args.batch_size * flops / t / r for t, r in zip(times, rates))
+        share = statistics.median(args.batch_size * flops[name] / t / r for t, r in zip(times, rates))
         print(f"{name:<32}{statistics.median(speeds):8.1f} img/s  ({speeds[0]:.1f} - {speeds[-1]:.1f})"
-              f"  {ratio:.3f}x the fastest peer" + (f"  {share:.0%} of the matmul rate" if "tail" not in name else ""))
+              f"  {ratio:.3f}x the fastest peer  {flops[name] / 1e9:.2f} GFLOP an image  {share:.0%} of the matmul rate")
 
 
 if __name__ == "__main__":

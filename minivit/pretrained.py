@@ -71,6 +71,7 @@ def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename(name: str, table: list[tuple[str, str]]) -> str:
+    """A name after all substitutions of a table."""
     for old, new in table:
         name = re.sub(old, new, name)
     return name

@@ -133,6 +133,7 @@ def read_config(path: Path) -> dict:
 
 
 def write_config(path: Path, a: dict, model: nn.Module, trainer: Trainer) -> None:
+    """config.json: every resolved argument, the model, and what it runs on."""
     content = {
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in a.items()},
         "model": dataclasses.asdict(model.config) if hasattr(model, "config") else a["preset"],

@@ -42,6 +42,8 @@ def phrase_masks(ids: Tensor, separators: tuple[int, ...]) -> tuple[Tensor, Tens
 
 
 class BertEmbeddings(nn.Module):
+    """Word, position and (always the first) segment embeddings, summed and normalised: ids (B, L) -> (B, L, C)."""
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)

@@ -99,6 +99,8 @@ class WindowAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with GELU between: (..., C) -> (..., C)."""
+
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -153,6 +155,8 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
+    """Blocks of one resolution, every second one with shifted windows, then the merging of patches but for the last."""
+
     def __init__(self, dim: int, depth: int, heads: int, window: int, last: bool):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, heads, window, window // 2 * (i % 2)) for i in range(depth))
