@@ -89,7 +89,7 @@ def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Te
                          "give (P, 2) and (P,), or (B, P, 2) and (B, P)")
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError("labels must be 1 for positive and 0 for negative points")
-    return points.reshape(-1, *points.shape[-2:]), labels.long().reshape(-1, labels.shape[-1])
+    return (points, labels.long()) if points.ndim == 3 else (points[None], labels.long()[None])
 
 
 def prompt_points(boxes: Array | None, points: Array | None, labels: Array | None,
