@@ -142,8 +142,9 @@ def units(golden, model, device) -> dict:
     out["mask_downsampler"] = model.memory_encoder.mask_downsampler(mask)
     out["mask_downsample"] = model.mask_downsample(x["mask_bin"])
     curr, curr_pos, memory, memory_pos = (x[k].transpose(0, 1) for k in ("curr", "curr_pos", "memory", "memory_pos"))
-    out["mem_attn"] = model.memory_attention(curr, curr_pos[0], memory, memory_pos, 8).transpose(0, 1)
-    out["mem_attn_layer0_self"] = model.memory_attention.layers[0].self_attn(curr, curr, curr)
+    attention = model.memory_attention
+    out["mem_attn"] = attention(attention.begin(curr, curr_pos[0]), memory, memory_pos, 8).transpose(0, 1)
+    out["mem_attn_layer0_self"] = attention.layers[0].self_attn(curr, curr, curr)
 
     decoder, seen = model.sam_mask_decoder, {}
     high = [nest(x[k].permute(0, 2, 3, 1), 16) for k in ("hr0", "hr1")]
@@ -221,7 +222,7 @@ def hooks(pairs):
 def capture(tracker, model, out: dict):
     """Record what goes into and comes out of the memory modules, by frame, in the official layouts."""
     def attention(inputs, y):
-        _, _, memory, position, pointers = inputs
+        _, memory, position, pointers = inputs
         out.update({f"mem_attn_f{tracker.frame}": y.transpose(0, 1), f"mem_attn_in_memory_f{tracker.frame}": memory.transpose(0, 1),
                     f"mem_attn_in_memory_pos_f{tracker.frame}": position.transpose(0, 1),
                     f"mem_attn_in_ptr_pos_f{tracker.frame}": position[:, position.shape[1] - pointers:].transpose(0, 1)})

@@ -40,9 +40,10 @@ def test_held_bytes_after_50_frames_equal_those_after_500():
     assert memories == [17, 17] and with_tokens == [7, 7]  # the frame itself, 15 pointers (6 memories), one prompted
 
 
-def test_a_late_object_leaves_the_others_bit_identical():
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_a_late_object_leaves_the_others_bit_identical(chunk):
     video = frames(24)
-    alone, joined = start(), start()
+    alone, joined = start(chunk=chunk), start(chunk=chunk)
     for i, frame in enumerate(video[1:], 1):
         a, b = alone.step(frame), joined.step(frame)
         if i in (3, 5):
@@ -63,8 +64,8 @@ def test_chunk_size_does_not_change_a_mask(chunk):
         assert (a.masks() != b.masks()).float().mean() < 1e-4
 
 
-def test_objects_of_one_frame_are_independent():
-    one, three = start(chunk=1), start(chunk=1)
+def test_objects_of_one_frame_are_independent_bit_by_bit():
+    one, three = start(), start()
     three.prompt(2, box=OTHER)
     three.prompt(3, mask=np.zeros((40, 56), bool))
     for frame in VIDEO[1:]:

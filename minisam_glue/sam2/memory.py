@@ -112,6 +112,7 @@ class RotaryAttention(Attention):
         return self.out_proj(self.v_proj(weighted_sum(q * self.scale, k, v)))
 
 
+@torch.compiler.disable  # a loop of many lengths
 def weighted_sum(q: Tensor, k: Tensor, v: Tensor, budget: int = 1 << 21) -> Tensor:
     """softmax(q k^T) v for q (B or 1, N, C), k (B, M, C), v (B, M, c), in blocks of about budget scores.
 
@@ -137,10 +138,12 @@ class MemoryAttentionLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, memory: Tensor, placed: Tensor, pointers: int) -> Tensor:
-        """x (B or 1, N, C); memory (B, M, c) and the same with its positions added -> (B, N, C)."""
+    def look_at_frame(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.self_attn(y, y, y)
+        return x + self.self_attn(y, y, y)
+
+    def look_at_memory(self, x: Tensor, memory: Tensor, placed: Tensor, pointers: int) -> Tensor:
+        """x (B or 1, N, C); memory (B, M, c) and the same with its positions added -> (B, N, C)."""
         x = x + self.cross_attn_image(self.norm2(x), placed, memory, pointers)
         return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
 
@@ -153,14 +156,18 @@ class MemoryAttention(nn.Module):
         self.layers = nn.ModuleList(MemoryAttentionLayer(dim, mem_dim) for _ in range(4))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, frame: Tensor, position: Tensor, memory: Tensor, memory_position: Tensor, pointers: int) -> Tensor:
-        """frame (1, N, C) and position (N, C); memory (B, M, c) with memory_position (1, M, c), of which the
-        last `pointers` are object pointers -> (B, N, C). The first self-attention is shared by all objects.
-        """
-        x = frame + 0.1 * position.to(frame.dtype)
+    def begin(self, frame: Tensor, position: Tensor) -> Tensor:
+        """The first look at the frame itself, the same for all objects: frame (1, N, C), position (N, C) -> (1, N, C)."""
+        return self.layers[0].look_at_frame(frame + 0.1 * position.to(frame.dtype))
+
+    def forward(self, x: Tensor, memory: Tensor, memory_position: Tensor, pointers: int) -> Tensor:
+        """x (1, N, C) from begin; memory (B, M, c) with memory_position (1, M, c), of which the last `pointers` are
+        object pointers -> (B, N, C)."""
         placed = memory + memory_position.to(memory.dtype)
-        for layer in self.layers:
-            x = layer(x, memory, placed, pointers)
+        for i, layer in enumerate(self.layers):
+            if i > 0:
+                x = layer.look_at_frame(x)
+            x = layer.look_at_memory(x, memory, placed, pointers)
         return self.norm(x)
 
 

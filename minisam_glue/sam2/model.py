@@ -71,9 +71,13 @@ PRESETS = {
 
 @dataclass
 class ImageFeatures:
-    """tokens (B, N, 256) at stride 16; high: the maps of stride 4 and 8 for the mask decoder, in nested order."""
+    """tokens (B, N, 256) at stride 16; high: the maps of stride 4 and 8 for the mask decoder, in nested order.
+
+    begun: where memory attention begins, the same for all objects, made by the first of them.
+    """
     tokens: Tensor
     high: tuple[Tensor, Tensor]  # (B, N, 16, 32), (B, N, 4, 64)
+    begun: Tensor | None = None  # (1, N, 256)
 
     def __getitem__(self, i: int) -> "ImageFeatures":
         """The features of one image, as a batch of one."""
@@ -154,9 +158,6 @@ class SAM2(nn.Module):
         there = mask.flatten(1).any(1)
         return ObjectOutput(logits, torch.where(there[:, None], pointer, self.no_obj_ptr), 20.0 * there - 10)
 
-    def frame_position(self) -> Tensor:
-        return sine_position_2d(self.grid, self.grid, DIM, self.device)
-
     def memory_position(self, recall: Recall, pointer_count: int) -> Tensor:
         """Positions of the memory tokens and pointers of a recall: (1, M, 64)."""
         place = sine_position_2d(self.grid, self.grid, MEM_DIM, self.device)
@@ -185,8 +186,10 @@ class SAM2(nn.Module):
                                          *(m.pointer.to(dtype).view(-1, MEM_DIM) for _, m in r.pointers)])
                               for r in recalls])  # (B, F * N + 4 P, 64): a pointer is four tokens
         position = self.memory_position(recalls[0], pointer_count)
-        pointers = len(recalls[0].pointers) * (DIM // MEM_DIM)
-        return self.memory_attention(features.tokens, self.frame_position(), memory, position, pointers)
+        if features.begun is None:
+            place = sine_position_2d(self.grid, self.grid, DIM, self.device)
+            features.begun = self.memory_attention.begin(features.tokens, place)
+        return self.memory_attention(features.begun, memory, position, len(recalls[0].pointers) * (DIM // MEM_DIM))
 
     def encode_memory(self, features: ImageFeatures, logits: Tensor, presence: Tensor, prompted: bool) -> Tensor:
         """Mask logits (B, S / 4, S / 4) on a frame -> memory tokens (B, N, 64) in bfloat16.

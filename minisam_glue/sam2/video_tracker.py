@@ -67,7 +67,8 @@ class VideoTracker:
     """Tracks any number of objects through frames that are shown one at a time.
 
     frame_count: of the video if it is known; below 16 it changes how far back pointers reach.
-    chunk: objects computed at once; it changes the speed, not the masks.
+    chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, which more would
+    not speed up, and 8 elsewhere.
     keep_all: keep every frame's memories, so that earlier frames can be corrected; memory then grows.
     sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction, as
     the official tracker does.
@@ -77,14 +78,15 @@ class VideoTracker:
     stride: memories of every stride-th frame, instead of the last six.
     """
 
-    def __init__(self, model: SAM2, frame_count: int | None = None, chunk: int = 8, keep_all: bool = False,
+    def __init__(self, model: SAM2, frame_count: int | None = None, chunk: int | None = None, keep_all: bool = False,
                  sticky: bool = True, max_hole: int = 8, max_sprinkle: int = 0, non_overlap: bool = False,
                  max_prompted: int | None = None, stride: int = 1):
         for name, value, least in (("frame_count", frame_count, 1), ("chunk", chunk, 1), ("stride", stride, 1),
                                    ("max_prompted", max_prompted, 2)):
             if value is not None and value < least:
                 raise ValueError(f"{name} {value}: give at least {least}")
-        self.model, self.chunk, self.keep_all, self.sticky = model, chunk, keep_all, sticky
+        self.model, self.keep_all, self.sticky = model, keep_all, sticky
+        self.chunk = chunk or (1 if model.device.type == "cpu" else 8)
         self.max_hole, self.max_sprinkle, self.non_overlap = max_hole, max_sprinkle, non_overlap
         self.max_prompted, self.stride = max_prompted, stride
         self.pointer_count = min(frame_count or POINTERS, POINTERS)
@@ -271,12 +273,14 @@ class VideoTracker:
     def held_bytes(self) -> int:
         """Bytes of all tensors that are kept for later frames, and of the current frame's features."""
         tensors = [] if self.features is None else [self.features.tokens, *self.features.high]
+        if self.features is not None and self.features.begun is not None:
+            tensors.append(self.features.begun)
         for obj in self.objects.values():
             tensors += [t for pair in obj.clicks.values() for t in pair]
             for memory in (*obj.bank.prompted.values(), *obj.bank.tracked.values()):
                 tensors += [t for t in vars(memory).values() if t is not None]
-        return sum(storage_bytes for storage_bytes in {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-                                                       for t in tensors}.values())
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
 
 
 def indexable(frames: Iterable) -> bool:
