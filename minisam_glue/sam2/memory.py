@@ -112,18 +112,26 @@ class RotaryAttention(Attention):
         return self.out_proj(self.v_proj(weighted_sum(q * self.scale, k, v)))
 
 
-@torch.compiler.disable  # a loop of many lengths
-def weighted_sum(q: Tensor, k: Tensor, v: Tensor, budget: int = 1 << 21) -> Tensor:
-    """softmax(q k^T) v for q (B or 1, N, C), k (B, M, C), v (B, M, c), in blocks of about budget scores.
+@torch.compiler.disable  # loops of many lengths
+def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int = 2048) -> Tensor:
+    """softmax(q k^T) v for q (B or 1, N, C), k (B, M, C), v (B, M, c), in tiles of scores that fit into a cache.
 
-    Each object is computed by itself, so that its numbers do not depend on which others are beside it.
+    The softmax is the online one of Milakov and Gimelshein, arXiv 1805.02867: when a tile brings a new maximum,
+    the sums so far are scaled to it. Each object is computed by itself.
     """
-    rows = max(16, budget // k.shape[1])
     out = v.new_empty(len(k), q.shape[1], v.shape[2])
-    for b, (keys, values) in enumerate(zip(k, v)):
-        queries = q[b % len(q)]
-        for i in range(0, len(queries), rows):
-            out[b, i:i + rows] = (queries[i:i + rows] @ keys.T).softmax(-1) @ values
+    for b in range(len(k)):
+        tiles = list(zip(k[b].split(columns), v[b].split(columns)))
+        for i, queries in enumerate(q[b % len(q)].split(rows)):
+            top = torch.full((len(queries), 1), -torch.inf, device=q.device)
+            total, result = torch.zeros_like(top), 0.0
+            for keys, values in tiles:
+                scores = (queries @ keys.T).float()
+                before, top = top, torch.maximum(top, scores.amax(1, keepdim=True))
+                weights, shrink = scores.sub_(top).exp_(), (before - top).exp()
+                total = total * shrink + weights.sum(1, keepdim=True)
+                result = result * shrink + weights.to(values.dtype) @ values
+            out[b, i * rows:(i + 1) * rows] = result / total
     return out
 
 
