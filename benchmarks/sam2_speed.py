@@ -2,9 +2,10 @@
 
 Both sides get the same weights (the formula of tests/parity.py, no download), the same images and the same
 clip as a folder of JPEG files. Each measurement is a process of its own, the sides take turns, and the masks
-are compared. Sizes without a target are printed as they are.
+are compared. Needs Linux or macOS for the peak memory.
 
     python benchmarks/sam2_speed.py                                            # tiny, 1024 pixels, videos at 256
+    python benchmarks/sam2_speed.py --parts video --video-size 1024 --frames 40 --many 3   # an hour on two cores
     python benchmarks/sam2_speed.py --preset sam2.1_hiera_large --parts encoder
     python benchmarks/sam2_speed.py --device cuda --dtype bfloat16 --video-size 1024
     python benchmarks/sam2_speed.py --image-size 128 --video-size 64 --frames 40 --long 60 --rounds 1   # a quick look
@@ -16,7 +17,6 @@ import argparse
 import json
 import platform
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +31,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HEIGHT, WIDTH, CLIP = 240, 320, 32  # of the video; so many frames differ, then they repeat
+SMALL, FULL_HD = (240, 320), (1080, 1920)  # frames of the clip that is tracked, and of the one that is only opened
+CLIP = 32  # so many frames differ, then they repeat
 YAML = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 
@@ -50,15 +51,15 @@ def boxes_on(count: int, height: int, width: int) -> np.ndarray:
     return np.concatenate([corner, corner + (0.1 + 0.3 * extent) * [width, height]], 1)
 
 
-def write_clip(folder: Path, count: int) -> None:
-    """A square that moves over a picture, as JPEG files; after CLIP frames the files are copies."""
+def write_clip(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """A square that moves over a picture, as JPEG files; after CLIP frames they are links to the first ones."""
     folder.mkdir()
     for t in range(count):
         file = folder / f"{t:05d}.jpg"
         if t >= CLIP:
-            shutil.copyfile(folder / f"{t % CLIP:05d}.jpg", file)
+            file.hardlink_to(folder / f"{t % CLIP:05d}.jpg")
             continue
-        frame = picture(2, HEIGHT, WIDTH) // 2
+        frame = picture(2, *size) // 2
         frame[60:120, 20 + 5 * t:80 + 5 * t] = picture(3, 60, 60)
         Image.fromarray(frame).save(file, quality=95)
 
@@ -152,7 +153,7 @@ def measure(args) -> dict:
     torch.set_num_threads(args.threads)
     still = args.worker in ("encoder", "boxes")
     side = SIDES[args.side](args, args.image_size if still else args.video_size, torch.load(args.weights))
-    folder, objects = Path(args.clip), boxes_on(args.objects, HEIGHT, WIDTH)
+    folder, objects = Path(args.clip), boxes_on(args.objects, *(FULL_HD if args.worker == "first" else SMALL))
     masks, out = np.zeros(0, bool), {}
     with torch.inference_mode(), torch.autocast(torch.device(args.device).type, DTYPES[args.dtype], enabled=args.dtype != "float32"):
         if args.worker == "encoder":
@@ -258,17 +259,17 @@ def run(args) -> list[dict]:
             rows.append(still_row(args, work, "encoder", f"image encoder, {args.image_size} pixels", 1.15))
         if "boxes" in args.parts:
             rows.append(still_row(args, work, "boxes", f"{args.boxes} boxes", 1.5))
-        clips = {"short": args.frames // 4, "clip": args.frames, "long": args.long}
-        for name, count in clips.items():
-            write_clip(work / name, count)
+        write_clip(work / "short", args.frames // 4, SMALL)
+        write_clip(work / "clip", args.frames, SMALL)
         if "video" in args.parts:
             rows += video_rows(args, work, work / "clip")
         if "memory" in args.parts:
             rows.append(memory_row(args, work, work / "short", work / "clip"))
         if "first" in args.parts:
+            write_clip(work / "long", args.long, FULL_HD)
             runs = compare(args, work, "first", work / "long")
             ours, official = seconds(runs["ours"]), seconds(runs["official"])
-            rows.append(report(f"first mask of {args.long} frames", ours, official, official / ours, 50, "s"))
+            rows.append(report(f"first mask of {args.long} full-HD frames", ours, official, official / ours, 50, "s"))
     return rows
 
 

@@ -59,9 +59,12 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H', W', C')."""
         H, W = (s // 2 if self.shrink else s for s in x.shape[1:3])
-        if self.window:
-            x = to_windows(x, self.window)
-        q, k, v = self.qkv(x).chunk(3, -1)  # each (B * windows, size, size, C')
+        if self.window and (x.shape[1] % self.window or x.shape[2] % self.window):
+            # Tokens of the padding are zeros, so their projection is the bias: only the others are projected.
+            qkv = to_windows(F.linear(x, self.qkv.weight), self.window) + self.qkv.bias
+        else:
+            qkv = self.qkv(to_windows(x, self.window) if self.window else x)
+        q, k, v = qkv.chunk(3, -1)  # each (B * windows, size, size, C')
         if self.shrink:
             q = pool(q)
         rows, cols = q.shape[1:3]
