@@ -5,7 +5,7 @@ clip as a folder of JPEG files. Each measurement is a process of its own, the si
 are compared. Needs Linux or macOS for the peak memory.
 
     python benchmarks/sam2_speed.py                                            # tiny, 1024 pixels, videos at 256
-    python benchmarks/sam2_speed.py --parts video --video-size 1024 --frames 40 --many 3   # an hour on two cores
+    python benchmarks/sam2_speed.py --parts video --video-size 1024 --frames 40 --many 3   # slow
     python benchmarks/sam2_speed.py --preset sam2.1_hiera_large --parts encoder
     python benchmarks/sam2_speed.py --device cuda --dtype bfloat16 --video-size 1024
     python benchmarks/sam2_speed.py --image-size 128 --video-size 64 --frames 40 --long 60 --rounds 1   # a quick look

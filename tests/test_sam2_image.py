@@ -164,6 +164,14 @@ def test_wrong_images_are_clear_errors(image, message):
         predictor(image)
 
 
+def test_low_resolution_logits_are_clamped_and_masks_are_not():
+    model = copy.deepcopy(tiny_model())
+    for mlp in model.sam_mask_decoder.output_hypernetworks_mlps:
+        mlp.layers[-1].weight *= 50
+    got = predictor(model=model).predict(boxes=BOXES[0], logits=True)
+    assert got.low_res.abs().max() == 32 and got.masks.abs().max() > 40
+
+
 def test_holes_are_filled_when_asked():
     plain, filled = (predictor(max_hole=area, max_sprinkle=area).predict(boxes=BOXES).masks for area in (0, 30))
     assert (plain != filled).any()

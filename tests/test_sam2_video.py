@@ -49,7 +49,18 @@ def test_a_late_object_leaves_the_others_bit_identical(chunk):
         if i in (3, 5):
             b = joined.prompt(10 + i, box=OTHER)
         assert torch.equal(a.low_res[0], b.low_res[0]) and torch.equal(a.presence[0], b.presence[0])
-    assert joined.result().ids == [1, 13, 15]  # the memories of all three have been of one size for a while
+    assert joined.result().ids == [1, 13, 15]
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_an_object_added_for_a_second_pass_leaves_the_others_bit_identical(chunk):
+    alone, joined = start(chunk=chunk, keep_all=True), start(chunk=chunk, keep_all=True)
+    for t in (alone, joined):
+        list(t.propagate(VIDEO))
+        t.seek(0, VIDEO[0])
+    joined.prompt(2, box=OTHER)
+    for a, b in zip(alone.propagate(VIDEO), joined.propagate(VIDEO)):
+        assert torch.equal(a.low_res[0], b.low_res[0])
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -168,6 +179,36 @@ def test_clicks_can_be_kept_or_replaced():
     b = replaced.prompt(2, points=[[10, 30]], labels=[0])
     assert kept.objects[2].clicks[0][0].shape == (1, 2, 2) and replaced.objects[2].clicks[0][0].shape == (1, 1, 2)
     assert not torch.equal(a.low_res[1], b.low_res[1]) and torch.equal(a.low_res[0], b.low_res[0])
+
+
+def test_a_bounded_tracker_goes_forward_and_then_back():
+    t, video = tracker(), frames(24)
+    t.seek(4, video[4])
+    t.prompt(1, box=BOX)
+    assert [r.frame for r in t.propagate(video)] == list(range(4, 24))
+    back = {r.frame: r for r in t.propagate(video, start=12, reverse=True)}
+    assert list(back) == list(range(12, -1, -1)) and all(r.low_res.isfinite().all() for r in back.values())
+
+
+def test_small_holes_are_filled_in_the_masks_but_not_in_the_memories():
+    raw, filled = start(max_hole=0), start(max_hole=0)
+    filled.max_hole = 200
+    a, b = raw.step(VIDEO[1]), filled.step(VIDEO[1])
+    holes = (a.low_res <= 0) & (b.low_res > 0)
+    assert holes.any() and (b.low_res[holes] == 0.1).all()
+    memories = [t.objects[1].bank.tracked[1].tokens for t in (raw, filled)]
+    assert torch.equal(*memories)
+
+
+def test_what_a_removed_object_held_is_freed():
+    pair, alone = start(chunk=8), start(chunk=8)
+    pair.prompt(2, box=OTHER)
+    for t in (pair, alone):
+        t.step(VIDEO[1])
+        t.step(VIDEO[2])
+    assert pair.held_bytes() > alone.held_bytes()
+    pair.remove(2)
+    assert pair.held_bytes() == alone.held_bytes()
 
 
 def test_a_removed_object_is_gone_and_the_others_go_on():
