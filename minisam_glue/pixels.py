@@ -17,7 +17,8 @@ def to_rgb(image: Picture) -> np.ndarray:
             image = image.astype(np.uint16)  # 16 bits a pixel, which convert() would have clipped to 255
     if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
         kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-        raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}")
+        raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}; "
+                         "floats in 0..1 become one by (image * 255).astype(np.uint8)")
     grey = image[..., None] if image.ndim == 2 else image
     if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size:
         raise ValueError(f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}")

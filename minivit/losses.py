@@ -1,7 +1,8 @@
-"""Losses on soft targets, and knowledge distillation (Hinton et al., arXiv 1503.02531; DeiT, arXiv 2012.12877, section 4).
+"""Losses on soft targets, and knowledge distillation.
 
-A soft target is a distribution over the classes, (B, C), made by minivit.mix.one_hot and the mixes;
-label smoothing is part of it. All sums are in fp32. Left out: losses for many labels per image.
+Hinton et al., arXiv 1503.02531, section 2; DeiT, arXiv 2012.12877, section 4. A soft target is a distribution
+over the classes, (B, C), made by minivit.mix.one_hot and the mixes; label smoothing is part of it. All sums
+are in fp32. Left out: losses for many labels per image.
 """
 import torch
 from torch import Tensor

@@ -14,7 +14,7 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; the ends 
 
 
 def one_hot(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Class indices (B,) -> soft targets (B, num_classes): off = s/C, on = 1 - s + s/C (arXiv 1512.00567, section 7)."""
+    """Class indices (B,) -> soft targets (B, C): s/C off the class, 1 - s + s/C on it (arXiv 1512.00567, section 7)."""
     off = smoothing / num_classes
     soft = torch.full((len(target), num_classes), off, device=target.device)
     return soft.scatter_(1, target[:, None], 1 - smoothing + off)
@@ -69,5 +69,5 @@ def mix_batch(x: Tensor, target: Tensor, mixup_alpha: float, cutmix_alpha: float
     if cutmix_alpha == 0 or (mixup_alpha > 0 and coin < 0.5):
         return mixup(x, target, draw_beta(mixup_alpha, generator))
     height, width = x.shape[2:]
-    centre = (int(torch.randint(height, (1,), generator=generator)), int(torch.randint(width, (1,), generator=generator)))
-    return cutmix(x, target, cutmix_box(draw_beta(cutmix_alpha, generator), height, width, centre))
+    row, column = (int(torch.randint(side, (1,), generator=generator)) for side in (height, width))
+    return cutmix(x, target, cutmix_box(draw_beta(cutmix_alpha, generator), height, width, (row, column)))

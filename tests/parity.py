@@ -5,8 +5,8 @@
 
 Each golden file holds a configuration, a formula for the weights and the official outputs. The model
 is built from the configuration inside the file, so files with other seeds and sizes need no change
-here. A tokenizer's file is JSON: strings and their ids. For every output the largest absolute and relative difference is printed; the exit status is 0
-only when all are within the file's tolerance.
+here. A tokenizer's file is JSON: strings and their ids. For every output the largest absolute and
+relative difference is printed; the exit status is 0 only when all are within the file's tolerance.
 """
 import argparse
 import importlib
@@ -14,6 +14,7 @@ import json
 import sys
 import zlib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
 
@@ -67,11 +68,17 @@ class Golden:
         values = np.random.RandomState(spec["seed"]).standard_normal(tuple(spec["shape"]))
         return torch.from_numpy(values.astype(np.float32))
 
-    def tolerance(self, name: str) -> tuple[float, float]:
-        spec = self.meta.get("tolerance_by_output", {}).get(name, self.meta["tolerance"])
+    def tolerance(self, name: str) -> tuple[float, float, float]:
+        """Absolute and relative tolerance, and the share of values that has to keep it.
+
+        tolerance_by_output may hold patterns such as "masks_*".
+        """
+        special = self.meta.get("tolerance_by_output", {})
+        key = name if name in special else next((pattern for pattern in special if fnmatchcase(name, pattern)), None)
+        spec = special[key] if key else self.meta["tolerance"]
         if not isinstance(spec, dict):
-            return float(spec), self.meta["tolerance"].get("rtol", 0.0)
-        return spec.get("atol", 0.0), spec.get("rtol", 0.0)
+            return float(spec), self.meta["tolerance"].get("rtol", 0.0), 1.0
+        return spec.get("atol", 0.0), spec.get("rtol", 0.0), spec.get("fraction", 1.0)
 
 
 def formula(name: str, shape: tuple[int, ...], salt: str = "") -> torch.Tensor:
@@ -121,8 +128,9 @@ def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bo
     finite = np.isfinite(b)
     same_elsewhere = np.array_equal(a[~finite], b[~finite], equal_nan=True)
     diff = np.abs(a[finite] - b[finite])
-    atol, rtol = golden.tolerance(name)
-    ok = same_elsewhere and bool((diff <= widen * (atol + rtol * np.abs(b[finite]))).all())
+    atol, rtol, share = golden.tolerance(name)
+    within = diff <= widen * (atol + rtol * np.abs(b[finite]))
+    ok = same_elsewhere and bool(within.mean() >= share if within.size else True)
     relative = diff.max() / max(np.abs(b[finite]).max(), 1e-12) if diff.size else 0.0
     return f"  {name:<38} {str(tuple(full)):<20} abs {diff.max() if diff.size else 0:.2e}  rel {relative:.2e}  {'ok' if ok else 'off'}", ok
 

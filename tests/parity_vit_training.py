@@ -100,7 +100,8 @@ def train_schedules(golden, device, dtype) -> dict:
 
 
 def timm_cosine(step: int, spec: dict, total: int, warmup: bool = True) -> float:
-    return optim.warmup_cosine(step, total, spec["warmup_t"] if warmup else 0, 0.1, spec["lr_min"], spec["warmup_lr_init"])
+    warmup_steps = spec["warmup_t"] if warmup else 0
+    return optim.warmup_cosine(step, total, warmup_steps, 0.1, spec["lr_min"], spec["warmup_lr_init"])
 
 
 # ---- exponential moving average ------------------------------------------------------------------------

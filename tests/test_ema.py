@@ -1,14 +1,9 @@
 """minivit/ema.py: the decay ramp, what is averaged and what is copied."""
-from pathlib import Path
-
-import parity
 import pytest
 import torch
 from torch import nn
 
 from minivit.ema import EMA, average_, decay_ramp
-
-GOLDEN = Path(__file__).parent / "golden" / "vit" / "train_ema.npz"
 
 
 def small_model() -> nn.Module:
@@ -22,11 +17,6 @@ def shake(model: nn.Module) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
     model.train()(torch.randn(4, 3, 2, 2))
-
-
-def test_equals_the_golden_numbers():
-    rows, ok = parity.run_file(GOLDEN)
-    assert ok, "\n".join(rows)
 
 
 def test_the_decay_ramps_and_then_stays():
@@ -63,7 +53,8 @@ def test_the_copy_is_for_inference_and_shares_no_memory():
     ema = EMA(model)
     average_(ema.module, nn.ModuleList([small_model()]), 0.0)
     assert not ema.module.training and model.training
-    assert not any(p.requires_grad for p in ema.module.parameters()) and all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in ema.module.parameters())
+    assert all(p.requires_grad for p in model.parameters())
     next(ema.module.parameters()).zero_()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 

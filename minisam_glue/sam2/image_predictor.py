@@ -1,0 +1,117 @@
+"""Masks in images: set an image once, then ask with boxes, points and masks.
+
+    predictor = ImagePredictor(load("sam2.1_hiera_tiny.pt"))
+    predictor.set_image(image)  # uint8 (H, W, 3) or Pillow
+    found = predictor.predict(boxes=[[30, 40, 150, 130]])  # found.masks: bool (1, 1, H, W)
+
+SAM 2, arXiv 2408.00714. Left out: the automatic mask generator (a grid of points over the whole image).
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..pixels import to_rgb
+from .components import clean
+from .model import SAM2, ImageFeatures
+from .pixels import Array, image_pixels, numbers, prompt_points
+
+
+@dataclass
+class Prediction:
+    """masks (B, M, H, W): bool, or logits if asked for; scores (B, M): predicted IoU, 0 to 1;
+    low_res (B, M, S / 4, S / 4): logits clamped to +-32, to be given back as a mask prompt."""
+    masks: Tensor
+    scores: Tensor
+    low_res: Tensor
+
+
+class ImagePredictor:
+    """Prompts to masks. Prompts are in pixels of the image as given.
+
+    max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
+    chunk: prompts decoded at once, by default 4 on a CPU, whose cache they should fit, and 32 elsewhere.
+    """
+
+    def __init__(self, model: SAM2, max_hole: int = 0, max_sprinkle: int = 0, chunk: int | None = None):
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk {chunk}: give at least 1")
+        self.model, self.max_hole, self.max_sprinkle = model, max_hole, max_sprinkle
+        self.chunk = chunk or (4 if model.device.type == "cpu" else 32)
+        self.features: ImageFeatures | None = None
+        self.sizes: list[tuple[int, int]] = []
+
+    def set_image(self, image: np.ndarray | Image.Image) -> None:
+        """Encode an image, uint8 (H, W, 3) or Pillow. Grey and RGBA are converted. Raises ValueError for others."""
+        self.set_images([image])
+
+    @torch.inference_mode()
+    def set_images(self, images: list[np.ndarray | Image.Image]) -> None:
+        """Encode several images, of any sizes, as one batch; predict then takes image = 0, 1, ..."""
+        if not images:
+            raise ValueError("no images: give at least one")
+        arrays = [to_rgb(image) for image in images]
+        size, device = self.model.config.image_size, self.model.device
+        features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
+        self.features = ImageFeatures(features.tokens + self.model.no_mem_embed, features.high)
+        self.sizes = [a.shape[:2] for a in arrays]
+
+    @torch.inference_mode()
+    def predict(self, boxes: Array | None = None, points: Array | None = None, labels: Array | None = None,
+                mask: Array | None = None, multimask: bool = False, logits: bool = False, image: int = 0) -> Prediction:
+        """Masks for B prompts on one image.
+
+        boxes: (4,) or (B, 4) xyxy pixels. points: (P, 2) or (B, P, 2) xy pixels, with labels of the same leading
+        shape, 1 positive and 0 negative. mask: logits (S / 4, S / 4), with or without leading axes of 1 or B, as in
+        Prediction.low_res. One set of points or one mask serves all boxes. multimask gives three masks per prompt, for
+        prompts that may mean several things, such as one click; otherwise one mask, chosen by its stability.
+        No boxes, (0, 4), give no masks. Raises ValueError for prompts that are missing, malformed or not finite.
+        """
+        if self.features is None:
+            raise ValueError("no image yet: call set_image first")
+        if not 0 <= image < len(self.sizes):
+            raise ValueError(f"image {image}: there are {len(self.sizes)}, counted from 0")
+        xy, labels, mask = self.prompts(boxes, points, labels, mask, self.sizes[image])
+        parts = [self.decode(image, *(t if t is None else t[i:i + self.chunk] for t in (xy, labels, mask)), multimask, logits)
+                 for i in range(0, max(len(xy), 1), self.chunk)]
+        return Prediction(*(torch.cat([getattr(p, name) for p in parts]) for name in ("masks", "scores", "low_res")))
+
+    def prompts(self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None,
+                size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Checked prompts as points (B, P, 2), labels (B, P) and mask (B, 1, S / 4, S / 4) or None, on the device."""
+        device = self.model.device
+        found = prompt_points(boxes, points, labels, size, self.model.config.image_size)
+        if mask is not None:
+            side = self.model.config.image_size // 4
+            mask = numbers(mask, "mask")
+            if mask.shape[-2:] != (side, side) or mask.ndim > 4 or (mask.ndim == 4 and mask.shape[1] != 1):
+                raise ValueError(f"mask has shape {tuple(mask.shape)}: give logits ({side}, {side}) or (B, 1, {side}, {side}), "
+                                 "such as low_res of an earlier prediction")
+            mask = mask.reshape(-1, 1, side, side).to(device)
+        if mask is None and (found is None or not found[0].shape[1]):
+            raise ValueError("no prompt: give boxes, points with labels, or a mask")
+        if found is None:
+            found = torch.zeros(len(mask), 0, 2), torch.zeros(len(mask), 0, dtype=torch.long)
+        xy, labels = (t.to(device) for t in found)
+        if mask is not None and len(mask) != len(xy):
+            if len(mask) != 1 and len(xy) != 1:
+                raise ValueError(f"{len(xy)} prompts but {len(mask)} masks: give one mask, or one per prompt")
+            B = len(mask) * len(xy)
+            xy, labels, mask = xy.expand(B, -1, -1), labels.expand(B, -1), mask.expand(B, -1, -1, -1)
+        return xy, labels, mask
+
+    def decode(self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool, logits: bool) -> Prediction:
+        """One chunk of prompts."""
+        (H, W), features, count = self.sizes[image], self.features[image], 3 if multimask else 1
+        if not len(xy):
+            side = self.model.config.image_size // 4
+            empty = torch.zeros(0, count, H, W, device=xy.device)
+            return Prediction(empty if logits else empty.bool(), empty[..., 0, 0], empty.new_zeros(0, count, side, side))
+        out = self.model.decode(features.tokens, features.high, xy, labels, mask, multimask)
+        low = out.masks.float()
+        full = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)
+        full = F.interpolate(full, size=(H, W), mode="bilinear", align_corners=False)
+        return Prediction(full if logits else full > 0, out.ious.float(), low.clamp(-32, 32))

@@ -1,0 +1,99 @@
+"""The boundary of SAM 2: images, frames and prompts come in here, are checked, and become the model's tensors.
+
+Preprocessing as in the official predictors (facebookresearch/sam2): the whole image is stretched to a square;
+images are resized as floats with antialiased bilinear weights, video frames as bytes with Pillow's bicubic.
+Left out: reading files, which is the caller's.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Array = np.ndarray | Tensor | list | tuple
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, 3, S, S) in 0..1 -> zero mean, unit deviation of ImageNet."""
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def image_pixels(image: np.ndarray, size: int, device: torch.device) -> Tensor:
+    """uint8 (H, W, 3) -> (1, 3, size, size) for the image predictor. Bytes travel to the device, not floats."""
+    pixels = torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255
+    return normalise(F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True))
+
+
+def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:
+    """uint8 (H, W, 3) -> (1, 3, size, size) for the video tracker."""
+    frame = np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
+    return normalise(torch.tensor(frame, device=device).permute(2, 0, 1)[None].float() / 255)
+
+
+def numbers(value: Array, name: str) -> Tensor:
+    """Anything array-like as a finite float32 tensor on the CPU."""
+    try:
+        value = torch.as_tensor(value, dtype=torch.float32).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: not a rectangular array of numbers ({error})") from None
+    if not value.isfinite().all():
+        raise ValueError(f"{name} has values that are not finite: drop those rows before the call")
+    return value
+
+
+def box_points(boxes: Array) -> tuple[Tensor, Tensor]:
+    """xyxy boxes (4,) or (B, 4) -> corner points (B, 2, 2) and their labels (B, 2). Boxes may leave the image."""
+    boxes = numbers(boxes, "boxes")
+    if boxes.numel() == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim > 2 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes have shape {tuple(boxes.shape)}: give (4,) or (B, 4), xyxy in pixels")
+    boxes = boxes.reshape(-1, 4)
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise ValueError("boxes must be xyxy with x1 <= x2 and y1 <= y2: one is not, is it xywh or cxcywh?")
+    return boxes.view(-1, 2, 2), torch.tensor([TOP_LEFT, BOTTOM_RIGHT]).expand(len(boxes), 2)
+
+
+def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Tensor]:
+    """xy points (P, 2) or (B, P, 2) with labels (P,) or (B, P), 1 positive and 0 negative -> (B, P, 2), (B, P)."""
+    if points is None or labels is None:
+        raise ValueError("points and labels go together: give both")
+    points, labels = numbers(points, "points"), numbers(labels, "labels")
+    if points.numel() == 0:
+        points = points.reshape(*points.shape[:-1], 2) if points.ndim > 1 else points.reshape(0, 2)
+    if points.ndim not in (2, 3) or points.shape[-1] != 2 or labels.shape != points.shape[:-1]:
+        raise ValueError(f"points have shape {tuple(points.shape)} and labels {tuple(labels.shape)}: "
+                         "give (P, 2) and (P,), or (B, P, 2) and (B, P)")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("labels must be 1 for positive and 0 for negative points")
+    return (points, labels.long()) if points.ndim == 3 else (points[None], labels.long()[None])
+
+
+def prompt_points(boxes: Array | None, points: Array | None, labels: Array | None,
+                  size: tuple[int, int], target: int) -> tuple[Tensor, Tensor] | None:
+    """Boxes and clicks in pixels of an image of size (H, W) -> points (B, P, 2) in the model's pixels, labels (B, P).
+
+    Corners come before clicks; one set of clicks serves all boxes. None without boxes and clicks.
+    """
+    parts = [box_points(boxes)] if boxes is not None else []
+    if points is not None or labels is not None:
+        parts.append(click_points(points, labels))
+    if not parts:
+        return None
+    if len(parts) == 2:
+        parts = share([p[0] for p in parts], [p[1] for p in parts])
+    xy, labels = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
+    return xy / torch.tensor([size[1], size[0]]) * target, labels
+
+
+def share(points: list[Tensor], labels: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Repeat the clicks, if there is one set of them, once per box."""
+    B = len(points[0])
+    if len(points[1]) not in (1, B):
+        raise ValueError(f"{B} boxes but {len(points[1])} sets of points: give one set, or one per box")
+    return [(p.expand(B, -1, -1), q.expand(B, -1)) for p, q in zip(points, labels)]

@@ -1,0 +1,302 @@
+"""Masks in videos: show frames one after the other, prompt objects on any of them.
+
+    tracker = VideoTracker(load("sam2.1_hiera_tiny.pt"))
+    tracker.step(first_frame)
+    tracker.prompt(1, box=[28, 38, 80, 90])
+    for frame in frames:
+        masks = tracker.step(frame).masks()  # bool (objects, H, W)
+
+SAM 2, arXiv 2408.00714, sections 4 and 5. What is held does not grow with the number of frames: of each object
+the prompted frames, six memories, fifteen pointers. Left out: reading and writing of video.
+"""
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..pixels import to_rgb
+from .components import clean
+from .memory import POINTERS, FrameMemory, MemoryBank, Recall
+from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput
+from .pixels import Array, frame_pixels, numbers, prompt_points
+
+
+@dataclass
+class FrameResult:
+    """The objects on one frame. low_res: logits (O, S / 4, S / 4); presence (O,): logits, positive where the object is.
+
+    Masks of absent objects are empty. Objects come in the order in which they were first prompted.
+    """
+    frame: int
+    ids: list[int]
+    low_res: Tensor
+    presence: Tensor
+    size: tuple[int, int]
+    non_overlap: bool
+
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Mask logits (O, H, W) at the size of the video."""
+        if not self.ids:
+            return self.low_res.new_zeros(0, *self.size)
+        full = F.interpolate(self.low_res[:, None], size=self.size, mode="bilinear", align_corners=False)[:, 0]
+        if self.non_overlap and len(full) > 1:
+            winner = torch.arange(len(full), device=full.device)[:, None, None] == full.argmax(0)
+            full = torch.where(winner, full, full.clamp(max=-10))
+        return full
+
+    def masks(self) -> Tensor:
+        """Masks, bool (O, H, W), at the size of the video."""
+        return self.logits() > 0
+
+
+@dataclass
+class TrackedObject:
+    """An object's memories; by frame, the direction in which it was tracked and the clicks it got."""
+    id: int
+    cohort: int
+    bank: MemoryBank = field(default_factory=MemoryBank)
+    visited: dict[int, bool] = field(default_factory=dict)
+    clicks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class VideoTracker:
+    """Tracks any number of objects through frames that are shown one at a time.
+
+    frame_count: of the video if it is known; below 16 it changes how far back pointers reach.
+    chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, which more would
+    not speed up, and 8 elsewhere.
+    keep_all: keep every frame's memories, so that earlier frames can be corrected; memory then grows.
+    sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction, as
+    the official tracker does.
+    max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
+    non_overlap: each pixel of the output belongs to at most one object.
+    max_prompted: of more prompted frames only the nearest are attended to, and kept.
+    stride: memories of every stride-th frame, instead of the last six.
+    """
+
+    def __init__(self, model: SAM2, frame_count: int | None = None, chunk: int | None = None, keep_all: bool = False,
+                 sticky: bool = True, max_hole: int = 8, max_sprinkle: int = 0, non_overlap: bool = False,
+                 max_prompted: int | None = None, stride: int = 1):
+        for name, value, least in (("frame_count", frame_count, 1), ("chunk", chunk, 1), ("stride", stride, 1),
+                                   ("max_prompted", max_prompted, 2)):
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value}: give at least {least}")
+        self.model, self.keep_all, self.sticky = model, keep_all, sticky
+        self.chunk = chunk or (1 if model.device.type == "cpu" else 8)
+        self.max_hole, self.max_sprinkle, self.non_overlap = max_hole, max_sprinkle, non_overlap
+        self.max_prompted, self.stride = max_prompted, stride
+        self.pointer_count = min(frame_count or POINTERS, POINTERS)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget objects and frames, and free what is held."""
+        self.objects: dict[int, TrackedObject] = {}
+        self.features: ImageFeatures | None = None
+        self.frame = -1
+        self.size: tuple[int, int] | None = None
+        self.passes = 0
+
+    def step(self, image: np.ndarray | Image.Image) -> FrameResult:
+        """Show the next frame, uint8 (H, W, 3) or Pillow, and track all objects on it."""
+        self.seek(self.frame + 1, image)
+        return self.track()
+
+    @torch.inference_mode()
+    def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
+        """Make `image`, which is frame number `frame`, the current one, without tracking."""
+        if frame == self.frame and self.features is not None:
+            return
+        if frame < 0:
+            raise ValueError(f"frame {frame}: frames count from 0")
+        array = to_rgb(image)
+        if self.size not in (None, array.shape[:2]):
+            raise ValueError(f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
+                             "call reset() before another video")
+        pixels = frame_pixels(array, self.model.config.image_size, self.model.device)
+        self.features, self.size, self.frame = self.model.encode_image(pixels), array.shape[:2], frame
+        if not self.keep_all:
+            for obj in self.objects.values():
+                obj.bank.forget(frame, self.stride, self.max_prompted)
+                obj.visited.clear()
+                obj.clicks.clear()
+
+    @torch.inference_mode()
+    def prompt(self, object_id: int, box: Array | None = None, points: Array | None = None, labels: Array | None = None,
+               mask: Array | None = None, keep_clicks: bool = False) -> FrameResult:
+        """Mark an object, new or known, on the current frame, and get all objects' masks there.
+
+        box: (4,) xyxy, points: (P, 2) xy with labels (P,), 1 positive and 0 negative, in pixels of the video; or a
+        mask (H, W) of the whole object. Clicks on a known object correct the mask it has on this frame; keep_clicks
+        adds them to earlier clicks here. Raises ValueError for malformed prompts, and then changes nothing.
+        """
+        if self.features is None:
+            raise ValueError("no frame yet: call step or seek first")
+        obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
+        if mask is not None:
+            if box is not None or points is not None:
+                raise ValueError("a mask is a whole prompt: give it without box and points")
+            clicks, out = None, self.model.decode_given_mask(self.features, self.mask_prompt(mask))
+        else:
+            clicks = self.clicks_prompt(obj, box, points, labels, keep_clicks)
+            out = self.decode_clicks(obj, *clicks)
+        self.objects[object_id] = obj
+        obj.clicks.pop(self.frame, None)
+        if clicks:
+            obj.clicks[self.frame] = clicks
+        self.remember_prompt(obj, out)
+        return self.result()
+
+    def clicks_prompt(self, obj: TrackedObject, box: Array | None, points: Array | None, labels: Array | None,
+                      keep_clicks: bool) -> tuple[Tensor, Tensor]:
+        """Checked clicks as points (1, P, 2) in the model's pixels and labels (1, P)."""
+        found = prompt_points(box, points, labels, self.size, self.model.config.image_size)
+        if found is None or not found[0].numel():
+            raise ValueError(f"no prompt for object {obj.id}: give a box, points with labels, or a mask")
+        if len(found[0]) != 1:
+            raise ValueError(f"{len(found[0])} prompts for object {obj.id}: give one box, points (P, 2), or a mask")
+        xy, labels = (t.to(self.model.device) for t in found)
+        if keep_clicks and self.frame in obj.clicks:
+            if box is not None:
+                raise ValueError("a box comes before clicks: give it with keep_clicks=False")
+            before = obj.clicks[self.frame]
+            xy, labels = torch.cat((before[0], xy), 1), torch.cat((before[1], labels), 1)
+        return xy, labels
+
+    def mask_prompt(self, mask: Array) -> Tensor:
+        """(H, W) -> (1, 1, S, S) of zeros and ones."""
+        mask = numbers(mask, "mask").to(self.model.device)
+        if mask.shape != self.size:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}: give (height, width) = {self.size} of the frame")
+        side = self.model.config.image_size
+        mask = (mask > 0).float()[None, None]
+        if mask.shape[2:] == (side, side):
+            return mask
+        return (F.interpolate(mask, size=(side, side), mode="bilinear", antialias=True) >= 0.5).float()
+
+    def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
+        """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
+        tokens, high = self.features.tokens, self.features.high
+        previous = obj.bank.get(self.frame)
+        mask = previous.logits.clamp(-32, 32)[None, None] if previous and previous.logits is not None else None
+        if self.frame in obj.visited and set(obj.bank.prompted) - {self.frame}:
+            recall = self.recall(obj, obj.visited[self.frame])
+            tokens = self.model.condition(self.features, [recall], self.pointer_count)
+        else:
+            tokens = tokens + self.model.no_mem_embed
+        return self.model.decode_object(tokens, high, xy, labels, mask, multimask=xy.shape[1] <= 1)
+
+    def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
+        """Keep the answer to a prompt as the memory of the current frame."""
+        logits = self.clean(out.logits)
+        tokens = self.model.encode_memory(self.features, logits, out.presence, prompted=True)
+        memory = FrameMemory(out.pointer[0], out.presence[0], tokens[0], logits[0])
+        if self.sticky or self.frame not in obj.visited or self.frame in obj.bank.prompted:
+            obj.bank.prompted[self.frame] = memory
+            obj.bank.tracked.pop(self.frame, None)
+        else:
+            obj.bank.tracked[self.frame] = memory
+
+    @torch.inference_mode()
+    def track(self, reverse: bool = False) -> FrameResult:
+        """Track all objects on the current frame; where an object was prompted it keeps that answer."""
+        if self.features is None:
+            raise ValueError("no frame yet: call step or seek first")
+        groups: dict[tuple, list[tuple[TrackedObject, Recall]]] = {}
+        for obj in self.objects.values():
+            if self.frame not in obj.bank.prompted:
+                recall = self.recall(obj, reverse)
+                # Objects that came at different times stay apart, so that a new one changes no bit of the others.
+                groups.setdefault((obj.cohort, recall.layout), []).append((obj, recall))
+            obj.visited[self.frame] = reverse
+        for group in groups.values():
+            for i in range(0, len(group), self.chunk):
+                self.track_group(*zip(*group[i:i + self.chunk]))
+        self.passes += 1
+        return self.result()
+
+    def track_group(self, objects: Sequence[TrackedObject], recalls: Sequence[Recall]) -> None:
+        """Objects of equal memory layout on the current frame, as one batch."""
+        tokens = self.model.condition(self.features, list(recalls), self.pointer_count)
+        out = self.model.decode_object(tokens, self.features.high, multimask=True)
+        memory = self.model.encode_memory(self.features, out.logits, out.presence, prompted=False)
+        logits = self.clean(out.logits)  # after the memory: it is made of the mask as decoded
+        for i, obj in enumerate(objects):
+            # Copies, so that no object keeps the memory of its whole group alive.
+            obj.bank.tracked[self.frame] = FrameMemory(*(t[i].clone() for t in (out.pointer, out.presence, memory, logits)))
+
+    def recall(self, obj: TrackedObject, reverse: bool) -> Recall:
+        return obj.bank.recall(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
+
+    def clean(self, logits: Tensor) -> Tensor:
+        return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)
+
+    def result(self) -> FrameResult:
+        """The objects' masks on the current frame, as far as they are known."""
+        side = self.model.config.image_size // 4
+        absent = torch.full((side, side), ABSENT, device=self.model.device)
+        memories = [obj.bank.get(self.frame) for obj in self.objects.values()]
+        logits = [absent if m is None or m.logits is None else m.logits for m in memories]
+        presence = [absent[0, 0] if m is None else m.presence.float() for m in memories]
+        low_res = torch.stack(logits) if logits else absent.new_zeros(0, side, side)
+        return FrameResult(self.frame, list(self.objects), low_res,
+                           torch.stack(presence) if presence else absent.new_zeros(0), self.size, self.non_overlap)
+
+    def propagate(self, frames: Iterable[np.ndarray | Image.Image], start: int | None = None, reverse: bool = False,
+                  count: int | None = None) -> Iterator[FrameResult]:
+        """Track through a video: from frame `start`, by default the earliest prompted one, to its end or beginning.
+
+        frames: the whole video from frame 0 on; an iterator, or for reverse a sequence. Each frame is read when it
+        is due, and then let go. count: how many frames at most.
+        """
+        prompted = [t for obj in self.objects.values() for t in obj.bank.prompted]
+        if not prompted:
+            raise ValueError("nothing to track: prompt an object first")
+        start = min(prompted) if start is None else start
+        if reverse and not indexable(frames):
+            raise ValueError("reverse needs frames that can be indexed: give a sequence or an array (T, H, W, 3)")
+        for done, (index, image) in enumerate(walk(frames, start, reverse)):
+            if done == count:
+                return
+            self.seek(index, image)
+            yield self.track(reverse)
+
+    def remove(self, object_id: int) -> None:
+        """Forget one object. Raises ValueError if there is none of that id."""
+        if object_id not in self.objects:
+            raise ValueError(f"no object {object_id}: there are {list(self.objects)}")
+        del self.objects[object_id]
+
+    def held_bytes(self) -> int:
+        """Bytes of all tensors that are kept for later frames, and of the current frame's features."""
+        tensors = [] if self.features is None else [self.features.tokens, *self.features.high]
+        if self.features is not None and self.features.begun is not None:
+            tensors.append(self.features.begun)
+        for obj in self.objects.values():
+            tensors += [t for pair in obj.clicks.values() for t in pair]
+            for memory in (*obj.bank.prompted.values(), *obj.bank.tracked.values()):
+                tensors += [t for t in vars(memory).values() if t is not None]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
+
+
+def indexable(frames: Iterable) -> bool:
+    """Whether frames[i] and len(frames) work, as for a list, an array, or a reader that decodes frame i when asked."""
+    return hasattr(frames, "__getitem__") and hasattr(frames, "__len__")
+
+
+def walk(frames: Iterable, start: int, reverse: bool) -> Iterator[tuple[int, object]]:
+    """(index, frame) from `start` to the end, or in reverse to frame 0."""
+    if indexable(frames):
+        if not 0 <= start < len(frames):
+            raise ValueError(f"start {start}: the video has {len(frames)} frames, counted from 0")
+        for index in range(start, -1, -1) if reverse else range(start, len(frames)):
+            yield index, frames[index]
+        return
+    for index, image in enumerate(frames):
+        if index >= start:
+            yield index, image

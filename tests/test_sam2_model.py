@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import parity
+from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load
+from minisam_glue.sam2.model import preset_of
+from sam2_tiny import CONFIG, frames, tiny_model
+
+FOLDER = Path(__file__).parent / "golden" / "sam2"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_official_manifest_loads_strictly(name):
+    with torch.device("meta"):
+        model = SAM2(PRESETS[name])
+    state = parity.manifest_state(FOLDER / f"manifest_{name}.pt.json")
+    model.load_state_dict(state, strict=True, assign=True)
+    assert preset_of(state) == name
+    entries = json.loads((FOLDER / f"manifest_{name}.pt.json").read_text())
+    assert sum(p.numel() for p in model.parameters()) == entries["num_params"]
+
+
+def test_file_in_the_official_layout_gives_the_same_masks(tmp_path):
+    model = tiny_model()
+    torch.save({"model": model.state_dict()}, tmp_path / "tiny.pt")
+    loaded = load(tmp_path / "tiny.pt", CONFIG)
+    predictors = [ImagePredictor(m) for m in (model, loaded)]
+    for predictor in predictors:
+        predictor.set_image(frames(1)[0])
+    first, second = (p.predict(boxes=[5, 10, 20, 25], logits=True) for p in predictors)
+    torch.testing.assert_close(first.masks, second.masks, atol=1e-5, rtol=1e-5)
+    assert torch.equal(first.masks > 0, second.masks > 0)
+
+
+def test_missing_or_unknown_keys_are_refused(tmp_path):
+    state = dict(tiny_model().state_dict())
+    for change in ({"extra": torch.zeros(1)}, {"no_mem_embed": None}):
+        broken = {k: v for k, v in (state | change).items() if v is not None}
+        torch.save({"model": broken}, tmp_path / "broken.pt")
+        with pytest.raises(RuntimeError, match="extra|no_mem_embed"):
+            load(tmp_path / "broken.pt", CONFIG)
+
+
+def test_other_files_and_names_are_clear_errors(tmp_path):
+    torch.save(tiny_model().state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="expected a SAM 2 checkpoint"):
+        load(tmp_path / "bare.pt")
+    torch.save({"model": tiny_model().state_dict()}, tmp_path / "tiny.pt")
+    with pytest.raises(ValueError, match="give their configuration"):
+        load(tmp_path / "tiny.pt")
+    with pytest.raises(ValueError, match="sam2.1_hiera_tiny"):
+        build("sam3")
+    with pytest.raises(ValueError, match="multiple of 32"):
+        type(CONFIG)(image_size=100)
+
+
+def test_a_built_model_segments_with_finite_random_weights():
+    model = build(CONFIG)
+    assert not model.training and model.no_obj_ptr.abs().max() > 0
+    tokens = model.encode_image(torch.randn(2, 3, 64, 64)).tokens
+    assert tokens.shape == (2, 16, 256) and tokens.isfinite().all()
