@@ -6,10 +6,10 @@ Left out: reading files, which is the caller's.
 """
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .layers import shrink
 from .prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,7 +27,7 @@ def as_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         raise ValueError(f"image is a {type(image).__name__}: give a uint8 array (H, W, 3) or a Pillow image")
     if image.dtype != np.uint8:
-        raise ValueError(f"image has dtype {image.dtype}: give uint8, for floats in 0..1 (image * 255).astype(np.uint8)")
+        raise ValueError(f"image has dtype {image.dtype}: give uint8, of floats in 0..1 (image * 255).astype('uint8')")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
@@ -44,7 +44,7 @@ def normalise(pixels: Tensor) -> Tensor:
 def image_pixels(image: np.ndarray, size: int, device: torch.device) -> Tensor:
     """uint8 (H, W, 3) -> (1, 3, size, size) for the image predictor. Bytes travel to the device, not floats."""
     pixels = torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255
-    return normalise(F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True))
+    return normalise(shrink(pixels, size))
 
 
 def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:
