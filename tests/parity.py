@@ -1,11 +1,11 @@
 """Compare our models with the numbers of the official implementations.
 
-    python tests/parity.py tests/golden/vit/*.npz
+    python tests/parity.py tests/golden/vit/*.npz tests/golden/tokenizers/bert*.json
     python tests/parity.py FILE.npz --device cuda --dtype bfloat16      # what a GPU or bf16 costs in accuracy
 
 Each golden file holds a configuration, a formula for the weights and the official outputs. The model
 is built from the configuration inside the file, so files with other seeds and sizes need no change
-here. For every output the largest absolute and relative difference is printed; the exit status is 0
+here. A tokenizer's file is JSON: strings and their ids. For every output the largest absolute and relative difference is printed; the exit status is 0
 only when all are within the file's tolerance.
 """
 import argparse
@@ -15,6 +15,7 @@ import sys
 import zlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,22 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path) -> "Golden":
+        if path.suffix == ".json":
+            return cls.load_tokenizer(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop("meta")))
         return cls(meta,
                    {k[3:]: v for k, v in arrays.items() if k.startswith("in_")},
                    {k[4:]: v for k, v in arrays.items() if k.startswith("out_")})
+
+    @classmethod
+    def load_tokenizer(cls, path: Path) -> "Golden":
+        """Strings and the token ids that a tokenizer gives for them, as one JSON output."""
+        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        meta = {"family": path.parent.name, "case": path.stem, "tolerance": {"atol": 0, "rtol": 0},
+                "texts": [case["text"] for case in cases]}
+        return cls(meta, {}, {"ids": np.array(json.dumps([case["ids"] for case in cases]))})
 
     @property
     def config(self) -> dict:
@@ -101,6 +112,12 @@ def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bo
     want = np.asarray(golden.outputs[name])
     if got is None:
         return f"  {name:<38} not produced                            off", False
+    if want.dtype.kind == "U":  # JSON: the words must be equal, the numbers close
+        want_words, want = split_json(json.loads(str(want)))
+        got_words, got = split_json(json.loads(got))
+        if got_words != want_words:
+            row = next(i for i, pair in enumerate(zip_longest(got_words, want_words)) if pair[0] != pair[1])
+            return f"  {name:<38} item {row}: {got_words[row:row + 3]}, not {want_words[row:row + 3]}   off", False
     got = got.detach().float().cpu().numpy() if torch.is_tensor(got) and got.is_floating_point() else np.asarray(got)
     sampling = golden.meta.get("subsample", {}).get(name)
     step = sampling["k"] if isinstance(sampling, dict) else sampling or 1
@@ -116,6 +133,23 @@ def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bo
     ok = same_elsewhere and bool(within.mean() >= share if within.size else True)
     relative = diff.max() / max(np.abs(b[finite]).max(), 1e-12) if diff.size else 0.0
     return f"  {name:<38} {str(tuple(full)):<20} abs {diff.max() if diff.size else 0:.2e}  rel {relative:.2e}  {'ok' if ok else 'off'}", ok
+
+
+def split_json(value) -> tuple[list, np.ndarray]:
+    """All that is no number, brackets and keys included, in order; and the numbers."""
+    words, numbers, stack = [], [], [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            item = sorted(item.items())
+        if isinstance(item, (list, tuple)):
+            words += ["list", len(item)]
+            stack += reversed(item)
+        elif isinstance(item, (int, float)) and not isinstance(item, bool):
+            numbers.append(item)
+        else:
+            words.append(item)
+    return words, np.array(numbers, dtype=np.float64)
 
 
 def run_file(path: Path, device: str = "cpu", dtype: str = "float32") -> tuple[list[str], bool]:
@@ -134,7 +168,7 @@ def run_file(path: Path, device: str = "cpu", dtype: str = "float32") -> tuple[l
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
     args = parser.parse_args()

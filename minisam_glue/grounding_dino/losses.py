@@ -1,0 +1,115 @@
+"""Training losses of Grounding DINO: Hungarian matching, then token similarity, L1 and GIoU.
+
+Paper: arXiv 2303.05499, section 3.5, with the weights of its appendix; matching after DETR, arXiv
+2005.12872; focal loss, arXiv 1708.02002. The official project published none of it. Left out: denoising
+queries, and the averaging of the number of boxes over several processes.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou
+
+from ..boxes import cxcywh_to_xyxy
+from .model import Prediction
+
+ALPHA = 0.25  # focal loss: weight of the positives; the exponent is 2
+MATCH_WEIGHTS = {"similarity": 2.0, "l1": 5.0, "giou": 2.0}
+LOSS_WEIGHTS = {"similarity": 1.0, "l1": 5.0, "giou": 2.0}
+
+
+@dataclass
+class Target:
+    """The n objects of one image."""
+    boxes: Tensor  # (n, 4), cxcywh as fractions of the image
+    tokens: Tensor  # (n, L), True at the text tokens that name the object
+
+
+def token_map(spans: list[tuple[int, int]], labels: list[int], length: int) -> Tensor:
+    """(n, length), True at the columns of each object's phrase; spans as in detector.Caption, labels number them."""
+    tokens = torch.zeros(len(labels), length, dtype=torch.bool)
+    for row, label in zip(tokens, labels):
+        row[slice(*spans[label])] = True
+    return tokens
+
+
+def hungarian(cost: np.ndarray) -> list[int]:
+    """The column of each row, no column twice, with the least sum of cost (n, m), n <= m; O(n^2 m).
+
+    Kuhn's method with potentials: rows join one by one, each by the cheapest path that ends at a free
+    column. Index 0 of the arrays is a dummy column, in which the joining row stands.
+    """
+    n, m = cost.shape
+    if n > m:
+        raise ValueError(f"{n} objects but only {m} queries: give the model more queries")
+    if not np.isfinite(cost).all():
+        raise ValueError("the matching cost is not finite: the predictions have diverged; lower the learning rate")
+    row_price, column_price = np.zeros(n), np.zeros(m + 1)
+    owner = np.full(m + 1, -1)  # row that holds a column
+    for row in range(n):
+        owner[0], column = row, 0
+        least, origin, visited = np.full(m + 1, np.inf), np.zeros(m + 1, dtype=int), np.zeros(m + 1, dtype=bool)
+        while owner[column] >= 0:
+            visited[column] = True
+            slack = np.append(np.inf, cost[owner[column]] - row_price[owner[column]] - column_price[1:])
+            closer = ~visited & (slack < least)
+            least[closer], origin[closer] = slack[closer], column
+            column = int(np.where(visited, np.inf, least).argmin())
+            step = least[column]
+            row_price[owner[visited]] += step
+            column_price[visited] -= step
+            least[~visited] -= step
+        while column:  # hand the columns of the path on, back to the dummy
+            owner[column] = owner[origin[column]]
+            column = int(origin[column])
+    return [int(np.flatnonzero(owner[1:] == row)[0]) for row in range(n)]
+
+
+def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sigmoid focal loss of each logit against 0 or 1: easy ones count little."""
+    probability = logits.sigmoid()
+    missed = wanted * (1 - probability) + (1 - wanted) * probability
+    weight = wanted * ALPHA + (1 - wanted) * (1 - ALPHA)
+    return weight * missed ** 2 * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+
+
+@torch.no_grad()
+def match(logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
+    """The query for each of the n objects of an image, from its logits (Q, L) and boxes (Q, 4): no query twice."""
+    tokens, truth = target.tokens.to(logits.device).float(), target.boxes.to(boxes)
+    logits = logits[:, :tokens.shape[1]].float()
+    positive, negative = (focal_loss(logits, torch.full_like(logits, wanted)) for wanted in (1.0, 0.0))
+    cost = {"similarity": (positive - negative) @ (tokens / tokens.sum(1, keepdim=True)).T,
+            "l1": torch.cdist(boxes.float(), truth.float(), p=1),
+            "giou": -generalized_box_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(truth.float()))}
+    total = sum(MATCH_WEIGHTS[name] * value for name, value in cost.items())  # (Q, n)
+    return torch.tensor(hungarian(total.T.cpu().numpy()), dtype=torch.long, device=boxes.device)
+
+
+def head_loss(prediction: Prediction, targets: list[Target], chosen: list[Tensor]) -> dict[str, Tensor]:
+    """Sums of the losses of one head; chosen[b] (n,) are the queries matched to the objects of image b."""
+    wanted = torch.zeros_like(prediction.logits)
+    for b, (target, queries) in enumerate(zip(targets, chosen)):
+        wanted[b, queries, :target.tokens.shape[1]] = target.tokens.to(wanted)
+    boxes = torch.cat([prediction.boxes[b, queries] for b, queries in enumerate(chosen)])
+    truth = torch.cat([target.boxes for target in targets]).to(boxes)
+    overlap = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)).diagonal()
+    real = ~prediction.logits.isneginf()  # no text padding
+    return {"similarity": focal_loss(prediction.logits[real].float(), wanted[real].float()).sum(),
+            "l1": (boxes - truth).abs().sum(), "giou": (1 - overlap).sum()}
+
+
+def detection_loss(predictions: list[Prediction], targets: list[Target]) -> dict[str, Tensor]:
+    """What a model in training mode returns -> each loss, summed over all heads, and their weighted "total".
+
+    All are divided by the number of objects in the batch. ValueError if predictions are not finite.
+    """
+    number = max(1, sum(len(target.boxes) for target in targets))
+    sums = {name: predictions[0].boxes.new_zeros(()) for name in LOSS_WEIGHTS}
+    for prediction in predictions:
+        chosen = [match(prediction.logits[b], prediction.boxes[b], target) for b, target in enumerate(targets)]
+        for name, value in head_loss(prediction, targets, chosen).items():
+            sums[name] = sums[name] + value / number
+    return sums | {"total": sum(LOSS_WEIGHTS[name] * value for name, value in sums.items())}

@@ -1,0 +1,364 @@
+"""Image augmentation in batches, on the device of the images, each image with its own draw.
+
+TrivialAugmentWide (arXiv 2103.10158) with torchvision's 14 operations and 31 strengths, random erasing
+(arXiv 1708.04896), colour jitter, crop and flip. Random numbers are drawn on the CPU from an explicit
+generator, so that they are reproducible and a GPU is never waited for; the maths takes the drawn numbers
+as arguments. Left out: expanding rotations, images that are not RGB, several erased boxes per image.
+"""
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+OPS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+       "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize")
+BINS = 31
+
+
+@dataclass(frozen=True)
+class Augment:
+    """uint8 images (B, 3, H, W) -> augmented, normalised float32 images of the same shape.
+
+    mean, std: per channel, of values in [0, 1]. crop: padding in pixels, 0 for off. jitter: the largest
+    relative change of brightness, contrast and saturation (a quarter of it, in turns, of hue).
+    erasing: the probability that a box of an image is set to the mean.
+    """
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop: int = 0
+    flip: bool = False
+    trivial_augment: bool = False
+    jitter: float = 0.0
+    erasing: float = 0.0
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"images are {x.dtype} {tuple(x.shape)}: give uint8 (B, 3, H, W)")
+        if self.crop:
+            x = random_crop(x, self.crop, generator)
+        if self.flip:
+            x = random_flip(x, generator)
+        if self.trivial_augment:
+            x = trivial_augment_wide(x, generator)
+        if self.jitter:
+            x = color_jitter(x, *draw_jitter(len(x), self.jitter, generator))
+        x = normalise(x, self.mean, self.std)
+        return random_erasing(x, self.erasing, generator) if self.erasing else x
+
+
+def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images (B, 3, H, W) of 0..255, uint8 or float -> (x / 255 - mean) / std in float32; mean, std of 0..1."""
+    mean, std = (255 * torch.tensor(value, device=x.device).view(3, 1, 1) for value in (mean, std))
+    return x.sub(mean).div_(std)
+
+
+# ---- geometry: crop and flip ---------------------------------------------------------------------------
+
+def random_crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Zero-pad images (B, 3, H, W) by `padding` pixels on each side and cut a window of their size from each."""
+    return crop(x, padding, torch.randint(2 * padding + 1, (2, len(x)), generator=generator))
+
+
+def crop(x: Tensor, padding: int, offset: Tensor) -> Tensor:
+    """The windows of the padded images (B, 3, H, W) that start at row offset[0] and column offset[1], each (B,)."""
+    top, left = offset.to(x.device)
+    # (B, 3, H + 2p, W + 2p) -> a view (B, 3, 2p + 1, 2p + 1, H, W) of all windows -> one window each
+    windows = F.pad(x, [padding] * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+    return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each of the images (B, 3, H, W) left to right with probability one half."""
+    mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored.to(x.device), x.flip(3), x)
+
+
+# ---- TrivialAugmentWide --------------------------------------------------------------------------------
+
+def magnitude_table() -> Tensor:
+    """The strengths (14 operations, 31 bins) of arXiv 2103.10158, table 1, "wide", as torchvision spaces them."""
+    enhance, degrees = torch.linspace(0, 0.99, BINS), torch.linspace(0, 135, BINS)
+    pixels, none = torch.linspace(0, 32, BINS), torch.zeros(BINS)
+    bits = 8 - (torch.arange(BINS) / ((BINS - 1) / 6)).round()
+    return torch.stack([none, enhance, enhance, pixels, pixels, degrees, enhance, enhance, enhance, enhance,
+                        bits, torch.linspace(255, 0, BINS), none, none])
+
+
+MAGNITUDES = magnitude_table()
+SIGNED = torch.tensor([name in OPS[1:10] for name in OPS])  # from ShearX to Sharpness
+
+
+def trivial_augment_wide(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One random operation at one random strength for each of the uint8 images (B, 3, H, W)."""
+    return apply_ops(x, *draw_ops(len(x), generator))
+
+
+def draw_ops(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Operation numbers (B,) and signed magnitudes (B,): uniform operation, bin and, where it has one, sign."""
+    op, level, sign = (torch.randint(n, (count,), generator=generator) for n in (len(OPS), BINS, 2))
+    return op, MAGNITUDES[op, level] * torch.where(SIGNED[op] & (sign == 1), -1.0, 1.0)
+
+
+def apply_ops(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
+    """Operation op[i] with magnitude[i], both on the CPU, of each uint8 image i: one batch for each operation."""
+    order = op.argsort()
+    counts, index = op.bincount(minlength=len(OPS)).tolist(), order.to(x.device)
+    groups = zip(OPS, x[index].split(counts), magnitude[order].split(counts))
+    changed = torch.cat([apply_op(images, name, strength) for name, images, strength in groups])
+    return torch.empty_like(x).index_copy_(0, index, changed)
+
+
+def apply_op(x: Tensor, op: str, magnitude: Tensor, like: str = "pil", bilinear: bool = False, fill: int = 0) -> Tensor:
+    """One operation of OPS on uint8 images (B, 3, H, W), each with its magnitude (B,).
+
+    torchvision gives two answers, one level apart in colours and further in rotations: `like` "pil" is
+    bit for bit the one on PIL images, mostly integers and so the same on every device; "tensor" the one
+    on tensors. `bilinear` and `fill` (for pixels from outside) concern shears, translations and rotations.
+    """
+    if op not in OPS or like not in ("pil", "tensor"):
+        raise ValueError(f"no operation {op!r} like {like!r}: choose from {', '.join(OPS)}, like 'pil' or 'tensor'")
+    if len(x) == 0 or op == "Identity":
+        return x
+    if op in ("AutoContrast", "Equalize"):
+        return _autocontrast(x, like) if op == "AutoContrast" else _equalize(x)
+    if op in OPS[1:6]:
+        return _warp(x, *_inverse_affine(op, magnitude, *x.shape[2:]), like, bilinear, fill)
+    magnitude = magnitude.to(x.device).view(-1, 1, 1, 1)
+    if op == "Posterize":
+        return x & (256 - 2 ** (8 - magnitude.int())).to(torch.uint8)
+    if op == "Solarize":
+        return torch.where(x < magnitude, x, 255 - x)
+    return _blend(x, _degenerate(x, op, like), magnitude, like)
+
+
+def _blend(x: Tensor, other: Tensor | int, magnitude: Tensor, like: str) -> Tensor:
+    """Away from `other` by 1 + magnitude. The two sums are equal but for their rounding."""
+    x = x.float()
+    out = other + (1 + magnitude) * (x - other) if like == "pil" else (1 + magnitude) * x - magnitude * other
+    return out.clamp_(0, 255).to(torch.uint8)
+
+
+def _degenerate(x: Tensor, op: str, like: str) -> Tensor | int:
+    """What an image becomes at factor 0: black, grey, flat or smooth."""
+    if op == "Brightness":
+        return 0
+    if op == "Sharpness":
+        return _smooth(x)
+    gray = _gray(x, like)
+    if op == "Color":
+        return gray
+    if like == "tensor":
+        return gray.float().mean((1, 2, 3), keepdim=True)
+    total, count = gray.sum((1, 2, 3), keepdim=True), gray[0].numel()
+    return (2 * total + count) // (2 * count)  # the rounded mean
+
+
+def _gray(x: Tensor, like: str) -> Tensor:
+    """Luma (ITU-R 601) of uint8 images (B, 3, H, W) as integers (B, 1, H, W): fixed-point, or truncated floats."""
+    red, green, blue = x.split(1, dim=1)
+    if like == "tensor":
+        return (0.2989 * red + 0.587 * green + 0.114 * blue).int()
+    return (19595 * red.int() + 38470 * green.int() + 7471 * blue.int() + 2 ** 15) >> 16
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """The 3 x 3 mean with weight 5 for the centre and 1 around it, rounded; the border stays as it is."""
+    wide = x.short()
+    rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
+    wide = wide.clone()
+    wide[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26  # total / 13, rounded
+    return wide
+
+
+def _autocontrast(x: Tensor, like: str) -> Tensor:
+    """Stretch each channel to 0..255; a channel of one value stays."""
+    # PIL's table is in float64 (which Apple's GPUs lack) and truncates, so the order of its sums shows.
+    dtype, device = (torch.float32, x.device) if like == "tensor" else (torch.float64, _float64_device(x))
+    low, high = (value.flatten(2).to(device, dtype) for value in (x.amin((2, 3), True), x.amax((2, 3), True)))
+    level, white = torch.arange(256, device=device, dtype=dtype), torch.full_like(high, 255)
+    if like == "tensor":
+        table = (level - low) * (white * (high - low).reciprocal())
+    else:
+        scale = white / (high - low)
+        table = level * scale + -low * scale
+    table = torch.where(high > low, table.clamp(0, 255), level)
+    return _look_up(x, table.to(torch.uint8).to(x.device))
+
+
+def _equalize(x: Tensor) -> Tensor:
+    """Make each channel's histogram as flat as a table of 256 levels can."""
+    levels = x.flatten(2).long()
+    counts = torch.zeros(*x.shape[:2], 256, dtype=torch.long, device=x.device)
+    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    brightest = counts.gather(2, levels.amax(2, keepdim=True))
+    step = (levels.shape[2] - brightest) // 255
+    table = (step // 2 + counts.cumsum(2) - counts) // step.clamp(min=1)
+    table = torch.where(step > 0, table.clamp(max=255), torch.arange(256, device=x.device))
+    return _look_up(x, table.to(torch.uint8))
+
+
+def _look_up(x: Tensor, table: Tensor) -> Tensor:
+    """Replace each pixel of (B, 3, H, W) by its entry of (B, 3, 256)."""
+    return table.gather(2, x.flatten(2).long()).view_as(x)
+
+
+def _float64_device(x: Tensor) -> torch.device:
+    return torch.device("cpu") if x.device.type == "mps" else x.device
+
+
+def _inverse_affine(op: str, magnitude: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """A (B, 2, 2) and t (B, 2) in float64: output pixel p (x, y from the image's centre) shows input pixel A p + t."""
+    m = magnitude.to(_float64_device(magnitude), torch.float64)
+    A, t = torch.eye(2, dtype=m.dtype, device=m.device).repeat(len(m), 1, 1), m.new_zeros(len(m), 2)
+    axis = 0 if op.endswith("X") else 1
+    if op == "Rotate":  # counter-clockwise, in degrees
+        # As PIL does, to 15 true decimals, which torch's rounding does not give; these are numbers, not images.
+        angles = [math.radians(degrees % 360) for degrees in m.tolist()]
+        cos, sin = (m.new_tensor([round(f(angle), 15) for angle in angles]) for f in (math.cos, math.sin))
+        A = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+    elif op.startswith("Translate"):
+        t[:, axis] = -m.trunc()
+    else:  # shears keep the top left corner, not the centre
+        A[:, axis, 1 - axis] = m
+        t[:, axis] = m * (height, width)[axis] / 2
+    return A, t
+
+
+def _warp(x: Tensor, A: Tensor, t: Tensor, like: str, bilinear: bool, fill: int) -> Tensor:
+    """Images (B, 3, H, W) resampled at A p + t."""
+    if like == "tensor":
+        return _warp_by_grid(x, A, t, bilinear, fill)
+    centre = A.new_tensor([x.shape[3] / 2, x.shape[2] / 2])
+    t = t + ((A * -centre).sum(2) + centre)  # now from the top left corner
+    return (_warp_bilinear if bilinear else _warp_nearest)(x, A, t, fill)
+
+
+def _warp_nearest(x: Tensor, A: Tensor, t: Tensor, fill: int) -> Tensor:
+    """Nearest pixel in 16.16 fixed point, as PIL does it."""
+    first = t + A.sum(2) / 2  # where the middle of the first pixel comes from
+    A, first = ((65536 * value + 0.5).floor().long().to(x.device) for value in (A, first))
+    column, row = (position >> 16 for position in _positions(x, A, first, 0))
+    return torch.where(_is_inside(x, column, row), _pick(x, column, row), fill)
+
+
+def _warp_bilinear(x: Tensor, A: Tensor, t: Tensor, fill: int) -> Tensor:
+    """Between the four nearest pixels, the edge repeated by half a pixel; truncated, so every sum is in PIL's order."""
+    column, row = _positions(x, A.to(x.device), t.to(x.device), 0.5)
+    inside = _is_inside(x, column, row)
+    column, row = column - 0.5, row - 0.5
+    left, top = column.floor(), row.floor()
+    upper, lower = (a + (b - a) * (column - left) for a, b in (
+        (_pick(x, left, line).to(row), _pick(x, left + 1, line).to(row)) for line in (top, top + 1)))
+    return torch.where(inside, (upper + (lower - upper) * (row - top)).to(torch.uint8), fill)
+
+
+def _positions(x: Tensor, A: Tensor, t: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Column and row, (B, 1, H, W) each, of A (p + shift) + t for every pixel p."""
+    columns = torch.arange(x.shape[3], device=x.device) + shift
+    rows = torch.arange(x.shape[2], device=x.device)[:, None] + shift
+    A, t = A[..., None, None, None], t[..., None, None, None]
+    return tuple(A[:, i, 0] * columns + A[:, i, 1] * rows + t[:, i] for i in (0, 1))
+
+
+def _is_inside(x: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    return (row >= 0) & (row < x.shape[2]) & (column >= 0) & (column < x.shape[3])
+
+
+def _pick(x: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """The pixels (B, 3, H, W) at column and row (B, 1, H, W), those outside taken from the edge."""
+    index = row.long().clamp(0, x.shape[2] - 1) * x.shape[3] + column.long().clamp(0, x.shape[3] - 1)
+    return x.flatten(2).gather(2, index.flatten(2).expand(-1, 3, -1)).view_as(x)
+
+
+def _warp_by_grid(x: Tensor, A: Tensor, t: Tensor, bilinear: bool, fill: int) -> Tensor:
+    """The same through float32 coordinates in -1..1 and grid_sample, as torchvision warps tensors."""
+    B, _, H, W = x.shape
+    columns, rows = (torch.arange(side, device=x.device) - (side - 1) / 2 for side in (W, H))
+    points = torch.stack([*torch.meshgrid(columns, rows, indexing="xy"), torch.ones(H, W, device=x.device)], dim=2)
+    theta = torch.cat([A, t[..., None]], dim=2).mT.to(x.device, torch.float32)  # (B, 3, 2)
+    grid = points.view(1, H * W, 3).expand(B, -1, -1).bmm(theta / theta.new_tensor([W / 2, H / 2])).view(B, H, W, 2)
+    image = torch.cat([x.float(), torch.ones_like(x[:, :1], dtype=torch.float32)], dim=1)
+    image = F.grid_sample(image, grid, "bilinear" if bilinear else "nearest", align_corners=False)
+    image, inside = image.split([3, 1], dim=1)
+    return (image * inside + (1 - inside) * fill).round().to(torch.uint8)
+
+
+# ---- colour jitter -------------------------------------------------------------------------------------
+
+def draw_jitter(count: int, strength: float, generator: torch.Generator) -> list[Tensor]:
+    """Factors of brightness, contrast and saturation in 1 +- strength, and turns of hue in +- strength / 4."""
+    uniform = 2 * torch.rand(4, count, generator=generator) - 1
+    return [*(1 + strength * uniform[:3]).clamp(min=0), uniform[3] * min(strength / 4, 0.5)]
+
+
+def color_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Images (B, 3, H, W) of 0..255 -> the same in float32, not rounded, each with its factors (B,).
+
+    In this order; the hue is turned by -0.5..0.5 of a full turn. torchvision's ColorJitter also shuffles the order.
+    """
+    brightness, contrast, saturation, hue = (
+        value.to(x.device).view(-1, 1, 1, 1) for value in (brightness, contrast, saturation, hue))
+    x = (x * brightness).clamp(max=255)
+    x = torch.lerp(_luma(x).mean((2, 3), keepdim=True), x, contrast).clamp(0, 255)
+    x = torch.lerp(_luma(x), x, saturation).clamp(0, 255)
+    return _turn_hue(x, hue)
+
+
+def _luma(x: Tensor) -> Tensor:
+    return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """RGB -> hue, chroma and value, the hue turned, and back (the hexagon of Smith's HSV, 1978)."""
+    red, green, blue = x.split(1, dim=1)
+    value, chroma = x.amax(1, keepdim=True), x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
+    safe = chroma.where(chroma > 0, 1)
+    hue = torch.where(value == red, (green - blue) / safe,
+                      torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4))
+    sector = (hue + 6 * turns + hue.new_tensor([5, 3, 1]).view(3, 1, 1)) % 6
+    return value - chroma * torch.minimum(sector, 4 - sector).clamp(0, 1)
+
+
+# ---- random erasing ------------------------------------------------------------------------------------
+
+def random_erasing(x: Tensor, p: float, generator: torch.Generator, scale: tuple[float, float] = (0.02, 0.33),
+                   ratio: tuple[float, float] = (0.3, 3.3)) -> Tensor:
+    """Set one box of each of the normalised images (B, 3, H, W) to 0, their mean, with probability p.
+
+    scale: the box's share of the area. ratio: its height over its width, log-uniform.
+    """
+    boxes = draw_boxes(len(x), *x.shape[2:], generator, scale, ratio)
+    boxes *= torch.rand(len(x), 1, generator=generator) < p
+    return erase(x, boxes, torch.zeros((), device=x.device))
+
+
+def erase(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
+    """Put `fill`, which broadcasts to (B, 3, H, W), into boxes (B, 4): top, left, height, width in pixels."""
+    top, left, height, width = boxes.to(x.device)[..., None, None, None].unbind(1)
+    row, column = torch.arange(x.shape[2], device=x.device)[:, None], torch.arange(x.shape[3], device=x.device)
+    inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+    return torch.where(inside, fill, x)
+
+
+def draw_boxes(count: int, height: int, width: int, generator: torch.Generator, scale: tuple[float, float],
+               ratio: tuple[float, float]) -> Tensor:
+    """Boxes (B, 4): top, left, height, width. The first of ten sizes that fits, anywhere; all 0 if none does."""
+    area, shape, position = torch.rand(3, count, 10, generator=generator, dtype=torch.float64)
+    area = scale[0] + (scale[1] - scale[0]) * area
+    shape = math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * shape
+    size = box_size(area, shape.exp(), height, width)  # (B, 10, 2)
+    room = torch.tensor([height, width]) - size
+    fits = (room > 0).all(2)
+    first = (torch.arange(count), fits.int().argmax(1))
+    corner = (position[:, :2] * (room[first] + 1)).long()
+    return torch.cat([corner, size[first]], dim=1) * fits.any(1, keepdim=True)
+
+
+def box_size(area: Tensor, ratio: Tensor, height: int, width: int) -> Tensor:
+    """Height and width in pixels (..., 2) of boxes with a share of the image's area and a ratio height / width."""
+    pixels = area * height * width
+    return torch.stack([(pixels * ratio).sqrt(), (pixels / ratio).sqrt()], dim=-1).round().long()

@@ -1,0 +1,405 @@
+"""Data sets for small images, decoded once into uint8 tensors that stay in memory.
+
+`cifar10` and `cifar100` (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; archive and
+checksums are torchvision's), `folder` (train/<class>/*, test/<class>/*) and `shapes`, ten classes drawn from a seed.
+Left out: data sets larger than memory, and labels other than one class per image.
+"""
+
+import hashlib
+import http.client
+import io
+import logging
+import os
+import tarfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from minivit.files import write_atomically
+from minivit.shapes import CLASSES, draw_shapes
+
+log = logging.getLogger(__name__)
+
+NAMES = ("cifar10", "cifar100", "folder", "shapes")
+
+# Per-channel mean and standard deviation of the training pixels in [0, 1], as published with most CIFAR recipes.
+CIFAR_MEAN_STD = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+CIFAR_ARCHIVE_BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
+
+
+class DataError(ValueError):
+    """Missing, damaged or inconsistent data: one line that names what is wrong and how to mend it."""
+
+
+@dataclass
+class Split:
+    """Images as uint8 (N, 3, S, S) in RGB, and their class indices as int64 (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> "Split":
+        """The images and labels at a mask, at indices or in a slice."""
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass
+class Dataset:
+    """Splits, class names, and the per-channel mean and std (of values in [0, 1]) that normalise the images."""
+
+    train: Split
+    test: Split
+    classes: list[str]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    val: Split | None = None
+
+
+def load(name: str, root: str | Path = "data", image_size: int = 32, seed: int = 0, skip_bad: bool = False) -> Dataset:
+    """Load `cifar10`, `cifar100`, `folder` or `shapes` at image_size x image_size pixels.
+
+    `root` holds the CIFAR archive or the class folders; `seed` draws the shapes; `skip_bad` leaves unreadable images
+    of a folder out. Raises DataError.
+    """
+    if image_size < 1:
+        raise DataError(f"image size {image_size} is not a positive number of pixels")
+    if name in CIFAR_MEAN_STD:
+        return cifar(name, root, image_size)
+    if name == "folder":
+        return folder(root, image_size, skip_bad)
+    if name == "shapes":
+        return shapes(seed, image_size=image_size)
+    raise DataError(f"unknown data set '{name}': choose one of {', '.join(NAMES)}")
+
+
+def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
+    """Move a random part of the training split to `val`, each class by its share.
+
+    `amount` below 1 is a fraction of the training images, from 1 on a number of images. Raises DataError.
+    """
+    if dataset.val is not None:
+        raise DataError("the data set already has a validation split: leave the hold-out away")
+    labels = dataset.train.labels
+    count = round(amount * len(labels)) if amount < 1 else int(amount)
+    per_class = torch.bincount(labels, minlength=len(dataset.classes))
+    wanted = _share(per_class, count) if 0 < count < len(labels) else torch.zeros_like(per_class)
+    if wanted.sum() == 0 or (wanted >= per_class).any():
+        raise DataError(
+            f"a hold-out of {amount:g} from {len(labels)} training images leaves a split or a class empty: "
+            f"choose a fraction between 0 and 1 or a smaller number of images"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[torch.argsort(labels[order], stable=True)]  # by class, in random order inside each
+    rank = torch.arange(len(labels)) - (per_class.cumsum(0) - per_class)[labels[order]]  # position inside the class
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order[rank < wanted[labels[order]]]] = True
+    return replace(dataset, train=dataset.train[~held], val=dataset.train[held])
+
+
+def _share(per_class: torch.Tensor, count: int) -> torch.Tensor:
+    """Split `count` over the classes in proportion to their sizes, by largest remainder."""
+    quota = per_class.double() * count / per_class.sum()
+    wanted = quota.floor().long()
+    largest = torch.argsort(quota - wanted, descending=True, stable=True)
+    wanted[largest[: count - int(wanted.sum())]] += 1
+    return wanted
+
+
+def channel_stats(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and std of uint8 images (N, 3, S, S), in units of [0, 1]."""
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)])
+    share = counts.double() / counts.sum(1, keepdim=True)  # (3, 256): exact, where a float sum over all pixels is not
+    level = torch.arange(256, dtype=torch.float64) / 255
+    mean = share @ level
+    std = (share * (level - mean[:, None]) ** 2).sum(1).sqrt().clamp(min=1 / 255)  # one colour only: still divisible
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CIFAR
+
+
+def cifar(name: str, root: str | Path, image_size: int = 32) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (50,000 training and 10,000 test images of 32x32 pixels), found in `root` or downloaded."""
+    from torchvision import datasets  # here, because the import takes a second that other data sets need not pay
+
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    is_new = not Path(root).exists()
+    try:
+        parts = [source(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException) as error:
+        if is_new and Path(root).is_dir() and not any(Path(root).iterdir()):
+            Path(root).rmdir()  # torchvision makes the folder before it downloads
+        raise DataError(_cifar_help(name, source, Path(root), error)) from error
+    train, test = (_from_cifar(part, image_size) for part in parts)
+    mean, std = CIFAR_MEAN_STD[name]
+    return Dataset(train, test, list(parts[0].classes), mean, std)
+
+
+def _from_cifar(part, image_size: int) -> Split:
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()  # (N, 32, 32, 3) -> (N, 3, 32, 32)
+    if image_size != images.shape[-1]:
+        images = torch.nn.functional.interpolate(images, size=(image_size, image_size), mode="bicubic", antialias=True)
+    return Split(images, torch.tensor(part.targets))
+
+
+def _cifar_help(name: str, source: type, root: Path, error: Exception) -> str:
+    archive, size = root / source.filename, CIFAR_ARCHIVE_BYTES[name]
+    state = "missing"
+    if archive.exists():
+        state = f"damaged ({archive.stat().st_size:,} bytes there)"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{archive} is {state} and could not be downloaded ({reason}): put {source.url} ({size:,} bytes, "
+        f"md5 {source.tgz_md5}) there by hand, or use --data shapes, which needs no download"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders of images
+
+
+def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False) -> Dataset:
+    """Images in root/train/<class>/ and root/test/<class>/ (or val/), resized and cropped to image_size squared.
+
+    With both test/ and val/ present, val/ is the validation split. Hidden files are ignored. Decoded images are cached
+    in $MINIVIT_CACHE, else ~/.cache/minivit, under a key made of all names and bytes. Raises DataError.
+    """
+    splits = _find_splits(Path(root))
+    classes = sorted(splits["train"])
+    files = {split: [path for name in classes for path in found[name]] for split, found in splits.items()}
+    cache = _cache_path(Path(root), files, image_size)
+    stored = _read_cache(cache)
+    if stored is None:
+        stored = _decode_splits(Path(root), splits, classes, image_size)
+        _write_cache(cache, stored)
+    _report_bad(stored["bad"], skip_bad)
+    loaded = {split: Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in splits}
+    for split, part in loaded.items():
+        empty = [classes[i] for i in (torch.bincount(part.labels, minlength=len(classes)) == 0).nonzero().flatten()]
+        if empty:
+            raise DataError(f"no readable image is left of {split}/{empty[0]}: replace its files or remove the class")
+    mean, std = channel_stats(loaded["train"].images)
+    return Dataset(loaded["train"], loaded["test"], classes, mean, std, loaded.get("val"))
+
+
+def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """{split: {class: sorted image paths}}, checked: all splits there, with the same classes, none empty."""
+    layout = f"expected {root}/train/<class>/* and {root}/test/<class>/* (or val/ instead of test/)"
+    if not root.is_dir():
+        raise DataError(f"data folder {root} does not exist: {layout}")
+    found = {name: _find_classes(root / name) for name in ("train", "test", "val") if (root / name).is_dir()}
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    for split in ("train", "test"):
+        if not found.get(split):
+            raise DataError(f"{root} has no {split} images: {layout}")
+    for split, classes in found.items():
+        differing = sorted(found["train"].keys() ^ classes.keys())
+        if differing:
+            raise DataError(
+                f"class folders differ between train and {split} in {root}: {', '.join(differing[:10])} "
+                f"{'is' if len(differing) == 1 else 'are'} in only one of them; add or remove them"
+            )
+    return found
+
+
+def _find_classes(split: Path) -> dict[str, list[Path]]:
+    classes = {d.name: _find_files(d) for d in sorted(split.iterdir()) if d.is_dir() and not d.name.startswith(".")}
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise DataError(f"class folder {split / empty[0]} is empty: put images there or remove it")
+    return classes
+
+
+def _find_files(directory: Path) -> list[Path]:
+    """All files below a class folder, sorted; hidden files and folders left out."""
+    files = []
+    for parent, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _decode_splits(root: Path, splits: dict[str, dict[str, list[Path]]], classes: list[str], size: int) -> dict:
+    """Tensors of every split, with the names of unreadable images under `bad`: what the cache holds."""
+    stored = {"bad": []}
+    for split, found in splits.items():
+        files = [path for name in classes for path in found[name]]
+        labels = torch.tensor([label for label, name in enumerate(classes) for _ in found[name]])
+        log.info("decoding %d images of %s", len(files), split)
+        images, problems = _decode_files(files, size)
+        good = torch.tensor([problem is None for problem in problems])
+        stored["bad"] += [
+            f"{path.relative_to(root).as_posix()} ({problem})" for path, problem in zip(files, problems) if problem
+        ]
+        stored[f"{split}_images"] = images if good.all() else images[good]
+        stored[f"{split}_labels"] = labels[good]
+    return stored
+
+
+def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str | None]]:
+    """uint8 images (N, 3, size, size), and for each file None or why it could not be decoded."""
+    images = np.zeros((len(files), 3, size, size), dtype=np.uint8)
+
+    def decode(index: int) -> str | None:
+        data = _read_bytes(files[index])
+        try:
+            images[index] = _decode(data, size)
+        except DataError as error:
+            return str(error)
+        return None
+
+    problems = _in_threads(decode, list(range(len(files))))
+    return torch.from_numpy(images), problems
+
+
+def _in_threads(function: Callable, items: list) -> list:
+    """[function(item) for item in items], in chunks: a task for each small file would cost more than the file."""
+    chunks = [items[start : start + 256] for start in range(0, len(items), 256)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
+        return [result for part in results for result in part]
+
+
+def read_image(path: str | Path, size: int) -> torch.Tensor:
+    """One image file as uint8 (3, size, size), decoded as `folder` does. Raises DataError."""
+    data = _read_bytes(Path(path))
+    try:
+        return torch.from_numpy(_decode(data, size).copy())
+    except DataError as error:
+        raise DataError(f"cannot decode {path}: {error}") from error
+
+
+def _decode(data: bytes, size: int) -> np.ndarray:
+    """Bytes of an image file -> uint8 (3, size, size). Raises DataError with the reason in a few words."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(None, (2 * size, 2 * size))  # large JPEGs only: decode at a half, a quarter or an eighth
+            return _fit(ImageOps.exif_transpose(image), size)
+    except UnidentifiedImageError as error:
+        raise DataError("not an image that Pillow reads") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types on damaged files
+        raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    """An image of any mode -> uint8 (3, size, size): RGB, shorter side resized, centre cropped."""
+    if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, as Pillow does for 16-bit colour
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P":  # a palette may hold transparency, which Pillow drops only by way of RGBA
+        image = image.convert("RGBA")
+    # Pillow's bicubic widens with the scale, so it is antialiased; an image of the right size comes back untouched.
+    image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _report_bad(bad: list[str], skip_bad: bool) -> None:
+    if not bad:
+        return
+    named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    noun = "image" if len(bad) == 1 else "images"
+    if not skip_bad:
+        raise DataError(f"{len(bad)} unreadable {noun}: {named}; replace or delete, or leave out with --skip-bad")
+    log.warning("left out %d unreadable %s: %s", len(bad), noun, named)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache of decoded folders
+
+
+def _cache_path(root: Path, files: dict[str, list[Path]], image_size: int) -> Path:
+    """One cache file per content: of every image its path below the root, byte count and hash; and the image size."""
+    paths = [path for split in files.values() for path in split]
+    digests = _in_threads(_digest, paths)
+    key = hashlib.sha256(b"1")  # the format of the cache: count it up when decoding or layout changes
+    for path, digest in zip(paths, digests):
+        key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode())
+    home = os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit"
+    return Path(home) / f"folder-{image_size}-{key.hexdigest()[:32]}.pt"
+
+
+def _digest(path: Path) -> str:
+    data = _read_bytes(path)
+    return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+
+
+def _read_cache(path: Path) -> dict | None:
+    """What `_write_cache` stored, or None when there is nothing or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        stored = torch.load(path, weights_only=True)
+        if stored.pop("checksum") == _checksum(stored):  # torch.load itself does not notice a flipped bit
+            return stored
+        reason = "checksum differs"
+    except Exception as error:  # zip, pickle and tensor readers each have their own types
+        reason = type(error).__name__
+    log.warning("cache %s is damaged (%s): decoding the images again", path, reason)
+    return None
+
+
+def _write_cache(path: Path, stored: dict) -> None:
+    """Write whole or not at all, so that readers and other writers are safe."""
+    stored = stored | {"checksum": _checksum(stored)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: torch.save(stored, temporary))
+    except (OSError, RuntimeError) as error:  # a full or read-only disk costs the cache, not the run
+        log.warning("no cache written to %s: %s", path, error)
+
+
+def _checksum(stored: dict) -> int:
+    crc = 0
+    for name in sorted(stored):
+        value = stored[name]
+        crc = zlib.crc32(value.numpy() if isinstance(value, torch.Tensor) else repr(value).encode(), crc)
+    return crc
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generated shapes
+
+
+def shapes(seed: int = 0, n_train: int = 8000, n_test: int = 2000, image_size: int = 32) -> Dataset:
+    """Ten classes, five shapes in two textures, at random place, size, tilt and colours on a cluttered ground.
+
+    No pixel tells the class on its own, so a linear model fails; a network that sees edges and repetition does not.
+    The same seed gives the same images, and the test images do not depend on n_train. Raises DataError.
+    """
+    parts = []
+    for stream, count in enumerate((n_train, n_test)):
+        if count < len(CLASSES):
+            raise DataError(f"{count} generated images are too few: {len(CLASSES)} classes need one each")
+        generator = torch.Generator().manual_seed(2 * seed + stream)
+        labels = torch.arange(count)[torch.randperm(count, generator=generator)] % len(CLASSES)
+        images = [draw_shapes(chunk, image_size, generator) for chunk in labels.split(500)]  # 500 at a time bounds memory
+        parts.append(Split(torch.cat(images), labels))
+    mean, std = channel_stats(parts[0].images)
+    return Dataset(parts[0], parts[1], list(CLASSES), mean, std)

@@ -1,0 +1,49 @@
+"""Exponential moving average of the weights (Polyak averaging; used as in DeiT, arXiv 2012.12877).
+
+The decay grows over training: early on the average follows the fast-moving weights (0.995 remembers
+about 200 steps), late it smooths out the noise (0.9995: 2,000 steps). Left out: averages kept in
+another precision or on another device than the model.
+"""
+import copy
+
+import torch
+from torch import nn
+
+
+def decay_ramp(step: int, start: float, end: float, ramp_steps: int) -> float:
+    """The decay at an update: linear from `start` at step 0 to `end` at `ramp_steps`, constant after."""
+    return start + (end - start) * min(step / max(ramp_steps, 1), 1.0)
+
+
+@torch.no_grad()
+def average_(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    """In place: averaged parameters = decay * own + (1 - decay) * the model's. Buffers are copied, not averaged."""
+    # torch has no public name for it: a few launches for all parameters instead of one for each.
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+    for ours, theirs in zip(averaged.buffers(), model.buffers()):
+        ours.copy_(theirs)
+
+
+class EMA:
+    """An averaged copy of a model in `.module` (eval mode, no gradients): update it after each optimizer step.
+
+    model: not wrapped by DDP or torch.compile. start, end, ramp_steps: see decay_ramp.
+    """
+
+    def __init__(self, model: nn.Module, start: float = 0.995, end: float = 0.9995, ramp_steps: int = 0):
+        if not (0 <= start <= 1 and 0 <= end <= 1):
+            raise ValueError(f"EMA decays {start} and {end}: each must be between 0 (no average) and 1 (never moves)")
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        self.start, self.end, self.ramp_steps = start, end, ramp_steps
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards `model`, as the decay of optimizer step `step` (from 0) says."""
+        average_(self.module, model, decay_ramp(step, self.start, self.end, self.ramp_steps))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The averaged weights under the model's own key names."""
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Load averaged weights, strictly."""
+        self.module.load_state_dict(state)

@@ -1,0 +1,42 @@
+"""Losses on soft targets, and knowledge distillation (Hinton et al., arXiv 1503.02531; DeiT, arXiv 2012.12877, section 4).
+
+A soft target is a distribution over the classes, (B, C), made by minivit.mix.one_hot and the mixes;
+label smoothing is part of it. All sums are in fp32. Left out: losses for many labels per image.
+"""
+import torch
+from torch import Tensor
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of -sum_c target * log softmax(logits). logits, target: (B, C). Returns a scalar."""
+    return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch. logits, teacher: (B, C).
+
+    T^2 keeps the size of the gradient as T grows (arXiv 1503.02531, section 2). The published DeiT code
+    divides by the number of classes as well, which is the same as a C times smaller weight.
+    """
+    student = (logits.float() / temperature).log_softmax(-1)
+    wanted = (teacher.float() / temperature).log_softmax(-1)
+    return temperature ** 2 * (wanted.exp() * (wanted - student)).sum(-1).mean()
+
+
+def hard_distillation(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's decision, argmax over its logits. logits, teacher: (B, C)."""
+    decision = torch.nn.functional.one_hot(teacher.argmax(-1), teacher.shape[-1])
+    return soft_cross_entropy(logits, decision)
+
+
+def distillation_loss(class_logits: Tensor, dist_logits: Tensor, teacher: Tensor, target: Tensor,
+                      alpha: float, temperature: float | None = None) -> Tensor:
+    """(1 - alpha) * cross-entropy of the class head + alpha * distillation of the distillation head.
+
+    All of (B, C). temperature None: hard distillation (DeiT, equation 3); a number: soft (equation 2).
+    """
+    if temperature is None:
+        distilled = hard_distillation(dist_logits, teacher)
+    else:
+        distilled = soft_distillation(dist_logits, teacher, temperature)
+    return (1 - alpha) * soft_cross_entropy(class_logits, target) + alpha * distilled

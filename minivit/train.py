@@ -1,0 +1,335 @@
+"""The training loop: everything between a model, a data set and a folder of results.
+
+One `Trainer` holds the whole state of a run, so that a checkpoint is a copy of it and a resumed run
+goes on bit for bit. Random numbers come from two places, both saved: `generator` draws the order of
+images and the augmentations, PyTorch's global one the dropout. Selection uses the hold-out only; the
+test set is read once, by `final_report`.
+"""
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.augment import Augment, normalise
+from minivit.data import Dataset, Split
+from minivit.ema import EMA
+from minivit.files import write_atomically
+from minivit.losses import distillation_loss, soft_cross_entropy
+from minivit.mix import mix_batch, one_hot
+from minivit.optim import adamw, one_cycle, warmup_cosine
+from minivit.report import write_report
+
+
+class TrainingError(ValueError):
+    """A run that cannot start or go on, in one line that says how to mend it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Rates are per step of one whole batch; epochs count passes over the training images."""
+    epochs: int = 300
+    batch_size: int = 192
+    accumulate: int = 1  # a batch goes through the model in this many parts
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    lr: float = 1e-3
+    min_lr: float = 1e-5
+    warmup: float = 0.04  # share of the steps in which the cosine's rate rises
+    weight_decay: float = 0.05
+    clip: float = 1.0  # largest gradient norm, 0 for none
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    compile: bool = False
+    patience: int = 0  # stop after so many epochs without a better hold-out accuracy, 0 for never
+    max_bad_steps: int = 20  # non-finite steps in a row
+    ema_start: float = 0.995
+    ema_end: float = 0.9995
+    crop: int = 4
+    flip: bool = True
+    trivial_augment: bool = True
+    jitter: float = 0.0
+    erasing: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_prob: float = 0.5
+    label_smoothing: float = 0.1
+    clean_epochs: int = 10
+    distill_weight: float = 0.5
+    distill_temperature: float | None = None  # None: the teacher's hard labels
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "accumulate", "lr", "max_bad_steps"):
+            if getattr(self, name) <= 0:
+                raise TrainingError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        for name in ("warmup", "erasing", "mix_prob", "label_smoothing", "distill_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"--{name.replace('_', '-')} is a share from 0 to 1, not {getattr(self, name)}")
+
+
+def choose_precision(amp: str, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass: bf16 where the hardware computes in it, else fp16 on a GPU, else fp32."""
+    if amp != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 natively; where it does not, bf16 is far slower than fp32."""
+    try:
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    except (AttributeError, RuntimeError):  # a PyTorch without this call
+        return False
+
+
+class Trainer:
+    """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
+
+    `teacher`, when given, is a module from normalised images to scores; its labels train the
+    distillation head, or the only head where there is one. Call `fit`, then `final_report`.
+    """
+
+    def __init__(self, model: nn.Module, data: Dataset, config: TrainConfig, run: Path, device: torch.device,
+                 teacher: nn.Module | None = None, describe: dict | None = None):
+        torch.manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.config, self.run, self.device, self.teacher, self.describe = config, Path(run), device, teacher, describe or {}
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.data = data
+        self.train_split, self.val_split = data.train.to(device), data.val.to(device) if data.val else None
+        self.batch_size = min(config.batch_size, len(data.train))
+        self.steps_per_epoch = len(data.train) // self.batch_size  # the last, incomplete batch waits for the next shuffle
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.optimizer = adamw(self.model, config.lr, config.weight_decay)
+        self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
+        self.dtype = choose_precision(config.amp, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.strong = Augment(data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter, config.erasing)
+        self.plain = Augment(data.mean, data.std, config.crop, config.flip)
+        self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.sums = [0.0, 0.0, 0]  # loss, hits, images of this epoch
+        self.best: dict | None = None
+        self.history: list[dict] = []
+        self.stop_requested = False
+
+    # ---- the loop ----------------------------------------------------------------------------------
+
+    def fit(self, until: int | None = None, on_step: Callable[[], None] = lambda: None,
+            on_epoch: Callable[[], None] = lambda: None) -> bool:
+        """Train to the last epoch (or to `until`). Returns False when a stop was requested and saved."""
+        while self.epoch < min(until or self.config.epochs, self.config.epochs):
+            if not self.train_epoch(on_step):
+                self.save(self.run / "last.pt")
+                return False
+            self.end_epoch()
+            on_epoch()
+            if self.config.patience and self.epoch - (self.best or {}).get("epoch", self.epoch) >= self.config.patience:
+                break
+        return True
+
+    def train_epoch(self, on_step: Callable[[], None]) -> bool:
+        """One pass over the training images, from where the run stands. False when a stop was requested."""
+        self.forward.train()
+        if self.batch == 0:
+            self.order = torch.randperm(len(self.train_split), generator=self.generator)
+            self.sums = [0.0, 0.0, 0]
+        self.started = time.perf_counter()
+        while self.batch < self.steps_per_epoch:
+            if self.stop_requested:
+                return False
+            index = self.order[self.batch * self.batch_size:(self.batch + 1) * self.batch_size].to(self.device)
+            self.train_step(self.train_split.images[index], self.train_split.labels[index])
+            self.batch += 1
+            on_step()
+        return True
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One update from uint8 images (B, 3, H, W) and labels (B,)."""
+        clean = self.epoch >= self.config.epochs - self.config.clean_epochs
+        x = fit_size(self.model, (self.plain if clean else self.strong)(images, self.generator))
+        target = one_hot(labels, len(self.data.classes), 0.0 if clean else self.config.label_smoothing)
+        if not clean:
+            x, target = mix_batch(x, target, self.config.mixup, self.config.cutmix, self.config.mix_prob, self.generator)
+        self.set_lr()
+        self.optimizer.zero_grad(set_to_none=True)
+        for x_part, target_part in zip(x.chunk(self.config.accumulate), target.chunk(self.config.accumulate)):
+            loss, logits = self.loss(x_part, target_part)
+            self.scaler.scale(loss * (len(x_part) / len(x))).backward()
+            self.sums[0] += loss.detach().double() * len(x_part)
+            self.sums[1] += (logits.detach().argmax(1) == target_part.argmax(1)).sum()
+        self.sums[2] += len(x)
+        self.update()
+
+    def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of normalised images against soft targets (B, classes), and the scores."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.teacher is None:
+                logits = self.forward(x).float()
+                return soft_cross_entropy(logits, target), logits
+            with torch.no_grad():
+                teacher = self.teacher(x).float()
+            heads = self.forward(x, each_head=True) if getattr(self.model, "head_dist", None) else (self.forward(x),)
+        heads = [h.float() for h in heads]
+        return distillation_loss(heads[0], heads[-1], teacher, target, self.config.distill_weight,
+                                 self.config.distill_temperature), heads[0]
+
+    def update(self) -> None:
+        """Clip, step, average. A step whose gradient is not finite changes nothing and is counted."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.scaler.step(self.optimizer)
+            self.ema.update(self.model, self.step)
+            self.bad_in_a_row = 0
+        else:
+            self.bad_steps += 1
+            self.bad_in_a_row += 1
+        scale = self.scaler.get_scale()
+        self.scaler.update()
+        if self.bad_in_a_row >= self.config.max_bad_steps:
+            raise TrainingError(f"{self.bad_in_a_row} steps in a row were not finite: step {self.step}, learning rate "
+                                f"{self.lr:.3g}, loss scale {scale:.3g}; lower --lr, or try --amp off")
+
+    @property
+    def step(self) -> int:
+        """Steps since the start of the run."""
+        return self.epoch * self.steps_per_epoch + self.batch
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the current step."""
+        c = self.config
+        if c.schedule == "one-cycle":
+            return one_cycle(self.step, self.total_steps, c.lr)
+        return warmup_cosine(self.step, self.total_steps, int(c.warmup * self.total_steps), c.lr, c.min_lr)
+
+    def set_lr(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
+    # ---- evaluation --------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Scores (N, classes), fp32, of uint8 images (N, 3, H, W)."""
+        model.eval()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return torch.cat([model(fit_size(model, normalise(x.to(self.device), self.data.mean, self.data.std))).float()
+                              for x in images.split(500)])
+
+    def accuracy(self, model: nn.Module, split: Split) -> float:
+        """Share of `split` that `model` gets right."""
+        hits = self.predict(model, split.images).argmax(1) == split.labels.to(self.device)
+        return hits.double().mean().item()
+
+    def end_epoch(self) -> None:
+        """Measure, log, and write the checkpoints of a finished epoch."""
+        seconds = time.perf_counter() - self.started
+        loss, hits, images = (float(s) for s in self.sums)
+        row = {"epoch": self.epoch + 1, "lr": self.lr, "train_loss": loss / images, "train_acc": hits / images,
+               "images_per_s": images / seconds, "bad_steps": self.bad_steps}
+        if self.val_split:
+            row["val_acc"] = self.accuracy(self.model, self.val_split)
+            row["val_acc_ema"] = self.accuracy(self.ema.module, self.val_split)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.history.append(row)
+        self.write_metrics()
+        score = max(row.get("val_acc", -1.0), row.get("val_acc_ema", -1.0))
+        if self.val_split and score > (self.best or {"score": -1.0})["score"]:
+            self.best = {"score": score, "epoch": self.epoch}
+            self.save(self.run / "best.pt")
+        self.save(self.run / "last.pt")
+
+    def write_metrics(self) -> None:
+        """metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""
+        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        write_atomically(self.run / "metrics.jsonl", lambda path: path.write_text(lines))
+
+    def final_report(self) -> dict:
+        """Read the test set, once: final and best, raw and averaged weights. Writes report/ for the chosen one.
+
+        The choice is the hold-out's; without one it is the averaged weights of the last epoch.
+        """
+        test = self.data.test
+        candidates = dict(self.candidates())
+        if self.val_split:
+            chosen = max(candidates, key=lambda name: self.accuracy(candidates[name], self.val_split))
+        else:
+            chosen = "final_ema"
+        scores = {name: self.predict(model, test.images).cpu() for name, model in candidates.items()}
+        labels = test.labels.cpu()
+        result = {f"test_acc_{name}": (s.argmax(1) == labels).double().mean().item() for name, s in scores.items()}
+        result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": self.bad_steps}
+        result["val_acc"] = self.accuracy(candidates[chosen], self.val_split) if self.val_split else None
+        facts = {f"test, {name.replace('_ema', ' averaged')}": f"{100 * result[f'test_acc_{name}']:.2f} %" for name in candidates}
+        if self.val_split:
+            facts["hold-out, chosen weights"] = f"{100 * result['val_acc']:.2f} %"
+        write_report(self.run / "report", scores[chosen], labels, self.data.classes, test.images.cpu(), self.history,
+                     title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
+                     facts={"weights chosen by the hold-out" if self.val_split else "weights": chosen.replace("_ema", " averaged")} | facts)
+        write_atomically(self.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
+        return result
+
+    def candidates(self) -> Iterator[tuple[str, nn.Module]]:
+        """The weights a run offers: the last epoch's and the best epoch's, each raw and averaged."""
+        yield "final", self.model
+        yield "final_ema", self.ema.module
+        if self.best and self.best["epoch"] != self.epoch:
+            saved = torch.load(self.run / "best.pt", map_location=self.device, weights_only=True)
+            for name, state in (("best", saved["model"]), ("best_ema", saved["ema"])):
+                model = copy.deepcopy(self.ema.module)
+                model.load_state_dict(state)
+                yield name, model
+
+    # ---- checkpoints -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """All that a resumed run needs, and how the model is built."""
+        return {
+            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "rng": torch.get_rng_state(), "generator": self.generator.get_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "epoch": self.epoch, "batch": self.batch, "order": self.order, "sums": [float(s) for s in self.sums],
+            "bad_steps": self.bad_steps, "bad_in_a_row": self.bad_in_a_row, "best": self.best, "history": self.history,
+            "config": asdict(self.config), "describe": self.describe,
+            "classes": self.data.classes, "mean": list(self.data.mean), "std": list(self.data.std),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a checkpoint of the same run: the schedule depends on all settings, so they must be the same."""
+        changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+        if changed:
+            raise TrainingError(f"this run was started with another {', '.join(changed)}: resume it with the same settings")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.generator.set_state(state["generator"].cpu())
+        if state["rng_cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
+        for name in ("epoch", "batch", "sums", "bad_steps", "bad_in_a_row", "best", "history"):
+            setattr(self, name, state[name])
+        self.order = state["order"].cpu()
+        self.write_metrics()
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, lambda temporary: torch.save(self.state_dict(), temporary))
+
+
+def fit_size(model: nn.Module, x: Tensor) -> Tensor:
+    """Enlarge images (B, 3, H, W) to what the model takes, so that small ones stay small in memory."""
+    size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
+    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bicubic", antialias=True)

@@ -1,0 +1,284 @@
+"""The Vision Transformer, and what makes it work on small images.
+
+ViT: Dosovitskiy et al., arXiv 2010.11929. Distillation token: DeiT, arXiv 2012.12877. Class-attention
+tail, LayerScale, talking heads: CaiT, arXiv 2103.17239. One class covers them, so that the official
+checkpoints of all three load; parameter names are timm's. Left out: windows, pyramids, registers, RoPE.
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.attention import (Attention, ClassAttention, DecomposedPositionBias, RelativePositionBias,
+                               TalkingHeadsAttention, TokenBias)
+from minivit.layers import MLP, ConvStem, DropPath, LayerScale, PatchEmbed, drop_path_rates, sincos_2d
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """What a VisionTransformer is made of. Sizes are in pixels, rates are probabilities."""
+    image_size: int | tuple[int, int] = 32  # a side, or (height, width)
+    patch: int = 4
+    classes: int = 10
+    dim: int = 256
+    depth: int = 12  # blocks in all, the class-attention ones included
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    stem: Literal["patch", "conv"] = "patch"
+    position: Literal["learned", "sincos", "none"] = "learned"
+    relative_bias: Literal["none", "decomposed", "joint"] = "none"
+    mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
+    class_token: bool = True
+    distillation: bool = False  # a second token with a head of its own, for a teacher's labels
+    pool: Literal["cls", "mean"] = "cls"
+    class_attention: int = 0  # how many of the last blocks update the class and distillation tokens only
+    tail_mlp_ratio: float = 4.0  # the MLP in those blocks: wide ones cost little, few tokens pass them
+    tokens_enter_late: bool = False  # tokens join at the first class-attention block (CaiT), not at the first block
+    talking_heads: bool = False
+    qk_norm: bool = False
+    layer_scale: float | None = None  # the gain at the start
+    dropout: float = 0.0
+    drop_path: float = 0.0  # at the last block; rises linearly from 0 at the first
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        height, width = self.size
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide a {height}x{width} image; " + self._mend())
+        if self.dim % self.heads:
+            raise ValueError(f"width {self.dim} does not divide into {self.heads} heads")
+        if self.class_attention and not self.class_token:
+            raise ValueError("class-attention blocks need the class token")
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError("pool 'cls' needs the class token: take pool 'mean' without one")
+
+    def _mend(self) -> str:
+        height, width = self.size
+        fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+        patch = min(fits, key=lambda p: abs(p - self.patch))
+        sides = [max(1, round(s / self.patch)) * self.patch for s in (height, width)]
+        return f"the nearest patch that does is {patch}, the nearest size for patch {self.patch} is {sides[0]}x{sides[1]}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Image (height, width)."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (down, across)."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Special tokens: class, distillation."""
+        return self.class_token + self.distillation
+
+
+PRESETS: dict[str, ViTConfig] = {
+    # The plain ViT, scaled up step by step: width, depth, resolution of the patches.
+    "vit-d128-l6": ViTConfig(dim=128, depth=6, heads=4),  # 1.2M parameters
+    "vit-d256-l6": ViTConfig(dim=256, depth=6, heads=4),  # 4.8M
+    "vit-d256-l12": ViTConfig(dim=256, depth=12, heads=8),  # 9.5M
+    "vit-d256-l12-p2": ViTConfig(dim=256, depth=12, heads=8, patch=2),  # 9.6M
+    # The distillation model: two tokens, and a class-attention tail in the last four blocks.
+    "distilled": ViTConfig(dim=256, depth=12, heads=8, distillation=True, class_attention=4, tail_mlp_ratio=6.0,
+                           relative_bias="decomposed", dropout=0.05, drop_path=0.15),  # 10.6M
+    # ImageNet's ViT-B/16, as torchvision and timm have it.
+    "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86.6M
+    # Our own: convolutions where locality has to be learned from few images, attention for the rest.
+    "cifar": ViTConfig(dim=256, depth=12, heads=8, stem="conv", mlp_conv=True, relative_bias="decomposed",
+                       class_token=False, pool="mean", layer_scale=0.1, drop_path=0.1),  # 10.0M
+    "cifar-small": ViTConfig(dim=128, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True,
+                             relative_bias="decomposed", class_token=False, pool="mean"),  # 0.7M, for a CPU
+    "shapes-demo": ViTConfig(dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True,
+                             class_token=False, pool="mean"),
+}
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C).
+
+    With `first`, only the first tokens are computed, (B, first, C): what is left of the last block when
+    nothing but the special tokens is read after it.
+    """
+
+    def __init__(self, config: ViTConfig, drop_path: float, tokens: int):
+        super().__init__()
+        attention = TalkingHeadsAttention if config.talking_heads else Attention
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.attn = attention(config.dim, config.heads, config.dropout, config.qk_norm)
+        self.bias = make_position_bias(config, tokens)
+        self.ls1 = make_layer_scale(config)
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio), config.dropout, config.mlp_conv)
+        self.ls2 = make_layer_scale(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], first: int | None = None) -> Tensor:
+        bias = self.bias() if self.bias is not None else None
+        x = x[:, :first] + self.drop_path(self.ls1(self.attn(self.norm1(x), bias, first)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), grid if first is None else None)))
+
+
+class ClassBlock(nn.Module):
+    """CaiT's class-attention block: the T tokens read the patches, which stay as they are.
+
+    tokens (B, T, C), patches (B, N, C) -> updated tokens (B, T, C). Nothing but the layer norm and the
+    attention touches the patches, so the block costs little more than its T tokens.
+    """
+
+    def __init__(self, config: ViTConfig, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.attn = ClassAttention(config.dim, config.heads, config.dropout)
+        patches = config.grid[0] * config.grid[1]
+        self.bias = TokenBias(patches, config.heads, config.tokens) if config.relative_bias != "none" else None
+        self.ls1 = make_layer_scale(config)
+        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = MLP(config.dim, int(config.dim * config.tail_mlp_ratio), config.dropout)
+        self.ls2 = make_layer_scale(config)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        both = self.norm1(torch.cat([tokens, patches], dim=1))
+        bias = self.bias() if self.bias is not None else None
+        tokens = tokens + self.drop_path(self.ls1(self.attn(both, tokens.shape[1], bias)))
+        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
+
+
+class VisionTransformer(nn.Module):
+    """Images (B, 3, H, W), normalised, to class scores (B, classes).
+
+    With a distillation token there are two heads; `forward` averages them, and `forward(x,
+    each_head=True)` returns both, class head first, for a loss that treats them apart. `features`
+    gives the normalised tokens (B, T + N, C) with class and distillation token first.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        patches, dim = config.grid[0] * config.grid[1], config.dim
+        self.patch_embed = (ConvStem if config.stem == "conv" else PatchEmbed)(config.patch, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.distillation else None
+        tokens = 0 if config.tokens_enter_late else config.tokens
+        if config.position == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, tokens + patches, dim))
+        elif config.position == "sincos":
+            self.register_buffer("pos_embed", F.pad(sincos_2d(config.grid, dim), (0, 0, tokens, 0)).unsqueeze(0))
+        else:
+            self.pos_embed = None
+        self.pos_dropout = nn.Dropout(config.dropout)
+        rates = drop_path_rates(config.drop_path, config.depth)
+        full = config.depth - config.class_attention
+        self.blocks = nn.ModuleList(Block(config, rate, tokens) for rate in rates[:full])
+        self.class_blocks = nn.ModuleList(ClassBlock(config, rate) for rate in rates[full:])
+        # timm's names: `norm` normalises all tokens, `fc_norm` the mean of the patches.
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pool == "cls" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pool == "mean" else nn.Identity()
+        self.head = nn.Linear(dim, config.classes)
+        self.head_dist = nn.Linear(dim, config.classes) if config.distillation else None
+        init_weights(self)
+
+    def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.heads(self.features(x, all_tokens=self.config.pool == "mean"))
+        if each_head:
+            return logits
+        return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
+
+    def features(self, x: Tensor, all_tokens: bool = True) -> Tensor:
+        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm.
+
+        Without `all_tokens` the T special tokens alone, (B, T, C): the last block is then spared the
+        outputs that nobody reads.
+        """
+        x = self.embed(x)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            alone = i == last and not all_tokens and not self.config.class_attention
+            x = block(x, self.config.grid, self.config.tokens if alone else None)
+        if self.config.class_attention:
+            x = self.class_attention_tail(x)
+        return self.norm(x if all_tokens else x[:, :self.config.tokens])
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
+        B, _, H, W = x.shape
+        if (H, W) != self.config.size:
+            raise ValueError(f"this model takes {self.config.size[0]}x{self.config.size[1]} images, not {H}x{W}: "
+                             "resize them, or build the model for that size")
+        x = self.patch_embed(x)
+        if not self.config.tokens_enter_late:
+            x = torch.cat([*self.special_tokens(B), x], dim=1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        return self.pos_dropout(x)
+
+    def special_tokens(self, batch: int) -> list[Tensor]:
+        """The class and distillation token, as far as there are any, each (B, 1, C)."""
+        return [t.expand(batch, -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
+
+    def class_attention_tail(self, x: Tensor) -> Tensor:
+        """The last blocks, in which only the special tokens change."""
+        if self.config.tokens_enter_late:
+            tokens, patches = torch.cat(self.special_tokens(len(x)), dim=1), x
+        else:
+            tokens, patches = x[:, :self.config.tokens], x[:, self.config.tokens:]
+        for block in self.class_blocks:
+            tokens = block(tokens, patches)
+        return torch.cat([tokens, patches], dim=1)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Tokens (B, T + N, C) -> the scores of each head, (B, classes): class, and distillation where there is one."""
+        T = self.config.tokens
+        pooled = x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))
+        if self.head_dist is None:
+            return (self.head(pooled),)
+        return self.head(pooled), self.head_dist(x[:, T - 1])
+
+
+def make_position_bias(config: ViTConfig, tokens: int) -> nn.Module | None:
+    """The relative position bias of one block, None if the configuration has none."""
+    kinds = {"none": None, "joint": RelativePositionBias, "decomposed": DecomposedPositionBias}
+    kind = kinds[config.relative_bias]
+    return kind and kind(config.grid, config.heads, tokens)
+
+
+def make_layer_scale(config: ViTConfig) -> nn.Module:
+    """LayerScale, or nothing if the configuration has none."""
+    return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
+
+
+def init_weights(model: VisionTransformer) -> None:
+    """The weights a new model starts with.
+
+    | what                                   | start                                          |
+    |----------------------------------------|------------------------------------------------|
+    | linear layers                          | uniform, variance 2 / (fan-in + fan-out)       |
+    | heads                                  | normal, std 0.02, cut at two std               |
+    | patch projection                       | as the linear layer it is                      |
+    | convolutions of the stem               | normal, variance 2 / fan-in                    |
+    | depth-wise convolution in the MLP      | normal, std 0.1                                |
+    | all biases                             | 0                                              |
+    | class, distillation, position          | normal, std 0.02                               |
+    | relative position bias                 | 0: no offset is preferred                      |
+    | norms, LayerScale                      | as built: 1 and 0; the configured gain         |
+
+    The usual std of 0.02 for linear layers suits a width of 768; at 192 it makes the branches too faint
+    to learn from at first.
+    """
+    for name, module in model.named_modules():
+        if name.startswith("head"):
+            nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        elif isinstance(module, nn.Linear) or name == "patch_embed.proj":
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.1) if module.groups > 1 else nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for embedding in (model.cls_token, model.dist_token, model.pos_embed):
+        if isinstance(embedding, nn.Parameter):
+            nn.init.trunc_normal_(embedding, std=0.02, a=-0.04, b=0.04)

@@ -1,0 +1,451 @@
+"""Data sets: decoding, layout errors, the cache, the hold-out, CIFAR's error paths, and how hard the shapes are."""
+
+import math
+import pickle
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minivit import data, shapes
+from minivit.data import DataError, Dataset, Split
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path, monkeypatch):
+    home = tmp_path / "cache"
+    monkeypatch.setenv("MINIVIT_CACHE", str(home))
+    return home
+
+
+def save(path: Path, colour=(200, 100, 50), size=(8, 8), mode="RGB", **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, three images each, in train and test."""
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(3):
+                save(root / split / name / f"{i}.png", (100 * label, 10 * i, 200 if split == "test" else 0))
+    return root
+
+
+def count_decodes(monkeypatch) -> list:
+    calls, original = [], data._decode
+    monkeypatch.setattr(data, "_decode", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+def decode(path: Path, size: int = 8) -> torch.Tensor:
+    return data.read_image(path, size)
+
+
+# Decoding
+
+
+def test_folder_gives_images_labels_and_sorted_classes(root):
+    loaded = data.load("folder", root, image_size=8)
+    assert loaded.classes == ["cat", "dog"] and loaded.val is None
+    assert loaded.train.images.shape == (6, 3, 8, 8) and loaded.train.images.dtype == torch.uint8
+    assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and loaded.train.labels.dtype == torch.int64
+    assert loaded.train.images[:, :, 0, 0].tolist() == [[100 * (i // 3), 10 * (i % 3), 0] for i in range(6)]
+    assert loaded.test.images[:, 2].eq(200).all()
+
+
+@pytest.mark.parametrize(
+    "mode, colour, suffix, expected",
+    [
+        ("L", 77, "png", (77, 77, 77)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("LA", (77, 10), "png", (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 40), "png", (10, 20, 30)),
+        ("RGB", (10, 20, 30), "bmp", (10, 20, 30)),
+        ("RGB", (10, 20, 30), "tiff", (10, 20, 30)),
+        ("I;16", 0xAB12, "png", (0xAB, 0xAB, 0xAB)),
+        ("I;16", 0xAB12, "tiff", (0xAB, 0xAB, 0xAB)),
+    ],
+)
+def test_every_mode_becomes_the_rgb_it_shows(tmp_path, mode, colour, suffix, expected):
+    image = decode(save(tmp_path / f"a.{suffix}", colour, mode=mode))
+    assert image.shape == (3, 8, 8) and image.dtype == torch.uint8
+    assert image[:, 3, 4].tolist() == list(expected) and (image == image[:, :1, :1]).all()
+
+
+def test_palette_images_give_their_colours_also_with_transparency(tmp_path, recwarn):
+    picture = Image.new("RGB", (8, 8), (250, 0, 0))
+    picture.paste((0, 0, 250), (4, 0, 8, 8))
+    palette = picture.quantize(4)
+    palette.save(tmp_path / "plain.png")
+    palette.save(tmp_path / "clear.png", transparency=bytes([128, 0, 64, 255]))
+    palette.save(tmp_path / "a.gif")
+    for name in ("plain.png", "clear.png", "a.gif"):
+        assert decode(tmp_path / name)[:, 0, [0, 7]].T.tolist() == [[250, 0, 0], [0, 0, 250]], name
+    assert not recwarn.list
+
+
+def test_webp_and_jpeg_are_read_within_their_loss(tmp_path):
+    for name in ("a.webp", "a.jpg"):
+        image = decode(save(tmp_path / name, (200, 100, 50), quality=95))
+        assert (image.float() - torch.tensor([200.0, 100, 50])[:, None, None]).abs().max() <= 4
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "a.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation_is_respected(tmp_path):
+    picture = Image.new("RGB", (16, 16))
+    picture.paste((255, 255, 255), (0, 0, 16, 8))  # white above, black below
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = decode(tmp_path / "a.jpg", 16)
+    assert image[:, :, 12:].min() > 240 and image[:, :, :4].max() < 15  # what was above is now on the right
+
+
+def test_an_image_of_the_right_size_is_left_untouched(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png", 9).permute(1, 2, 0), pixels)
+
+
+def test_shorter_side_is_resized_with_antialias_then_centre_cropped(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    small = torch.nn.functional.interpolate(whole, size=(16, 24), mode="bicubic", antialias=True)[0]
+    difference = (decode(tmp_path / "a.png", 16) - small[:, :, 4:20].clamp(0, 255)).abs()
+    # At the crop's own border Pillow's filter stops where torch's still sees pixels outside the crop.
+    assert difference[:, :, 2:-2].max() <= 1.5
+
+
+def test_a_large_jpeg_decodes_to_the_same_picture(tmp_path):
+    wave = np.sin(np.arange(128) * (2 * np.pi / 16))  # decoded too small, the waves would be lost
+    Image.fromarray((127 + 120 * np.outer(wave, wave)).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    difference = decode(tmp_path / "a.jpg", 32).float() - decode(tmp_path / "a.png", 32).float()
+    assert difference.abs().max() <= 6
+
+
+# Layout and bad input
+
+
+def test_a_single_image_that_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot read .*none.png: No such file"):
+        data.read_image(tmp_path / "none.png", 8)
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match="cannot decode .*a.png: not an image that Pillow reads"):
+        data.read_image(tmp_path / "a.png", 8)
+
+
+def test_val_stands_in_for_test_and_is_the_validation_split_beside_it(root):
+    for i in range(2):
+        save(root / "val" / "cat" / f"{i}.png"), save(root / "val" / "dog" / f"{i}.png")
+    both = data.load("folder", root, image_size=8)
+    assert len(both.train) == 6 and len(both.test) == 6 and len(both.val) == 4
+    (root / "test").rename(root / ".away")
+    alone = data.load("folder", root, image_size=8)
+    assert len(alone.test) == 4 and alone.val is None
+
+
+def test_hidden_files_are_ignored_and_subfolders_are_read(root):
+    (root / "train" / "cat" / ".DS_Store").write_bytes(b"x")
+    save(root / "train" / "cat" / "more" / "9.png")
+    (root / "train" / ".cache").mkdir()
+    assert len(data.load("folder", root, image_size=8).train) == 7
+
+
+@pytest.mark.parametrize("missing", ["", "train", "test"])
+def test_missing_root_or_split_says_what_layout_is_expected(root, missing):
+    (root / missing).rename(root.parent / "away")
+    with pytest.raises(DataError, match=r"train/<class>/\* and .*test/<class>/\*") as error:
+        data.load("folder", root)
+    assert missing in str(error.value) and "\n" not in str(error.value)
+
+
+def test_images_without_class_folders_are_refused(tmp_path):
+    save(tmp_path / "train" / "0.png"), save(tmp_path / "test" / "0.png")
+    with pytest.raises(DataError, match="has no train images"):
+        data.load("folder", tmp_path)
+
+
+def test_empty_class_folder_is_named(root):
+    (root / "train" / "ant").mkdir()
+    with pytest.raises(DataError, match="train/ant is empty"):
+        data.load("folder", root)
+
+
+def test_class_folders_that_differ_are_named(root):
+    save(root / "test" / "cow" / "0.png")
+    (root / "test" / "dog").rename(root / "test" / "hound")
+    with pytest.raises(DataError, match="differ between train and test.*: cow, dog, hound"):
+        data.load("folder", root)
+
+
+def test_unreadable_images_are_named_and_skipped_only_on_request(root, caplog):
+    cut = root / "train" / "cat" / "cut.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(cut)
+    cut.write_bytes(cut.read_bytes()[:3000])
+    (root / "train" / "dog" / "notes.txt").write_text("not an image")
+    for _ in range(2):  # the second time from whatever the first left behind
+        with pytest.raises(DataError, match=r"2 unreadable images: train/cat/cut.jpg \(.*truncated.*notes.txt"):
+            data.load("folder", root, image_size=8)
+    for _ in range(2):
+        caplog.clear()
+        loaded = data.load("folder", root, image_size=8, skip_bad=True)
+        assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert loaded.train.images[:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
+        assert "left out 2 unreadable images: train/cat/cut.jpg" in caplog.text
+    with pytest.raises(DataError, match="2 unreadable images"):
+        data.load("folder", root, image_size=8)
+
+
+def test_a_class_left_without_images_by_skipping_is_refused(root):
+    for path in (root / "test" / "dog").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="no readable image is left of test/dog"):
+        data.load("folder", root, image_size=8, skip_bad=True)
+
+
+def test_unknown_name_and_size_are_refused():
+    with pytest.raises(DataError, match="unknown data set 'mnist': choose one of cifar10, cifar100, folder, shapes"):
+        data.load("mnist")
+    with pytest.raises(DataError, match="image size 0"):
+        data.load("shapes", image_size=0)
+
+
+# The cache
+
+
+def same(a: Dataset, b: Dataset) -> bool:
+    pairs = [(a.train, b.train), (a.test, b.test)]
+    equal = all(torch.equal(p.images, q.images) and torch.equal(p.labels, q.labels) for p, q in pairs)
+    return equal and a.mean == b.mean and a.std == b.std
+
+
+def test_second_load_comes_from_the_cache_and_is_equal(root, monkeypatch, cache_home):
+    calls = count_decodes(monkeypatch)
+    first = data.load("folder", root, image_size=8)
+    assert len(calls) == 12 and len(list(cache_home.iterdir())) == 1
+    assert same(first, data.load("folder", root, image_size=8)) and len(calls) == 12
+
+
+def test_changed_bytes_another_place_or_another_size_miss_the_cache(root, monkeypatch):
+    data.load("folder", root, image_size=8)
+    calls = count_decodes(monkeypatch)
+    path = root / "train" / "cat" / "0.bmp"
+    for colour, count in ((98, 13), (99, 26)):  # both files have the same name and size: only their bytes differ
+        save(path, (colour, 0, 0))
+        assert data.load("folder", root, image_size=8).train.images[0, 0, 0, 0] == colour and len(calls) == count
+    (root / "train" / "cat" / "2.png").rename(root / "train" / "dog" / "-.png")  # the same order, another class
+    assert data.load("folder", root, image_size=8).train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1] and len(calls) == 39
+    data.load("folder", root, image_size=4)
+    assert len(calls) == 52
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
+def test_a_damaged_cache_is_rebuilt_and_logged(root, cache_home, damage, caplog):
+    first = data.load("folder", root, image_size=8)
+    (cache,) = cache_home.iterdir()
+    content = bytearray(cache.read_bytes())
+    if damage == "flipped":  # one bit of one pixel
+        content[content.index(first.train.images.numpy().tobytes())] ^= 1
+    cache.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "foreign": b"hello"}[damage])
+    assert same(first, data.load("folder", root, image_size=8)) and "is damaged" in caplog.text
+    caplog.clear()
+    assert same(first, data.load("folder", root, image_size=8)) and not caplog.text
+
+
+def test_a_cache_write_that_fails_leaves_nothing_behind(root, cache_home, monkeypatch, caplog):
+    def full_disk(stored, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    assert len(data.load("folder", root, image_size=8).train) == 6
+    assert list(cache_home.iterdir()) == [] and "No space left" in caplog.text
+
+
+def test_writers_at_the_same_time_agree(root, cache_home):
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: data.load("folder", root, image_size=8), range(4)))
+    assert all(same(loaded[0], other) for other in loaded[1:])
+    assert [path.suffix for path in cache_home.iterdir()] == [".pt"]
+
+
+# Hold-out and statistics
+
+
+def small_dataset() -> Dataset:
+    shuffle = torch.randperm(100, generator=torch.Generator().manual_seed(5))
+    labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 70)[shuffle]
+    images = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1).expand(100, 3, 2, 2).contiguous()
+    return Dataset(Split(images, labels), Split(images[:1], labels[:1]), ["a", "b", "c"], (0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.parametrize("amount, per_class", [(0.1, [1, 2, 7]), (10, [1, 2, 7]), (0.5, [5, 10, 35]), (13, [1, 3, 9])])
+def test_hold_out_is_stratified_and_disjoint_from_the_rest(amount, per_class):
+    whole = small_dataset()
+    held = data.hold_out(whole, amount, seed=1)
+    assert torch.bincount(held.val.labels).tolist() == per_class
+    kept, out = held.train.images[:, 0, 0, 0].tolist(), held.val.images[:, 0, 0, 0].tolist()
+    assert not set(kept) & set(out) and sorted(kept + out) == list(range(100))
+    for split in (held.train, held.val):
+        assert torch.equal(split.labels, whole.train.labels[split.images[:, 0, 0, 0].long()])
+    assert held.test is whole.test and whole.val is None
+
+
+def test_hold_out_follows_its_seed():
+    first, again, other = (data.hold_out(small_dataset(), 0.3, seed).val.images for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("amount", [0, -0.1, 0.001, 0.96, 100, 1000])
+def test_hold_out_that_empties_a_split_or_a_class_is_refused(amount):
+    with pytest.raises(DataError, match="hold-out of .* from 100 training images"):
+        data.hold_out(small_dataset(), amount)
+
+
+def test_a_second_hold_out_is_refused():
+    with pytest.raises(DataError, match="already has a validation split"):
+        data.hold_out(data.hold_out(small_dataset(), 0.1), 0.1)
+
+
+def test_channel_stats_equal_numpy():
+    images = torch.randint(0, 256, (50, 3, 7, 7), dtype=torch.uint8)
+    images[:, 1] //= 4
+    mean, std = data.channel_stats(images)
+    pixels = images.double().numpy() / 255
+    np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-9)
+
+
+# CIFAR
+
+
+def write_cifar(root: Path, base: str, files: dict[str, int], label_key: str, meta: tuple[str, str], classes: int):
+    """A tiny archive, unpacked, in CIFAR's layout: {file name: number of images}."""
+    (root / base).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, n in files.items():
+        entry = {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), label_key: [i % classes for i in range(n)]}
+        (root / base / name).write_bytes(pickle.dumps(entry))
+    (root / base / meta[0]).write_bytes(pickle.dumps({meta[1]: [f"class {i}" for i in range(classes)]}))
+
+
+@pytest.fixture
+def any_checksum(monkeypatch):
+    from torchvision.datasets import cifar
+
+    monkeypatch.setattr(cifar, "check_integrity", lambda *args: True)
+
+
+def test_cifar10_is_read_channels_first(tmp_path, any_checksum):
+    files = {f"data_batch_{i}": 4 for i in range(1, 6)} | {"test_batch": 6}
+    write_cifar(tmp_path, "cifar-10-batches-py", files, "labels", ("batches.meta", "label_names"), 10)
+    loaded = data.load("cifar10", tmp_path)
+    assert loaded.train.images.shape == (20, 3, 32, 32) and loaded.test.images.shape == (6, 3, 32, 32)
+    assert loaded.train.labels.tolist() == [0, 1, 2, 3] * 5 and loaded.classes[9] == "class 9"
+    raw = pickle.loads((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())["data"]
+    assert np.array_equal(loaded.test.images.flatten(1), raw)  # CIFAR stores all red, then green, then blue
+    assert loaded.mean == (0.4914, 0.4822, 0.4465) and loaded.std == (0.2470, 0.2435, 0.2616)
+    larger = data.load("cifar10", tmp_path, image_size=48).test
+    assert larger.images.shape == (6, 3, 48, 48) and larger.images.dtype == torch.uint8
+
+
+def test_cifar100_gives_the_fine_labels(tmp_path, any_checksum):
+    files = {"train": 100, "test": 5}
+    write_cifar(tmp_path, "cifar-100-python", files, "fine_labels", ("meta", "fine_label_names"), 100)
+    loaded = data.load("cifar100", tmp_path)
+    assert loaded.train.labels.tolist() == list(range(100)) and len(loaded.classes) == 100
+    assert loaded.mean == (0.5071, 0.4865, 0.4409)
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged"])
+@pytest.mark.parametrize(
+    "name, size, md5", [("cifar10", "170,498,071", "c58f3010"), ("cifar100", "169,001,437", "eb9058c3")]
+)
+def test_cifar_out_of_reach_names_file_url_size_md5_and_alternative(tmp_path, monkeypatch, name, size, md5, state):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    archive = tmp_path / f"cifar-{name[5:]}-python.tar.gz"
+    if state == "damaged":
+        archive.write_bytes(b"truncated")
+    with pytest.raises(DataError) as error:
+        data.load(name, tmp_path)
+    message = str(error.value)
+    for part in (str(archive), state, "no route to host", f"kriz/{archive.name}", size, md5, "--data shapes"):
+        assert part in message
+    assert "\n" not in message
+
+
+# Shapes
+
+
+def test_shapes_follow_their_seed_and_have_equal_classes():
+    first, again, other = (data.shapes(seed, 200, 100) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not torch.equal(first.train.images, other.train.images)
+    assert torch.bincount(first.train.labels).tolist() == [20] * 10 and len(set(first.classes)) == 10
+    assert first.train.images.shape == (200, 3, 32, 32) and first.train.images.dtype == torch.uint8
+
+
+def test_shapes_test_images_are_new_and_do_not_depend_on_the_training_images():
+    short, long = data.shapes(0, 100, 100), data.shapes(0, 300, 100)
+    assert torch.equal(short.test.images, long.test.images)
+    for loaded in (short, long):  # the short one has two splits of one length
+        seen = {image.numpy().tobytes() for image in loaded.train.images}
+        assert not any(image.numpy().tobytes() in seen for image in loaded.test.images)
+
+
+def test_shapes_are_drawn_at_any_size_with_the_same_area():
+    axis = {size: (torch.arange(size) + 0.5) * (2 / size) - 1 for size in (32, 128)}
+    area = {}
+    for size, x in axis.items():
+        v, u = torch.meshgrid(x, x, indexing="ij")
+        distance = shapes._distance(u.expand(5, size, size), v.expand(5, size, size), torch.arange(5))
+        area[size] = shapes._coverage(distance, torch.ones(5, 1, 1), size).mean((1, 2)) * 4
+    overlap = 0.15 * (0.4**2 - 0.15**2) ** 0.5 + 0.4**2 * math.asin(0.15 / 0.4)  # of a disc's half with the bar
+    dumbbell = 2 * (math.pi * 0.4**2 + 0.55 * 0.3 - overlap)
+    cross, triangle, ring = 4 * (2 * 0.95 * 0.3) - 0.6**2, 3 * 3**0.5 * 0.5**2, math.pi * (0.95**2 - 0.45**2)
+    exact = [math.pi * 0.9**2, dumbbell, triangle, cross, ring]
+    assert torch.allclose(area[128], torch.tensor(exact), rtol=0.01)
+    assert torch.allclose(area[32], area[128], rtol=0.02)
+    assert data.shapes(0, 10, 10, image_size=57).train.images.shape == (10, 3, 57, 57)
+
+
+def test_too_few_shapes_are_refused():
+    with pytest.raises(DataError, match="5 generated images are too few"):
+        data.shapes(0, 100, 5)
+
+
+def test_a_linear_model_stays_below_60_percent_on_shapes():
+    loaded = data.shapes(0, 3000, 1000)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (loaded.mean, loaded.std))
+    x, unseen = (((part.images / 255 - mean) / std).flatten(1) for part in (loaded.train, loaded.test))
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3072, 10)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-2)
+    for step in range(300):
+        batch = torch.randint(0, len(x), (100,))
+        loss = torch.nn.functional.cross_entropy(model(x[batch]), loaded.train.labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    accuracy = (model(unseen).argmax(1) == loaded.test.labels).float().mean().item()
+    assert (model(x).argmax(1) == loaded.train.labels).float().mean() > 0.25  # it did learn its training images
+    assert accuracy < 0.60

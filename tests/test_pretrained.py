@@ -1,0 +1,127 @@
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from minivit.pretrained import (infer_config, load_pretrained, load_state, read_weights, resize_position_embedding,
+                                to_our_names)
+from minivit.vit import PRESETS, ViTConfig, VisionTransformer
+from parity import manifest_state
+
+MANIFESTS = sorted((Path(__file__).parent / "golden" / "vit").glob("manifest_*.json"))
+VITS = [m for m in MANIFESTS if "resnet" not in m.name]
+TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=2, heads=2)
+
+
+def torchvision_names(state):
+    """Our names -> torchvision's, for a file as torchvision publishes it."""
+    pairs = [("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"), ("patch_embed.proj", "conv_proj"),
+             ("blocks.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"), ("norm2", "ln_2"),
+             ("attn.qkv.", "self_attention.in_proj_"), ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"),
+             ("mlp.fc2", "mlp.3"), ("norm.", "encoder.ln."), ("head.", "heads.head.")]
+    out = {}
+    for name, tensor in state.items():
+        for old, new in pairs:
+            if old in name and not (old == "norm." and "blocks" in name):
+                name = name.replace(old, new)
+        out[name] = tensor
+    return out
+
+
+@pytest.mark.parametrize("manifest", VITS, ids=[m.stem.removeprefix("manifest_") for m in VITS])
+def test_every_official_vit_loads_strictly_under_its_own_key_names(manifest):
+    state = to_our_names(manifest_state(manifest))
+    with torch.device("meta"):
+        model = VisionTransformer(infer_config(state))
+    missing = model.state_dict().keys() ^ state.keys()
+    assert not missing
+    assert all(model.state_dict()[k].shape == v.shape for k, v in state.items())
+
+
+def test_the_vit_b16_preset_is_torchvisions_and_timms():
+    for name in ("manifest_torchvision_vit_b_16.json", "manifest_timm_vit_base_patch16_224.json"):
+        manifest = next(m for m in VITS if m.name == name)
+        assert infer_config(to_our_names(manifest_state(manifest))) == PRESETS["vit-b16"]
+
+
+def test_a_torchvision_file_gives_the_same_scores_as_the_model_it_was_saved_from(tmp_path):
+    torch.manual_seed(0)
+    source, target = VisionTransformer(TINY).eval(), VisionTransformer(TINY).eval()
+    torch.save(torchvision_names(source.state_dict()), tmp_path / "vit.pth")
+    assert load_pretrained(target, tmp_path / "vit.pth") == f"loaded {tmp_path / 'vit.pth'}"
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(source(x), target(x))
+
+
+def test_a_safetensors_file_is_read_to_the_bit(tmp_path):
+    state = {"a": torch.randn(2, 3), "b": torch.randn(4).to(torch.bfloat16)}
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    for name, dtype in (("a", "F32"), ("b", "BF16")):
+        raw = state[name].view(torch.uint8).numpy().tobytes()
+        header[name] = {"dtype": dtype, "shape": list(state[name].shape), "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    text = json.dumps(header).encode()
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)
+    read = read_weights(tmp_path / "w.safetensors")
+    assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
+
+
+def test_another_class_count_keeps_all_but_the_head(tmp_path):
+    source = VisionTransformer(TINY)
+    torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
+    model = VisionTransformer(ViTConfig(**{**vars(TINY), "classes": 7}))
+    assert "new, to be trained: head.weight, head.bias" in load_pretrained(model, tmp_path / "vit.pth")
+    assert torch.equal(model.blocks[1].attn.qkv.weight, source.blocks[1].attn.qkv.weight)
+
+
+def test_another_image_size_resamples_the_positions_and_leaves_the_class_token_alone():
+    source, model = VisionTransformer(TINY), VisionTransformer(ViTConfig(**{**vars(TINY), "image_size": (16, 24)}))
+    load_state(model, source.state_dict())
+    assert model.pos_embed.shape == (1, 1 + 24, 16)
+    assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
+
+
+def test_resampling_to_the_same_grid_changes_nothing():
+    embedding = torch.randn(1, 2 + 9, 4)
+    torch.testing.assert_close(resize_position_embedding(embedding, 2, (3, 3)), embedding)
+    with pytest.raises(ValueError, match="not a square grid"):
+        resize_position_embedding(embedding, 1, (3, 3))
+
+
+def test_weights_of_another_architecture_are_refused_with_the_keys_that_differ(tmp_path):
+    deeper = VisionTransformer(ViTConfig(**{**vars(TINY), "depth": 3}))
+    with pytest.raises(ValueError, match=r"another architecture.*beyond the model blocks.2"):
+        load_state(VisionTransformer(TINY), deeper.state_dict())
+    with pytest.raises(ValueError, match="lacks blocks.2"):
+        load_state(deeper, VisionTransformer(TINY).state_dict())
+    wider = VisionTransformer(ViTConfig(**{**vars(TINY), "mlp_ratio": 2}))
+    with pytest.raises(ValueError, match="other shapes of"):
+        load_state(VisionTransformer(TINY), wider.state_dict())
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path):
+    (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 40)
+    for name in ("bad.pth", "bad.safetensors"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
+            read_weights(tmp_path / name)
+    with pytest.raises(ValueError, match="there is no weights file"):
+        read_weights(tmp_path / "none.pth")
+    torch.save({"model": [1, 2]}, tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_weights(tmp_path / "list.pth")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_a_weights_file_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        read_weights(tmp_path / "bomb.pth")
+    assert not (tmp_path / "exploded").exists()

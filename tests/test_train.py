@@ -1,0 +1,187 @@
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from minivit import data as datasets
+from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
+from minivit.vit import ViTConfig, VisionTransformer
+
+MODEL = ViTConfig(image_size=16, patch=4, dim=16, depth=2, heads=2, stem="conv", mlp_conv=True, class_token=False,
+                  pool="mean", dropout=0.1, drop_path=0.1)
+CONFIG = TrainConfig(epochs=4, batch_size=16, lr=1e-3, amp="off", clean_epochs=1, mix_prob=1.0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return datasets.hold_out(datasets.shapes(0, 60, 20, image_size=16), 10)
+
+
+def trainer(data, run, config=CONFIG, model=MODEL, **options) -> Trainer:
+    torch.manual_seed(7)
+    run.mkdir(exist_ok=True)
+    return Trainer(VisionTransformer(model), data, config, run, torch.device("cpu"), **options)
+
+
+def assert_same_state(a: Trainer, b: Trainer) -> None:
+    for x, y in ((a.model, b.model), (a.ema.module, b.ema.module)):
+        assert all(torch.equal(p, q) for p, q in zip(x.state_dict().values(), y.state_dict().values()))
+    for (p, s), (q, t) in zip(a.optimizer.state.items(), b.optimizer.state.items()):
+        assert all(torch.equal(s[k], t[k]) for k in s)
+
+
+def without_speed(rows):
+    return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
+
+
+def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(data, tmp_path):
+    whole = trainer(data, tmp_path / "whole")
+    whole.fit()
+    first = trainer(data, tmp_path / "parts")
+    first.fit(until=2)
+    second = trainer(data, tmp_path / "parts")
+    second.load_state_dict(torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
+    second.fit()
+    assert_same_state(whole, second)
+    assert without_speed(whole.history) == without_speed(second.history)
+
+
+def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path):
+    whole = trainer(data, tmp_path / "whole")
+    whole.fit()
+    first = trainer(data, tmp_path / "parts")
+    steps = []
+
+    def stop_at_the_fifth():
+        steps.append(first.step)
+        first.stop_requested = len(steps) == 5  # 3 steps an epoch: in the middle of the second
+    assert first.fit(on_step=stop_at_the_fifth) is False
+    second = trainer(data, tmp_path / "parts")
+    second.load_state_dict(torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
+    assert (second.epoch, second.batch) == (1, 2)
+    second.fit()
+    assert_same_state(whole, second)
+    assert without_speed(whole.history) == without_speed(second.history)
+
+
+def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
+    first = trainer(data, tmp_path)
+    other = trainer(data, tmp_path, dataclasses.replace(CONFIG, lr=2e-3, epochs=5))
+    with pytest.raises(TrainingError, match="another epochs, lr"):
+        other.load_state_dict(first.state_dict())
+
+
+def test_parts_of_a_batch_add_up_to_the_whole_batch(data, tmp_path):
+    plain = dataclasses.replace(MODEL, stem="patch", mlp_conv=False, dropout=0.0, drop_path=0.0)  # no batch norm, no noise
+    weights = []
+    for parts in (1, 3):
+        t = trainer(data, tmp_path / str(parts), dataclasses.replace(CONFIG, accumulate=parts), plain)
+        t.forward.train()
+        t.train_step(data.train.images[:15], data.train.labels[:15])
+        weights.append(torch.cat([p.grad.flatten() for p in t.model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-4)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_too_many_end_the_run(data, tmp_path):
+    t = trainer(data, tmp_path, dataclasses.replace(CONFIG, max_bad_steps=2))
+    t.forward.train()
+    head = t.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    before = copy.deepcopy([p.data for p in t.model.parameters()])
+    t.train_step(data.train.images[:8], data.train.labels[:8])
+    assert all(torch.equal(p, q) for p, q in zip(before, t.model.parameters())) and t.bad_steps == 1
+    with pytest.raises(TrainingError, match=r"2 steps in a row were not finite: step 0, learning rate .*, loss scale 1"):
+        t.train_step(data.train.images[:8], data.train.labels[:8])
+    head.remove()
+    t.bad_in_a_row = 1
+    t.train_step(data.train.images[:8], data.train.labels[:8])
+    assert t.bad_in_a_row == 0 and t.bad_steps == 2
+
+
+def test_training_lowers_the_loss_and_the_average_follows(data, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=40, lr=3e-3, mix_prob=0.0, trivial_augment=False, erasing=0.0, crop=0,
+                                 flip=False, label_smoothing=0.0, ema_start=0.9, ema_end=0.95)
+    t = trainer(data, tmp_path, config, dataclasses.replace(MODEL, dropout=0.0, drop_path=0.0))
+    t.fit()
+    assert t.history[-1]["train_loss"] < 0.7 * t.history[0]["train_loss"]
+    assert t.accuracy(t.ema.module, data.train) > 0.5
+
+
+def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
+    class Sealed(datasets.Split):
+        opened = False
+
+        def __getattribute__(self, name):
+            if name in ("images", "labels") and not Sealed.opened:
+                raise AssertionError("the test set was read during training")
+            return super().__getattribute__(name)
+
+    sealed = dataclasses.replace(data, test=Sealed(data.test.images, data.test.labels))
+    t = trainer(sealed, tmp_path, dataclasses.replace(CONFIG, epochs=1, clean_epochs=0))
+    t.fit()
+    Sealed.opened = True
+    result = t.final_report()
+    assert {"test_acc_final", "test_acc_final_ema", "test_acc", "val_acc", "chosen"} <= result.keys()
+
+
+def test_the_report_offers_final_and_best_raw_and_averaged(data, tmp_path):
+    t = trainer(data, tmp_path)
+    t.fit()
+    t.best = {"score": 1.0, "epoch": 1}  # so that best.pt is another epoch than the last
+    t.save(tmp_path / "best.pt")
+    result = t.final_report()
+    assert all(0 <= result[f"test_acc_{name}"] <= 1 for name in ("final", "final_ema", "best", "best_ema"))
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["top1"] == pytest.approx(result["test_acc"])
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(data, tmp_path):
+    t = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=30, lr=1e-9, min_lr=0.0, patience=2))
+    assert t.fit() and t.epoch < 30
+
+
+def test_a_teacher_trains_the_distillation_head_by_its_labels(data, tmp_path):
+    class Teacher(torch.nn.Module):
+        def forward(self, x):
+            return torch.eye(10)[torch.full((len(x),), 3)] * 10
+
+    model = dataclasses.replace(MODEL, class_token=True, pool="cls", distillation=True, mlp_conv=False, dropout=0.0, drop_path=0.0)
+    config = dataclasses.replace(CONFIG, epochs=20, lr=3e-3, distill_weight=0.5, ema_start=0.5, ema_end=0.6)
+    t = trainer(data, tmp_path, config, model, teacher=Teacher())
+    t.fit()
+    _, distilled = t.model.eval()(torch.randn(20, 3, 16, 16), each_head=True)
+    assert (distilled.argmax(1) == 3).float().mean() > 0.9
+
+
+def test_checkpoints_load_without_running_code_and_leave_no_temporary_files(data, tmp_path):
+    t = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=1))
+    t.fit()
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert {"model", "ema", "optimizer", "scaler", "rng", "generator", "epoch", "config"} <= state.keys()
+    assert {p.name for p in tmp_path.iterdir()} == {"last.pt", "best.pt", "metrics.jsonl"}
+
+
+@pytest.mark.parametrize("amp, dtype", [("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_precision_is_what_was_asked_for(amp, dtype):
+    assert choose_precision(amp, torch.device("cpu")) == dtype
+
+
+def test_bf16_training_stays_close_to_fp32(data, tmp_path):
+    losses = []
+    for amp in ("off", "bf16"):
+        t = trainer(data, tmp_path / amp, dataclasses.replace(CONFIG, epochs=1, amp=amp), dataclasses.replace(MODEL, dropout=0.0))
+        t.fit()
+        losses.append(t.history[0]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_like_an_eager_one(data, tmp_path):
+    losses = []
+    for compiled in (False, True):
+        config = dataclasses.replace(CONFIG, epochs=1, compile=compiled)
+        t = trainer(data, tmp_path / str(compiled), config, dataclasses.replace(MODEL, dropout=0.0, drop_path=0.0))
+        t.fit()
+        losses.append(t.history[0]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -1,0 +1,176 @@
+"""The command line, end to end on tiny folders of real image files."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_cifar
+
+SCRIPT = Path(train_cifar.__file__)
+SMALL = ["--preset", "shapes-demo", "--dim", "16", "--depth", "2", "--heads", "2", "--image-size", "16", "--device", "cpu",
+         "--threads", "1", "--amp", "off", "--batch-size", "8", "--val-split", "4"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Two classes, bright and dark, as PNG files."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name, low in (("bright", 150), ("dark", 0)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def command(images: Path, out: Path, *more: str) -> list[str]:
+    return ["--data", "folder", "--data-root", str(images), "--out", str(out), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "r"
+    assert train_cifar.main(command(images, out, "--epochs", "4", "--lr", "3e-3")) == 0
+    return out
+
+
+def test_a_run_leaves_its_arguments_metrics_checkpoints_and_report(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["arguments"]["dim"] == 16 and config["arguments"]["weight_decay"] == 0.05
+    assert {"torch", "python", "commit"} <= config["versions"].keys() and config["precision"] == "float32"
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and {"train_loss", "val_acc_ema", "lr", "images_per_s"} <= rows[0].keys()
+    assert (finished / "best.pt").exists() and (finished / "last.pt").exists()
+    result = json.loads((finished / "result.json").read_text())
+    report = json.loads((finished / "report" / "report.json").read_text())
+    assert report["top1"] == result["test_acc"] and "confusion" in report
+    assert (finished / "report" / "report.md").read_text().count("bright") >= 1
+
+
+def test_a_run_is_replayed_from_its_config_to_the_same_numbers(finished, tmp_path):
+    assert train_cifar.main(["--config", str(finished / "config.json"), "--out", str(tmp_path / "again")]) == 0
+
+    def metrics(run):
+        return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in open(run / "metrics.jsonl")]
+    assert metrics(tmp_path / "again") == metrics(finished)
+
+
+def test_eval_gives_the_accuracy_of_the_checkpoint(finished, capsys):
+    assert train_cifar.main(["--eval", str(finished / "last.pt"), "--device", "cpu"]) == 0
+    result = json.loads((finished / "result.json").read_text())
+    assert f"{result['test_acc_final_ema']:.2%} of 8 test images" in capsys.readouterr().out
+
+
+def test_predict_names_a_class_for_each_image(finished, images, capsys):
+    files = [str(images / "test" / name / "0.png") for name in ("bright", "dark")]
+    assert train_cifar.main(["--predict", str(finished / "last.pt"), *files, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == files
+    assert all("bright" in line and "dark" in line and "%" in line for line in lines)
+
+
+def test_ctrl_c_saves_and_the_printed_command_goes_on(images, tmp_path):
+    out = tmp_path / "r"
+    args = [sys.executable, str(SCRIPT), *command(images, out, "--epochs", "100000", "--val-split", "0")]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and "Traceback" not in printed
+    assert f"go on with: python train_cifar.py --resume {out}" in printed
+    before = len((out / "metrics.jsonl").read_text().splitlines())
+
+    trainer, _ = train_cifar.run.prepare({"resume": out})
+    trainer.fit(until=trainer.epoch + 1)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == before + 1
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as end:
+        train_cifar.main(["--help"])
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and "python train_cifar.py --patch 4 --depth 12" in printed
+    for words in ("data:", "model (", "optimisation:", "augmentation", "distillation:", "machine:", "(default 0.05)"):
+        assert words in printed
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--preset", "vit-z"], "there is no preset 'vit-z': choose from vit-d128-l6"),
+    (["--data", "shapes", "--patch", "5"], "patch 5 does not divide a 32x32 image; the nearest patch that does is 4"),
+    (["--data", "folder", "--data-root", "nowhere"], "nowhere"),
+    (["--data", "shapes", "--preset", "resnet18", "--patch", "4"], "--patch does not apply"),
+    (["--resume", "nowhere"], "there is no nowhere"),
+    (["--config", "nowhere.json"], "there is no nowhere.json"),
+    (["--eval", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+    (["--predict", "nowhere.pt", "cat.png"], "there is no checkpoint nowhere.pt"),
+    (["--data", "shapes", "--device", "warp"], "device 'warp' cannot be used here"),
+    (["--data", "shapes", "--val-split", "0.9999"], "hold-out"),
+    (["--data", "shapes", "--preset", "vit-d128-l6", "--pretrained", "none.pth"], "there is no weights file none.pth"),
+    (["--data", "shapes", "--epochs", "0"], "--epochs"),
+    (["--data", "shapes", "--batch-size", "0"], "--batch-size"),
+])
+def test_a_mistake_is_one_line_exit_two_and_nothing_written(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train_cifar.main([*arguments, "--out", "r"] if arguments[0] != "--resume" else arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_does_not_overwrite_the_first(finished, images, capsys):
+    assert train_cifar.main(command(images, finished, "--epochs", "1")) == 2
+    assert f"go on with --resume {finished}" in capsys.readouterr().err
+
+
+def test_damaged_and_foreign_checkpoints_are_named(finished, images, tmp_path, capsys):
+    (tmp_path / "cut.pt").write_bytes((finished / "last.pt").read_bytes()[:5000])
+    assert train_cifar.main(["--eval", str(tmp_path / "cut.pt")]) == 2
+    assert "cut.pt cannot be read as a checkpoint" in capsys.readouterr().err
+    import torch
+    torch.save({"model": {}}, tmp_path / "foreign.pt")
+    assert train_cifar.main(["--eval", str(tmp_path / "foreign.pt")]) == 2
+    assert "official weights go to --pretrained" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, capsys):
+    import torch
+    state = torch.load(finished / "last.pt", weights_only=True)
+    state["describe"]["overrides"]["dim"] = 32
+    torch.save(state, tmp_path / "other.pt")
+    assert train_cifar.main(["--eval", str(tmp_path / "other.pt"), "--device", "cpu"]) == 2
+    assert "another architecture" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named_and_skipped_only_on_request(images, tmp_path, capsys):
+    import shutil
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "train" / "dark" / "broken.png").write_bytes(b"not an image")
+    arguments = command(tmp_path / "data", tmp_path / "r", "--epochs", "1")
+    assert train_cifar.main(arguments) == 2
+    assert "broken.png" in capsys.readouterr().err and not (tmp_path / "r").exists()
+    assert train_cifar.main([*arguments, "--skip-bad"]) == 0
+
+
+def test_an_image_that_cannot_be_read_is_named_by_predict(finished, tmp_path, capsys):
+    (tmp_path / "x.png").write_bytes(b"no")
+    assert train_cifar.main(["--predict", str(finished / "last.pt"), str(tmp_path / "x.png")]) == 2
+    assert "x.png" in capsys.readouterr().err
+
+
+def test_a_trained_model_teaches_another(finished, images, tmp_path):
+    arguments = command(images, tmp_path / "student", "--epochs", "1", "--teacher", str(finished / "best.pt"))
+    assert train_cifar.main(arguments) == 0
