@@ -155,9 +155,11 @@ def measure(args) -> dict:
     side = SIDES[args.side](args, args.image_size if still else args.video_size, torch.load(args.weights))
     folder, objects = Path(args.clip), boxes_on(args.objects, *(FULL_HD if args.worker == "first" else SMALL))
     masks, out = np.zeros(0, bool), {}
-    with torch.inference_mode(), torch.autocast(torch.device(args.device).type, DTYPES[args.dtype], enabled=args.dtype != "float32"):
+    half = args.dtype != "float32"
+    with torch.inference_mode(), torch.autocast(torch.device(args.device).type, DTYPES[args.dtype], enabled=half):
         if args.worker == "encoder":
-            image = torch.randn(1, 3, args.image_size, args.image_size, generator=torch.Generator().manual_seed(0)).to(args.device)
+            generator = torch.Generator().manual_seed(0)
+            image = torch.randn(1, 3, args.image_size, args.image_size, generator=generator).to(args.device)
             side.encode(image)
             out["seconds"] = [timed(args.device, side.encode, image)[0] for _ in range(args.repeats)]
         elif args.worker == "boxes":
@@ -188,8 +190,8 @@ def compare(args, work: Path, part: str, clip: Path, objects: int = 1) -> dict[s
     runs, masks = {name: [] for name in SIDES}, {}
     for _ in range(args.rounds):
         for name in SIDES:
-            command = [sys.executable, __file__, "--worker", part, "--side", name, "--clip", str(clip), "--objects", str(objects),
-                       "--weights", str(work / "weights.pt"), "--masks", str(work / "masks.npy")]
+            command = [sys.executable, __file__, "--worker", part, "--side", name, "--clip", str(clip),
+                       "--objects", str(objects), "--weights", str(work / "weights.pt"), "--masks", str(work / "masks.npy")]
             for option in ("preset", "device", "dtype", "threads", "image_size", "video_size", "boxes", "repeats"):
                 command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -211,43 +213,51 @@ def per_frame(runs: list[dict], start: int, end: int) -> float:
     return statistics.median(t for run in runs for t in run["frames"][start:end])
 
 
-def report(name: str, ours: float, official: float, ratio: float, target: float | None, unit: str, at_least: bool = True) -> dict:
-    verdict = "" if target is None else f"  target {'>=' if at_least else '<='} {target}: {'met' if (ratio >= target) == at_least else 'MISSED'}"
-    print(f"{name:<42} ours {ours:10.4f}  official {official:10.4f} {unit:<12} ratio {ratio:7.2f}{verdict}", flush=True)
+def report(name: str, ours: float, official: float, unit: str, ratio: float, target: float, at_least: bool = True) -> dict:
+    """Print and return one row. ratio is what has the target: a quotient of the two, or our value alone."""
+    met = ratio >= target if at_least else ratio <= target
+    print(f"{name:<42} ours {ours:10.4f}  official {official:10.4f} {unit:<12} compared {ratio:7.2f}  "
+          f"target {'>=' if at_least else '<='} {target}: {'met' if met else 'MISSED'}", flush=True)
     return {"name": name, "ours": ours, "official": official, "unit": unit, "ratio": ratio, "target": target}
+
+
+def peak(runs: list[dict]) -> float:
+    return max(run["peak_mib"] for run in runs)
+
+
+def peaks(runs: dict[str, list[dict]]) -> str:
+    return ", ".join(f"{name} {peak(runs[name]):.0f}" for name in SIDES)
 
 
 def video_rows(args, work: Path, clip: Path) -> list[dict]:
     """Frames per second with one object, what another object costs, and whether late frames are as fast as early ones."""
     settled = min(30, args.frames // 2)  # by then memories and pointers are complete
     one, many = (compare(args, work, "video", clip, n) for n in (1, args.many))
-    times = {n: {name: per_frame(runs[name], settled, args.frames) for name in SIDES} for n, runs in ((1, one), (args.many, many))}
-    rows = [report("video, one object", 1 / times[1]["ours"], 1 / times[1]["official"], times[1]["official"] / times[1]["ours"],
-                   1.15, "frames/s")]
-    slope = {name: (times[args.many][name] - times[1][name]) / (args.many - 1) for name in SIDES}
-    rows.append(report(f"each further object, up to {args.many}", slope["ours"], slope["official"], slope["ours"] / slope["official"],
-                       0.9, "s/frame", at_least=False))
+    ours, official = (per_frame(one[name], settled, args.frames) for name in SIDES)
+    rows = [report("video, one object", 1 / ours, 1 / official, "frames/s", official / ours, 1.15)]
+    ours, official = ((per_frame(many[name], settled, args.frames) - single) / (args.many - 1)
+                      for name, single in zip(SIDES, (ours, official)))
+    rows.append(report(f"each further object, up to {args.many}", ours, official, "s/frame", ours / official, 0.9, at_least=False))
     span = min(30, args.frames // 4)
-    late = {name: per_frame(one[name], settled, settled + span) / per_frame(one[name], args.frames - span, args.frames) for name in SIDES}
-    rows.append(report(f"frames/s at the end over frame {settled}", late["ours"], late["official"], late["ours"], 0.98, "ratio"))
+    ours, official = (per_frame(one[name], settled, settled + span) / per_frame(one[name], args.frames - span, args.frames)
+                      for name in SIDES)
+    rows.append(report(f"frames/s at the end over frame {settled}", ours, official, "quotient", ours, 0.98))
     print(f"  masks of the last frame: IoU {one['iou']:.5f} with one object, {many['iou']:.5f} with {args.many}")
     return rows
 
 
 def memory_row(args, work: Path, short: Path, clip: Path) -> dict:
     few, more = (compare(args, work, "memory", folder) for folder in (short, clip))
-    slope = {name: (max(r["peak_mib"] for r in more[name]) - max(r["peak_mib"] for r in few[name])) / (args.frames - args.frames // 4)
-             for name in SIDES}
-    print("  peak MiB of the longer clip: " + ", ".join(f"{name} {max(r['peak_mib'] for r in more[name]):.0f}" for name in SIDES))
-    return report("memory per further frame", slope["ours"], slope["official"], slope["ours"], 0.05, "MiB", at_least=False)
+    print(f"  peak MiB of the longer clip: {peaks(more)}")
+    ours, official = ((peak(more[name]) - peak(few[name])) / (args.frames - args.frames // 4) for name in SIDES)
+    return report("memory per further frame", ours, official, "MiB", ours, 0.05, at_least=False)
 
 
 def still_row(args, work: Path, part: str, title: str, target: float) -> dict:
     runs = compare(args, work, part, work)
     ours, official = seconds(runs["ours"]), seconds(runs["official"])
-    print("  peak MiB: " + ", ".join(f"{name} {max(r['peak_mib'] for r in runs[name]):.0f}" for name in SIDES)
-          + (f"; masks: IoU {runs['iou']:.5f}" if part == "boxes" else ""))
-    return report(title, ours, official, official / ours, target, "s")
+    print(f"  peak MiB: {peaks(runs)}" + (f"; masks: IoU {runs['iou']:.5f}" if part == "boxes" else ""))
+    return report(title, ours, official, "s", official / ours, target)
 
 
 def run(args) -> list[dict]:
@@ -269,7 +279,7 @@ def run(args) -> list[dict]:
             write_clip(work / "long", args.long, FULL_HD)
             runs = compare(args, work, "first", work / "long")
             ours, official = seconds(runs["ours"]), seconds(runs["official"])
-            rows.append(report(f"first mask of {args.long} full-HD frames", ours, official, official / ours, 50, "s"))
+            rows.append(report(f"first mask of {args.long} full-HD frames", ours, official, "s", official / ours, 50))
     return rows
 
 
@@ -297,11 +307,12 @@ def main() -> None:
     if args.worker:
         print(json.dumps(measure(args)))
         return
-    print(f"{args.preset}, {args.device} ({platform.processor() or platform.machine()}), {args.dtype}, torch {torch.__version__}, "
-          f"{args.threads} threads, {args.rounds} rounds; medians")
+    print(f"{args.preset}, {args.device} ({platform.processor() or platform.machine()}), {args.dtype}, "
+          f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds; medians")
     rows = run(args)
     if args.out:
-        args.out.write_text(json.dumps({"args": {k: str(v) for k, v in vars(args).items()}, "torch": torch.__version__, "rows": rows}, indent=1))
+        settings = {name: str(value) for name, value in vars(args).items()}
+        args.out.write_text(json.dumps({"torch": torch.__version__, "args": settings, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

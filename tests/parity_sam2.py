@@ -20,7 +20,8 @@ def sam2_config(golden) -> SAM2Config:
     if "checkpoint" in config:
         return PRESETS[config["checkpoint"].removesuffix(".pt")]
     trunk = config["image_encoder"]["trunk"]
-    switches = ("no_obj_embed_spatial", "add_tpos_enc_to_obj_ptrs", "proj_tpos_enc_in_obj_ptrs", "use_signed_tpos_enc_to_obj_ptrs")
+    switches = ("no_obj_embed_spatial", "add_tpos_enc_to_obj_ptrs", "proj_tpos_enc_in_obj_ptrs",
+                "use_signed_tpos_enc_to_obj_ptrs")
     return SAM2Config(trunk["embed_dim"], trunk["num_heads"], *(tuple(trunk[k]) for k in (
         "stages", "global_att_blocks", "window_spec", "window_pos_embed_bkg_spatial_size")),
         config["image_size"], *(bool(config.get(k)) for k in switches))
@@ -223,9 +224,9 @@ def capture(tracker, model, out: dict):
     """Record what goes into and comes out of the memory modules, by frame, in the official layouts."""
     def attention(inputs, y):
         _, memory, position, pointers = inputs
-        out.update({f"mem_attn_f{tracker.frame}": y.transpose(0, 1), f"mem_attn_in_memory_f{tracker.frame}": memory.transpose(0, 1),
-                    f"mem_attn_in_memory_pos_f{tracker.frame}": position.transpose(0, 1),
-                    f"mem_attn_in_ptr_pos_f{tracker.frame}": position[:, position.shape[1] - pointers:].transpose(0, 1)})
+        parts = {"": y, "_in_memory": memory, "_in_memory_pos": position,
+                 "_in_ptr_pos": position[:, position.shape[1] - pointers:]}
+        out.update({f"mem_attn{name}_f{tracker.frame}": part.transpose(0, 1) for name, part in parts.items()})
         call = {"frame": tracker.frame, "memory_tokens": memory.shape[1], "num_obj_ptr_tokens": pointers}
         out["calls"] += [call] * len(memory)  # the official tracker has one call per object
 
@@ -241,8 +242,10 @@ def video(golden, model, device) -> dict:
     frames = make_video(spec["seed"], *spec["shape"][:3])
     limit = attributes.get("max_cond_frames_in_attn", -1)
     # The official run had no hole filling: it needs a compiled extension.
-    tracker = VideoTracker(model, len(frames), keep_all=True, max_hole=0, sticky=attributes.get("add_all_frames_to_correct_as_cond", False),
-                           non_overlap=attributes.get("non_overlap_masks", False), max_prompted=None if limit < 0 else limit,
+    tracker = VideoTracker(model, len(frames), keep_all=True, max_hole=0,
+                           sticky=attributes.get("add_all_frames_to_correct_as_cond", False),
+                           non_overlap=attributes.get("non_overlap_masks", False),
+                           max_prompted=None if limit < 0 else limit,
                            stride=attributes.get("memory_temporal_stride_for_eval", 1))
     out = {"frame0_preprocessed": frame_pixels(frames[0], model.config.image_size, device)[0], "calls": []}
     with capture(tracker, model, out):

@@ -75,8 +75,10 @@ class ImagePredictor:
         if not 0 <= image < len(self.sizes):
             raise ValueError(f"image {image}: there are {len(self.sizes)}, counted from 0")
         xy, labels, mask = self.prompts(boxes, points, labels, mask, self.sizes[image])
-        parts = [self.decode(image, *(t if t is None else t[i:i + self.chunk] for t in (xy, labels, mask)), multimask, logits)
-                 for i in range(0, max(len(xy), 1), self.chunk)]
+        parts = []
+        for i in range(0, max(len(xy), 1), self.chunk):
+            chunk = (None if t is None else t[i:i + self.chunk] for t in (xy, labels, mask))
+            parts.append(self.decode(image, *chunk, multimask, logits))
         return Prediction(*(torch.cat([getattr(p, name) for p in parts]) for name in ("masks", "scores", "low_res")))
 
     def prompts(self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None,
@@ -88,8 +90,8 @@ class ImagePredictor:
             side = self.model.config.image_size // 4
             mask = numbers(mask, "mask")
             if mask.shape[-2:] != (side, side) or mask.ndim > 4 or (mask.ndim == 4 and mask.shape[1] != 1):
-                raise ValueError(f"mask has shape {tuple(mask.shape)}: give logits ({side}, {side}) or (B, 1, {side}, {side}), "
-                                 "such as low_res of an earlier prediction")
+                raise ValueError(f"mask has shape {tuple(mask.shape)}: give logits ({side}, {side}) or "
+                                 f"(B, 1, {side}, {side}), such as low_res of an earlier prediction")
             mask = mask.reshape(-1, 1, side, side).to(device)
         if mask is None and (found is None or not found[0].shape[1]):
             raise ValueError("no prompt: give boxes, points with labels, or a mask")
@@ -103,13 +105,15 @@ class ImagePredictor:
             xy, labels, mask = xy.expand(B, -1, -1), labels.expand(B, -1), mask.expand(B, -1, -1, -1)
         return xy, labels, mask
 
-    def decode(self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool, logits: bool) -> Prediction:
+    def decode(self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool,
+               logits: bool) -> Prediction:
         """One chunk of prompts."""
         (H, W), features, count = self.sizes[image], self.features[image], 3 if multimask else 1
         if not len(xy):
             side = self.model.config.image_size // 4
             empty = torch.zeros(0, count, H, W, device=xy.device)
-            return Prediction(empty if logits else empty.bool(), empty[..., 0, 0], empty.new_zeros(0, count, side, side))
+            low = empty.new_zeros(0, count, side, side)
+            return Prediction(empty if logits else empty.bool(), empty[..., 0, 0], low)
         out = self.model.decode(features.tokens, features.high, xy, labels, mask, multimask)
         low = out.masks.float()
         full = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)

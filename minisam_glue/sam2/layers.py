@@ -79,7 +79,7 @@ class Attention(nn.Module):
         B, N, _ = tokens.shape
         if N > FEW:
             return self(tokens, k, v)
-        h, M = self.heads, k.shape[1]
+        h = self.heads
         q = self.split(self.q_proj(tokens) * self.scale)
         q = q @ self.k_proj.weight.unflatten(0, (h, -1))  # (B, h, N, d) @ (h, d, C)
         # With one image for all, (B, h, N, C) becomes (1, B * h * N, C): a single product.
@@ -101,6 +101,12 @@ class Attention(nn.Module):
         return weights @ v.flatten(1, 2) + self.out_proj.bias
 
 
+def shrink(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, side, side), bilinear with antialiasing. MPS has no such kernel: the CPU does it there."""
+    source = x.cpu() if x.device.type == "mps" else x
+    return F.interpolate(source, size=(side, side), mode="bilinear", antialias=True).to(x.device)
+
+
 class ParameterCache:
     """Keeps a tensor computed from parameters until one of them changes."""
 
@@ -111,7 +117,8 @@ class ParameterCache:
         # A change in place bumps the version, a move or a load with assign=True changes the address.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or any(s.is_inference() for s in sources):
             return make()
-        state = (key, torch.is_inference_mode_enabled(), *((s.data_ptr(), s._version, s.dtype, s.device) for s in sources))
+        state = [key, torch.is_inference_mode_enabled()]
+        state += [(s.data_ptr(), s._version, s.dtype, s.device) for s in sources]
         if state != self.state:
             self.state, self.value = state, make()
         return self.value

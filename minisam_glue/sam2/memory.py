@@ -25,7 +25,8 @@ class MaskDownSampler(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential()
         for width in (1, 4, 16, 64):
-            self.encoder.extend([nn.Conv2d(width, 4 * width, 3, stride=2, padding=1), LayerNorm2d(4 * width), nn.GELU()])
+            conv = nn.Conv2d(width, 4 * width, 3, stride=2, padding=1)
+            self.encoder.extend([conv, LayerNorm2d(4 * width), nn.GELU()])
         self.encoder.append(nn.Conv2d(256, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ class MemoryAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def begin(self, frame: Tensor, position: Tensor) -> Tensor:
-        """The first look at the frame itself, the same for all objects: frame (1, N, C), position (N, C) -> (1, N, C)."""
+        """The first look at the frame itself, one for all objects: frame (1, N, C), position (N, C) -> (1, N, C)."""
         return self.layers[0].look_at_frame(frame + 0.1 * position.to(frame.dtype))
 
     def forward(self, x: Tensor, memory: Tensor, memory_position: Tensor, pointers: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .hiera import Hiera, ImageEncoder, Neck
-from .layers import MLP, sine_position_1d, sine_position_2d
+from .layers import MLP, shrink, sine_position_1d, sine_position_2d
 from .mask_decoder import Decoded, MaskDecoder, nest
 from .memory import POINTERS, SLOTS, MemoryAttention, MemoryEncoder, Recall
 from .prompt_encoder import NO_POINT, PromptEncoder
@@ -140,7 +140,8 @@ class SAM2(nn.Module):
         return self.sam_mask_decoder(tokens + dense, image_pe, sparse, high, multimask, best_only)
 
     def decode_object(self, tokens: Tensor, high: tuple[Tensor, Tensor], points: Tensor | None = None,
-                      labels: Tensor | None = None, mask: Tensor | None = None, multimask: bool = False) -> ObjectOutput:
+                      labels: Tensor | None = None, mask: Tensor | None = None,
+                      multimask: bool = False) -> ObjectOutput:
         """As decode, for video: the best mask, the object pointer, and what absence makes of both."""
         if points is None:  # without prompts the official model gives one point that is none
             points = tokens.new_zeros(len(tokens), 1, 2, dtype=torch.float32)
@@ -152,7 +153,7 @@ class SAM2(nn.Module):
 
     def decode_given_mask(self, features: ImageFeatures, mask: Tensor) -> ObjectOutput:
         """A mask prompt (1, 1, S, S) of zeros and ones is its own output; only the pointer comes from the decoder."""
-        logits = F.interpolate(20 * mask - 10, scale_factor=0.25, mode="bilinear", antialias=True)[:, 0]
+        logits = shrink(20 * mask - 10, self.config.image_size // 4)[:, 0]
         prompt = self.mask_downsample(mask.to(self.no_mem_embed.dtype))
         pointer = self.decode_object(features.tokens, features.high, mask=prompt).pointer
         there = mask.flatten(1).any(1)
@@ -165,7 +166,8 @@ class SAM2(nn.Module):
         parts = [place + self.maskmem_tpos_enc[SLOTS - 1 - slot, 0] for slot, _ in recall.recent]
         if recall.pointers:
             offsets = torch.tensor([float(offset) for offset, _ in recall.pointers], device=self.device)
-            parts.append(self.pointer_position(offsets / max(pointer_count - 1, 1)).repeat_interleave(DIM // MEM_DIM, 0))
+            position = self.pointer_position(offsets / max(pointer_count - 1, 1))
+            parts.append(position.repeat_interleave(DIM // MEM_DIM, 0))
         return torch.cat(parts)[None]
 
     def pointer_position(self, offsets: Tensor) -> Tensor:

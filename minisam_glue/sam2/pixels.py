@@ -6,10 +6,10 @@ Left out: reading files, which is the caller's.
 """
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .layers import shrink
 from .prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,7 +26,7 @@ def normalise(pixels: Tensor) -> Tensor:
 def image_pixels(image: np.ndarray, size: int, device: torch.device) -> Tensor:
     """uint8 (H, W, 3) -> (1, 3, size, size) for the image predictor. Bytes travel to the device, not floats."""
     pixels = torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255
-    return normalise(F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True))
+    return normalise(shrink(pixels, size))
 
 
 def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:

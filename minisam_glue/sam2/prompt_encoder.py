@@ -77,5 +77,6 @@ class PromptEncoder(nn.Module):
         if mask is None:
             dense = self.no_mask_embed.weight[None]
         else:
-            dense = self.mask_downscaling(mask.to(self.no_mask_embed.weight.dtype)).flatten(2).mT  # (B, C, h, w) -> (B, N, C)
+            mask = mask.to(self.no_mask_embed.weight.dtype)
+            dense = self.mask_downscaling(mask).flatten(2).mT  # (B, C, h, w) -> (B, N, C)
         return self.embed_points(points, labels), dense

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..pixels import to_rgb
 from .components import clean
+from .layers import shrink
 from .memory import POINTERS, FrameMemory, MemoryBank, Recall
 from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput
 from .pixels import Array, frame_pixels, numbers, prompt_points
@@ -176,7 +177,7 @@ class VideoTracker:
         mask = (mask > 0).float()[None, None]
         if mask.shape[2:] == (side, side):
             return mask
-        return (F.interpolate(mask, size=(side, side), mode="bilinear", antialias=True) >= 0.5).float()
+        return (shrink(mask, side) >= 0.5).float()
 
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
         """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
@@ -225,9 +226,9 @@ class VideoTracker:
         out = self.model.decode_object(tokens, self.features.high, multimask=True)
         memory = self.model.encode_memory(self.features, out.logits, out.presence, prompted=False)
         logits = self.clean(out.logits)  # after the memory: it is made of the mask as decoded
-        for i, obj in enumerate(objects):
+        for obj, *parts in zip(objects, out.pointer, out.presence, memory, logits):
             # Copies, so that no object keeps the memory of its whole group alive.
-            obj.bank.tracked[self.frame] = FrameMemory(*(t[i].clone() for t in (out.pointer, out.presence, memory, logits)))
+            obj.bank.tracked[self.frame] = FrameMemory(*(t.clone() for t in parts))
 
     def recall(self, obj: TrackedObject, reverse: bool) -> Recall:
         return obj.bank.recall(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
