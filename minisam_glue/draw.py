@@ -1,0 +1,206 @@
+"""Masks, outlines and labels painted on a picture, and objects cut out of it.
+
+Colours are those of Okabe and Ito, "Color Universal Design" (2008), which colour-blind people tell apart, without
+black; text is black or white, whichever contrasts more by WCAG 2.1 (section 1.4.3). Strokes and letters grow with the
+picture. Left out: fonts for scripts that Pillow's built-in Aileron lacks.
+"""
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0],
+                    [240, 228, 66], [0, 114, 178], [204, 121, 167]], np.uint8)
+OPACITY = 115       # of a mask, in 256ths
+SMALLEST_TEXT = 9   # pixels; below this letters run together
+
+
+def overlay(image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray | None = None, boxes: np.ndarray | None = None,
+            labels: Sequence[str] | None = None, scores: Sequence[float] | None = None,
+            ids: Sequence[int] | None = None) -> np.ndarray:
+    """A copy of uint8 RGB (H, W, 3) with translucent `masks` bool (O, H, W), their outlines, and label plates.
+
+    boxes: xyxy in pixels (O, 4), drawn where there are no masks; a plate says `#id`, label and score, as given. An
+    object's colour goes by its id, so that it keeps it through a video. ValueError if the lengths or sizes differ.
+    """
+    masks = None if masks is None else [np.asarray(mask, bool) for mask in masks]
+    count = _count(image, masks, boxes, labels, scores, ids)
+    out = image.copy()
+    stroke = max(1, round(np.sqrt(image.shape[0] * image.shape[1]) / 330))
+    colours = [colour_of(ids[index] if ids is not None else index) for index in range(count)]
+    anchors = []
+    for index, colour in enumerate(colours):
+        box = _box(index, masks, boxes, image.shape)
+        anchors.append(box)
+        if box is not None and masks is not None:
+            _paint(out, masks[index], box, colour, stroke)
+        elif box is not None:
+            _frame(out, box, colour, stroke)
+    plates: list[tuple[int, int, int, int]] = []
+    for index, (box, colour) in enumerate(zip(anchors, colours)):
+        text = _text(index, labels, scores, ids)
+        if box is not None and text:
+            left, top, right, _ = box
+            apex = (left + right) // 2 if masks is None else left + np.flatnonzero(masks[index][top, left:right]).mean()
+            _label(out, text, box, int(apex), colour, plates)
+    return out
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    """The RGB colour of object `index`: seven, then the same ones lighter and darker in turn."""
+    base, turn = COLOURS[index % len(COLOURS)].astype(int), index // len(COLOURS) % 3
+    mixed = base if turn == 0 else (base + 255) // 2 if turn == 1 else base * 5 // 8
+    return tuple(mixed.tolist())
+
+
+def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The object alone: uint8 RGBA of its bounding box, transparent outside the mask (H, W). ValueError if empty."""
+    mask = np.asarray(mask, bool)
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"the mask is {mask.shape} but the image {image.shape[:2]}")
+    box = mask_box(mask)
+    if box is None:
+        raise ValueError("an empty mask has nothing to cut out")
+    left, top, right, bottom = box
+    alpha = mask[top:bottom, left:right, None].astype(np.uint8) * 255
+    return np.concatenate((image[top:bottom, left:right] * (alpha > 0), alpha), 2)
+
+
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The pixels (left, top, right, bottom), the last two exclusive, that bound a bool mask (H, W); None if empty."""
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask[rows[0]:rows[-1] + 1].any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _count(image: np.ndarray, masks: object, *others: object) -> int:
+    """How many objects there are. ValueError if what is given does not fit together."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"overlay draws on uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    lengths = {len(given) for given in (masks, *others) if given is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"masks, boxes, labels, scores and ids are of different lengths: {sorted(lengths)}")
+    for mask in masks if masks is not None else ():
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"a mask is {mask.shape} but the image {image.shape[:2]}")
+    return lengths.pop() if lengths else 0
+
+
+def _box(index: int, masks: object, boxes: object, shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+    """Where an object is: its mask's bounds, else its box inside the picture; None where there is nothing to see."""
+    if masks is not None:
+        return mask_box(masks[index])
+    if boxes is None:
+        return None
+    left, top, right, bottom = (float(value) for value in boxes[index])
+    if not all(map(np.isfinite, (left, top, right, bottom))):
+        return None
+    left, right = (int(min(max(round(value), 0), shape[1])) for value in (left, right))
+    top, bottom = (int(min(max(round(value), 0), shape[0])) for value in (top, bottom))
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _paint(out: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int], colour: tuple, stroke: int) -> None:
+    """Tint the mask and draw its outline just inside it, within its bounding box only."""
+    left, top, right, bottom = box
+    inside, part = mask[top:bottom, left:right], out[top:bottom, left:right]
+    for channel, value in enumerate(colour):  # a table of 256 results is faster than arithmetic on the pixels
+        tinted = ((np.arange(256) * (256 - OPACITY) + value * OPACITY) >> 8).astype(np.uint8)
+        np.copyto(part[..., channel], tinted[part[..., channel]], where=inside)
+    part[inside & ~_shrink(inside, stroke)] = colour
+
+
+def _shrink(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Erosion by a square and a diamond in turn, nearly a disc; what is beyond the array counts as outside."""
+    core = np.pad(mask, 1)
+    for step in range(steps):
+        rows = core[:, 1:-1] & core[:, :-2] & core[:, 2:]
+        both = rows[1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] if step % 2 else rows[1:-1] & rows[:-2] & rows[2:]
+        core[1:-1, 1:-1] = both
+    return core[1:-1, 1:-1]
+
+
+def _frame(out: np.ndarray, box: tuple[int, int, int, int], colour: tuple, stroke: int) -> None:
+    left, top, right, bottom = box
+    part = out[top:bottom, left:right]
+    part[:stroke] = part[-stroke:] = part[:, :stroke] = part[:, -stroke:] = colour
+
+
+def _text(index: int, labels: object, scores: object, ids: object) -> str:
+    words = [] if ids is None else [f"#{ids[index]}"]  # first, so that it is never next to the score nor cut off
+    words += [] if labels is None else [" ".join(str(labels[index]).split())]
+    words += [] if scores is None else [f"{float(scores[index]):.2f}"]
+    return " ".join(word for word in words if word)
+
+
+def _label(out: np.ndarray, text: str, box: tuple, apex: int, colour: tuple, plates: list[tuple]) -> None:
+    """Put a plate where it hides no other plate if that can be, always wholly inside the picture."""
+    height, width = out.shape[:2]
+    plate = _fitting_plate(text, colour, width, height)
+    if plate is None:
+        return
+    tall, wide = plate.shape[:2]
+    left, top = _place(box, apex, wide, tall, width, height, plates)
+    plates.append((left, top, left + wide, top + tall))
+    out[top:top + tall, left:left + wide] = plate
+
+
+def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int, plates: list) -> tuple[int, int]:
+    """On top of the object's highest point, else inside it, below it, and then further and further away."""
+    left, top, right, bottom = box
+    lefts = [min(max(x, 0), width - wide) for x in (apex - wide // 2, left, right - wide)]
+    tops = [top - tall if top >= tall else top, top, bottom - tall, bottom, *range(top + tall, height, tall),
+            *range(top - 2 * tall, 0, -tall)]
+    spots = [(x, min(max(y, 0), height - tall)) for y in tops for x in lefts]
+    for x, y in spots:
+        if not any(x < r and l < x + wide and y < b and t < y + tall for l, t, r, b in plates):
+            return x, y
+    return spots[0]
+
+
+@lru_cache(maxsize=512)
+def _fitting_plate(text: str, colour: tuple, width: int, height: int) -> np.ndarray | None:
+    """A plate for a picture of this size: letters shrink, then the text is cut; None if not even one letter fits."""
+    size = round(8.5 + np.sqrt(width * height) / 84)
+    while size > SMALLEST_TEXT and _extent(text, size)[0] > width:
+        size -= 1
+    while text and _extent(text, size)[0] > width:
+        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
+    wide, tall = _extent(text, size)
+    return _plate(text, size, colour) if text and wide <= width and tall <= height else None
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _extent(text: str, size: int) -> tuple[int, int]:
+    """Width and height in pixels of a plate; the height is the same for all texts of a size."""
+    font = _font(size)
+    margin = max(1, size // 5)
+    ascent, descent = font.getmetrics()
+    return int(np.ceil(font.getlength(text))) + 2 * margin, ascent + descent + margin
+
+
+def _plate(text: str, size: int, colour: tuple) -> np.ndarray:
+    plate = Image.new("RGB", _extent(text, size), colour)
+    ink = (0, 0, 0) if contrast(colour, (0, 0, 0)) >= contrast(colour, (255, 255, 255)) else (255, 255, 255)
+    margin = max(1, size // 5)
+    ImageDraw.Draw(plate).text((margin, margin // 2), text, ink, _font(size))
+    return np.asarray(plate)
+
+
+def contrast(one: tuple, other: tuple) -> float:
+    """The contrast ratio of two RGB colours, 1 to 21 (WCAG 2.1)."""
+    low, high = sorted(_luminance(colour) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: tuple) -> float:
+    channels = np.array(colour) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])

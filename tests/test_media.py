@@ -1,0 +1,377 @@
+"""Reading and writing pictures and moving pictures; the frames carry their number, so that order is visible."""
+import io
+import subprocess
+import sys
+import threading
+import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minisam_glue import media
+from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image
+from minisam_glue.writer import VideoWriter
+
+av = pytest.importorskip("av")
+WIDTH, HEIGHT, FPS = 48, 32, 10
+
+
+def numbered(index: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """A frame whose brightness is its number times 8."""
+    return np.full((height, width, 3), index * 8, np.uint8)
+
+
+def number_of(frame: np.ndarray) -> int:
+    return round(float(frame.mean()) / 8)
+
+
+def numbers(pictures) -> list[int]:
+    return [number_of(frame) for frame in pictures]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    """The same 30 frames as a video with few key frames, an animation of each kind and a folder."""
+    root = tmp_path_factory.mktemp("clips")
+    paths = {kind: root / name for kind, name in
+             {"mp4": "a.mp4", "mkv": "a.mkv", "gif": "a.gif", "webp": "a.webp", "folder": "frames"}.items()}
+    for path in paths.values():
+        with VideoWriter(path, FPS, (WIDTH, HEIGHT)) as writer:
+            for index in range(30):
+                writer.write(numbered(index))
+    return paths
+
+
+KINDS = ["mp4", "mkv", "gif", "webp", "folder"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_read_back_in_order(clips, kind):
+    with frames(clips[kind], fps=FPS) as clip:
+        assert (clip.size, clip.fps, clip.seekable) == ((WIDTH, HEIGHT), FPS, True)
+        assert clip.count == (None if kind == "mkv" else 30)
+        assert numbers(clip) == list(range(30)) == numbers(clip)
+        first = next(iter(clip))
+    assert first.dtype == np.uint8 and first.shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_stride_and_length_choose_the_same_frames_everywhere(clips, kind):
+    clip = frames(clips[kind], start=0.5, stride=3, max_seconds=1.5, fps=FPS)
+    assert numbers(clip) == [5, 8, 11, 14, 17]
+    assert numbers(clip.forward(2)) == [11, 14, 17]
+    assert numbers(reversed(clip)) == [17, 14, 11, 8, 5] and numbers(clip.backward(1)) == [8, 5]
+    assert number_of(clip[4]) == 17 and clip.count in (5, None) and clip.fps == pytest.approx(FPS / 3)
+    with pytest.raises(IndexError):
+        clip[5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_frame_is_read_from_any_place_and_backward(clips, kind):
+    clip = frames(clips[kind])
+    assert [number_of(clip[index]) for index in (29, 0, 13, 12, 28)] == [29, 0, 13, 12, 28]
+    assert numbers(reversed(clip)) == list(range(30))[::-1]
+    with pytest.raises(IndexError):
+        clip[30]
+
+
+def test_beyond_the_end_is_an_error_not_an_empty_result(clips):
+    for kind in ("mp4", "gif", "folder"):
+        with pytest.raises(MediaError, match="no frame at or after 99"):
+            frames(clips[kind], start=99)
+    for wrong in ({"stride": 0}, {"start": -1}, {"max_seconds": 0}, {"start": float("nan")}):
+        with pytest.raises(MediaError):
+            frames(clips["mp4"], **wrong)
+
+
+def test_video_is_h264_yuv420p_with_its_index_in_front_and_even_sides(tmp_path):
+    path = tmp_path / "odd.mp4"
+    with VideoWriter(path, 30000 / 1001, (33, 17)) as writer:
+        writer.write(numbered(20, 33, 17))
+    data = path.read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.width, stream.height) == ("h264", "yuv420p", 34, 18)
+        assert float(stream.average_rate) == pytest.approx(30000 / 1001)
+
+
+def test_colours_survive_the_video(tmp_path):
+    path, colours = tmp_path / "c.mp4", np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [230, 159, 0]], np.uint8)
+    frame = np.repeat(np.repeat(colours[None], 32, 0), 32, 1)
+    with VideoWriter(path, 5, (128, 32)) as writer:
+        writer.write(frame)
+    read = frames(path)[0][16, 16::32].astype(int)
+    assert np.abs(read - colours).max() <= 12
+
+
+def with_sound(path: Path, codec: str) -> Path:
+    """Two seconds of numbered video with a tone."""
+    with av.open(str(path), "w") as output:
+        video, sound = output.add_stream("libx264", rate=FPS), output.add_stream(codec, rate=8000)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(2 * FPS):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(numbered(index), format="rgb24")))
+        tone = av.AudioFrame.from_ndarray(
+            (np.sin(np.arange(16000) / 5) * 9000).astype(np.int16)[None], format="s16", layout="mono")
+        tone.sample_rate, tone.pts = 8000, 0
+        for stream, last in ((sound, tone), (sound, None), (video, None)):
+            output.mux(stream.encode(last))
+    return path
+
+
+@pytest.mark.parametrize("codec,suffix,start,seconds", [
+    ("aac", "mp4", 0.0, 2.0), ("aac", "mp4", 1.0, 1.0), ("aac", "mp4", 0.5, 0.5), ("pcm_s16le", "mov", 0.0, 2.0)])
+def test_sound_is_kept_and_in_step(tmp_path, codec, suffix, start, seconds):
+    source, path = with_sound(tmp_path / f"source.{suffix}", codec), tmp_path / "out.mp4"
+    clip = frames(source, start=start, max_seconds=seconds)
+    with VideoWriter(path, clip.fps, clip.size, audio_from=source, audio_start=start) as writer:
+        for frame in clip:
+            writer.write(frame)
+    with av.open(str(path)) as container:
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+        sound = list(container.decode(audio=0))
+    heard = np.concatenate([frame.to_ndarray()[0] for frame in sound])
+    assert abs(sound[0].time) < 0.15 and abs(len(heard) / 8000 - seconds) < 0.3 and np.abs(heard).max() > 0.1
+
+
+def test_sound_of_a_silent_video_is_none(clips, tmp_path):
+    with VideoWriter(tmp_path / "out.mp4", FPS, (WIDTH, HEIGHT), audio_from=clips["mp4"]) as writer:
+        writer.write(numbered(1))
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert not container.streams.audio
+
+
+def test_a_turned_video_is_read_upright(tmp_path):
+    path = tmp_path / "phone.mp4"
+    frame = numbered(0)
+    frame[:16, :16] = 255  # a bright corner, top left
+    with VideoWriter(path, FPS, (WIDTH, HEIGHT)) as writer:
+        writer.write(frame)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # the matrix of ISO/IEC 14496-12, 8.3.2: now a quarter turn to the right
+    matrix = [0, 1 << 16, 0, (1 << 32) - (1 << 16), 0, 0, HEIGHT << 16, 0, 1 << 30]
+    data[at:at + 36] = b"".join(value.to_bytes(4, "big") for value in matrix)
+    path.write_bytes(data)
+    clip = frames(path)
+    assert clip.size == (HEIGHT, WIDTH)
+    assert clip[0][8, -8].min() > 200 and clip[0][8, 8].max() < 60 and clip[0][-8, -8].max() < 60
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "folder"])
+def test_no_frame_or_a_failure_leaves_no_file_and_keeps_an_older_one(tmp_path, name):
+    with pytest.raises(MediaError, match="no frame was written"):
+        VideoWriter(tmp_path / name, FPS, (WIDTH, HEIGHT)).close()
+    if name != "folder":
+        (tmp_path / name).write_bytes(b"older")
+        with pytest.raises(KeyError), VideoWriter(tmp_path / name, FPS, (WIDTH, HEIGHT)) as writer:
+            writer.write(numbered(1))
+            raise KeyError
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_bytes() == b"older"
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for name in ("a.mp4", "a.gif", "frames"):
+        with pytest.raises(MediaError, match="file.*can't be written"):
+            VideoWriter(tmp_path / "file" / name, FPS, (WIDTH, HEIGHT))
+    with pytest.raises(MediaError, match="can't write .xyz files"):
+        VideoWriter(tmp_path / "a.xyz", FPS, (WIDTH, HEIGHT))
+    with VideoWriter(tmp_path / "a.gif", FPS, (WIDTH, HEIGHT)) as writer:
+        writer.write(numbered(0))
+        with pytest.raises(ValueError, match="a frame for"):
+            writer.write(numbered(0)[:-1])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_durations_of_an_animation_add_up_to_its_rate(tmp_path, name):
+    with VideoWriter(tmp_path / name, 30, (WIDTH, HEIGHT)) as writer:
+        for index in range(30):
+            writer.write(numbered(index))
+    total = 0
+    with Image.open(tmp_path / name) as image:
+        for index in range(30):
+            image.seek(index)
+            image.load()
+            total += image.info["duration"]
+    assert total == 1000
+
+
+def test_reading_and_writing_animations_needs_no_pyav(clips):
+    program = ("import sys; sys.modules['av'] = None\n"
+               "from minisam_glue.media import MediaError, frames; from minisam_glue.writer import VideoWriter\n"
+               f"assert len(list(frames({str(clips['gif'])!r}))) == 30\n"
+               f"for act in (lambda: frames({str(clips['mp4'])!r}), lambda: VideoWriter('x.mp4', 1, (2, 2)),\n"
+               "            lambda: frames('camera:0')):\n"
+               "    try: act(); print('no error')\n"
+               "    except MediaError as error: assert '[cli]' in str(error), error\n")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          cwd=Path(__file__).parent.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def encoded(index: int, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(thumbnail, "JPEG")
+    noise = np.random.default_rng(index).integers(-4, 5, (HEIGHT, WIDTH, 3))
+    picture = Image.fromarray((numbered(index).astype(int) + 4 + noise).clip(0, 255).astype(np.uint8))
+    options = {"comment": thumbnail.getvalue(), "progressive": index % 2 == 1, "quality": 95} if kind == "JPEG" else {}
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pipe(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(data), 100)))
+
+
+def test_a_pipe_brings_png_and_jpeg_pictures_in_order(monkeypatch):
+    data = b"".join(encoded(index, "JPEG" if index % 3 else "PNG") for index in range(12))
+    pipe(monkeypatch, data)
+    clip = frames("-", fps=FPS)
+    assert (clip.count, clip.fps, clip.size, clip.seekable) == (None, FPS, (WIDTH, HEIGHT), False)
+    assert [round((float(frame.mean()) - 4) / 8) for frame in clip] == list(range(12)) and clip.damaged == 0
+    with pytest.raises(MediaError, match="read only once"):
+        next(iter(clip))
+    with pytest.raises(MediaError, match="only read forward"):
+        clip[0]
+    pipe(monkeypatch, data)
+    chosen = frames("-", start=0.2, stride=4, max_seconds=0.8, fps=FPS)
+    assert [round((float(frame.mean()) - 4) / 8) for frame in chosen] == [2, 6]
+
+
+def test_a_pipe_that_breaks_off_or_is_no_pipe_of_pictures_is_noticed(monkeypatch):
+    pipe(monkeypatch, encoded(1, "JPEG") + encoded(2, "PNG")[:-9])
+    clip = frames("-")
+    assert len(list(clip)) == 1 and clip.damaged == 1
+    for data, words in ((b"", "no picture came"), (b"hello, world", "neither PNG nor JPEG")):
+        pipe(monkeypatch, data)
+        with pytest.raises(MediaError, match=words):
+            frames("-")
+
+
+def test_pictures_of_every_kind_become_rgb(tmp_path):
+    grey16 = (np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 42).astype(np.uint16)
+    for name, picture in {"grey.png": Image.new("L", (WIDTH, HEIGHT), 99), "alpha.png": Image.new("RGBA", (9, 9)),
+                          "palette.gif": Image.new("P", (9, 9)), "cmyk.jpg": Image.new("CMYK", (9, 9)),
+                          "deep.png": Image.fromarray(grey16)}.items():
+        picture.save(tmp_path / name)
+        read = read_image(tmp_path / name)
+        assert read.dtype == np.uint8 and read.shape == (*picture.size[::-1], 3)
+    assert np.array_equal(read[..., 0], grey16 // 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (WIDTH, HEIGHT, 3)
+
+
+def test_a_url_is_read_and_a_missing_one_named(tmp_path):
+    Image.new("RGB", (9, 5)).save(tmp_path / "a.png")
+    handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert read_image(f"{url}/a.png").shape == (5, 9, 3)
+        with pytest.raises(MediaError, match="/b.png: .*404"):
+            read_image(f"{url}/b.png")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(MediaError, match="refused"):
+        read_image(f"{url}/a.png")
+
+
+def test_a_picture_of_enormous_dimensions_is_refused_unread(tmp_path, recwarn):
+    small = io.BytesIO()
+    Image.new("L", (8, 8)).save(small, "PNG")
+    for side in (10_000, 60_000):
+        data = bytearray(small.getvalue())
+        data[16:24] = side.to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        (tmp_path / "bomb.png").write_bytes(data)
+        with pytest.raises(MediaError, match="bomb.png: .*pixels"):
+            read_image(tmp_path / "bomb.png")
+    assert not recwarn.list
+
+
+def test_damaged_files_give_frames_or_one_line(clips, tmp_path):
+    rng, outcomes = np.random.default_rng(0), set()
+    for kind in ("mp4", "gif", "webp"):
+        whole = clips[kind].read_bytes()
+        for trial in range(8):
+            data = bytearray(whole[:rng.integers(0, len(whole))] if trial % 2 else whole)
+            for at in rng.integers(0, max(1, len(data)), 8 if data and not trial % 2 else 0):
+                data[at] ^= 1 << rng.integers(8)
+            path = tmp_path / f"{trial}.{kind}"
+            path.write_bytes(data)
+            try:
+                clip = frames(path)
+                outcomes.add("frames" if len(list(clip)) else "nothing")
+            except MediaError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                outcomes.add("error")
+    assert outcomes == {"frames", "error"}
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("hello")
+    for name in ("text.jpg", "empty.png"):
+        with pytest.raises(MediaError, match=f"{name}: not a picture"):
+            read_image(tmp_path / name)
+    with pytest.raises(MediaError, match="text.mp4: not a video"):
+        frames(tmp_path / "text.mp4")
+    with pytest.raises(MediaError, match="nowhere.mp4: no such file"):
+        frames(tmp_path / "nowhere.mp4")
+    with pytest.raises(MediaError, match="No such file"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(MediaError, match="camera"):
+        frames("camera:99")
+
+
+def test_frames_of_different_sizes_in_a_folder_are_named(tmp_path):
+    Image.new("RGB", (9, 5)).save(tmp_path / "1.png")
+    Image.new("RGB", (9, 6)).save(tmp_path / "2.png")
+    with pytest.raises(MediaError, match="2.png: 9x6 pixels, but the first frame has 9x5"):
+        list(frames(tmp_path))
+
+
+def test_moving_sources_are_told_from_still_ones_by_content(clips, tmp_path):
+    Image.new("RGB", (9, 5)).save(tmp_path / "still.gif")
+    (tmp_path / "picture.mp4").write_bytes((tmp_path / "still.gif").read_bytes())
+    assert all(is_moving(clips[kind]) for kind in ("mp4", "gif", "webp")) and is_moving("-") and is_moving("camera:0")
+    assert not any(is_moving(path) for path in (clips["folder"], tmp_path / "still.gif", tmp_path / "picture.mp4",
+                                                "http://example.org/a.mp4"))
+
+
+def test_inputs_are_found_in_natural_order(tmp_path):
+    for name in ("f10.png", "f2.png", "F1.JPG", "clip.mp4", "notes.txt", ".hidden.png", "sub/x.png", "[odd].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    root = str(tmp_path)
+    names = lambda *args: [str(Path(found).relative_to(root)) for found in expand_inputs(args)]
+    assert names(root) == ["[odd].png", "clip.mp4", "F1.JPG", "f2.png", "f10.png"]
+    assert names(f"{root}/f*.png", f"{root}/notes.txt") == ["f2.png", "f10.png", "notes.txt"]
+    assert names(f"{root}/[odd].png") == ["[odd].png"] and names(f"{root}/**/x.png") == ["sub/x.png"]
+    assert expand_inputs(["-", "camera:0", "https://a.b/c.jpg"]) == ["-", "camera:0", "https://a.b/c.jpg"]
+    (tmp_path / "empty").mkdir()
+    for wrong in ("empty", "nothing.png", "*.xyz"):
+        with pytest.raises(MediaError, match="no "):
+            expand_inputs([f"{root}/{wrong}"])
+
+
+def test_frames_are_read_only_when_asked_for(clips, monkeypatch):
+    seen = []
+    monkeypatch.setattr(media, "read_image", lambda path: seen.append(path) or numbered(len(seen)))
+    reading = iter(frames(clips["folder"]))
+    for expected in (1, 2, 3):  # one for the size
+        assert len(seen) == expected
+        next(reading)
