@@ -9,7 +9,7 @@ from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo.evaluate import VOCABULARY, attributes, average_precision, hits, judge, load_detector
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
 from minisam_glue.demo.train import JUDGED, Batches, Recipe, Trainer, collate, export
-from minisam_glue.grounding_dino import PRESETS, Detections, WordPieceTokenizer
+from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
 RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2)
@@ -28,6 +28,17 @@ class Oracle:
         named = [i for i, label in enumerate(s.labels) if label >= 0]
         labels = torch.tensor(self.spoil([s.labels[i] for i in named]), dtype=torch.long)
         return Detections(torch.from_numpy(s.boxes[named]), torch.full((len(named),), 0.9), labels, [], [], ("", 0.0))
+
+
+@pytest.mark.slow  # 15 s
+def test_training_overfits_four_scenes(tmp_path):
+    trainer = Trainer(Recipe(steps=120, warmup_steps=15, lr=1e-3, averaging=0.9), tmp_path, "cpu")
+    scenes = [scene(seed, (80, 80)) for seed in range(4)]
+    batch = collate(scenes, TOKENIZER, (80, 160))
+    losses = [float(trainer.update(batch)["total"].detach()) for _ in range(120)]
+    assert losses[-1] < 0.01 * losses[0]
+    figures = judge(Detector(trainer.average, TOKENIZER, (80, 160)), scenes)
+    assert figures["ap50"] > 0.95 and figures["attributes"] == figures["silence"] == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +63,7 @@ def test_every_caption_is_spelt_without_unknown_words():
 
 
 def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
-    batch = collate(scenes[:8], TOKENIZER)
+    batch = collate(scenes[:8], TOKENIZER, (64, 128))
     assert batch.images.shape == (8, 3, 64, 80)
     for s, target, ids, real in zip(scenes, batch.targets, batch.ids, batch.real):
         named = [i for i, label in enumerate(s.labels) if label >= 0]

@@ -19,7 +19,7 @@ from ..grounding_dino import Detections, Detector, WordPieceTokenizer, load
 from .scenes import Scene, scene
 
 VOCABULARY = Path(__file__).with_name("vocab.txt")
-SIDES = (192, 320)  # shorter and longest side of what the detector sees
+SIDES = (160, 320)  # shorter and longest side of what the detector sees
 THRESHOLD = 0.35  # of a box that a user would be shown
 LOWEST = 0.05  # of a box that still counts towards average precision
 LEVELS = [0.5 + 0.05 * i for i in range(10)]  # of IoU

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..boxes import xyxy_to_cxcywh
 from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
 from ..grounding_dino.detector import normalise, pack_captions
 from ..grounding_dino.losses import Target, detection_loss, token_map
 from .evaluate import SIDES, VOCABULARY, judge
-from .scenes import TRAINING_FROM, Scene, Size, scene
+from .scenes import TRAINING_FROM, Scene, random_size, scene
 
 LOG_EVERY, SAVE_EVERY, JUDGE_EVERY = 50, 250, 2500  # steps
 JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
@@ -35,9 +35,9 @@ JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches it
 @dataclass(frozen=True)
 class Recipe:
     """All that the result depends on."""
-    steps: int = 20_000
+    steps: int = 12_000
     batch_size: int = 16
-    side: int = 176  # root of the area of the pictures, pixels
+    side: int = SIDES[0]  # shorter side of what the model sees, on average, pixels
     lr: float = 6e-4
     warmup_steps: int = 500
     weight_decay: float = 1e-4
@@ -62,8 +62,8 @@ class Batch:
     targets: list[Target]
 
 
-def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer) -> Batch:
-    """Scenes of one size -> a batch."""
+def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:
+    """Scenes of one size -> a batch; sides: shorter and longest side of what the model sees."""
     height, width = scenes[0].image.shape[:2]
     captions = [pack_captions([phrase.text for phrase in s.phrases], tokenizer)[0] for s in scenes]
     L = max(len(caption.ids) for caption in captions)
@@ -76,13 +76,13 @@ def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer) -> Batch:
         boxes = torch.from_numpy(s.boxes[named]) / torch.tensor([width, height, width, height])
         tokens = token_map(caption.spans, [s.labels[i] for i in named], len(caption.ids))
         targets.append(Target(xyxy_to_cxcywh(boxes), tokens))
-    images = torch.stack([normalise(s.image, (min(height, width), max(height, width))) for s in scenes])
+    images = torch.stack([normalise(s.image, sides) for s in scenes])
     real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
     return Batch(images, ids, real, targets)
 
 
 class Batches(Dataset):
-    """The batch of each step, made on the fly: pictures of one size, which differs from step to step."""
+    """The batch of each step, drawn on the fly: pictures of one size, which differs from step to step."""
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.tokenizer = recipe, WordPieceTokenizer.load(VOCABULARY)
@@ -91,16 +91,12 @@ class Batches(Dataset):
         return self.recipe.steps
 
     def __getitem__(self, step: int) -> Batch:
-        torch.set_num_threads(1) if torch.utils.data.get_worker_info() else None
-        first = TRAINING_FROM + (self.recipe.seed * self.recipe.steps + step) * self.recipe.batch_size
-        size = self.size(np.random.default_rng((self.recipe.seed, step, 3)))
-        return collate([scene(first + i, size) for i in range(self.recipe.batch_size)], self.tokenizer)
-
-    def size(self, rng: np.random.Generator) -> Size:
-        """Of any aspect from 1:2 to 2:1, and of about the same area."""
-        stretch = math.exp(rng.uniform(-0.5, 0.5) * math.log(2))
-        side = self.recipe.side * math.exp(rng.uniform(-0.2, 0.2))
-        return round(side * stretch), round(side / stretch)
+        if get_worker_info():
+            torch.set_num_threads(1)  # many processes share the cores
+        rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
+        size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
+        first = TRAINING_FROM + (recipe.seed * recipe.steps + step) * recipe.batch_size
+        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short))
 
 
 class Trainer:
@@ -110,6 +106,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.out, self.device, self.step = recipe, out, device, 0
         self.model = GroundingDINO(PRESETS["demo"]).to(device).train()
+        # Normed queries times normed words would begin with logits of +-10 and a loss in the thousands.
+        torch.nn.init.constant_(self.model.transformer.encoder.text_layers[-1].norm2.weight, 0.1)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         rest = [p for p in self.model.parameters() if p.dim() <= 1]
