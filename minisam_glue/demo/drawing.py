@@ -205,10 +205,10 @@ def texture(rng: Rng, height: int, width: int) -> np.ndarray:
 def natural(rng: Rng, height: int, width: int) -> np.ndarray:
     """Noise of falling strength at ever finer scales, as in photographs, mostly the same in all channels."""
     base, out = muted(rng, 0.25, 0.75), np.zeros((height, width, 3), dtype=np.float32)
-    roughness, contrast = rng.uniform(0.4, 0.75), rng.uniform(0.1, 0.45)
+    roughness, contrast = rng.uniform(0.4, 0.75), rng.uniform(0.06, 0.3)
     for octave in range(rng.integers(2, 6)):
         layer = clouds(rng, height, width, 2.0 * 2 ** octave)
-        out += contrast * roughness ** octave * (0.9 * layer.mean(2, keepdims=True) + 0.1 * layer)
+        out += contrast * roughness ** octave * (0.85 * layer[..., :1] + 0.15 * layer)
     return base + out
 
 

@@ -214,7 +214,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
     args = parser.parse_args()
     recipe = Recipe(steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
-    Trainer(recipe, args.out, args.device).run(args.workers)
+    try:
+        trainer = Trainer(recipe, args.out, args.device)
+    except ValueError as error:
+        parser.error(str(error))  # exit status 2
+    trainer.run(args.workers)
 
 
 if __name__ == "__main__":
