@@ -114,10 +114,13 @@ def test_absent_phrases_match_no_object_and_are_common():
     assert len(confused) > 10  # "red square" beside a red circle and a blue square
 
 
-def test_plural_and_the_forms_occur(scenes):
+def test_plurals_and_articles_are_english(scenes):
     texts = [phrase.text for s in scenes for phrase in s.phrases]
     assert any(text.startswith("the ") for text in texts) and any(text.endswith("s") for text in texts)
     assert any(text.startswith("all the ") for text in texts) and "crosss" not in " ".join(texts)
+    for text in texts:
+        first, *rest = text.split()
+        assert first not in ("a", "an") or (first == "an") == (rest[0][0] in "aeiou")
 
 
 def test_every_colour_looks_like_its_name():
@@ -180,6 +183,14 @@ def test_a_leaving_object_is_out_of_the_frame_and_returns(clips):
     for c in clips["leaving"]:
         seen = c.masks[:, c.leads[0]].any((1, 2))
         assert seen[0] and seen[-1] and not seen[12]
+
+
+def test_every_object_of_a_clip_sets_itself_off_from_the_ground():
+    for seed in range(120):
+        c = clip(seed, frames=2, size=(64, 96))
+        ground = c.frames[~c.masks.any(1)].mean(0) / 255
+        for figure in c.figures:
+            assert np.abs(ground - figure.stroke_rgb).max() > 0.1, (seed, figure)
 
 
 def test_an_unknown_kind_of_clip_is_a_clear_error():

@@ -154,7 +154,8 @@ def wording(rng: Rng, colour: str | None, shape: str | None, number: int) -> Phr
         article, noun = str(rng.choice(("", "", "the ", "all the "))), noun + ("es" if noun.endswith("s") else "s")
     else:
         article = str(rng.choice(("", "", "the ", "a ")))
-    return Phrase(article + (f"{colour} " if colour else "") + noun, colour, shape)
+    words = (f"{colour} " if colour else "") + noun
+    return Phrase(("an " if article == "a " and words[0] in "aeiou" else article) + words, colour, shape)
 
 
 def random_wish(rng: Rng, figures: list[Figure]) -> tuple[str | None, str | None]:
@@ -287,6 +288,14 @@ def stage(rng: Rng, kind: str, time: np.ndarray, size: Size) -> tuple[list[Figur
     return [*figures, lead], [*paths, there_and_back(path, size, rng) if kind == "leaving" else path], (first,)
 
 
+def set_off(figure: Figure, ground: np.ndarray) -> Figure:
+    """The figure, with a dark or light edge if it would hardly show on a ground of this mean colour (3,)."""
+    if np.abs(ground - figure.stroke_rgb).max() > 0.25:
+        return figure
+    tone = 0.05 if ground.mean() > 0.5 else 0.95
+    return replace(figure, veil=1.0, stroke=max(0.09, 1.2 / figure.radius), stroke_rgb=(tone,) * 3)
+
+
 def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160)) -> Clip:
     """The clip of this seed, on a slowly moving ground. `kind`: one of KINDS, else the seed chooses.
 
@@ -301,6 +310,7 @@ def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120
     figures, paths, leads = stage(rng, kind, time, size)
     reach, wear = 12, random_wear(rng)
     ground = background(rng, height + 2 * reach, width + 2 * reach)
+    figures = [set_off(figure, ground.mean((0, 1))) for figure in figures]
     pan = np.rint(reach * (1 + np.sin(rng.uniform(0, 4, 2) * time[:, None] + rng.uniform(0, 6, 2)))).astype(int)
     pictures, masks = [], []
     for t in range(frames):
