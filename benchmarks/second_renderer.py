@@ -49,7 +49,8 @@ def outline(shape: str) -> Points:
     """The corners of a shape in the unit disc; a ring is drawn as a circle with a hole."""
     if shape == "cross":
         a, b = 0.3, 0.95
-        return [(a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a), (-a, -b)]
+        right, left = [(a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b)], [(-a, b), (-a, a), (-b, a)]
+        return [*right, *left, (-b, -a), (-a, -a), (-a, -b)]
     if shape == "square":
         return [(-0.71, -0.71), (0.71, -0.71), (0.71, 0.71), (-0.71, 0.71)]
     return {"circle": around(1, number=96), "ring": around(1, number=96), "triangle": around(1, number=3),
@@ -89,7 +90,7 @@ def ink_for(rng: random.Random, colour: str, picture: Image.Image, mask: Image.I
     """The paint of a figure, flat or with a slope of light; None where it would hardly show on the picture."""
     rgb = np.array(ImageColor.getrgb(rng.choice(INKS[colour])))
     beneath = np.asarray(picture)[np.asarray(mask) > 127]
-    if not len(beneath) or np.abs(beneath.mean(0) - rgb).max() < 60:
+    if (np.abs(beneath - rgb).max(1) > 50).sum() <= 0.6 * len(beneath):
         return None
     light = np.linspace(*((rng.uniform(0.85, 1), 1) if rng.random() < 0.5 else (1, 1)), picture.height)[:, None, None]
     return Image.fromarray(np.broadcast_to(rgb * light, (picture.height, picture.width, 3)).astype(np.uint8))

@@ -110,7 +110,7 @@ def test_absent_phrases_match_no_object_and_are_common():
         assert not any(s.phrases[i].matches(figure) for i in s.absent for figure in s.figures)
     assert sum(bool(s.absent) for s in scenes) > 40
     confused = [phrase for s in scenes for phrase in (s.phrases[i] for i in s.absent)
-                if any(phrase.colour == f.colour for f in s.figures) and any(phrase.shape == f.shape for f in s.figures)]
+                if phrase.colour in {f.colour for f in s.figures} and phrase.shape in {f.shape for f in s.figures}]
     assert len(confused) > 10  # "red square" beside a red circle and a blue square
 
 

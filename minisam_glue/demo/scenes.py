@@ -125,11 +125,11 @@ def random_cast(rng: Rng, number: int) -> list[tuple[str, str]]:
     return cast
 
 
-def contrast(canvas: np.ndarray, figure: Figure, at: Footprint) -> float:
-    """Largest difference of a channel (0 to 1) between the rim of the figure and what it will lie on."""
+def shows(canvas: np.ndarray, figure: Figure, at: Footprint) -> bool:
+    """Whether most of the rim of the figure differs clearly (by 0.2 in a channel) from what it will lie on."""
     rim = np.abs(at.distance) < 2
-    colour = figure.stroke_rgb if figure.stroke else figure.rgb
-    return float(np.abs(canvas[at.window][rim].mean(0) - colour).max()) if rim.any() else 0.0
+    colour = np.float32(figure.stroke_rgb if figure.stroke else figure.rgb)
+    return bool((np.abs(canvas[at.window][rim] - colour).max(-1) > 0.2).sum() > 0.6 * rim.sum())
 
 
 def place(masks: list[np.ndarray], areas: list[int], mask: np.ndarray) -> list[np.ndarray] | None:
@@ -208,7 +208,7 @@ def scene(seed: int, size: Size | None = None) -> Scene:
             if figure.veil < 1 and any((mask & other).any() for other in masks):
                 figure = replace(figure, veil=1.0)  # what lies beneath must not shine through
             visible = place(masks, areas, mask)
-            if visible is not None and contrast(canvas, figure, at) > 0.22:
+            if visible is not None and shows(canvas, figure, at):
                 if shadow is not None:
                     cast_shadow(canvas, figure, tuple(shadow * figure.radius), 0.4)
                 draw(canvas, figure, at)
