@@ -3,7 +3,7 @@
 Paper: Zhu et al., Deformable DETR, arXiv 2010.04159, section 4.1, equation 3. Each query reads a few
 points of every level; a point is a bilinear mix of four cells. The whole sum over levels, points and
 corners is one weighted gather (`embedding_bag`), which needs no copy of the values: the temporaries
-are the row numbers and weights.
+are the row numbers and weights. Its gradient has to sort those rows, so training samples map by map.
 """
 import math
 from functools import lru_cache
@@ -43,6 +43,8 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     value (B, S, h, d), S = sum of height * width; locations (B, Q, h, levels, points, 2), (x, y) as
     fractions of the canvas; weights (B, Q, h, levels, points) -> (B, Q, h * d).
     """
+    if torch.is_grad_enabled() and value.requires_grad:
+        return sample_by_maps(value, shapes, locations, weights)
     (B, S, h, d), (_, Q, _, _, points) = value.shape, weights.shape
     width, height, start = level_table(shapes, points, value.device)
     x, y = locations.flatten(3, 4).unbind(-1)  # (B, Q, h, N), N = levels * points
@@ -57,6 +59,18 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     out = F.embedding_bag(rows.view(B * Q * h, -1), value.reshape(B * S * h, d), mode="sum",
                           per_sample_weights=share.view(B * Q * h, -1).to(value.dtype))
     return out.view(B, Q, h * d)
+
+
+def sample_by_maps(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The same, level by level with `grid_sample`: on a CPU no slower, and its gradient takes a quarter of the time."""
+    (B, _, h, d), Q, out = value.shape, weights.shape[1], 0
+    levels = value.split([height * width for height, width in shapes], 1)
+    for level, (height, width), where, share in zip(levels, shapes, locations.unbind(3), weights.unbind(3)):
+        maps = level.permute(0, 2, 3, 1).reshape(B * h, d, height, width)  # (B, S', h, d) -> (B * h, d, H, W)
+        grid = (2 * where - 1).transpose(1, 2).flatten(0, 1)  # (B, Q, h, points, 2) -> (B * h, Q, points, 2)
+        samples = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # (B * h, d, Q, points)
+        out = out + (samples * share.transpose(1, 2).reshape(B * h, 1, Q, -1)).sum(-1)
+    return out.view(B, h * d, Q).transpose(1, 2)  # (B * h, d, Q) -> (B, Q, h * d)
 
 
 class MSDeformAttn(nn.Module):

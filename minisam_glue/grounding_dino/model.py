@@ -44,6 +44,12 @@ PRESETS = {
     "swin-t": GroundingDINOConfig(SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 7)),
     # groundingdino_swinb_cogcoor.pth, 232 M parameters
     "swin-b": GroundingDINOConfig(SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 12)),
+    # minisam_glue/demo, 2,485,354 parameters; the vocabulary is demo/vocab.txt
+    "demo": GroundingDINOConfig(SwinConfig(24, (1, 2, 2, 1), (2, 4, 8, 8), 5),
+                                BertConfig(vocab_size=124, hidden_size=64, num_layers=2, num_heads=4,
+                                           intermediate_size=128, max_positions=256),
+                                hidden_dim=96, feedforward_dim=256, encoder_layers=3, decoder_layers=3,
+                                num_queries=60, separators=(2, 3, 5, 6)),
 }
 
 

@@ -1,0 +1,330 @@
+"""Generated images and clips with captions and the whole truth: what the demo weights are trained and judged on.
+
+    picture = scene(7)        # picture.image, .boxes, .masks, .phrases, .labels
+    film = clip(7, "crossing")  # film.frames, .boxes, .masks: each object has one column all along
+
+A seed names one scene for ever (of one version of this file). Seeds below TRAINING_FROM are held out:
+training starts there, evaluation and examples stay below. Left out: anything but flat shapes.
+"""
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .drawing import (COLOURS, SHAPES, SMALL, Figure, Footprint, Rng, background, cast_shadow, draw, finish,
+                      footprint, paint_of, random_wear, stamp)
+
+TRAINING_FROM = 1_000_000  # the first seed of training; those below are for tests, evaluation and examples
+SMALLEST = 6  # pixels of the longer side of a visible part
+VISIBLE = 0.4  # least visible share of an object of an image (in clips it can be none)
+FOREIGN = ("dog", "car", "person", "tree", "cat", "house", "bird", "chair", "boat", "lamp", "cup", "horse")
+GENERIC = ("shape", "object", "thing")
+KINDS = ("free", "crossing", "occlusion", "leaving")
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A noun phrase, and the colour and shape it asks for; None = any."""
+    text: str
+    colour: str | None
+    shape: str | None
+
+    def matches(self, figure: Figure) -> bool:
+        """Whether the phrase can be said of the figure."""
+        return self.colour in (None, figure.colour) and self.shape in (None, figure.shape)
+
+
+@dataclass
+class Scene:
+    """An image of n objects. The row of an object is its id; no object matches two of the phrases."""
+    image: np.ndarray  # uint8 (H, W, 3)
+    masks: np.ndarray  # bool (n, H, W), the visible parts
+    boxes: np.ndarray  # float32 (n, 4), xyxy, pixels: the extents of the masks
+    figures: list[Figure]
+    phrases: list[Phrase]
+    labels: list[int]  # of each object the phrase that names it, or -1
+
+    @property
+    def absent(self) -> list[int]:
+        """The phrases that match nothing."""
+        return [i for i in range(len(self.phrases)) if i not in self.labels]
+
+
+@dataclass
+class Clip:
+    """T frames of n objects. The column of an object is its id; where it can't be seen mask and box are empty."""
+    frames: np.ndarray  # uint8 (T, H, W, 3)
+    masks: np.ndarray  # bool (T, n, H, W)
+    boxes: np.ndarray  # float32 (T, n, 4), xyxy, pixels
+    figures: list[Figure]  # as in the first frame
+    phrases: list[Phrase]
+    labels: list[int]
+    kind: str  # of KINDS
+    leads: tuple[int, ...]  # the objects that cross, are occluded, or leave
+
+
+def extents(masks: np.ndarray) -> np.ndarray:
+    """Boxes (..., 4), xyxy float32, around the True pixels of masks (..., H, W); 0, 0, 0, 0 where there are none."""
+    def ends(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return line.argmax(-1), line.shape[-1] - line[..., ::-1].argmax(-1)
+
+    (left, right), (top, bottom) = ends(masks.any(-2)), ends(masks.any(-1))
+    boxes = np.stack((left, top, right, bottom), -1)
+    return np.where(masks.any((-2, -1))[..., None], boxes, 0).astype(np.float32)
+
+
+# --- Figures -----------------------------------------------------------------------------------------------
+
+def random_style(rng: Rng, colour: str, radius: float, shape: str) -> dict[str, object]:
+    """Outline and filling: plain; outlined around a fainter or (if not round) empty inside; or with a thin edge."""
+    rgb, kind = paint_of(colour, rng), rng.choice(3, p=(0.5, 0.2, 0.3)) if radius > SMALL else 0
+    veil, stroke, stroke_rgb = 1.0, 0.0, rgb
+    if kind == 1:
+        hollow = rng.random() < 0.4 and shape not in ("circle", "ring")  # an empty circle would be a ring
+        veil, stroke = 0.0 if hollow else rng.uniform(0.3, 0.7), max(rng.uniform(0.1, 0.28), 2 / radius)
+    if kind == 2:
+        stroke, stroke_rgb = max(rng.uniform(0.03, 0.09), 1 / radius), edge_of(colour, rgb, rng)
+    return {"rgb": rgb, "veil": veil, "stroke": stroke, "stroke_rgb": stroke_rgb}
+
+
+def edge_of(colour: str, rgb: tuple[float, float, float], rng: Rng) -> tuple[float, float, float]:
+    """Of an outline that sets the figure off: its own colour darkened, nearly black, or nearly white."""
+    dark, light = rng.uniform(0, 0.15), rng.uniform(0.88, 1)
+    choice = {"white": 1, "black": 2}.get(colour, rng.integers(3))
+    return (tuple(0.45 * c for c in rgb), (dark,) * 3, (light,) * 3)[choice]
+
+
+def random_figure(rng: Rng, colour: str, shape: str, size: Size, radius: float | None = None) -> Figure:
+    """A figure of this colour and shape, of any radius (pixels) unless given, whose centre is well in the frame."""
+    height, width = size
+    if radius is None:
+        largest = min(0.27 * max(size), 0.48 * min(size))
+        low, high = (3.4, 6.5) if rng.random() < 0.06 else (6.5, max(largest, 7.0))
+        radius = math.exp(rng.uniform(math.log(low), math.log(high)))
+    edge = min(radius, 0.5 * min(size))
+    x, y = (rng.uniform(0.55 * edge, length - 0.55 * edge) for length in (width, height))
+    upright = rng.random() < 0.3
+    angle = rng.normal(0, 0.1) if upright else rng.uniform(0, 2 * math.pi)
+    shading = rng.uniform(-0.14, 0.14, 2) if rng.random() < 0.5 else (0.0, 0.0)
+    return Figure(shape, colour, x=x, y=y, radius=radius, angle=angle, squash=rng.uniform(0.88, 1.14),
+                  proportion=rng.random(), softness=rng.uniform(0.6, 1.6), shading=tuple(shading),
+                  **random_style(rng, colour, radius, shape))
+
+
+def random_cast(rng: Rng, number: int) -> list[tuple[str, str]]:
+    """(colour, shape) of so many objects: mostly look-alikes of the first in one respect or both."""
+    colours, shapes = list(COLOURS), list(SHAPES)
+    cast = [(str(rng.choice(colours)), str(rng.choice(shapes)))]
+    related = rng.random() < 0.7
+    while len(cast) < number:
+        colour, shape = cast[rng.integers(len(cast))]
+        keep = rng.choice(4, p=(0.15, 0.35, 0.35, 0.15)) if related else 3  # both, the colour, the shape, nothing
+        cast.append((colour if keep in (0, 1) else str(rng.choice(colours)),
+                     shape if keep in (0, 2) else str(rng.choice(shapes))))
+    return cast
+
+
+def shows(canvas: np.ndarray, figure: Figure, at: Footprint) -> bool:
+    """Whether most of the rim of the figure differs clearly (by 0.2 in a channel) from what it will lie on."""
+    rim = np.abs(at.distance) < 2
+    colour = np.float32(figure.stroke_rgb if figure.stroke else figure.rgb)
+    return bool((np.abs(canvas[at.window][rim] - colour).max(-1) > 0.2).sum() > 0.6 * rim.sum())
+
+
+def place(masks: list[np.ndarray], areas: list[int], mask: np.ndarray) -> list[np.ndarray] | None:
+    """The visible parts when `mask` comes on top, or None if anything would be too small or too hidden."""
+    if max(extents(mask)[2:] - extents(mask)[:2]) < SMALLEST:
+        return None
+    visible = [below & ~mask if (below & mask).any() else below for below in masks]
+    changed = [i for i, (new, old) in enumerate(zip(visible, masks)) if new is not old]
+    for i in changed:
+        box = extents(visible[i])
+        if visible[i].sum() < VISIBLE * areas[i] or max(box[2:] - box[:2]) < SMALLEST:
+            return None
+    return [*visible, mask]
+
+
+# --- Captions ----------------------------------------------------------------------------------------------
+
+def wording(rng: Rng, colour: str | None, shape: str | None, number: int) -> Phrase:
+    """The phrase for `number` objects of this colour and shape, worded in one of several ways."""
+    noun = shape or str(rng.choice(GENERIC))
+    if number > 1 and rng.random() < 0.7 or rng.random() < 0.05:
+        article, noun = str(rng.choice(("", "", "the ", "all the "))), noun + ("es" if noun.endswith("s") else "s")
+    else:
+        article = str(rng.choice(("", "", "the ", "a ")))
+    words = (f"{colour} " if colour else "") + noun
+    return Phrase(("an " if article == "a " and words[0] in "aeiou" else article) + words, colour, shape)
+
+
+def random_wish(rng: Rng, figures: list[Figure]) -> tuple[str | None, str | None]:
+    """What a phrase could ask for: an object, a mixture of two, a colour, a shape, or what is not there."""
+    one, two = (figures[rng.integers(len(figures))] for _ in range(2))
+    kind = rng.choice(6, p=(0.46, 0.18, 0.08, 0.1, 0.1, 0.08))
+    if kind == 5:
+        return (one.colour if rng.random() < 0.5 else None), str(rng.choice(FOREIGN))
+    if kind == 4:
+        return str(rng.choice(list(COLOURS))), str(rng.choice(list(SHAPES)))
+    return ((one.colour, one.shape), (one.colour, two.shape), (one.colour, None), (None, one.shape))[kind]
+
+
+def random_caption(rng: Rng, figures: list[Figure]) -> tuple[list[Phrase], list[int]]:
+    """1 to 5 phrases of which no object matches two, and the phrase of each object, or -1."""
+    phrases, labels, wanted = [], [-1] * len(figures), rng.integers(1, 6)
+    for _ in range(20):
+        colour, shape = random_wish(rng, figures)
+        matches = [Phrase("", colour, shape).matches(figure) for figure in figures]
+        overlap = any(match and label >= 0 for match, label in zip(matches, labels))
+        if len(phrases) == wanted or overlap or (colour, shape) in [(p.colour, p.shape) for p in phrases]:
+            continue
+        labels = [len(phrases) if match else label for match, label in zip(matches, labels)]
+        phrases.append(wording(rng, colour, shape, sum(matches)))
+    return phrases, labels
+
+
+# --- Images ------------------------------------------------------------------------------------------------
+
+def random_size(rng: Rng) -> Size:
+    """Any aspect from 1:2 to 2:1, the shorter side from 96 to 224 pixels."""
+    short, aspect = int(rng.integers(96, 225)), math.exp(rng.uniform(0, math.log(2)))
+    long = round(short * aspect)
+    return (short, long) if rng.random() < 0.5 else (long, short)
+
+
+def scene(seed: int, size: Size | None = None) -> Scene:
+    """The scene of this seed, of 1 to 8 objects; of any size unless (height, width) is given, at least 32 each."""
+    if size is not None and min(size) < 32:
+        raise ValueError(f"a scene of {size[0]} x {size[1]} pixels is too small: give at least 32 x 32")
+    rng = np.random.default_rng((seed, 1))
+    size = size or random_size(rng)
+    canvas, masks, areas, figures = background(rng, *size), [], [], []
+    shadow = rng.uniform(-0.25, 0.25, 2) if rng.random() < 0.35 else None
+    for colour, shape in random_cast(rng, int(rng.integers(1, 9))):
+        for _ in range(8 if figures else 1000):
+            figure = random_figure(rng, colour, shape, size)
+            at = footprint(figure, *size)
+            mask = stamp(at, *size)
+            if figure.veil < 1 and any((mask & other).any() for other in masks):
+                figure = replace(figure, veil=1.0)  # what lies beneath must not shine through
+            visible = place(masks, areas, mask)
+            if visible is not None and shows(canvas, figure, at):
+                if shadow is not None:
+                    cast_shadow(canvas, figure, tuple(shadow * figure.radius), 0.4)
+                draw(canvas, figure, at)
+                masks, areas, figures = visible, [*areas, int(mask.sum())], [*figures, figure]
+                break
+    phrases, labels = random_caption(rng, figures)
+    masks = np.stack(masks)
+    return Scene(finish(canvas, random_wear(rng), rng), masks, extents(masks), figures, phrases, labels)
+
+
+# --- Clips -------------------------------------------------------------------------------------------------
+
+Path = np.ndarray  # (T, 4): x, y, radius (pixels) and angle (radians) of a figure in each frame
+
+
+def fold(position: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Reflect at both ends, so that the position stays between low and high."""
+    span = max(high - low, 1.0)
+    return low + span - np.abs((position - low) % (2 * span) - span)
+
+
+def wander(rng: Rng, figure: Figure, time: np.ndarray, size: Size) -> Path:
+    """Across the frame along a bent line, bouncing off its borders, turning, growing and shrinking."""
+    height, width = size
+    speed, bend = rng.normal(0, 0.6, 2) * (width, height), rng.uniform(0, 0.1, 2) * (width, height)
+    phase, rate = rng.uniform(0, 2 * math.pi, 3), rng.uniform(1, 3, 3) * math.pi
+    x, y = (start + speed[i] * time + bend[i] * np.sin(rate[i] * time + phase[i])
+            for i, start in enumerate((figure.x, figure.y)))
+    radius = figure.radius * np.exp(rng.uniform(0, 0.35) * np.sin(rate[2] * time + phase[2]))
+    x, y = (fold(p, figure.radius, length - figure.radius) for p, length in ((x, width), (y, height)))
+    return np.stack((x, y, radius, figure.angle + rng.normal(0, 2) * time), -1)
+
+
+def traverse(rng: Rng, figure: Figure, time: np.ndarray, size: Size, tilt: float) -> Path:
+    """From border to border along the longer side, through the middle of the frame at half time."""
+    height, width = size
+    radius, length, across = figure.radius, max(size), min(size)
+    along = radius + (length - 2 * radius) * (time + 0.08 * np.sin(2 * math.pi * time))
+    aside = across / 2 + tilt * across * (time - 0.5)
+    x, y = (along, aside) if width >= height else (aside, along)
+    turn = figure.angle + rng.normal(0, 1.5) * time
+    return np.stack((x, y, np.full_like(time, radius), turn), -1)
+
+
+def there_and_back(path: Path, size: Size, rng: Rng) -> Path:
+    """The path, but out through one border (for about the middle third of the time) and in again."""
+    axis, far = int(rng.integers(2)), bool(rng.integers(2))
+    reach = 1.3 * path[:, 2] + 3
+    outside = (size[1 - axis] + reach) if far else -reach
+    share = np.clip(1.35 * np.sin(np.linspace(0, math.pi, len(path))) ** 2, 0, 1)
+    path[:, axis] += share * (outside - path[:, axis])
+    return path
+
+
+def stage(rng: Rng, kind: str, time: np.ndarray, size: Size) -> tuple[list[Figure], list[Path], tuple[int, ...]]:
+    """Figures from the lowest to the topmost, their paths, and those that the kind of clip is about."""
+    short = min(size)
+    extras = random_cast(rng, int(rng.integers(2, 5)))
+    colour, shape = extras.pop()
+    figures = [random_figure(rng, *kin, size, short * rng.uniform(0.06, 0.16)) for kin in extras]
+    paths = [wander(rng, figure, time, size) for figure in figures]
+    lead = replace(random_figure(rng, colour, shape, size, short * rng.uniform(0.08, 0.14)), veil=1.0)
+    first, tilt = len(figures), rng.uniform(-0.5, 0.5)
+    if kind == "crossing":
+        twin = replace(lead, angle=lead.angle + rng.normal(0, 0.5))
+        way = traverse(rng, lead, time, size, tilt)
+        back = traverse(rng, twin, time, size, -tilt + rng.uniform(-0.2, 0.2))[::-1]
+        return [*figures, lead, twin], [*paths, way, back], (first, first + 1)
+    if kind == "occlusion":
+        other = str(rng.choice([name for name in COLOURS if name != colour]))
+        form = str(rng.choice(("circle", "square", "hexagon")))
+        cover = replace(random_figure(rng, other, form, size, lead.radius * rng.uniform(1.9, 2.3)), veil=1.0)
+        still = np.broadcast_to((size[1] / 2, size[0] / 2, cover.radius, cover.angle), (len(time), 4)).copy()
+        still[:, 3] += rng.normal(0, 0.5) * time
+        return [*figures, lead, cover], [*paths, traverse(rng, lead, time, size, tilt), still], (first,)
+    path = wander(rng, lead, time, size)
+    return [*figures, lead], [*paths, there_and_back(path, size, rng) if kind == "leaving" else path], (first,)
+
+
+def set_off(figure: Figure, ground: np.ndarray) -> Figure:
+    """The figure, with a dark or light edge if it would hardly show on a ground of this mean colour (3,)."""
+    if np.abs(ground - figure.stroke_rgb).max() > 0.25:
+        return figure
+    tone = 0.05 if ground.mean() > 0.5 else 0.95
+    return replace(figure, veil=1.0, stroke=max(0.09, 1.2 / figure.radius), stroke_rgb=(tone,) * 3)
+
+
+def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160)) -> Clip:
+    """The clip of this seed, on a slowly moving ground. `kind`: one of KINDS, else the seed chooses.
+
+    crossing: two look-alikes pass through each other. occlusion: an object passes behind a larger one and
+    returns. leaving: an object leaves the frame and returns. ValueError for an unknown kind.
+    """
+    if kind not in (None, *KINDS):
+        raise ValueError(f"no kind of clip is called {kind!r}: there are {', '.join(KINDS)}")
+    rng = np.random.default_rng((seed, 2))
+    kind, time = kind or str(rng.choice(KINDS)), np.linspace(0, 1, frames)
+    height, width = size
+    figures, paths, leads = stage(rng, kind, time, size)
+    reach, wear = 12, random_wear(rng)
+    ground = background(rng, height + 2 * reach, width + 2 * reach)
+    figures = [set_off(figure, ground.mean((0, 1))) for figure in figures]
+    pan = np.rint(reach * (1 + np.sin(rng.uniform(0, 4, 2) * time[:, None] + rng.uniform(0, 6, 2)))).astype(int)
+    pictures, masks = [], []
+    for t in range(frames):
+        canvas = ground[pan[t, 0]:, pan[t, 1]:][:height, :width].copy()
+        visible: list[np.ndarray] = []
+        for figure, path in zip(figures, paths):
+            x, y, radius, angle = path[t].tolist()
+            figure = replace(figure, x=x, y=y, radius=radius, angle=angle)
+            at = footprint(figure, *size)
+            draw(canvas, figure, at)
+            mask = stamp(at, *size)
+            visible = [*(below & ~mask for below in visible), mask]
+        pictures.append(finish(canvas, wear, rng))
+        masks.append(np.stack(visible))
+    phrases, labels = random_caption(rng, figures)
+    masks = np.stack(masks)
+    return Clip(np.stack(pictures), masks, extents(masks), figures, phrases, labels, kind, leads)

@@ -1,0 +1,145 @@
+"""Training and judging the demo detector."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from minisam_glue.boxes import cxcywh_to_xyxy
+from minisam_glue.demo.evaluate import VOCABULARY, attributes, average_precision, hits, judge, load_detector
+from minisam_glue.demo.scenes import TRAINING_FROM, scene
+from minisam_glue.demo.train import JUDGED, Batches, Recipe, Trainer, collate, export
+from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
+
+TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
+RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2)
+
+
+class Oracle:
+    """Answers with the truth, or with what `spoil` makes of the labels."""
+
+    def __init__(self, scenes, spoil=lambda labels: labels):
+        self.by_image, self.spoil = {s.image.tobytes(): s for s in scenes}, spoil
+
+    def detect(self, images, prompts, **_):
+        return [self.answer(self.by_image[image.tobytes()]) for image in images]
+
+    def answer(self, s):
+        named = [i for i, label in enumerate(s.labels) if label >= 0]
+        labels = torch.tensor(self.spoil([s.labels[i] for i in named]), dtype=torch.long)
+        return Detections(torch.from_numpy(s.boxes[named]), torch.full((len(named),), 0.9), labels, [], [], ("", 0.0))
+
+
+@pytest.mark.slow  # 15 s
+def test_training_overfits_four_scenes(tmp_path):
+    trainer = Trainer(Recipe(steps=120, warmup_steps=15, lr=1e-3, averaging=0.9), tmp_path, "cpu")
+    scenes = [scene(seed, (80, 80)) for seed in range(4)]
+    batch = collate(scenes, TOKENIZER, (80, 160))
+    losses = [float(trainer.update(batch)["total"].detach()) for _ in range(120)]
+    assert losses[-1] < 0.01 * losses[0]
+    figures = judge(Detector(trainer.average, TOKENIZER, (80, 160)), scenes)
+    assert figures["ap50"] > 0.95 and figures["attributes"] == figures["silence"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [scene(seed, (64, 80)) for seed in range(30)]
+
+
+def test_the_preset_fits_its_vocabulary():
+    config = PRESETS["demo"]
+    assert config.bert.vocab_size == len(TOKENIZER)
+    assert config.separators == tuple(TOKENIZER.ids[token] for token in ("[CLS]", "[SEP]", ".", "?"))
+
+
+def test_every_caption_is_spelt_without_unknown_words():
+    for seed in range(60):
+        for phrase in scene(seed, (48, 48)).phrases:
+            pieces = TOKENIZER.pieces(phrase.text)
+            assert TOKENIZER.unknown not in pieces
+            if phrase.shape is None or phrase.shape in TOKENIZER.ids:
+                assert len(pieces) == len(phrase.text.split())  # its own words are whole
+    assert TOKENIZER.unknown not in TOKENIZER.pieces("a zebra's 42nd violin")
+
+
+def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
+    batch = collate(scenes[:8], TOKENIZER, (64, 128))
+    assert batch.images.shape == (8, 3, 64, 80)
+    for s, target, ids, real in zip(scenes, batch.targets, batch.ids, batch.real):
+        named = [i for i, label in enumerate(s.labels) if label >= 0]
+        boxes = cxcywh_to_xyxy(target.boxes) * torch.tensor([80, 64, 80, 64])
+        assert torch.allclose(boxes, torch.from_numpy(s.boxes[named]), atol=1e-3)
+        for row, i in zip(target.tokens, named):
+            assert TOKENIZER.join(ids[:len(row)][row].tolist()) == s.phrases[s.labels[i]].text.lower()
+        assert (ids[~real] == TOKENIZER.ids["[PAD]"]).all() and ids[real][-1] == TOKENIZER.sep
+
+
+def test_training_never_draws_a_held_out_seed(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("minisam_glue.demo.train.scene", lambda seed, size: drawn.append(seed) or scene(seed, size))
+    batches = Batches(RECIPE)
+    for step in range(len(batches)):
+        batches[step]
+    assert drawn == [*range(TRAINING_FROM, TRAINING_FROM + 8)] and max(JUDGED) < TRAINING_FROM
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, part = Trainer(RECIPE, tmp_path / "whole", "cpu"), Trainer(RECIPE, tmp_path / "part", "cpu")
+    whole.run(0)
+    for step in range(2):
+        part.update(Batches(RECIPE)[step])
+    part.save()
+    resumed = Trainer(RECIPE, tmp_path / "part", "cpu")
+    assert resumed.step == 2
+    resumed.run(0)
+    for one, two in ((whole.model, resumed.model), (whole.average, resumed.average)):
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, two.state_dict()[key]), key
+    lines = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 4 and {"total", "similarity", "l1", "giou"} <= lines[-1].keys()
+
+
+def test_a_run_of_another_recipe_is_not_continued(tmp_path):
+    Trainer(RECIPE, tmp_path, "cpu").save()
+    with pytest.raises(ValueError, match="another lr, steps"):
+        Trainer(Recipe(steps=5, batch_size=2, side=48, warmup_steps=2, lr=1.0), tmp_path, "cpu")
+
+
+def test_exported_weights_load_strictly_and_are_small(tmp_path):
+    trainer = Trainer(RECIPE, tmp_path, "cpu")
+    export(trainer.average, tmp_path / "detector.pt")
+    detector = load_detector(tmp_path / "detector.pt")
+    for key, value in trainer.average.state_dict().items():
+        got = detector.model.state_dict()[key]
+        assert got.dtype == value.dtype and torch.allclose(got, value, rtol=1e-3, atol=1e-6), key
+    assert (tmp_path / "detector.pt").stat().st_size < 5.5e6
+    assert detector.detect(scene(0).image, "red circle. the squares.").best[0] in ("red circle", "the squares")
+
+
+def test_the_truth_itself_scores_one(scenes):
+    figures = judge(Oracle(scenes), scenes)
+    assert figures["ap50"] == figures["ap"] == figures["attributes"] == figures["silence"] == 1.0
+    assert figures["scenes"] == 30 and figures["silence_scenes"] > 5
+
+
+def test_wrong_phrases_and_false_alarms_cost(scenes):
+    several = [s for s in scenes if len(s.phrases) > 1 and any(label >= 0 for label in s.labels)]
+    figures = judge(Oracle(several, lambda labels: [0] * len(labels)), several)
+    assert figures["ap50"] < 0.9 and figures["attributes"] < 0.9
+    absent = [s for s in several if s.absent]
+    first = judge(Oracle(absent, lambda labels: [absent[0].absent[0]] * len(labels)), absent[:1])
+    assert first["silence"] == 0.0
+
+
+def test_average_precision_of_known_lists():
+    assert average_precision(np.array([0.9, 0.8]), np.array([True, True]), 2) == 1.0
+    assert average_precision(np.array([0.8, 0.9]), np.array([True, False]), 1) == pytest.approx(0.5)
+    assert average_precision(np.array([0.9]), np.array([True]), 2) == pytest.approx(51 / 101)
+    assert average_precision(np.array([]), np.array([], dtype=bool), 3) == 0.0
+
+
+def test_a_second_box_on_an_object_is_no_hit(scenes):
+    s = next(s for s in scenes if s.labels[0] >= 0)
+    box = torch.from_numpy(s.boxes[:1])
+    twice = Detections(box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([s.labels[0]] * 2), [], [], ("", 0.0))
+    assert hits(twice, s, 0.5) == [True, False] and attributes(twice, s) == [True, True]
