@@ -301,7 +301,7 @@ def load_av(need: str) -> ModuleType:
         import av
     except ImportError as error:
         raise MediaError(f"{need} needs PyAV: pip install 'minivit-minisam[cli]'") from error
-    av.logging.set_level(av.logging.PANIC)  # FFmpeg's remarks would go straight to standard error
+    av.logging.set_level(None)  # with any level, a decoding thread that logs can lock up with one that closes its file
     return av
 
 

@@ -80,6 +80,26 @@ def test_any_frame_is_read_from_any_place_and_backward(clips, kind):
         clip[30]
 
 
+def test_seeking_among_key_frames_is_exact_and_spares_decoding(tmp_path, monkeypatch):
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=FPS, options={"g": "12", "bf": "3", "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(100):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index % 30), format="rgb24")))
+        output.mux(stream.encode(None))
+    clip, decoded = frames(tmp_path / "a.mp4"), []
+    decode = media._Video._decoded
+    monkeypatch.setattr(media._Video, "_decoded", lambda *args: (decoded.append(1) or f for f in decode(*args)))
+    assert [number_of(clip[index]) for index in (99, 11, 12, 13, 60, 59)] == [9, 11, 12, 13, 0, 29]
+    assert len(decoded) < 200 and numbers(clip.backward(73)) == [index % 30 for index in range(73, -1, -1)]
+
+
+def test_ffmpeg_is_kept_from_logging_which_can_lock_up(clips):
+    av.logging.set_level(av.logging.INFO)
+    frames(clips["mp4"])
+    assert av.logging.get_level() is None
+
+
 def test_beyond_the_end_is_an_error_not_an_empty_result(clips):
     for kind in ("mp4", "gif", "folder"):
         with pytest.raises(MediaError, match="no frame at or after 99"):
