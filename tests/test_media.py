@@ -209,6 +209,17 @@ def test_a_place_that_can_not_be_written_is_named(tmp_path):
             writer.write(numbered(0)[:-1])
 
 
+@pytest.mark.parametrize("name,tolerance", [("a.mp4", 3), ("a.gif", 8), ("a.webp", 4), ("frames", 0)])
+def test_pictures_survive_writing(tmp_path, name, tolerance):
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    made = [np.stack((rows * 7, columns * 5, (rows + columns) * 2 + shift), 2).astype(np.uint8) for shift in (0, 60)]
+    with VideoWriter(tmp_path / name, FPS, (WIDTH, HEIGHT)) as writer:
+        for frame in made:
+            writer.write(frame)
+    for frame, read in zip(made, frames(tmp_path / name), strict=True):
+        assert np.abs(frame.astype(int) - read).mean() <= tolerance
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])
 def test_durations_of_an_animation_add_up_to_its_rate(tmp_path, name):
     with VideoWriter(tmp_path / name, 30, (WIDTH, HEIGHT)) as writer:
