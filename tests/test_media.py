@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,6 @@ from minisam_glue import media
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image
 from minisam_glue.writer import VideoWriter
 
-av = pytest.importorskip("av")
 WIDTH, HEIGHT, FPS = 48, 32, 10
 
 
