@@ -271,17 +271,27 @@ def _same_size(frame: np.ndarray, size: tuple[int, int], name: object) -> np.nda
 
 
 class _Animation(_Reader):
-    """GIF, WebP, APNG, TIFF, or a still picture as one frame; the first frame's duration is taken for all."""
+    """GIF, WebP, APNG, TIFF, or a still picture as one frame; the first ten durations tell the rate."""
 
     def __init__(self, path: Path):
         self.name, self.path = str(path), path
         try:
             with _open(path) as image:
-                image.load()
                 self.count, self.size = getattr(image, "n_frames", 1), to_rgb(image).shape[1::-1]
-                self.fps = 1000 / (image.info.get("duration") or 1000 / DEFAULT_FPS)
+                self.fps = self._rate(image)
         except Exception as error:  # as in _decode
             raise MediaError(f"{path}: {_reason(error, path)}") from error
+
+    def _rate(self, image: Image.Image) -> float:
+        durations = []
+        for index in range(min(10, self.count)):
+            try:
+                image.seek(index)
+                image.load()
+            except Exception:  # as in read
+                break
+            durations.append(image.info.get("duration", 0))  # milliseconds; browsers show 0 as 100
+        return 1000 * len(durations) / sum(duration or 100 for duration in durations) if durations else DEFAULT_FPS
 
     def read(self, first: int, stride: int) -> Iterator[np.ndarray]:
         with _open(self.path) as image:
@@ -301,7 +311,7 @@ def load_av(need: str) -> ModuleType:
         import av
     except ImportError as error:
         raise MediaError(f"{need} needs PyAV: pip install 'minivit-minisam[cli]'") from error
-    av.logging.set_level(av.logging.PANIC)  # FFmpeg's remarks would go straight to standard error
+    av.logging.set_level(None)  # with any level, a decoding thread that logs can lock up with one that closes its file
     return av
 
 

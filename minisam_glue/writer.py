@@ -200,7 +200,7 @@ class _Gif(_Animation):
     def add(self, image: Image.Image, duration: int) -> None:
         """The image block of a still GIF, its global table of colours made local (GIF89a, sections 18 to 23)."""
         still = io.BytesIO()
-        image.quantize(256).save(still, "GIF")
+        image.quantize(256).save(still, "GIF", interlace=False)
         data = still.getvalue()
         table_bits = data[10] & 7
         at = 13 + 3 * 2 ** (table_bits + 1)

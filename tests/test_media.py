@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +18,6 @@ from minisam_glue import media
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image
 from minisam_glue.writer import VideoWriter
 
-av = pytest.importorskip("av")
 WIDTH, HEIGHT, FPS = 48, 32, 10
 
 
@@ -78,6 +78,26 @@ def test_any_frame_is_read_from_any_place_and_backward(clips, kind):
     assert numbers(reversed(clip)) == list(range(30))[::-1]
     with pytest.raises(IndexError):
         clip[30]
+
+
+def test_seeking_among_key_frames_is_exact_and_spares_decoding(tmp_path, monkeypatch):
+    with av.open(str(tmp_path / "a.mp4"), "w") as output:
+        stream = output.add_stream("libx264", rate=FPS, options={"g": "12", "bf": "3", "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(100):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index % 30), format="rgb24")))
+        output.mux(stream.encode(None))
+    clip, decoded = frames(tmp_path / "a.mp4"), []
+    decode = media._Video._decoded
+    monkeypatch.setattr(media._Video, "_decoded", lambda *args: (decoded.append(1) or f for f in decode(*args)))
+    assert [number_of(clip[index]) for index in (99, 11, 12, 13, 60, 59)] == [9, 11, 12, 13, 0, 29]
+    assert len(decoded) < 200 and numbers(clip.backward(73)) == [index % 30 for index in range(73, -1, -1)]
+
+
+def test_ffmpeg_is_kept_from_logging_which_can_lock_up(clips):
+    av.logging.set_level(av.logging.INFO)
+    frames(clips["mp4"])
+    assert av.logging.get_level() is None
 
 
 def test_beyond_the_end_is_an_error_not_an_empty_result(clips):
@@ -187,6 +207,17 @@ def test_a_place_that_can_not_be_written_is_named(tmp_path):
         writer.write(numbered(0))
         with pytest.raises(ValueError, match="a frame for"):
             writer.write(numbered(0)[:-1])
+
+
+@pytest.mark.parametrize("name,tolerance", [("a.mp4", 3), ("a.gif", 8), ("a.webp", 4), ("frames", 0)])
+def test_pictures_survive_writing(tmp_path, name, tolerance):
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    made = [np.stack((rows * 7, columns * 5, (rows + columns) * 2 + shift), 2).astype(np.uint8) for shift in (0, 60)]
+    with VideoWriter(tmp_path / name, FPS, (WIDTH, HEIGHT)) as writer:
+        for frame in made:
+            writer.write(frame)
+    for frame, read in zip(made, frames(tmp_path / name), strict=True):
+        assert np.abs(frame.astype(int) - read).mean() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])

@@ -173,7 +173,8 @@ def test_two_processes_share_one_download(server, publish, tmp_path):
     publish("/ranges")
     program = (
         "import sys; from minisam_glue import weights; from minisam_glue.weights import CHECKPOINTS, Checkpoint\n"
-        f"CHECKPOINTS['tiny'] = Checkpoint('sam 2', 'tiny.pt', {CHECKPOINTS['tiny'].urls!r}, 10240, {SHA256!r}, 'MIT')\n"
+        f"urls, sha256 = {CHECKPOINTS['tiny'].urls!r}, {SHA256!r}\n"
+        "CHECKPOINTS['tiny'] = Checkpoint('sam 2', 'tiny.pt', urls, 10240, sha256, 'MIT')\n"
         "print(weights.fetch('tiny', sys.argv[1]))")
     command = [sys.executable, "-c", program, str(tmp_path)]
     root = Path(__file__).parent.parent
@@ -237,7 +238,8 @@ def test_the_cache_is_where_the_user_says(publish, tmp_path, monkeypatch):
 
 def test_the_table_is_well_formed():
     files = [checkpoint.file for checkpoint in CHECKPOINTS.values()]
-    assert len(set(files)) == len(files) and {"swin-t", "swin-b", "sam2.1_hiera_large", "bert-vocab"} <= set(CHECKPOINTS)
+    assert len(set(files)) == len(files)
+    assert {"swin-t", "swin-b", "sam2.1_hiera_large", "bert-vocab"} <= set(CHECKPOINTS)
     for name, checkpoint in CHECKPOINTS.items():
         assert checkpoint.urls and all(url.startswith("https://") for url in checkpoint.urls)
         assert len(checkpoint.sha256) in (8, 64) and int(checkpoint.sha256, 16)
