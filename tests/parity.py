@@ -1,6 +1,6 @@
 """Compare our models with the numbers of the official implementations.
 
-    python tests/parity.py tests/golden/vit/*.npz tests/golden/tokenizers/bert*.json
+    python tests/parity.py tests/golden/vit/*.npz tests/golden/tokenizers/*.json
     python tests/parity.py FILE.npz --device cuda --dtype bfloat16      # what a GPU or bf16 costs in accuracy
 
 Each golden file holds a configuration, a formula for the weights and the official outputs. The model

@@ -9,7 +9,7 @@ import torch
 import parity
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = sorted(GOLDEN.glob("*/*.npz"))
+FILES = sorted([*GOLDEN.glob("*/*.npz"), *GOLDEN.glob("tokenizers/*.json")])
 SLOW = [pytest.param(f, marks=pytest.mark.slow) if "fullsize" in f.stem else f for f in FILES]  # models at their real size
 
 

@@ -1,0 +1,45 @@
+"""The byte-pair tokenizer against the reference."""
+import gzip
+import json
+
+import pytest
+
+import parity
+from minisam_glue.clipseg.tokenizer import CLIPTokenizer, repair, words
+from parity_tokenizers import MERGES
+
+CASES = json.loads((parity.ROOT / "golden" / "tokenizers" / "clip.json").read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return CLIPTokenizer.load(MERGES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ascii(case["text"][:30]))
+def test_ids_equal_the_reference(tokenizer, case):
+    assert tokenizer.encode(case["text"]) == case["ids"]
+
+
+def test_every_byte_has_an_id_so_no_text_is_refused(tokenizer):
+    assert len(tokenizer.ids) == 49408
+    for text in ("\U0010ffff", "\ud7ff\u0378", "a" * 3000, "\x00\x01"):
+        assert tokenizer.encode(text)[-1] == tokenizer.ids["<|endoftext|>"]
+
+
+def test_digits_stand_alone_and_contractions_are_cut_off():
+    assert words("they're 12km") == ["they", "'re", "1", "2", "km"]
+    assert words("what?'s") == ["what", "?'", "s"]
+
+
+def test_entities_are_resolved_unless_the_text_may_be_html():
+    assert repair("a &amp; b") == "a & b" and repair("<i>&amp;") == "<i>&amp;"
+
+
+def test_a_file_that_is_no_merge_list_is_refused(tmp_path):
+    (tmp_path / "plain.txt").write_text("no gzip")
+    with gzip.open(tmp_path / "short.gz", "wt") as file:
+        file.write("#version\na b\n")
+    for name in ("plain.txt", "short.gz"):
+        with pytest.raises(ValueError, match=f"{name} is not CLIP's"):
+            CLIPTokenizer.load(tmp_path / name)
