@@ -247,7 +247,7 @@ def evaluate(path: Path, given: dict) -> int:
     model, state = load_checkpoint(path, device)
     about = state["describe"]
     a = resolve({"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given})
-    size = model.config.size[0] if hasattr(model, "config") else 32
+    size = input_side(model)
     dataset = datasets.load(a["data"], a["data_root"], size, state["config"]["seed"], a["skip_bad"])
     if dataset.classes != state["classes"]:
         raise TrainingError(f"{path} knows {len(state['classes'])} classes ({', '.join(state['classes'][:3])}, ...), the data has "
@@ -264,12 +264,17 @@ def predict(path: Path, images: list[Path], given: dict) -> int:
         raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
     device = choose_device(given.get("device", "auto"))
     model, state = load_checkpoint(path, device)
-    size = model.config.size[0] if hasattr(model, "config") else 32
+    size = input_side(model)
     for file in images:
         image = datasets.read_image(file, size)
         chances, classes = predict_images(model, image[None], state, device)[0].softmax(0).topk(min(3, len(state["classes"])))
         print(f"{file}: " + ", ".join(f"{state['classes'][c]} {p:.1%}" for p, c in zip(chances.tolist(), classes.tolist())))
     return 0
+
+
+def input_side(model: nn.Module) -> int:
+    """The side in pixels at which images are read for a model: a ResNet takes any, and is trained on CIFAR's 32."""
+    return model.config.size[0] if hasattr(model, "config") else 32
 
 
 @torch.inference_mode()
