@@ -1,0 +1,85 @@
+"""Masks as run lengths in the form of the COCO data set, compressed strings included.
+
+"Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) names no format: the runs and the string are those that
+pycocotools writes (rleEncode and rleToString of its maskApi.c). Left out: merging and areas of encoded masks, polygons.
+"""
+from collections.abc import Sequence
+
+import numpy as np
+
+DIGITS = 7             # of 5 bits, at most, in a number of the string: enough for differences of runs below 2**32
+MOST_PIXELS = 1 << 32  # of a mask: pycocotools counts in 32 bits
+
+
+def encode(mask: np.ndarray) -> dict:
+    """Bool (H, W) -> {"size": [H, W], "counts": compressed string}, as pycocotools does. ValueError if not 2-d."""
+    mask = np.asarray(mask, bool)
+    if mask.ndim != 2:
+        raise ValueError(f"a mask to encode is (H, W), not {mask.shape}")
+    flat = mask.T.ravel()  # column after column
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    ends = np.concatenate((np.zeros(flat[:1].sum(), int), changes, [flat.size]))  # runs begin with one of background
+    return {"size": list(mask.shape), "counts": _to_string(np.diff(ends, prepend=0))}
+
+
+def decode(rle: dict) -> np.ndarray:
+    """{"size": [H, W], "counts": str, bytes or list of runs} -> bool (H, W). ValueError if it is damaged."""
+    height, width = _size(rle)
+    counts = rle["counts"]
+    runs = _from_string(counts) if isinstance(counts, (str, bytes)) else _checked(counts)
+    if runs.size and (runs.min() < 0 or runs.max() > height * width) or runs.sum() != height * width:
+        raise ValueError(f"damaged run lengths: they do not add up to {height} x {width} pixels")
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def _size(rle: dict) -> tuple[int, int]:
+    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
+        raise ValueError('run lengths are {"size": [height, width], "counts": ...}')
+    size = rle["size"]
+    whole = isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    if not whole or min(size) < 0 or size[0] * size[1] >= MOST_PIXELS:
+        raise ValueError(f"damaged run lengths: no mask has the size {size!r:.80}")
+    return tuple(size)
+
+
+def _checked(counts: Sequence[int]) -> np.ndarray:
+    runs = np.asarray(counts)
+    if runs.ndim != 1 or runs.size and runs.dtype.kind not in "iu":
+        raise ValueError("run lengths are a string or a list of whole numbers")
+    return runs.astype(int)
+
+
+def _to_string(runs: np.ndarray) -> str:
+    """Runs (n,), from the fourth on less the one two before; 5 bits a character, lowest first, bit 6 if more follow."""
+    rest = runs.copy()
+    rest[3:] -= runs[1:-2]
+    digits, used = [], [np.ones(len(runs), bool)]
+    while used[-1].any():
+        low = rest & 31
+        rest = rest >> 5
+        more = used[-1] & (rest != np.where(low & 16, -1, 0))  # bit 5 of the last character is the sign
+        digits.append(low + 32 * more + 48)
+        used.append(more)
+    characters = np.stack(digits, 1).astype(np.uint8)[np.stack(used[:-1], 1)]  # (n, digits) -> those used, in order
+    return characters.tobytes().decode("ascii")
+
+
+def _from_string(text: str | bytes) -> np.ndarray:
+    """The inverse of `_to_string`. ValueError for a character that can't be there, or a number that is cut off."""
+    data = np.frombuffer(text.encode("utf-8") if isinstance(text, str) else text, np.uint8).astype(int) - 48
+    if data.size and (data.min() < 0 or data.max() > 63):
+        raise ValueError("damaged run lengths: a character that is none of '0' to 'o'")
+    last = np.flatnonzero(data < 32)
+    if data.size and (not last.size or last[-1] != data.size - 1):
+        raise ValueError("damaged run lengths: the last number is cut off")
+    first = np.concatenate(([0], last[:-1] + 1)) if last.size else last
+    lengths = last - first + 1
+    if lengths.size and lengths.max() > DIGITS:
+        raise ValueError(f"damaged run lengths: a number of {lengths.max()} characters")
+    shifts = 5 * (np.arange(data.size) - np.repeat(first, lengths))
+    runs = np.add.reduceat((data & 31) << shifts, first) if data.size else data
+    runs -= (data[last] & 16) >> 4 << 5 * lengths
+    for start in (1, 2):  # the first run has none two before it that counts
+        runs[start::2] = np.cumsum(runs[start::2])
+    return runs
