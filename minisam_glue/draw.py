@@ -27,7 +27,7 @@ def overlay(image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray | None =
     masks = None if masks is None else [np.asarray(mask, bool) for mask in masks]
     count = _count(image, masks, boxes, labels, scores, ids)
     out = image.copy()
-    stroke = max(1, round(np.sqrt(image.shape[0] * image.shape[1]) / 330))
+    stroke = stroke_width(*image.shape[:2])
     colours = [colour_of(ids[index] if ids is not None else index) for index in range(count)]
     anchors = []
     for index, colour in enumerate(colours):
@@ -52,6 +52,16 @@ def colour_of(index: int) -> tuple[int, int, int]:
     base, turn = COLOURS[index % len(COLOURS)].astype(int), index // len(COLOURS) % 3
     mixed = base if turn == 0 else (base + 255) // 2 if turn == 1 else base * 5 // 8
     return tuple(mixed.tolist())
+
+
+def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever is easier to read on an RGB colour."""
+    return max(((0, 0, 0), (255, 255, 255)), key=lambda ink: contrast(colour, ink))
+
+
+def stroke_width(height: int, width: int) -> int:
+    """Pixels across an outline in a picture of this size."""
+    return max(1, round(np.sqrt(height * width) / 330))
 
 
 def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -110,11 +120,14 @@ def _paint(out: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int], co
     for channel, value in enumerate(colour):  # a table of 256 results is faster than arithmetic on the pixels
         tinted = ((np.arange(256) * (256 - OPACITY) + value * OPACITY) >> 8).astype(np.uint8)
         np.copyto(part[..., channel], tinted[part[..., channel]], where=inside)
-    part[inside & ~_shrink(inside, stroke)] = colour
+    part[inside & ~shrink(inside, stroke)] = colour
 
 
-def _shrink(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Erosion by a square and a diamond in turn, nearly a disc; what is beyond the array counts as outside."""
+def shrink(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Bool (H, W) without the `steps` pixels along its edge; what is beyond the array counts as outside.
+
+    Erosion by a square and a diamond in turn, which together are nearly a disc.
+    """
     core = np.pad(mask, 1)
     for step in range(steps):
         rows = core[:, 1:-1] & core[:, :-2] & core[:, 2:]
@@ -188,9 +201,8 @@ def _extent(text: str, size: int) -> tuple[int, int]:
 
 def _plate(text: str, size: int, colour: tuple) -> np.ndarray:
     plate = Image.new("RGB", _extent(text, size), colour)
-    ink = (0, 0, 0) if contrast(colour, (0, 0, 0)) >= contrast(colour, (255, 255, 255)) else (255, 255, 255)
     margin = max(1, size // 5)
-    ImageDraw.Draw(plate).text((margin, margin // 2), text, ink, _font(size))
+    ImageDraw.Draw(plate).text((margin, margin // 2), text, ink_on(colour), _font(size))
     return np.asarray(plate)
 
 

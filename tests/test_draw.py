@@ -36,7 +36,7 @@ def test_an_outline_closes_at_the_border_of_the_picture():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_outlines_are_as_wide_as_asked_in_every_direction(steps):
     mask = disc(101, 101, 50, 50, 40.5)
-    ring = mask & ~draw._shrink(mask, steps)
+    ring = mask & ~draw.shrink(mask, steps)
     assert ring[50].sum() == ring[:, 50].sum() == 2 * steps
     assert np.diagonal(ring).sum() <= 2 * steps + 2
 

@@ -1,0 +1,179 @@
+"""A picture and its objects as one HTML file: each object is a layer that a checkbox shows or hides.
+
+Everything is inside the file, so that it opens from a disk without a network. A layer is a PNG of the object's
+bounding box in three colours (none, tint, outline), some hundred bytes, placed in per cent of the picture. Labels
+are text, never markup; beyond that, the page's security policy lets no script but its own run. Left out: videos.
+"""
+import hashlib
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from .draw import OPACITY, colour_of, ink_on, mask_box, shrink, stroke_width
+from .files import whole_file
+
+LONGEST_SIDE = 4096  # pixels of the embedded picture: it is seen at the size of a window, and JPEG ends at 65,535
+
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
+body { margin: 0; }
+main { display: grid; grid-template-columns: minmax(0, 1fr) minmax(14rem, 20rem); gap: 1rem; padding: 1rem; }
+.picture { position: relative; overflow: hidden; justify-self: center; align-self: start; }
+.picture img { display: block; width: 100%; height: 100%; }
+.layer { position: absolute; transition: opacity .1s; }
+.layer[hidden] { display: none; }
+.layer.boxed { box-sizing: border-box; border: 2px solid var(--colour); }
+.layer b { position: absolute; bottom: 100%; left: 50%; transform: translateX(-50%); padding: 0 .3em; font-size: 11px; }
+.layer.high b { bottom: auto; top: 0; }
+.layer b, .swatch { background: var(--colour); color: var(--ink); border-radius: 3px; }
+.pointing .layer { opacity: .2; }
+.pointing .layer.lit { opacity: 1; z-index: 1; outline: 2px dashed var(--colour); }
+h1 { margin: 0; font-size: 1.1rem; overflow-wrap: anywhere; }
+ul { margin: 0; padding: 0; list-style: none; max-height: calc(100vh - 8rem); overflow: auto; }
+li label { display: flex; align-items: center; gap: .5rem; padding: .2rem .4rem; border-radius: 4px; cursor: pointer; }
+li label:hover, li label:focus-within { background: color-mix(in srgb, currentColor 12%, transparent); }
+li bdi { flex: 1; min-width: 0; overflow-wrap: anywhere; text-align: left; }
+.swatch { min-width: 1.6rem; padding: 0 .3rem; text-align: center; }
+button { font: inherit; }
+@media (max-width: 45rem) { main { grid-template-columns: minmax(0, 1fr); } ul { max-height: none; } }
+"""
+
+SCRIPT = """
+const picture = document.querySelector(".picture");
+const boxes = [...document.querySelectorAll("input")];
+let pointed = null;
+function show() {
+  for (const box of boxes) {
+    const layer = document.getElementById(box.dataset.layer);
+    layer.hidden = !box.checked;
+    layer.classList.toggle("lit", box === pointed);
+  }
+  picture.classList.toggle("pointing", pointed !== null && pointed.checked);
+  document.querySelector("output").textContent = boxes.filter(box => box.checked).length + " of " + boxes.length;
+}
+function point(box) { pointed = box; show(); }
+function choose(on) { for (const box of boxes) box.checked = on; show(); }
+for (const box of boxes) {
+  const row = box.closest("li");
+  box.addEventListener("change", show);
+  for (const event of ["pointerenter", "focusin"]) row.addEventListener(event, () => point(box));
+  for (const event of ["pointerleave", "focusout"]) row.addEventListener(event, () => point(null));
+}
+document.getElementById("all").addEventListener("click", () => choose(true));
+document.getElementById("none").addEventListener("click", () => choose(false));
+show();
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<div class="picture" style="aspect-ratio: {width} / {height}; width: min(100%, calc((100vh - 2rem) * {ratio:.5f}))">
+<img alt="{title}" src="{picture}">
+{layers}
+</div>
+<section aria-label="Objects">
+<h1>{title}</h1>
+<p><button type="button" id="all">All</button> <button type="button" id="none">None</button>
+<output>{count}</output> shown</p>
+<ul>
+{rows}
+</ul>
+</section>
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+class Record(Protocol):
+    """What a page needs of an object: box is xyxy in pixels, mask bool (H, W)."""
+    id: int
+    label: str
+    score: float | None
+    box: Sequence[float]
+    mask: np.ndarray
+
+
+def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -> None:
+    """Write `path`: the picture, uint8 RGB (H, W, 3), with a toggle per record, titled by the file's name.
+
+    An object with an empty mask shows its box. ValueError if a mask is not of the picture's size.
+    """
+    height, width = image.shape[:2]
+    for record in records:
+        if record.mask.shape != (height, width):
+            raise ValueError(f"the mask of #{record.id} is {record.mask.shape} but the image {(height, width)}")
+    page = PAGE.format(
+        title=escape(_clean(Path(path).stem)), width=width, height=height, ratio=width / height, picture=_jpeg(image),
+        layers="\n".join(_layer(number, record) for number, record in enumerate(records)),
+        rows="\n".join(_row(number, record) for number, record in enumerate(records)),
+        count=f"{len(records)} of {len(records)}", style=STYLE, script=SCRIPT,
+        script_hash=b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode())
+    with whole_file(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "replace"))  # arguments may hold bytes that are no text
+
+
+def _clean(text: object) -> str:
+    """One line, without the control characters that HTML forbids."""
+    line = " ".join(str(text).split())
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+
+
+def _layer(number: int, record: Record) -> str:
+    height, width = record.mask.shape
+    bounds = mask_box(record.mask)
+    left, top, right, bottom = bounds or record.box
+    place = (f"left: {100 * left / width:.5g}%; top: {100 * top / height:.5g}%; "
+             f"width: {100 * (right - left) / width:.5g}%; height: {100 * (bottom - top) / height:.5g}%")
+    inside = f'<img alt="" src="{_png(record.mask[top:bottom, left:right], record)}">' if bounds else ""
+    kind = "layer" + " boxed" * (bounds is None) + " high" * (top < height / 20)  # high: no room above for its number
+    return (f'<div class="{kind}" id="layer{number}" style="{_colours(record)}; {place}">{inside}'
+            f"<b>#{record.id}</b></div>")
+
+
+def _row(number: int, record: Record) -> str:
+    score = "" if record.score is None else f"{record.score:.2f}"
+    return (f'<li><label><input type="checkbox" checked data-layer="layer{number}">'
+            f'<span class="swatch" style="{_colours(record)}">#{record.id}</span>'
+            f"<bdi>{escape(_clean(record.label))}</bdi><span>{score}</span></label></li>")
+
+
+def _colours(record: Record) -> str:
+    colour = colour_of(record.id)
+    return "--colour: rgb({}, {}, {}); --ink: rgb({}, {}, {})".format(*colour, *ink_on(colour))
+
+
+def _png(inside: np.ndarray, record: Record) -> str:
+    """The object's tint and, just inside its edge, its outline; nothing elsewhere."""
+    outline = inside & ~shrink(inside, stroke_width(*record.mask.shape))
+    layer = Image.fromarray(inside.astype(np.uint8) + outline)
+    layer.putpalette(colour_of(record.id) * 4)
+    return _data_uri(layer, "PNG", bits=2, transparency=bytes([0, OPACITY, 255, 255]), optimize=True)
+
+
+def _jpeg(image: np.ndarray) -> str:
+    picture = Image.fromarray(image)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return _data_uri(picture, "JPEG", quality=90)
+
+
+def _data_uri(image: Image.Image, kind: str, **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{b64encode(buffer.getvalue()).decode()}"
