@@ -5,6 +5,7 @@ dropped. Frames are read when they are asked for. Videos and cameras need PyAV (
 Left out: interlacing, sound (the writer copies it), changing the frame rate, network streams.
 """
 import glob
+import importlib.util
 import io
 import math
 import re
@@ -163,10 +164,15 @@ class Frames:
         left = None if self.limit is None else max(0, self.limit - index)
         return islice(self.reader.read(self.first + index * self.stride, self.stride), left)
 
+    def last(self) -> int:
+        """The index of the last frame. MediaError if only reading to the end would tell."""
+        self._need_seeking()
+        return self._count(self.reader.exact_count()) - 1
+
     def backward(self, index: int | None = None) -> Iterator[np.ndarray]:
         """Frames `index` (default: the last), index - 1, ... 0. MediaError if the source can't be read backward."""
         self._need_seeking()
-        end = self._count(self.reader.exact_count()) if index is None else index + 1
+        end = 1 + (self.last() if index is None else index)
         for low in reversed(range(0, end, BACKWARD)):
             yield from reversed(list(islice(self.forward(low), min(BACKWARD, end - low))))
 
@@ -303,6 +309,11 @@ class _Animation(_Reader):
                     self.damaged += 1
                     return
                 yield _same_size(frame, self.size, self.name)
+
+
+def has_av() -> bool:
+    """Whether PyAV, which videos need, is installed."""
+    return importlib.util.find_spec("av") is not None
 
 
 def load_av(need: str) -> ModuleType:

@@ -9,7 +9,8 @@ from torchvision.ops import box_iou
 from gdino_tiny import CONFIG, TOKENIZER, tiny_model
 from minisam_glue.boxes import xyxy_to_cxcywh
 from minisam_glue.grounding_dino.detector import Detector, normalise, pack_captions
-from minisam_glue.grounding_dino.losses import Target, detection_loss, focal_loss, hungarian, match, token_map
+from minisam_glue.assignment import hungarian
+from minisam_glue.grounding_dino.losses import Target, detection_loss, focal_loss, match, token_map
 from minisam_glue.grounding_dino.model import GroundingDINO, Prediction
 
 COLOURS = ["red square", "green square", "blue square"]
@@ -51,7 +52,7 @@ def test_matching_is_as_cheap_as_the_best_of_all_permutations(n, m):
 
 
 def test_impossible_matchings_are_clear_errors():
-    with pytest.raises(ValueError, match="3 objects but only 2 queries"):
+    with pytest.raises(ValueError, match="3 rows but only 2 columns"):
         hungarian(np.zeros((3, 2)))
     with pytest.raises(ValueError, match="diverged"):
         hungarian(np.array([[1.0, np.nan]]))

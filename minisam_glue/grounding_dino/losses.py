@@ -6,12 +6,12 @@ queries, and the averaging of the number of boxes over several processes.
 """
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
+from ..assignment import hungarian
 from ..boxes import cxcywh_to_xyxy
 from .model import Prediction
 
@@ -33,38 +33,6 @@ def token_map(spans: list[tuple[int, int]], labels: list[int], length: int) -> T
     for row, label in zip(tokens, labels):
         row[slice(*spans[label])] = True
     return tokens
-
-
-def hungarian(cost: np.ndarray) -> list[int]:
-    """The column of each row, no column twice, with the least sum of cost (n, m), n <= m; O(n^2 m).
-
-    Kuhn's method with potentials: rows join one by one, each by the cheapest path that ends at a free
-    column. Index 0 of the arrays is a dummy column, in which the joining row stands.
-    """
-    n, m = cost.shape
-    if n > m:
-        raise ValueError(f"{n} objects but only {m} queries: give the model more queries")
-    if not np.isfinite(cost).all():
-        raise ValueError("the matching cost is not finite: the predictions have diverged; lower the learning rate")
-    row_price, column_price = np.zeros(n), np.zeros(m + 1)
-    owner = np.full(m + 1, -1)  # row that holds a column
-    for row in range(n):
-        owner[0], column = row, 0
-        least, origin, visited = np.full(m + 1, np.inf), np.zeros(m + 1, dtype=int), np.zeros(m + 1, dtype=bool)
-        while owner[column] >= 0:
-            visited[column] = True
-            slack = np.append(np.inf, cost[owner[column]] - row_price[owner[column]] - column_price[1:])
-            closer = ~visited & (slack < least)
-            least[closer], origin[closer] = slack[closer], column
-            column = int(np.where(visited, np.inf, least).argmin())
-            step = least[column]
-            row_price[owner[visited]] += step
-            column_price[visited] -= step
-            least[~visited] -= step
-        while column:  # hand the columns of the path on, back to the dummy
-            owner[column] = owner[origin[column]]
-            column = int(origin[column])
-    return [int(np.flatnonzero(owner[1:] == row)[0]) for row in range(n)]
 
 
 def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -230,6 +230,25 @@ class VideoTracker:
             # Copies, so that no object keeps the memory of its whole group alive.
             obj.bank.tracked[self.frame] = FrameMemory(*(t.clone() for t in parts))
 
+    @torch.inference_mode()
+    def look_at_boxes(self, boxes: Array) -> ObjectOutput:
+        """Masks for boxes (B, 4), xyxy in pixels of the video, on the current frame. They become no objects.
+
+        The frame is not encoded again. Raises ValueError before the first frame and for malformed boxes.
+        """
+        if self.features is None:
+            raise ValueError("no frame yet: call step or seek first")
+        xy, labels = (t.to(self.model.device) for t in
+                      prompt_points(boxes, None, None, self.size, self.model.config.image_size))
+        tokens, parts = self.features.tokens + self.model.no_mem_embed, []
+        for i in range(0, len(xy), self.chunk):
+            part = slice(i, i + self.chunk)
+            parts.append(self.model.decode_object(tokens, self.features.high, xy[part], labels[part]))
+        if not parts:
+            side = self.model.config.image_size // 4
+            return ObjectOutput(tokens.new_zeros(0, side, side), tokens.new_zeros(0, tokens.shape[2]), tokens.new_zeros(0))
+        return ObjectOutput(*(torch.cat(t) for t in zip(*((p.logits, p.pointer, p.presence) for p in parts))))
+
     def recall(self, obj: TrackedObject, reverse: bool) -> Recall:
         return obj.bank.recall(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
 
@@ -265,6 +284,28 @@ class VideoTracker:
                 return
             self.seek(index, image)
             yield self.track(reverse)
+
+    def state(self) -> dict:
+        """All that later frames depend on, as numbers and tensors that torch.save takes: see restore."""
+        objects = [{"id": obj.id, "cohort": obj.cohort,
+                    "prompted": {t: dict(vars(memory)) for t, memory in obj.bank.prompted.items()},
+                    "tracked": {t: dict(vars(memory)) for t, memory in obj.bank.tracked.items()}}
+                   for obj in self.objects.values()]
+        return {"frame": self.frame, "size": self.size, "passes": self.passes, "objects": objects}
+
+    def restore(self, state: dict) -> None:
+        """Go back to where state() was taken; seek or step to any frame then goes on with the same masks, bit by bit.
+
+        Clicks and frames kept by keep_all for going back are not part of it.
+        """
+        self.reset()
+        self.frame, self.passes = state["frame"], state["passes"]
+        self.size = state["size"] and tuple(state["size"])
+        for kept in state["objects"]:
+            banks = ({t: FrameMemory(**{name: None if value is None else value.to(self.model.device)
+                                        for name, value in memory.items()}) for t, memory in kept[bank].items()}
+                     for bank in ("prompted", "tracked"))
+            self.objects[kept["id"]] = TrackedObject(kept["id"], kept["cohort"], MemoryBank(*banks))
 
     def remove(self, object_id: int) -> None:
         """Forget one object. Raises ValueError if there is none of that id."""

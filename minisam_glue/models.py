@@ -1,0 +1,132 @@
+"""From names to models that are ready to run: which device, which precision, which files.
+
+    models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
+    models = load_models("demo")                             # the small weights of this repository, no download
+    models = load_models("folder", detector="swin-b", sam="large")
+"""
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from . import demo, grounding_dino, sam2, weights
+from .grounding_dino import Detector, WordPieceTokenizer
+from .sam2 import SAM2, ImagePredictor
+from .weights import Progress, WeightsError
+
+DETECTORS = ("swin-t", "swin-b")
+SAMS = ("tiny", "small", "base_plus", "large")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError, OSError)
+Model = TypeVar("Model")
+
+
+@dataclass
+class Models:
+    """A detector (None where prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took."""
+    detector: Detector | None
+    sam: SAM2
+    predictor: ImagePredictor = field(init=False)
+    seconds: Counter = field(default_factory=Counter)
+
+    def __post_init__(self):
+        self.predictor = ImagePredictor(self.sam)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to `seconds[name]`."""
+        start = time.perf_counter()
+        yield
+        if self.sam.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - start
+
+
+def load_models(source: str | Path | None = None, detector: str | None = "swin-t", sam: str | None = None,
+                device: str = "auto", dtype: str = "auto", progress: Progress | None = None) -> Models:
+    """Models in eval mode.
+
+    source: None for the download cache, a folder with the official files, or "demo" (also a folder with a detector.pt
+    and segmenter.pt of demo.train; the names of models are then not looked at). detector: swin-t, swin-b, or None for
+    none. sam: tiny, small, base_plus or large, by default large on a GPU and small elsewhere. device: auto, cpu, cuda,
+    cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is float32 except on CUDA.
+    WeightsError names a file that is missing or damaged, ValueError a name that does not exist.
+    """
+    place = choose_device(device)
+    precision = choose_dtype(dtype, place)
+    folder = demo.FOLDER if source == "demo" else source
+    if folder is not None and (source == "demo" or (Path(folder) / demo.SEGMENTER).is_file()):
+        found = _load_demo(Path(folder), detector is not None)
+    else:
+        found = _load_official(folder, detector, sam or ("large" if place.type == "cuda" else "small"), progress)
+    text, segmenter = found
+    if text is not None:
+        text.model.to(place, precision).eval()
+    return Models(text, segmenter.to(place, precision).eval())
+
+
+def _load_official(folder: str | Path | None, detector: str | None, sam: str,
+                   progress: Progress | None) -> tuple[Detector | None, SAM2]:
+    for name, names in ((detector, DETECTORS), (sam, SAMS)):
+        if name is not None and name not in names:
+            raise ValueError(f"no model is called {name!r}: choose one of {', '.join(names)}")
+    checkpoint = f"sam2.1_hiera_{sam}"
+    wanted = [checkpoint] if detector is None else [detector, "bert-vocab", checkpoint]
+    files = {name: weights.fetch(name, folder, progress) for name in wanted}  # all of them before any is read
+    text = None
+    if detector is not None:
+        tokenizer = _read(WordPieceTokenizer.load, files["bert-vocab"])
+        text = Detector(_read(lambda path: grounding_dino.load(path, detector), files[detector]), tokenizer)
+    return text, _read(lambda path: sam2.load(path, checkpoint), files[checkpoint])
+
+
+def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2]:
+    for name in (demo.DETECTOR, demo.SEGMENTER):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder / name} is missing: train it with python -m minisam_glue.demo.train")
+    text = None
+    if with_detector:
+        model = _read(lambda path: grounding_dino.load(path, "demo"), folder / demo.DETECTOR)
+        text = Detector(model, WordPieceTokenizer.load(demo.VOCABULARY), demo.SIDES)
+    return text, _read(lambda path: sam2.load(path, "demo"), folder / demo.SEGMENTER)
+
+
+def _read(load: Callable[[Path], Model], path: Path) -> Model:
+    """A file by its loader. WeightsError for whatever is wrong with its content."""
+    try:
+        return load(path)
+    except DAMAGED as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to switch its protection off
+            text = "it is damaged, or holds more than tensors, and is not opened for safety"
+        raise WeightsError(f"{path} can't be used ({text[:300]}): delete it and download it again") from error
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: CUDA, else MPS, else the CPU. ValueError for what this machine lacks."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else
+                            "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} can't be used here: {str(error).splitlines()[0][:200]}") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: float32; on CUDA bfloat16 where the hardware has it, else float16. ValueError for another name."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise ValueError(f"no dtype is called {name!r}: choose auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -1,0 +1,46 @@
+"""How far a video is: tqdm's bar on a terminal, else a plain line from time to time."""
+import sys
+import time
+
+LINE_EVERY = 10.0  # seconds
+
+
+class Progress:
+    """Frames done of `total` (None: unknown), frames per second, objects, time left; all on standard error.
+
+    done: frames that an earlier run did. Use it as a context manager and call step after each frame.
+    """
+
+    def __init__(self, name: str, total: int | None, shown: bool, done: int = 0):
+        self.name, self.total, self.shown, self.first, self.done = name, total, shown, done, done
+        self.start = self.last = time.monotonic()
+        self.bar = self._bar() if shown and sys.stderr.isatty() else None
+
+    def _bar(self):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return None
+        return tqdm(total=self.total, initial=self.first, unit="frame", desc=self.name[-30:], dynamic_ncols=True)
+
+    def step(self, objects: int) -> None:
+        """One more frame, with so many objects on it."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix(objects=objects, refresh=False)
+            self.bar.update()
+        elif self.shown and time.monotonic() - self.last > LINE_EVERY:
+            self.last = time.monotonic()
+            print(self._line(objects), file=sys.stderr, flush=True)
+
+    def _line(self, objects: int) -> str:
+        fps = (self.done - self.first) / (self.last - self.start)
+        of = f" of {self.total}, {max(self.total - self.done, 0) / fps:.0f} s left" if self.total else ""
+        return f"{self.name}: frame {self.done}{of}, {fps:.1f} frames/s, {objects} objects"
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,264 @@
+"""One command of segment.py: inputs in order, pictures in batches, videos frame by frame, results into folders."""
+import json
+import math
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from . import media, weights
+from .models import Models, load_models
+from .outputs import VideoOutput, save_picture
+from .pipeline import FORWARD, Clicks, Prompt, Thresholds, Tracking, segment_images
+from .progress import Progress
+
+BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
+SAVE_EVERY = 10.0   # seconds between saved states of a video
+
+
+def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
+    """Inputs and what to look for in them. ValueError if one is missing."""
+    if args.box or args.point or args.mask:
+        clicks = Clicks([numbers(box, "--box", 4) for box in args.box],
+                        [numbers(p if p.count(",") == 2 else p + ",1", "--point", 3) for p in args.point],
+                        [media.read_image(path).any(2) for path in args.mask])
+        sources, prompt = args.words, clicks
+    else:
+        sources, prompt = args.words[:-1], args.words[-1] if args.words else ""
+    if args.words and not sources:
+        raise ValueError(f'one argument, {args.words[0]!r}, is not enough: python segment.py INPUT "what to look for."')
+    if not sources:
+        raise ValueError('nothing to do: python segment.py INPUT "what to look for." (see --help)')
+    return sources, prompt
+
+
+def numbers(text: str, name: str, count: int) -> list[float]:
+    """"1,2,3" -> floats. ValueError unless they are so many, and finite."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise ValueError(f"{name} {text!r}: give {'X1,Y1,X2,Y2' if count == 4 else 'X,Y or X,Y,0'} in pixels")
+    return values
+
+
+def failed(error: Exception | str) -> int:
+    """One line on standard error, and the exit status of what a user can mend."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def folders_of(sources: list[str], out: Path) -> dict[str, Path]:
+    """A folder for each input: named as the file, with its ending or a number where two would be the same."""
+    stems = Counter(stem(source) for source in sources)
+    folders, taken = {}, set()
+    for source in sources:
+        name = stem(source) if stems[stem(source)] == 1 else Path(source).name.replace(".", "_")
+        number, unique = 1, name
+        while unique in taken:
+            number += 1
+            unique = f"{name}-{number}"
+        taken.add(unique)
+        folders.setdefault(source, out / unique)
+    return folders
+
+
+def stem(source: str) -> str:
+    name = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].split("?")[0]
+    return {"-": "stdin"}.get(source) or Path(name.replace(":", "_")).stem.strip(". ") or "input"
+
+
+class Run:
+    """One command: inputs, models, and what is asked of them."""
+
+    def __init__(self, args: Namespace, models: Models | None):
+        self.args = args
+        sources, self.prompt = prompt_of(args)
+        self.thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
+        inputs = list(dict.fromkeys(self.expand(sources)))
+        self.folders = folders_of(inputs, args.out)
+        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+        self.inputs = inputs[rank::ranks]
+        args.out.mkdir(parents=True, exist_ok=True)  # before the long loading: it may fail
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if (args.device, torch.cuda.is_available()) == ("auto", True) else args.device
+        self.models = models or load_models(args.weights, None if isinstance(self.prompt, Clicks) else args.detector,
+                                            args.sam, device, args.dtype, None if args.quiet else weights.progress_line())
+        self.stopped = False
+
+    def expand(self, sources: list[str]) -> list[str]:
+        if not self.args.frames:
+            return media.expand_inputs(sources)
+        return [path for source in sources
+                for path in ([source] if Path(source).is_dir() else media.expand_inputs([source]))]
+
+    def all(self) -> int:
+        """Every input; one that can't be read does not stop the others. The exit status."""
+        previous = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        status, begun = 0, time.perf_counter()
+        try:
+            for group in self.groups():
+                status = max(status, self.one_group(group))
+                if self.stopped:
+                    break
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+        if self.args.profile:
+            self.show_profile(time.perf_counter() - begun)
+        return status
+
+    def stop(self, signum: int, frame: object) -> None:
+        """Ctrl-C: end after the current frame; a second one ends at once."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+    def groups(self) -> list[list[str]]:
+        """Pictures in batches, videos alone, in the order given."""
+        groups: list[list[str]] = []
+        most = BATCH.get(self.models.sam.device.type, 4)
+        for source in self.inputs:
+            if self.args.resume and (self.folders[source] / "result.json").is_file():
+                self.say(f"{source}: finished before, {self.folders[source]}")
+            elif self.moving(source) or not groups or len(groups[-1]) == most or self.moving(groups[-1][0]):
+                groups.append([source])
+            else:
+                groups[-1].append(source)
+        return groups
+
+    def moving(self, source: str) -> bool:
+        return Path(source).is_dir() or media.is_moving(source)
+
+    def one_group(self, group: list[str]) -> int:
+        try:
+            if self.moving(group[0]):
+                return self.video(group[0])
+            return self.pictures(group)
+        except (ValueError, OSError) as error:
+            if len(self.folders) == 1:
+                raise
+            return failed(error)
+
+    def pictures(self, group: list[str]) -> int:
+        status, images = 0, {}
+        for source in group:
+            try:
+                with self.models.stage("read"):
+                    images[source] = media.read_image(source)
+            except media.MediaError as error:
+                status = failed(error)
+        begun = time.perf_counter()
+        results = segment_images(self.models, list(images.values()), self.prompt, self.thresholds) if images else []
+        for source, result in zip(images, results):
+            with self.models.stage("write"):
+                save_picture(self.folders[source], result, source, self.facts(), "crops" in self.args.save, self.args.html)
+            self.print_json({"source": source} | result.as_json())
+            names = Counter(o.label for o in result.objects)
+            text = ", ".join(f"{count} {label}" for label, count in names.items()) or self.nothing(result.best)
+            seconds = (time.perf_counter() - begun) / len(images)
+            self.say(f"{source}: {text} ({seconds:.2f} s) -> {self.folders[source]}")
+        return status
+
+    def video(self, source: str) -> int:
+        """One video, frame by frame. On Ctrl-C a file can be resumed; a camera or pipe is simply over."""
+        args = self.args
+        with media.frames(source, args.start, args.stride, args.max_seconds, args.fps) as video:
+            tracking = Tracking(self.models, self.prompt, self.thresholds, args.seed_frame, args.redetect, args.direction)
+            is_file = Path(source).is_file()
+            output = VideoOutput(self.folders[source], video, self.picture_name(source), args.direction == FORWARD,
+                                 "masks" in args.save, "crops" in args.save, source if is_file else None, args.start,
+                                 args.resume)
+            try:
+                best = self.frames(source, video, tracking, output)
+                if self.stopped and video.seekable:
+                    self.save(tracking, output)
+                    output.abort()
+                    self.say("stopped and saved; go on with the same command and --resume")
+                    return 130
+                with self.models.stage("write"):
+                    summary = output.finish(source, self.facts())
+            except BaseException:
+                output.abort()
+                raise
+        if video.damaged:
+            print(f"warning: {source}: {video.damaged} damaged pieces left out", file=sys.stderr)
+        names = Counter(o["label"] for o in summary["objects"])
+        text = ", ".join(f"{count} {label}" for label, count in names.items()) or self.nothing(best)
+        self.say(f"{source}: {summary['frames']} frames, {text} -> {self.folders[source]}")
+        return 0
+
+    def frames(self, source: str, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple | None:
+        """Segment frame after frame into the output. Returns the best score seen while nothing was found."""
+        if output.state:
+            self.check_settings(output.state["settings"], source)
+            tracking.restore(output.state["tracking"])
+        best, saved = None, time.monotonic()
+        with Progress(source, video.count, not self.args.quiet, len(output.journal.places)) as progress:
+            for result in tracking.run(video):
+                with self.models.stage("write"):
+                    record = output.add(result)
+                self.print_json({"source": source} | record)
+                best = max(filter(None, (best, result.best)), key=lambda b: b[1], default=None)
+                progress.step(len(result.seen))
+                if self.stopped:
+                    break
+                if video.seekable and time.monotonic() - saved > SAVE_EVERY:
+                    self.save(tracking, output)
+                    saved = time.monotonic()
+        return best
+
+    def save(self, tracking: Tracking, output: VideoOutput) -> None:
+        output.save_state({"tracking": tracking.state(), "settings": self.settings()})
+
+    def settings(self) -> dict:
+        """What the masks of a video depend on, for comparison by --resume."""
+        args, names = self.args, ("weights", "detector", "sam", "dtype", "start", "stride", "max_seconds", "fps",
+                                  "seed_frame", "redetect", "direction", "box", "point", "mask")
+        text = None if isinstance(self.prompt, Clicks) else self.prompt
+        return {"prompt": text, "thresholds": asdict(self.thresholds)} | {name: getattr(args, name) for name in names}
+
+    def check_settings(self, before: dict, source: str) -> None:
+        changed = [name for name, value in self.settings().items() if before.get(name) != value]
+        if changed:
+            raise ValueError(f"{self.folders[source]} holds an interrupted run with another {', '.join(changed)}: "
+                             "repeat its settings, choose another --out, or leave out --resume")
+
+    def picture_name(self, source: str) -> str:
+        suffix = Path(source).suffix.lower()
+        kind = self.args.format or (suffix[1:] if suffix in (".gif", ".webp") else "mp4")
+        if kind == "mp4" and not self.args.format and not media.has_av():
+            self.say("without PyAV the annotated video is an animated WebP: pip install 'minivit-minisam[cli]' for mp4")
+            kind = "webp"
+        return "annotated" if kind == "png" else f"annotated.{kind}"
+
+    def facts(self) -> dict:
+        """What result.json says of the run."""
+        text = "boxes, points or masks" if isinstance(self.prompt, Clicks) else self.prompt
+        return {"prompt": text, "thresholds": asdict(self.thresholds), "weights": self.args.weights or "official"}
+
+    def nothing(self, best: tuple[str, float] | None) -> str:
+        if best is None:
+            return "nothing found"
+        return (f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: "
+                f"try --box-threshold {max(best[1] - 0.01, 0):.2f} --text-threshold {max(best[1] - 0.01, 0):.2f}")
+
+    def say(self, text: str) -> None:
+        if not self.args.quiet:
+            print(text, file=sys.stderr if self.args.json else sys.stdout, flush=True)
+
+    def print_json(self, record: dict) -> None:
+        if self.args.json:
+            print(json.dumps(record), flush=True)
+
+    def show_profile(self, total: float) -> None:
+        seconds = self.models.seconds
+        seconds["other"] = max(0.0, total - sum(seconds.values()))
+        for stage, spent in seconds.most_common():
+            print(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", file=sys.stderr)

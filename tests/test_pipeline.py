@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+
+from minisam_glue.pipeline import (BOTH, REVERSE, Clicks, Thresholds, Tracking, assign, iou, segment_image,
+                                   segment_images, segment_video)
+from tiny_segment import tiny_models
+
+H, W = 40, 56
+
+
+def picture(*lefts: int, seed: int = 0, height: int = H, width: int = W) -> np.ndarray:
+    """Noise with a bright square at each of `lefts`."""
+    image = np.random.default_rng(seed).integers(0, 90, (height, width, 3), dtype=np.uint8)
+    for left in lefts:
+        image[10:22, left:left + 10] += 140
+    return image
+
+
+def film(count: int, empty: int = 0) -> list[np.ndarray]:
+    """A square that moves to the right; on the first `empty` frames there is none."""
+    return [picture(*[4 + 2 * t] if t >= empty else [], seed=t) for t in range(count)]
+
+
+def same(one, other) -> bool:
+    return (one.frame == other.frame and [o.id for o in one.objects] == [o.id for o in other.objects]
+            and np.array_equal(one.masks, other.masks))
+
+
+def test_a_text_becomes_one_record_per_object_with_the_predictor_s_mask_of_its_box():
+    models, image = tiny_models(), picture(5, 30)
+    found = segment_image(models, image, "bright, dark")
+    assert [(o.id, o.label) for o in found.objects] == [(1, "bright"), (2, "bright")]
+    assert found.boxes.tolist() == [[5, 10, 15, 22], [30, 10, 40, 22]] and found.best == ("bright", 0.9)
+    models.predictor.set_image(image)
+    assert np.array_equal(found.masks, models.predictor.predict(boxes=found.boxes).masks[:, 0].numpy())
+    assert [o.score for o in found.objects] == pytest.approx([0.9, 0.8])
+
+
+def test_nothing_found_has_the_size_of_the_picture_and_says_the_best_score():
+    found = segment_image(tiny_models(), picture(), "bright.")
+    assert found.masks.shape == (0, H, W) and found.boxes.shape == (0, 4) and found.best == ("bright", 0.1)
+    assert np.array_equal(found.annotated(), found.image)
+
+
+def test_pictures_of_unequal_sizes_together_equal_one_by_one():
+    images = [picture(5, 30), picture(), picture(20, height=30, width=64)]
+    together = segment_images(tiny_models(), images, "bright.")
+    for image, result in zip(images, together):
+        alone = segment_image(tiny_models(), image, "bright.")
+        assert same(result, alone) and np.array_equal(result.boxes, alone.boxes)
+
+
+def test_boxes_points_and_masks_take_the_place_of_a_text():
+    models, image = tiny_models(), picture(5)
+    mask = np.zeros((H, W), bool)
+    mask[10:22, 5:15] = True
+    found = segment_image(models, image, Clicks(boxes=[[5, 10, 15, 22]], masks=[mask]))
+    assert [o.label for o in found.objects] == ["object"] * 2 and found.objects[0].box == (5, 10, 15, 22)
+    clicked = segment_image(models, image, Clicks(points=[[9, 15, 1], [40, 30, 0]])).objects[0]
+    models.predictor.set_image(image)
+    expected = models.predictor.predict(points=[[9, 15], [40, 30]], labels=[1, 0])
+    assert np.array_equal(clicked.mask, expected.masks[0, 0].numpy())
+    assert clicked.score == pytest.approx(float(expected.scores[0, 0]))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: Clicks(), "no prompt"),
+    (lambda: Clicks(boxes=[[0, 0, 1, 1]] * 2, points=[[0, 0, 1]]), "points correct one box"),
+    (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.ones((3, 3), bool)])), r"the mask is \(3, 3\)"),
+    (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.zeros((H, W), bool)])), "empty"),
+    (lambda: Tracking(tiny_models(), "x", direction="sideways"), "choose one of forward"),
+    (lambda: Tracking(tiny_models(), Clicks(boxes=[[0, 0, 1, 1]]), redetect=3), "looks for a text"),
+    (lambda: Tracking(tiny_models(), "x", seed_frame=-1), "negative"),
+    (lambda: list(segment_video(tiny_models(), iter(film(2)), "x", direction=REVERSE)), "backward"),
+])
+def test_malformed_prompts_are_clear_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_video_is_answered_frame_by_frame_without_reading_ahead():
+    given = []
+
+    def source():
+        for image in film(5):
+            given.append(1)
+            yield image
+
+    for count, result in enumerate(segment_video(tiny_models(), source(), "bright."), 1):
+        assert len(given) == count and result.frame == count - 1 and len(result.objects) == 1
+
+
+def test_the_first_frame_with_a_detection_is_the_seed():
+    models = tiny_models()
+    results = list(segment_video(models, film(5, empty=2), "bright."))
+    assert [len(r.objects) for r in results] == [0, 0, 1, 1, 1] and models.detector.looked == 3
+    assert [r.best for r in results] == [("bright", 0.1)] * 2 + [("bright", 0.9), None, None]
+    late = list(segment_video(tiny_models(), film(5), "bright.", seed_frame=3))
+    assert [len(r.objects) for r in late] == [0, 0, 0, 1, 1]
+
+
+def test_reverse_is_forward_through_the_reversed_video():
+    frames = film(6)
+    forward = list(segment_video(tiny_models(), frames[::-1], "bright."))
+    backward = list(segment_video(tiny_models(), frames, "bright.", direction=REVERSE))
+    assert [r.frame for r in backward] == [5, 4, 3, 2, 1, 0]
+    assert all(np.array_equal(a.masks, b.masks) for a, b in zip(forward, backward))
+
+
+def test_both_directions_join_a_forward_and_a_reverse_run_from_the_seed():
+    frames, clicks = film(6), Clicks(boxes=[[10, 10, 20, 22]])
+    results = list(segment_video(tiny_models(), frames, clicks, seed_frame=3, direction=BOTH))
+    assert [r.frame for r in results] == [0, 1, 2, 3, 4, 5, 2, 1, 0]
+    ahead = list(segment_video(tiny_models(), frames, clicks, seed_frame=3))
+    back = list(segment_video(tiny_models(), frames, clicks, seed_frame=3, direction=REVERSE))
+    assert all(same(a, b) for a, b in zip(results[3:6], ahead[3:]))
+    assert all(same(a, b) for a, b in zip(results[6:], back[3:]))
+    assert results[-1].objects[0].first == 0 and results[-1].objects[0].last == 5
+
+
+@pytest.mark.parametrize("direction", ["forward", REVERSE, BOTH])
+def test_a_run_that_goes_on_from_a_state_gives_the_same_masks_bit_for_bit(direction, tmp_path):
+    frames = film(6, empty=1)
+    settings = {"seed_frame": 2, "redetect": 2, "direction": direction}
+    whole = list(segment_video(tiny_models(), frames, "bright.", **settings))
+    for stop in range(len(whole)):
+        first = Tracking(tiny_models(), "bright.", **settings)
+        run = first.run(frames)
+        for _ in range(stop + 1):
+            next(run)
+        torch.save(first.state(), tmp_path / "state.pt")
+        second = Tracking(tiny_models(), "bright.", **settings)
+        second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+        rest = list(second.run(frames))
+        assert len(rest) == len(whole) - stop - 1
+        for a, b in zip(rest, whole[stop + 1:]):
+            assert same(a, b) and [vars(o).keys() for o in a.objects] == [vars(o).keys() for o in b.objects]
+            assert [(o.first, o.last, o.score) for o in a.objects] == [(o.first, o.last, o.score) for o in b.objects]
+
+
+def test_redetection_keeps_what_is_tracked_and_adds_what_is_new_without_encoding_again():
+    models = tiny_models()
+    encoded = []
+    encode = models.sam.encode_image
+    models.sam.encode_image = lambda images: encoded.append(len(images)) or encode(images)
+    try:
+        frames = [picture(5)] * 3 + [picture(5, 38)] * 3
+        results = list(segment_video(models, frames, "bright.", redetect=1, thresholds=Thresholds()))
+    finally:
+        del models.sam.encode_image
+    assert sum(encoded) == len(frames)
+    assert results[2].objects[0].id == 1 and len({o.id for r in results for o in r.objects}) >= 2
+    assert [o.id for o in results[-1].objects] == sorted({o.id for r in results for o in r.objects})
+
+
+def test_what_is_held_does_not_grow_when_every_frame_is_detected_again():
+    tracking = Tracking(tiny_models(), "bright.", redetect=1)
+    held = []
+    for result in tracking.run(iter([picture(5)] * 60)):
+        held.append(tracking.tracker.held_bytes() / max(len(result.objects), 1))
+    assert max(held[40:]) <= max(held[20:40]) * 1.02
+
+
+def test_assignment_takes_the_best_pairs_above_the_limit():
+    gain = torch.tensor([[0.9, 0.8, 0.0], [0.8, 0.1, 0.2]])
+    assert assign(gain, 0.5) == {0: 1, 1: 0}
+    assert assign(gain.T, 0.5) == {1: 0, 0: 1}
+    assert assign(torch.zeros(0, 3), 0.5) == {} and assign(torch.zeros(3, 0), 0.5) == {}
+
+
+def test_intersection_over_union_of_masks():
+    one = torch.zeros(2, 4, 4, dtype=torch.bool)
+    one[0, :2] = True
+    other = torch.zeros(1, 4, 4, dtype=torch.bool)
+    other[0, 1:3] = True
+    assert iou(one, other).tolist() == [[pytest.approx(4 / 12)], [0.0]]

@@ -1,0 +1,53 @@
+"""segment.py with models small enough for tests and no detector that was trained: it finds bright things.
+
+    python tests/tiny_segment.py INPUT "bright." --out DIR      # every other option is segment.py's
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import segment
+from minisam_glue import run
+from minisam_glue.grounding_dino import Detections
+from minisam_glue.grounding_dino.detector import split_prompt
+from minisam_glue.models import Models
+from sam2_tiny import tiny_model
+
+
+class BrightDetector:
+    """Stands in for the trained detector: each column block of bright pixels is a box of the first phrase."""
+
+    def __init__(self):
+        self.looked = 0
+
+    def detect(self, images, prompts, box_threshold=0.35, text_threshold=0.25, nms_iou=None, max_area=1.0,
+               batch_size=4):
+        return [self.one(image, split_prompt(prompt)) for image, prompt in zip(images, prompts)]
+
+    def one(self, image: np.ndarray, names: list[str]) -> Detections:
+        self.looked += 1
+        bright = (image.min(2) > 139)
+        columns = np.flatnonzero(bright.any(0))
+        boxes = []
+        for block in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1) if len(columns) else ():
+            rows = np.flatnonzero(bright[:, block].any(1))
+            boxes.append([block[0], rows[0], block[-1] + 1, rows[-1] + 1])
+        count = len(boxes)
+        return Detections(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.linspace(0.9, 0.8, count),
+                          torch.zeros(count, dtype=torch.long), [names[0]] * count, [names[0]] * count,
+                          (names[0], 0.9 if count else 0.1))
+
+
+def tiny_models() -> Models:
+    return Models(BrightDetector(), tiny_model())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run.SAVE_EVERY = 0.0  # a state after each frame, so that a killed test has one
+    sys.exit(segment.main(sys.argv[1:], tiny_models()))
