@@ -181,6 +181,8 @@ class Tracking:
     def run(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
         """Go on to the end. frames: media.frames(...), a list or array, or any iterator if time only runs forward."""
         yield from self._pass(frames)
+        if self.seed_frame is not None and self.seeded is None:
+            raise ValueError(f"seed frame {self.seed_frame}: the video has no such frame, it ends before")
         if self.direction == BOTH and not self.reverse and self.seeded_at:
             self.reverse, self.next = True, self.seeded_at - 1
             self.tracker.restore(self.seeded)

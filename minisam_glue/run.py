@@ -29,6 +29,7 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
                         [numbers(p if p.count(",") == 2 else p + ",1", "--point", 3) for p in args.point],
                         [media.read_image(path).any(2) for path in args.mask])
         sources, prompt = args.words, clicks
+        check_no_sentence(args.words)
     else:
         sources, prompt = args.words[:-1], args.words[-1] if args.words else ""
     if args.words and not sources:
@@ -36,6 +37,14 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
     if not sources:
         raise ValueError('nothing to do: python segment.py INPUT "what to look for." (see --help)')
     return sources, prompt
+
+
+def check_no_sentence(words: list[str]) -> None:
+    """ValueError if the last of several words is no input, and so probably a sentence."""
+    try:
+        media.expand_inputs(words[1:][-1:])
+    except media.MediaError as error:
+        raise ValueError(f"{error}; --box, --point and --mask take the place of a sentence") from error
 
 
 def numbers(text: str, name: str, count: int) -> list[float]:

@@ -1,0 +1,244 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segment
+from minisam_glue import media, rle, run
+from minisam_glue.outputs import Journal
+from minisam_glue.pipeline import segment_image
+from test_pipeline import film, picture
+from tiny_segment import tiny_models
+
+TINY = [sys.executable, str(Path(__file__).with_name("tiny_segment.py"))]
+
+
+def save(image: np.ndarray, path: Path) -> str:
+    Image.fromarray(image).save(path)
+    return str(path)
+
+
+def save_film(folder: Path, count: int, empty: int = 0) -> str:
+    folder.mkdir()
+    for t, image in enumerate(film(count, empty)):
+        save(image, folder / f"{t}.png")
+    return str(folder)
+
+
+def command(*words: object, models=None) -> int:
+    return segment.main([str(word) for word in words], models or tiny_models())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_picture_gets_masks_records_cut_outs_and_a_page_that_agree(tmp_path):
+    source = save(picture(5, 30), tmp_path / "two.png")
+    assert command(source, "bright.", "--out", tmp_path / "out", "--save", "crops", "--html", "--quiet") == 0
+    out = tmp_path / "out" / "two"
+    record = json.loads((out / "result.json").read_text())
+    expected = segment_image(tiny_models(), picture(5, 30), "bright.")
+    assert record["prompt"] == "bright." and record["size"] == [40, 56] and len(record["objects"]) == 2
+    for saved, segmented in zip(record["objects"], expected.objects):
+        mask = np.asarray(Image.open(out / "masks" / f"{saved['id']:03d}_bright.png"))
+        assert np.array_equal(mask == 255, segmented.mask) and np.array_equal(rle.decode(saved["mask"]), segmented.mask)
+        assert saved["box"] == list(segmented.box) and saved["area"] == segmented.mask.sum()
+    assert np.array_equal(media.read_image(out / "annotated.png"), expected.annotated())
+    assert len(list((out / "crops").iterdir())) == 2 and "bright" in (out / "page.html").read_text()
+    assert not [path for path in out.rglob(".*")]
+
+
+def test_a_folder_gives_each_picture_what_it_gets_alone_and_names_what_can_not_be_read(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    save(picture(5), tmp_path / "in" / "a.png")
+    save(picture(9), tmp_path / "in" / "a.jpg")
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+    assert command(tmp_path / "in", "bright.", "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "bad.jpg" in printed.err and len(printed.err.splitlines()) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_jpg", "a_png"]
+    assert command(tmp_path / "in" / "a.png", "bright.", "--out", tmp_path / "alone", "--quiet") == 0
+    one, other = ((tmp_path / where / "masks" / "001_bright.png").read_bytes() for where in ("out/a_png", "alone/a"))
+    assert one == other
+
+
+def test_nothing_found_is_a_result_with_a_hint(tmp_path, capsys):
+    assert command(save(picture(), tmp_path / "none.png"), "bright.", "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert "nothing found" in text and "'bright' with 0.10" in text and "--box-threshold 0.09" in text
+    record = json.loads((tmp_path / "out" / "none" / "result.json").read_text())
+    assert record["objects"] == [] and record["best"] == {"label": "bright", "score": 0.1}
+
+
+@pytest.mark.parametrize("form", ["mp4", "gif", "webp", "png"])
+def test_a_video_becomes_a_video_and_a_record_per_frame(form, tmp_path):
+    source = save_film(tmp_path / "film", 6, empty=2)
+    assert command(source, "bright.", "--frames", "--fps", 5, "--out", tmp_path / "out", "--quiet", "--format", form,
+                   "--save", "masks") == 0
+    out = tmp_path / "out" / "film"
+    records = lines(out / "result.jsonl")
+    assert [r["frame"] for r in records] == list(range(6)) and [r["time"] for r in records[:3]] == [0, 0.2, 0.4]
+    assert records[0]["objects"] == [] and records[2]["objects"][0]["label"] == "bright"
+    summary = json.loads((out / "result.json").read_text())
+    assert summary["frames"] == 6 and summary["fps"] == 5 and summary["objects"][0]["first"] == 2
+    for record in records:
+        for o in record["objects"]:
+            mask = np.asarray(Image.open(out / "masks" / "001_bright" / f"{record['frame']:06d}.png")) == 255
+            assert np.array_equal(mask, rle.decode(o["mask"]))
+    annotated = media.frames(out / ("annotated" if form == "png" else f"annotated.{form}"))
+    shown = list(annotated)
+    assert len(shown) == 6 and shown[0].shape == (40, 56, 3)
+    assert not list(out.glob(".*"))
+
+
+def test_reverse_is_drawn_in_the_order_of_the_video(tmp_path):
+    source = save_film(tmp_path / "film", 5)
+    for direction in ("reverse", "both"):
+        out = tmp_path / direction
+        assert command(source, "bright.", "--frames", "--out", out, "--quiet", "--format", "png",
+                       "--direction", direction, "--seed-frame", 3) == 0
+        records = lines(out / "film" / "result.jsonl")
+        assert [r["frame"] for r in records] == [0, 1, 2, 3, 4]
+        assert bool(records[4]["objects"]) == (direction == "both")
+        for r in records:
+            drawn = media.read_image(out / "film" / "annotated" / f"{r['frame']:06d}.png")
+            changed = (drawn != film(5)[r["frame"]]).any()
+            assert changed == bool(r["objects"])
+
+
+def test_json_lines_go_to_standard_output_and_words_elsewhere(tmp_path, capsys):
+    source = save_film(tmp_path / "film", 3)
+    assert command(source, "bright.", "--frames", "--out", tmp_path / "out", "--json", "-", "--format", "gif") == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line)["frame"] for line in printed.out.splitlines()] == [0, 1, 2]
+    assert "3 frames" in printed.err
+
+
+def test_boxes_points_and_mask_files_are_prompts(tmp_path):
+    image = picture(5)
+    source, mask = save(image, tmp_path / "one.png"), np.zeros((40, 56), np.uint8)
+    mask[10:22, 5:15] = 255
+    save(mask, tmp_path / "mask.png")
+    for number, prompt in enumerate((["--box", "5,10,15,22"], ["--point", "9,15", "--point", "40,30,0"],
+                                     ["--mask", tmp_path / "mask.png"])):
+        assert command(source, "--out", tmp_path / str(number), "--quiet", *prompt) == 0
+        record = json.loads((tmp_path / str(number) / "one" / "result.json").read_text())
+        assert [o["label"] for o in record["objects"]] == ["object"]
+
+
+MISTAKES = [
+    ([], "nothing to do"), (["{png}"], "is not enough"), (["{png}", ""], "phrase"), (["{png}", " . , "], "phrase"),
+    (["nowhere.jpg", "x"], "no such file"), (["{empty}", "x"], "no pictures"), (["{text}", "x"], "not a"),
+    (["{png}", "--box", "1,2,3"], "X1,Y1,X2,Y2"), (["{png}", "--box", "9,9,1,1"], "x1 <= x2"),
+    (["{png}", "--box", "nan,0,1,1"], "in pixels"), (["{png}", "--point", "1"], "X,Y"),
+    (["{png}", "--point", "1,1,5"], "labels must be 1"), (["{png}", "--mask", "nowhere.png"], "nowhere.png"),
+    (["{png}", "x", "--sam", "huge"], "invalid choice"), (["{png}", "x", "--colour"], "unrecognized"),
+    (["{film}", "x", "--frames", "--stride", "0"], "stride"), (["{film}", "x", "--frames", "--start", "99"], "no frame"),
+    (["{film}", "x", "--frames", "--seed-frame", "-1"], "negative"), (["camera:99", "x"], "camera"),
+    (["{film}", "--frames", "--redetect", "3", "--box", "1,1,9,9"], "redetect looks for a text"),
+    (["{film}", "x", "--frames", "--box", "1,1,9,9"], "take the place of a sentence"),
+    (["--download", "nothing"], "no weights are called"), (["http://127.0.0.1:9/x.jpg", "x"], "127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize("words, message", MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(words, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("words")
+    places = {"png": save(picture(5), tmp_path / "one.png"), "film": save_film(tmp_path / "film", 3),
+              "empty": tmp_path / "empty", "text": tmp_path / "text.txt"}
+    assert command(*(word.format(**places) for word in words), "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.startswith("error: ") and "\n" not in error
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()] if (tmp_path / "out").exists() else []
+    assert left == []
+
+
+def test_a_seed_frame_beyond_the_end_is_said(tmp_path, capsys):
+    source = save_film(tmp_path / "film", 3)
+    assert command(source, "bright.", "--frames", "--seed-frame", 7, "--out", tmp_path / "out") == 2
+    assert "seed frame 7" in capsys.readouterr().err
+
+
+def run_tiny(*words: object, **options) -> subprocess.Popen:
+    return subprocess.Popen([*TINY, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_frames(journal: Path, count: int, process: subprocess.Popen) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= count and journal.with_name("state.pt").exists():
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("how, direction", [(signal.SIGKILL, "forward"), (signal.SIGINT, "both")])
+def test_a_run_that_was_stopped_goes_on_to_the_same_masks(how, direction, tmp_path):
+    source = save_film(tmp_path / "film", 40)
+    words = [source, "bright.", "--frames", "--quiet", "--format", "png", "--redetect", 7, "--seed-frame", 5,
+             "--direction", direction]
+    whole = run_tiny(*words, "--out", tmp_path / "whole")
+    stopped = run_tiny(*words, "--out", tmp_path / "stopped")
+    out = tmp_path / "stopped" / "film"
+    wait_for_frames(out / ".unfinished" / "journal.jsonl", np.random.randint(6, 30), stopped)
+    stopped.send_signal(how)
+    stopped.wait(60)
+    assert stopped.returncode == (-how if how == signal.SIGKILL else 130)
+    assert not (out / "result.json").exists() and (out / ".unfinished" / "state.pt").exists()
+    resumed = run_tiny(*words, "--out", tmp_path / "stopped", "--resume")
+    assert (resumed.wait(120), whole.wait(120)) == (0, 0)
+    assert (out / "result.jsonl").read_bytes() == (tmp_path / "whole" / "film" / "result.jsonl").read_bytes()
+    for path in sorted((tmp_path / "whole" / "film" / "annotated").iterdir()):
+        assert path.read_bytes() == (out / "annotated" / path.name).read_bytes()
+
+
+def test_resume_refuses_other_settings_and_skips_what_is_finished(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    source, out = save_film(tmp_path / "film", 6), tmp_path / "out"
+    words = [source, "bright.", "--frames", "--out", out, "--format", "gif"]
+
+    def break_off(self, record):
+        if record["frame"] == 4:
+            raise OSError(28, "No space left on device")
+        return append(self, record)
+
+    append = Journal.append
+    monkeypatch.setattr(Journal, "append", break_off)
+    assert command(*words) == 2 and "No space left" in capsys.readouterr().err
+    assert [path.name for path in (out / "film").iterdir()] == [".unfinished"]
+    monkeypatch.setattr(Journal, "append", append)
+    assert command(*words, "--resume", "--redetect", 2) == 2
+    assert "another redetect" in capsys.readouterr().err
+    assert command(*words, "--resume") == 0 and (out / "film" / "annotated.gif").exists()
+    before = (out / "film" / "result.json").stat().st_mtime_ns
+    assert command(*words, "--resume") == 0 and "finished before" in capsys.readouterr().out
+    assert (out / "film" / "result.json").stat().st_mtime_ns == before
+
+
+def test_two_processes_share_the_inputs_and_write_each_result_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        save(picture(5 + number), tmp_path / "in" / f"{number}.png")
+    ranks = [run_tiny(tmp_path / "in", "bright.", "--out", tmp_path / "out",
+                      env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)})
+             for rank in range(2)]
+    said = [process.communicate(timeout=120)[0].splitlines() for process in ranks]
+    assert [len(lines) for lines in said] == [3, 2]
+    assert command(tmp_path / "in", "bright.", "--out", tmp_path / "alone", "--quiet") == 0
+    for number in range(5):
+        one, other = (tmp_path / where / str(number) / "result.json" for where in ("out", "alone"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_an_output_folder_that_can_not_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert command(save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "file" / "out") == 2
+    assert "error: " in capsys.readouterr().err and (tmp_path / "file").read_text() == ""
