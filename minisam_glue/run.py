@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from . import media, weights
+from .grounding_dino.detector import split_prompt
 from .models import Models, load_models
 from .outputs import VideoOutput, save_picture
 from .pipeline import FORWARD, Clicks, Prompt, Thresholds, Tracking, segment_images
@@ -32,6 +33,8 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
         check_no_sentence(args.words)
     else:
         sources, prompt = args.words[:-1], args.words[-1] if args.words else ""
+        if sources:
+            split_prompt(prompt)  # an empty one is an error before models are loaded
     if args.words and not sources:
         raise ValueError(f'one argument, {args.words[0]!r}, is not enough: python segment.py INPUT "what to look for."')
     if not sources:
@@ -96,10 +99,17 @@ class Run:
         rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
         self.inputs = inputs[rank::ranks]
         args.out.mkdir(parents=True, exist_ok=True)  # before the long loading: it may fail
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if (args.device, torch.cuda.is_available()) == ("auto", True) else args.device
-        self.models = models or load_models(args.weights, None if isinstance(self.prompt, Clicks) else args.detector,
-                                            args.sam, device, args.dtype, None if args.quiet else weights.progress_line())
+        self.models = models or self.load()
         self.stopped = False
+
+    def load(self) -> Models:
+        """The models that the command line names; of several processes each takes its own GPU."""
+        args, device = self.args, self.args.device
+        if device == "auto" and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        detector = None if isinstance(self.prompt, Clicks) else args.detector
+        progress = None if args.quiet else weights.progress_line()
+        return load_models(args.weights, detector, args.sam, device, args.dtype, progress)
 
     def expand(self, sources: list[str]) -> list[str]:
         if not self.args.frames:
@@ -112,9 +122,11 @@ class Run:
         previous = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
         status, begun = 0, time.perf_counter()
         try:
-            for group in self.groups():
+            groups = self.groups()
+            for number, group in enumerate(groups, 1):
                 status = max(status, self.one_group(group))
                 if self.stopped:
+                    status = 130 if number < len(groups) else status
                     break
         finally:
             for s, handler in previous.items():
@@ -165,13 +177,14 @@ class Run:
                 status = failed(error)
         begun = time.perf_counter()
         results = segment_images(self.models, list(images.values()), self.prompt, self.thresholds) if images else []
+        seconds = (time.perf_counter() - begun) / max(len(images), 1)
         for source, result in zip(images, results):
             with self.models.stage("write"):
-                save_picture(self.folders[source], result, source, self.facts(), "crops" in self.args.save, self.args.html)
+                save_picture(self.folders[source], result, source, self.facts(), "crops" in self.args.save,
+                             self.args.html)
             self.print_json({"source": source} | result.as_json())
             names = Counter(o.label for o in result.objects)
             text = ", ".join(f"{count} {label}" for label, count in names.items()) or self.nothing(result.best)
-            seconds = (time.perf_counter() - begun) / len(images)
             self.say(f"{source}: {text} ({seconds:.2f} s) -> {self.folders[source]}")
         return status
 

@@ -242,3 +242,21 @@ def test_an_output_folder_that_can_not_be_made_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert command(save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "file" / "out") == 2
     assert "error: " in capsys.readouterr().err and (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the resource module is not there")
+def test_a_thousand_frames_take_no_more_memory_than_a_hundred(tmp_path):
+    peaks = {}
+    for count in (100, 1000):
+        source = save_film(tmp_path / str(count), 20)
+        for t in range(20, count):
+            os.link(f"{source}/{t % 20}.png", f"{source}/{t}.png")
+        measured = ("import sys, resource; sys.path.insert(0, {!r}); import tiny_segment; from minisam_glue import run; "
+                    "run.SAVE_EVERY = 1.0; code = tiny_segment.segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
+                    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)")
+        words = [source, "bright.", "--frames", "--redetect", "50", "--quiet", "--out", str(tmp_path / f"out{count}")]
+        done = subprocess.run([sys.executable, "-c", measured.format(str(Path(__file__).parent)), *words],
+                              capture_output=True, text=True, check=True)
+        peaks[count] = int(done.stdout)
+    assert peaks[1000] < 1.05 * peaks[100]
