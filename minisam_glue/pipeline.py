@@ -310,9 +310,8 @@ class Tracking:
 
 def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Iterator[tuple[int, Picture]]:
     """(index, frame) from `start`, or in reverse from it (None: the last) to frame 0. ValueError if that can't be."""
-    if reverse and hasattr(frames, "backward"):  # media.Frames
-        last = frames.last() if start is None else start
-        return zip(range(last, -1, -1), frames.backward(last))
+    if reverse and hasattr(frames, "numbered_backward"):  # media.Frames
+        return frames.numbered_backward(start)
     if reverse:
         if not (hasattr(frames, "__getitem__") and hasattr(frames, "__len__")):
             raise ValueError("reverse needs frames that can be read backward: a list, an array or a file")

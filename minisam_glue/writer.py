@@ -16,11 +16,13 @@ import numpy as np
 from PIL import Image
 
 from .files import whole_file
-from .media import MediaError, load_av
+from .pictures import MediaError
+from .sources import load_av, open_video
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv"}
 COPIED_SOUND = {"aac", "mp3", "opus"}  # what browsers play inside mp4; other sound is encoded as AAC
 BT709, LIMITED_RANGE = 1, 1            # ITU-T H.273, tables 2 to 4, and FFmpeg's name for 16-235
+SLOWEST, FASTEST = 0.01, 1000.0        # frames per second that all formats can state; damaged files claim others
 
 
 class VideoWriter:
@@ -34,6 +36,7 @@ class VideoWriter:
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int], audio_from: str | Path | None = None,
                  audio_start: float = 0.0):
         self.path, self.size, self.count = Path(path), tuple(size), 0
+        fps = min(max(fps, SLOWEST), FASTEST)
         suffix = self.path.suffix.lower()
         if suffix and suffix not in VIDEO | {".gif", ".webp"} and not self.path.is_dir():
             raise MediaError(f"{path}: can't write {suffix} files: choose .mp4, .gif, .webp or a folder for PNG frames")
@@ -116,9 +119,10 @@ class _Mp4:
         context.color_range = LIMITED_RANGE
         self.input, self.sound, self.waiting = None, iter(()), None
         if audio_from is not None:
-            self.input = self.av.open(str(audio_from))
-            if self.input.streams.audio:
-                self.sound = self._sound(self.input.streams.audio[0], audio_start)
+            self.input = open_video(audio_from)
+            known = [stream for stream in self.input.streams.audio if stream.codec_context is not None]
+            if known:
+                self.sound = self._sound(known[0], audio_start)
 
     def write(self, frame: np.ndarray) -> None:
         odd = [(0, side % 2) for side in frame.shape[:2]]
@@ -136,7 +140,8 @@ class _Mp4:
             self.waiting = packet
             if packet.pts is not None and packet.pts * packet.time_base >= until:
                 return
-            self.output.mux(packet)
+            with suppress(ValueError):  # a damaged piece, out of order: the video goes on without it
+                self.output.mux(packet)
             self.waiting = None
 
     def _sound(self, source, start: float) -> Iterator:
@@ -148,7 +153,7 @@ class _Mp4:
         def packets() -> Iterator:
             if start > 0:
                 self.input.seek(int(start * self.av.time_base))
-            for item in self.input.demux(source) if copied else self.input.decode(source):
+            for item in self.input.demux(source) if copied else self._decoded(source):
                 if item.pts is None or item.pts * item.time_base < start:
                     continue
                 item.pts -= round(start / item.time_base)
@@ -156,10 +161,17 @@ class _Mp4:
                     item.dts, item.stream = item.pts, target
                     yield item
                 else:
-                    yield from target.encode(item)
+                    with suppress(ValueError):  # a damaged piece, of another rate or layout
+                        yield from target.encode(item)
             if not copied:
                 yield from target.encode(None)
         return packets()
+
+    def _decoded(self, source) -> Iterator:
+        """Pieces of the sound, without the damaged ones."""
+        for packet in self.input.demux(source):
+            with suppress(ValueError):
+                yield from packet.decode()
 
     def finish(self) -> None:
         self.output.mux(self.stream.encode(None))

@@ -10,11 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
+import damage
 import numpy as np
 import pytest
 from PIL import Image
 
-from minisam_glue import media
+from minisam_glue import sources
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image
 from minisam_glue.writer import VideoWriter
 
@@ -88,8 +89,8 @@ def test_seeking_among_key_frames_is_exact_and_spares_decoding(tmp_path, monkeyp
             output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index % 30), format="rgb24")))
         output.mux(stream.encode(None))
     clip, decoded = frames(tmp_path / "a.mp4"), []
-    decode = media._Video._decoded
-    monkeypatch.setattr(media._Video, "_decoded", lambda *args: (decoded.append(1) or f for f in decode(*args)))
+    decode = sources._Video._decoded
+    monkeypatch.setattr(sources._Video, "_decoded", lambda *args: (decoded.append(1) or f for f in decode(*args)))
     assert [number_of(clip[index]) for index in (99, 11, 12, 13, 60, 59)] == [9, 11, 12, 13, 0, 29]
     assert len(decoded) < 200 and numbers(clip.backward(73)) == [index % 30 for index in range(73, -1, -1)]
 
@@ -104,9 +105,11 @@ def test_beyond_the_end_is_an_error_not_an_empty_result(clips):
     for kind in ("mp4", "gif", "folder"):
         with pytest.raises(MediaError, match="no frame at or after 99"):
             frames(clips[kind], start=99)
-    for wrong in ({"stride": 0}, {"start": -1}, {"max_seconds": 0}, {"start": float("nan")}):
-        with pytest.raises(MediaError):
+    for wrong in ({"stride": 0}, {"start": -1}, {"max_seconds": 0}, {"start": float("nan")}, {"start": float("inf")},
+                  {"max_seconds": float("inf")}, {"max_seconds": float("nan")}, {"stride": 10 ** 30}):
+        with pytest.raises(MediaError, match="must be at least 0"):
             frames(clips["mp4"], **wrong)
+    assert numbers(frames(clips["mp4"], max_seconds=1e-9)) == [0]
 
 
 def test_video_is_h264_yuv420p_with_its_index_in_front_and_even_sides(tmp_path):
@@ -332,23 +335,110 @@ def test_a_picture_of_enormous_dimensions_is_refused_unread(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_damaged_files_give_frames_or_one_line(clips, tmp_path):
-    rng, outcomes = np.random.default_rng(0), set()
-    for kind in ("mp4", "gif", "webp"):
-        whole = clips[kind].read_bytes()
-        for trial in range(8):
-            data = bytearray(whole[:rng.integers(0, len(whole))] if trial % 2 else whole)
-            for at in rng.integers(0, max(1, len(data)), 8 if data and not trial % 2 else 0):
-                data[at] ^= 1 << rng.integers(8)
-            path = tmp_path / f"{trial}.{kind}"
-            path.write_bytes(data)
-            try:
-                clip = frames(path)
-                outcomes.add("frames" if len(list(clip)) else "nothing")
-            except MediaError as error:
-                assert str(path) in str(error) and "\n" not in str(error)
-                outcomes.add("error")
-    assert outcomes == {"frames", "error"}
+def within(seconds: float, task) -> object:
+    """What `task` returns, or the exception it raises; a hang is a failure."""
+    outcome = []
+
+    def work():
+        try:
+            outcome.append(task())
+        except Exception as error:
+            outcome.append(error)
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert outcome, "still not done"
+    return outcome[0]
+
+
+def use(source: str) -> list[int]:
+    """How many frames each input has, read forward and backward; 1 for still pictures."""
+    counts = []
+    for path in expand_inputs([source]):
+        if not is_moving(path):
+            assert read_image(path).ndim == 3
+            counts.append(1)
+            continue
+        with frames(path) as clip:
+            counts.append(len(list(clip)))
+            assert len(list(clip.backward())) == counts[-1]
+    return counts
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory) -> list[damage.Case]:
+    return damage.cases(tmp_path_factory.mktemp("damage"))
+
+
+def test_damage_is_plentiful_and_named(damaged):
+    assert len(damaged) >= 400 and len({case.name for case in damaged}) == len(damaged)
+    assert all(Path(case.args[0]).exists() for case in damaged if case.name.startswith("file "))
+
+
+def test_damaged_odd_and_harmful_inputs_give_frames_or_one_line(damaged, monkeypatch, recwarn):
+    monkeypatch.chdir(Path(damaged[0].args[0]).parent)
+    outcomes = set()
+    for case in damaged:
+        if not case.name.startswith(("file ", "path ")):
+            continue
+        outcome = within(20, lambda: use(case.args[0]))
+        if isinstance(outcome, list):
+            outcomes.add("frames" if all(outcome) else "nothing")
+        else:
+            assert isinstance(outcome, MediaError) and len(str(outcome).splitlines()) == 1, (case.name, outcome)
+            assert "_good_" not in case.args[0], (case.name, outcome)
+            outcomes.add("error")
+    assert outcomes == {"frames", "error"} and not recwarn.list and not Path("unpickled").exists()
+
+
+def test_what_only_looks_like_a_video_is_not_followed_nor_painted(damaged):
+    for name in ("text.txt", "letters.ans", "live.m3u8", "list.ffconcat", "list.mp4", "session.mp4", "drawing.svg"):
+        [case] = [case for case in damaged if case.name.endswith(f"_{name}")]
+        with pytest.raises(MediaError, match=f"{name}: not a video in a known format"):
+            frames(case.args[0])
+
+
+def test_pictures_are_of_the_listed_formats_so_that_no_other_program_is_run(damaged, monkeypatch):
+    for name in ("endless.eps", "endless.png"):
+        [case] = [case for case in damaged if case.name.endswith(f"_{name}")]
+        monkeypatch.setattr(subprocess, "check_call", lambda *_: pytest.fail("Ghostscript was called"))
+        with pytest.raises(MediaError, match="not a picture in a known format"):
+            read_image(case.args[0])
+
+
+def test_an_animation_that_claims_two_billion_frames_is_read_backward_at_once(damaged):
+    [case] = [case for case in damaged if case.name.endswith("_claims.png")]
+    assert within(20, lambda: len(list(reversed(frames(case.args[0]))))) == 1
+
+
+def test_a_name_with_a_colon_is_a_file_and_no_address(clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data:a.mp4").write_bytes(clips["mp4"].read_bytes())
+    assert numbers(frames("data:a.mp4")) == list(range(30))
+    with VideoWriter("b.mp4", FPS, (WIDTH, HEIGHT), audio_from="data:a.mp4") as writer:
+        writer.write(numbered(1))
+
+
+def test_damaged_sound_leaves_the_video_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    whole = with_sound(tmp_path / "source.mkv", "flac").read_bytes()
+    for trial in range(12):
+        data = bytearray(whole)
+        for at in rng.integers(len(data) // 4, len(data), 40):
+            data[at] ^= 1 << rng.integers(8)
+        (tmp_path / "damaged.mkv").write_bytes(data)
+        with VideoWriter(tmp_path / "out.mp4", FPS, (WIDTH, HEIGHT), audio_from=tmp_path / "damaged.mkv") as writer:
+            for index in range(20):
+                writer.write(numbered(index))
+        assert len(list(frames(tmp_path / "out.mp4"))) == 20
+
+
+@pytest.mark.parametrize("name,fps", [("a.mp4", 1e-9), ("a.gif", 1e-9), ("a.webp", 1e-9), ("a.mp4", 1e9)])
+def test_rates_that_a_damaged_file_claims_can_be_written(tmp_path, name, fps):
+    with VideoWriter(tmp_path / name, fps, (WIDTH, HEIGHT)) as writer:
+        for index in range(3):
+            writer.write(numbered(index))
+    assert numbers(frames(tmp_path / name)) == [0, 1, 2]
 
 
 def test_what_is_no_picture_is_named(tmp_path):
@@ -394,14 +484,16 @@ def test_inputs_are_found_in_natural_order(tmp_path):
     assert names(f"{root}/[odd].png") == ["[odd].png"] and names(f"{root}/**/x.png") == ["sub/x.png"]
     assert expand_inputs(["-", "camera:0", "https://a.b/c.jpg"]) == ["-", "camera:0", "https://a.b/c.jpg"]
     (tmp_path / "empty").mkdir()
-    for wrong in ("empty", "nothing.png", "*.xyz"):
+    (tmp_path / "folder.png").mkdir()
+    assert "folder.png" not in names(root)  # a folder, whatever its name
+    for wrong in (f"{root}/empty", f"{root}/nothing.png", f"{root}/*.xyz", "", "x" * 5000):
         with pytest.raises(MediaError, match="no "):
-            expand_inputs([f"{root}/{wrong}"])
+            expand_inputs([wrong])
 
 
 def test_frames_are_read_only_when_asked_for(clips, monkeypatch):
     seen = []
-    monkeypatch.setattr(media, "read_image", lambda path: seen.append(path) or numbered(len(seen)))
+    monkeypatch.setattr(sources, "read_image", lambda path: seen.append(path) or numbered(len(seen)))
     reading = iter(frames(clips["folder"]))
     for expected in (1, 2, 3):  # one for the size
         assert len(seen) == expected
