@@ -1,6 +1,6 @@
-"""The demo detector on drawings by another hand: polygons of Pillow, drawn large and reduced.
+"""The demo models on drawings by another hand: polygons of Pillow, drawn large and reduced.
 
-    python benchmarks/second_renderer.py runs/demo-detector/detector.pt --photos DIR --scenes 500
+    python benchmarks/second_renderer.py --detector detector.pt --segmenter segmenter.pt --photos DIR
     python benchmarks/second_renderer.py --sheet sheet.png --photos DIR     # only look at what it draws
 
 Nothing of the drawing is shared with minisam_glue/demo: outlines are polygons, colours are names of CSS,
@@ -20,7 +20,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.demo.drawing import Figure
-from minisam_glue.demo.evaluate import judge, load_detector
+from minisam_glue.demo.evaluate import arguments, evaluate, models
 from minisam_glue.demo.scenes import Scene, extents, random_caption
 
 SCALE = 4  # how much larger the figures are drawn
@@ -141,12 +141,9 @@ def sheet(photos: list[Path]) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, nargs="?", help="file that training wrote")
+    parser = arguments(__doc__)
     parser.add_argument("--photos", type=Path, help="folder of photographs (.jpg, .jpeg, .png) for the grounds")
-    parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
     parser.add_argument("--sheet", type=Path, help="write a picture of some scenes here and stop")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     files = sorted(args.photos.iterdir()) if args.photos else []
     photos = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png")]

@@ -12,7 +12,7 @@ from sam2_tiny import CONFIG, frames, tiny_model
 FOLDER = Path(__file__).parent / "golden" / "sam2"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "demo"])
 def test_every_official_manifest_loads_strictly(name):
     with torch.device("meta"):
         model = SAM2(PRESETS[name])
@@ -21,6 +21,13 @@ def test_every_official_manifest_loads_strictly(name):
     assert preset_of(state) == name
     entries = json.loads((FOLDER / f"manifest_{name}.pt.json").read_text())
     assert sum(p.numel() for p in model.parameters()) == entries["num_params"]
+
+
+def test_the_demo_preset_is_small_and_told_from_the_others():
+    with torch.device("meta"):
+        model = SAM2(PRESETS["demo"])
+    assert sum(p.numel() for p in model.parameters()) == 1_266_474
+    assert preset_of(model.state_dict()) == "demo"
 
 
 def test_file_in_the_official_layout_gives_the_same_masks(tmp_path):
@@ -55,6 +62,9 @@ def test_other_files_and_names_are_clear_errors(tmp_path):
         build("sam3")
     with pytest.raises(ValueError, match="multiple of 32"):
         type(CONFIG)(image_size=100)
+    for sizes in ({"dim": 100}, {"mem_dim": 2}, {"dim": 96, "mem_dim": 64}):
+        with pytest.raises(ValueError, match="multiple of 32, and a divisor"):
+            type(CONFIG)(**sizes)
 
 
 def test_a_built_model_segments_with_finite_random_weights():
