@@ -131,8 +131,8 @@ def judge_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
         by_box += mask_iou(predictor.predict(boxes=truth.boxes).masks[:, 0].cpu(), masks).tolist()
         points = innermost(masks)[:, None]
         found = predictor.predict(points=points, labels=torch.ones(points.shape[:2]), multimask=True)
-        best = found.masks[torch.arange(len(points)), found.scores.argmax(1)]
-        by_click += mask_iou(best.cpu(), masks).tolist()
+        best = found.masks.cpu()[torch.arange(len(points)), found.scores.cpu().argmax(1)]
+        by_click += mask_iou(best, masks).tolist()
         small += ((truth.boxes[:, 2:] - truth.boxes[:, :2]).max(1) < 16).tolist()
     by_box, small = np.array(by_box), np.array(small, dtype=bool)
     return {"mask_objects": len(by_box), "box_iou": mean(by_box), "box_iou_small": mean(by_box[small]),
