@@ -16,6 +16,7 @@ from minisam_glue.demo.training import Trainer, export
 from minisam_glue.sam2 import PRESETS, VideoTracker
 from minisam_glue.sam2.mask_decoder import Decoded
 from minisam_glue.sam2.memory import rotary_table, rotate
+from test_demo_train import Oracle
 
 CONFIG = replace(PRESETS["demo"], embed_dim=8, stages=(1, 1, 2, 1), global_att_blocks=(3,), image_size=64, dim=32,
                  mem_dim=16, mlp_dim=32, memory_layers=1)
@@ -222,6 +223,30 @@ def test_the_innermost_pixel_is_the_middle():
 def test_masks_and_objects_are_matched_one_to_one():
     assert match(torch.tensor([[0.9, 0.8], [0.7, 0.1], [0.6, 0.0]])) == pytest.approx([0.9, 0.1])
     assert match(torch.zeros(0, 3)) == match(torch.zeros(2, 2)) == []
+
+
+class TruePredictor:
+    """Answers a box with the mask of the object that has it."""
+
+    def __init__(self, scenes):
+        self.by_image = {s.image.tobytes(): s for s in scenes}
+
+    def set_image(self, image):
+        self.truth = self.by_image[image.tobytes()]
+
+    def predict(self, boxes):
+        rows = [int(np.abs(self.truth.boxes - box).sum(1).argmin()) for box in torch.as_tensor(boxes).numpy()]
+        return type("Found", (), {"masks": torch.from_numpy(self.truth.masks[rows])[:, None]})
+
+
+def test_text_to_masks_counts_missed_objects_and_false_masks(monkeypatch):
+    scenes = [s for s in (scene(seed, (48, 64)) for seed in range(12)) if len(s.phrases) > 1 and max(s.labels) > 0]
+    monkeypatch.setattr(evaluate, "ImagePredictor", lambda model: TruePredictor(scenes))
+    figures = evaluate.judge_text_to_masks(Oracle(scenes), None, scenes)
+    assert figures["text_iou"] == 1.0 and figures["text_extra"] == 0.0 and figures["text_objects"] > 10
+    wrong = Oracle(scenes, lambda labels: [(label + 1) % 5 for label in labels])  # the masks of other phrases
+    figures = evaluate.judge_text_to_masks(wrong, None, scenes)
+    assert figures["text_iou"] == 0.0 and figures["text_extra"] == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,8 @@ def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):
     drawn = []
-    monkeypatch.setattr("minisam_glue.demo.train_detector.scene", lambda seed, size: drawn.append(seed) or scene(seed, size))
+    monkeypatch.setattr("minisam_glue.demo.train_detector.scene",
+                        lambda seed, size: drawn.append(seed) or scene(seed, size))
     for step in range(RECIPE.steps):
         TASK.batch(step)
     assert drawn == [*range(TRAINING_FROM, TRAINING_FROM + 8)] and max(JUDGED) < TRAINING_FROM

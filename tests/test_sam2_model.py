@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import parity
-from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load
+from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load, mask_decoder
 from minisam_glue.sam2.model import preset_of
 from sam2_tiny import CONFIG, frames, tiny_model
 
@@ -65,6 +65,17 @@ def test_other_files_and_names_are_clear_errors(tmp_path):
     for sizes in ({"dim": 100}, {"mem_dim": 2}, {"dim": 96, "mem_dim": 64}):
         with pytest.raises(ValueError, match="multiple of 32, and a divisor"):
             type(CONFIG)(**sizes)
+
+
+def test_training_sees_the_single_mask_even_where_it_is_unstable(monkeypatch):
+    monkeypatch.setattr(mask_decoder, "STABILITY", 2.0)  # no mask is that stable
+    model, (xy, labels) = build(CONFIG), (torch.full((1, 2, 2), 9.0), torch.tensor([[2, 3]]))
+    features = model.encode_image(torch.randn(1, 3, 64, 64))
+    shown = model.decode(features.tokens, features.high, xy, labels, None, multimask=False)
+    three = model.decode(features.tokens, features.high, xy, labels, None, multimask=True)
+    assert torch.isclose(three.masks, shown.masks).flatten(2).all(2).any()
+    taught = model.train().decode(features.tokens, features.high, xy, labels, None, multimask=False)
+    assert taught.masks.shape == shown.masks.shape and not torch.allclose(taught.masks, shown.masks)
 
 
 def test_a_built_model_segments_with_finite_random_weights():

@@ -249,8 +249,9 @@ def judge_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> dict
             pair = [objects.index(i) for i in film.leads]
             switches.append(switched(found[:, pair], true[:, pair]))
     figures = {f"jf{kind}": (mean(regions[kind]) + mean(contours[kind])) / 2 for kind in sorted(regions)}
-    return {"clip_objects": len(regions[""]), "j": mean(regions[""]), "f": mean(contours[""])} | figures | {
-        "crossings": len(switches), "switches": mean(switches), "absent_frames": len(empty), "absent_empty": mean(empty)}
+    return figures | {"j": mean(regions[""]), "f": mean(contours[""]), "clip_objects": len(regions[""]),
+                      "crossings": len(switches), "switches": mean(switches),
+                      "absent_frames": len(empty), "absent_empty": mean(empty)}
 
 
 def mean(values: list | np.ndarray) -> float:

@@ -135,6 +135,11 @@ class SAM2(nn.Module):
         """Image tokens along a side."""
         return self.config.image_size // 16
 
+    @property
+    def pointer_tokens(self) -> int:
+        """Memory tokens that an object pointer is cut into."""
+        return self.config.dim // self.config.mem_dim
+
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """(B, 3, S, S) -> features. The decoder's 1 x 1 convolutions on the finer maps are part of it."""
         fine, middle, tokens = self.image_encoder(images.to(self.no_mem_embed.dtype))
@@ -193,7 +198,7 @@ class SAM2(nn.Module):
         if recall.pointers:
             offsets = torch.tensor([float(offset) for offset, _ in recall.pointers], device=self.device)
             position = self.pointer_position(offsets / max(pointer_count - 1, 1))
-            parts.append(position.repeat_interleave(self.config.dim // self.config.mem_dim, 0))
+            parts.append(position.repeat_interleave(self.pointer_tokens, 0))
         return torch.cat(parts)[None]
 
     def pointer_position(self, offsets: Tensor) -> Tensor:
@@ -212,12 +217,12 @@ class SAM2(nn.Module):
         dtype = features.tokens.dtype
         memory = torch.stack([torch.cat([*(m.tokens.to(dtype) for _, m in r.recent),
                                          *(m.pointer.to(dtype).view(-1, self.config.mem_dim) for _, m in r.pointers)])
-                              for r in recalls])  # (B, F * N + p P, c): a pointer is p = C / c tokens
+                              for r in recalls])  # (B, F * N + p P, c): a pointer is p tokens
         position = self.memory_position(recalls[0], pointer_count)
         if features.begun is None:
             place = sine_position_2d(self.grid, self.grid, self.config.dim, self.device)
             features.begun = self.memory_attention.begin(features.tokens, place)
-        return self.memory_attention(features.begun, memory, position, len(recalls[0].pointers) * (self.config.dim // self.config.mem_dim))
+        return self.memory_attention(features.begun, memory, position, len(recalls[0].pointers) * self.pointer_tokens)
 
     def encode_memory(self, features: ImageFeatures, logits: Tensor, presence: Tensor, prompted: bool) -> Tensor:
         """Mask logits (B, S / 4, S / 4) on a frame -> memory tokens (B, N, mem_dim) in bfloat16.
