@@ -1,11 +1,12 @@
-"""The demo detector on drawings by another hand: polygons of Pillow, drawn large and reduced.
+"""The demo models on drawings by another hand: polygons of Pillow, drawn large and reduced.
 
-    python benchmarks/second_renderer.py runs/demo-detector/detector.pt --photos DIR --scenes 500
+    python benchmarks/second_renderer.py --detector detector.pt --segmenter segmenter.pt --photos DIR
     python benchmarks/second_renderer.py --sheet sheet.png --photos DIR     # only look at what it draws
 
 Nothing of the drawing is shared with minisam_glue/demo: outlines are polygons, colours are names of CSS,
 edges come from reducing the picture, grounds are photographs, Pillow's noise or CSS colours. The captions
-are the same, as they are the task. Training never sees any of it. Without --photos the grounds are drawn.
+are the same, as they are the task, and so are the ways in which objects move. Training never sees any of
+it. Without --photos the grounds are drawn.
 """
 import argparse
 import json
@@ -20,8 +21,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.demo.drawing import Figure
-from minisam_glue.demo.evaluate import judge, load_detector
-from minisam_glue.demo.scenes import Scene, extents, random_caption
+from minisam_glue.demo.evaluate import arguments, evaluate, models
+from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage
 
 SCALE = 4  # how much larger the figures are drawn
 INKS = {"red": ("red", "crimson", "firebrick"), "green": ("green", "forestgreen", "limegreen"),
@@ -131,32 +132,55 @@ def second_scene(seed: int, photos: list[Path]) -> Scene:
     return Scene(np.array(picture), masks, extents(masks), figures, phrases, labels)
 
 
+def second_clip(seed: int, photos: list[Path], frames: int = 60) -> Clip:
+    """A clip of 120 x 160 pixels whose objects move as in minisam_glue/demo, each with a rim, on a passing ground."""
+    rng, np_rng, kind, (height, width) = random.Random(seed), np.random.default_rng(seed), KINDS[seed % 4], (120, 160)
+    figures, paths, leads = stage(np_rng, kind, np.linspace(0, 1, frames), (height, width))
+    inks = {colour: ImageColor.getrgb(rng.choice(names)) for colour, names in INKS.items()}  # look-alikes share one
+    wide, pictures, masks = ground(rng, width + 40, height + 30, photos), [], []
+    for t in range(frames):
+        left, top = round(40 * t / frames), round(30 * t / frames)
+        picture, visible = wide.crop((left, top, left + width, top + height)), []
+        for figure, path in zip(figures, paths):
+            x, y, radius, angle = path[t].tolist()
+            small = stencil(figure.shape, x, y, radius, angle, (width, height)).reduce(SCALE)
+            picture.paste(inks[figure.colour], mask=small)
+            if figure.shape != "ring":
+                inner = stencil(figure.shape, x, y, 0.86 * radius, angle, (width, height)).reduce(SCALE)
+                draw_rim(picture, figure.colour, inner, small)
+            mask = np.asarray(small) > 127
+            visible = [*(below & ~mask for below in visible), mask]
+        pictures.append(np.array(picture))
+        masks.append(np.stack(visible))
+    masks = np.stack(masks)
+    return Clip(np.stack(pictures), masks, extents(masks), figures, *random_caption(np_rng, figures), kind, leads)
+
+
 def sheet(photos: list[Path]) -> Image.Image:
-    """48 scenes side by side."""
+    """36 scenes side by side, and below them 12 frames of a clip."""
     out = Image.new("RGB", (12 * 160, 4 * 160))
-    for i in range(48):
-        small = ImageOps.contain(Image.fromarray(second_scene(i, photos).image), (156, 156))
-        out.paste(small, (i % 12 * 160, i // 12 * 160))
+    pictures = [second_scene(i, photos).image for i in range(36)] + [*second_clip(1, photos).frames[::5]]
+    for i, picture in enumerate(pictures):
+        out.paste(ImageOps.contain(Image.fromarray(picture), (156, 156)), (i % 12 * 160, i // 12 * 160))
     return out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, nargs="?", help="file that training wrote")
+    parser = arguments(__doc__)
     parser.add_argument("--photos", type=Path, help="folder of photographs (.jpg, .jpeg, .png) for the grounds")
-    parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
     parser.add_argument("--sheet", type=Path, help="write a picture of some scenes here and stop")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     files = sorted(args.photos.iterdir()) if args.photos else []
     photos = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
     if args.sheet:
         sheet(photos).save(args.sheet)
-    elif args.weights:
-        scenes = (second_scene(seed, photos) for seed in range(args.scenes))
-        print(json.dumps(judge(load_detector(args.weights, args.device), scenes), indent=1))
+    elif args.detector or args.segmenter:
+        seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
+        figures = evaluate(*models(args), (second_scene(seed, photos) for seed in seeds),
+                           lambda: (second_clip(seed, photos) for seed in films))
+        print(json.dumps(figures, indent=1))
     else:
-        parser.error("give the weights to judge, or --sheet to see what is drawn")
+        parser.error("give --detector or --segmenter to judge, or --sheet to see what is drawn")
 
 
 if __name__ == "__main__":

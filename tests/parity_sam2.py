@@ -123,7 +123,7 @@ def prompt_encoder(golden, model, device) -> dict:
 
 class GivenMasks:
     """A mask decoder whose masks are given: only the choice between them is its own."""
-    single, best = MaskDecoder.single, MaskDecoder.best
+    single, best, training = MaskDecoder.single, MaskDecoder.best, False
 
     def hyper(self, tokens, first):
         return torch.eye(4)[first:first + tokens.shape[1]].expand(len(tokens), -1, -1)
@@ -154,7 +154,7 @@ def units(golden, model, device) -> dict:
             d = decoder(tokens["image_embeddings"] + tokens["dense"], model.sam_prompt_encoder.image_position(), x["sparse"],
                         high, multimask)
         out |= {f"dec_{name}_masks": d.masks, f"dec_{name}_ious": d.ious, f"dec_{name}_objscore": d.presence[:, None],
-                f"dec_{name}_tokens": seen["tokens"][:, 3:6] if multimask else d.token[:, None]}
+                f"dec_{name}_tokens": d.tokens}
     masks = decoder.render(decoder.upscale(seen["image"], *high), decoder.hyper(seen["tokens"][:, 2:6], 0))
     out |= {"dec_all4_masks": masks, "dec_all4_ious": decoder.iou_prediction_head(seen["tokens"][:, 1]).sigmoid(),
             "dec_stability": torch.stack([stability(m) for m in masks.unbind(1)], 1)}

@@ -193,6 +193,13 @@ def test_every_object_of_a_clip_sets_itself_off_from_the_ground():
             assert np.abs(ground - figure.stroke_rgb).max() > 0.1, (seed, figure)
 
 
+def test_chosen_frames_show_what_the_whole_clip_shows():
+    whole, part = clip(3, "occlusion", 12, (40, 56)), clip(3, "occlusion", 12, (40, 56), [7, 2])
+    assert np.array_equal(part.masks, whole.masks[[7, 2]]) and np.array_equal(part.boxes, whole.boxes[[7, 2]])
+    difference = np.abs(part.frames.astype(int) - whole.frames[[7, 2]])
+    assert difference.mean() < 20 < np.abs(part.frames[0].astype(int) - whole.frames[2]).max()
+
+
 def test_an_unknown_kind_of_clip_is_a_clear_error():
     with pytest.raises(ValueError, match="there are free, crossing, occlusion, leaving"):
         clip(0, "swap")

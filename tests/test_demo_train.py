@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from minisam_glue.boxes import cxcywh_to_xyxy
-from minisam_glue.demo.evaluate import VOCABULARY, attributes, average_precision, hits, judge, load_detector
+from minisam_glue.demo.evaluate import (VOCABULARY, attributes, average_precision, hits, judge_detector,
+                                        load_detector)
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
-from minisam_glue.demo.train import JUDGED, Batches, Recipe, Trainer, collate, export
+from minisam_glue.demo.train_detector import JUDGED, DetectorTask, Recipe, collate
+from minisam_glue.demo.training import Trainer, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
 RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2)
+TASK = DetectorTask(RECIPE)
 
 
 class Oracle:
@@ -32,12 +35,13 @@ class Oracle:
 
 @pytest.mark.slow  # 15 s
 def test_training_overfits_four_scenes(tmp_path):
-    trainer = Trainer(Recipe(steps=120, warmup_steps=15, lr=1e-3, averaging=0.9), tmp_path, "cpu")
+    recipe = Recipe(steps=120, warmup_steps=15, lr=1e-3, averaging=0.9)
+    trainer = Trainer(DetectorTask(recipe), tmp_path, "cpu")
     scenes = [scene(seed, (80, 80)) for seed in range(4)]
     batch = collate(scenes, TOKENIZER, (80, 160))
     losses = [float(trainer.update(batch)["total"].detach()) for _ in range(120)]
     assert losses[-1] < 0.01 * losses[0]
-    figures = judge(Detector(trainer.average, TOKENIZER, (80, 160)), scenes)
+    figures = judge_detector(Detector(trainer.average, TOKENIZER, (80, 160)), scenes)
     assert figures["ap50"] > 0.95 and figures["attributes"] == figures["silence"] == 1.0
 
 
@@ -76,20 +80,20 @@ def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):
     drawn = []
-    monkeypatch.setattr("minisam_glue.demo.train.scene", lambda seed, size: drawn.append(seed) or scene(seed, size))
-    batches = Batches(RECIPE)
-    for step in range(len(batches)):
-        batches[step]
+    monkeypatch.setattr("minisam_glue.demo.train_detector.scene",
+                        lambda seed, size: drawn.append(seed) or scene(seed, size))
+    for step in range(RECIPE.steps):
+        TASK.batch(step)
     assert drawn == [*range(TRAINING_FROM, TRAINING_FROM + 8)] and max(JUDGED) < TRAINING_FROM
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    whole, part = Trainer(RECIPE, tmp_path / "whole", "cpu"), Trainer(RECIPE, tmp_path / "part", "cpu")
+    whole, part = (Trainer(TASK, tmp_path / name, "cpu") for name in ("whole", "part"))
     whole.run(0)
     for step in range(2):
-        part.update(Batches(RECIPE)[step])
+        part.update(TASK.batch(step))
     part.save()
-    resumed = Trainer(RECIPE, tmp_path / "part", "cpu")
+    resumed = Trainer(TASK, tmp_path / "part", "cpu")
     assert resumed.step == 2
     resumed.run(0)
     for one, two in ((whole.model, resumed.model), (whole.average, resumed.average)):
@@ -100,13 +104,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):
-    Trainer(RECIPE, tmp_path, "cpu").save()
+    Trainer(TASK, tmp_path, "cpu").save()
     with pytest.raises(ValueError, match="another lr, steps"):
-        Trainer(Recipe(steps=5, batch_size=2, side=48, warmup_steps=2, lr=1.0), tmp_path, "cpu")
+        Trainer(DetectorTask(Recipe(steps=5, batch_size=2, side=48, warmup_steps=2, lr=1.0)), tmp_path, "cpu")
 
 
 def test_exported_weights_load_strictly_and_are_small(tmp_path):
-    trainer = Trainer(RECIPE, tmp_path, "cpu")
+    trainer = Trainer(TASK, tmp_path, "cpu")
     export(trainer.average, tmp_path / "detector.pt")
     detector = load_detector(tmp_path / "detector.pt")
     for key, value in trainer.average.state_dict().items():
@@ -117,17 +121,17 @@ def test_exported_weights_load_strictly_and_are_small(tmp_path):
 
 
 def test_the_truth_itself_scores_one(scenes):
-    figures = judge(Oracle(scenes), scenes)
+    figures = judge_detector(Oracle(scenes), scenes)
     assert figures["ap50"] == figures["ap"] == figures["attributes"] == figures["silence"] == 1.0
     assert figures["scenes"] == 30 and figures["silence_scenes"] > 5
 
 
 def test_wrong_phrases_and_false_alarms_cost(scenes):
     several = [s for s in scenes if len(s.phrases) > 1 and any(label >= 0 for label in s.labels)]
-    figures = judge(Oracle(several, lambda labels: [0] * len(labels)), several)
+    figures = judge_detector(Oracle(several, lambda labels: [0] * len(labels)), several)
     assert figures["ap50"] < 0.9 and figures["attributes"] < 0.9
     absent = [s for s in several if s.absent]
-    first = judge(Oracle(absent, lambda labels: [absent[0].absent[0]] * len(labels)), absent[:1])
+    first = judge_detector(Oracle(absent, lambda labels: [absent[0].absent[0]] * len(labels)), absent[:1])
     assert first["silence"] == 0.0
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from minisam_glue.sam2.hiera import from_windows, to_windows
-from minisam_glue.sam2.layers import FEW, Attention, ParameterCache
+from minisam_glue.sam2.layers import FEW, Attention, ParameterCache, sine_position_2d
 from minisam_glue.sam2.mask_decoder import double, nest, unnest
 from minisam_glue.sam2.memory import RotaryAttention, rotary_table, rotate, weighted_sum
 from sam2_tiny import tiny_model
@@ -42,6 +42,27 @@ def test_an_object_is_attended_alike_alone_and_among_others():
     layer = RotaryAttention(32, kv_dim=8).requires_grad_(False)
     x, k = noise(1, 16, 32), noise(3, 36, 8, seed=1)
     torch.testing.assert_close(layer(x, k, k, 4)[1:2], layer(x, k[1:2], k[1:2], 4), atol=1e-6, rtol=1e-6)
+
+
+def test_memory_attention_gives_the_same_numbers_with_and_without_gradients():
+    torch.manual_seed(0)
+    layer = RotaryAttention(32, kv_dim=8)
+    x, k = noise(1, 16, 32), noise(3, 36, 8, seed=1)
+    with torch.no_grad():
+        want = layer(x, k, k, 4)
+    got = layer(x, k, k, 4)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    got.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_tables_made_while_tracking_serve_training():
+    rotary_table.cache_clear()
+    sine_position_2d.cache_clear()
+    with torch.inference_mode():
+        tables = *rotary_table(4, 8, torch.device("cpu")), sine_position_2d(4, 4, 8, torch.device("cpu"))
+    for table in tables:
+        (torch.ones(8, requires_grad=True) * table).sum().backward()
 
 
 def test_rotary_products_depend_on_offsets_alone():

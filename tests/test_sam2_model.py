@@ -5,14 +5,14 @@ import pytest
 import torch
 
 import parity
-from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load
+from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load, mask_decoder
 from minisam_glue.sam2.model import preset_of
 from sam2_tiny import CONFIG, frames, tiny_model
 
 FOLDER = Path(__file__).parent / "golden" / "sam2"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "demo"])
 def test_every_official_manifest_loads_strictly(name):
     with torch.device("meta"):
         model = SAM2(PRESETS[name])
@@ -21,6 +21,13 @@ def test_every_official_manifest_loads_strictly(name):
     assert preset_of(state) == name
     entries = json.loads((FOLDER / f"manifest_{name}.pt.json").read_text())
     assert sum(p.numel() for p in model.parameters()) == entries["num_params"]
+
+
+def test_the_demo_preset_is_small_and_told_from_the_others():
+    with torch.device("meta"):
+        model = SAM2(PRESETS["demo"])
+    assert sum(p.numel() for p in model.parameters()) == 1_266_474
+    assert preset_of(model.state_dict()) == "demo"
 
 
 def test_file_in_the_official_layout_gives_the_same_masks(tmp_path):
@@ -55,6 +62,20 @@ def test_other_files_and_names_are_clear_errors(tmp_path):
         build("sam3")
     with pytest.raises(ValueError, match="multiple of 32"):
         type(CONFIG)(image_size=100)
+    for sizes in ({"dim": 100}, {"mem_dim": 2}, {"dim": 96, "mem_dim": 64}):
+        with pytest.raises(ValueError, match="multiple of 32, and a divisor"):
+            type(CONFIG)(**sizes)
+
+
+def test_training_sees_the_single_mask_even_where_it_is_unstable(monkeypatch):
+    monkeypatch.setattr(mask_decoder, "STABILITY", 2.0)  # no mask is that stable
+    model, (xy, labels) = build(CONFIG), (torch.full((1, 2, 2), 9.0), torch.tensor([[2, 3]]))
+    features = model.encode_image(torch.randn(1, 3, 64, 64))
+    shown = model.decode(features.tokens, features.high, xy, labels, None, multimask=False)
+    three = model.decode(features.tokens, features.high, xy, labels, None, multimask=True)
+    assert torch.isclose(three.masks, shown.masks).flatten(2).all(2).any()
+    taught = model.train().decode(features.tokens, features.high, xy, labels, None, multimask=False)
+    assert taught.masks.shape == shown.masks.shape and not torch.allclose(taught.masks, shown.masks)
 
 
 def test_a_built_model_segments_with_finite_random_weights():

@@ -7,6 +7,7 @@ A seed names one scene for ever (of one version of this file). Seeds below TRAIN
 training starts there, evaluation and examples stay below. Left out: anything but flat shapes.
 """
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -296,11 +297,13 @@ def set_off(figure: Figure, ground: np.ndarray) -> Figure:
     return replace(figure, veil=1.0, stroke=max(0.09, 1.2 / figure.radius), stroke_rgb=(tone,) * 3)
 
 
-def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160)) -> Clip:
+def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160),
+         chosen: Sequence[int] | None = None) -> Clip:
     """The clip of this seed, on a slowly moving ground. `kind`: one of KINDS, else the seed chooses.
 
     crossing: two look-alikes pass through each other. occlusion: an object passes behind a larger one and
-    returns. leaving: an object leaves the frame and returns. ValueError for an unknown kind.
+    returns. leaving: an object leaves the frame and returns. chosen: draw these of the frames alone, in this order;
+    their noise and the caption are then others. ValueError for an unknown kind.
     """
     if kind not in (None, *KINDS):
         raise ValueError(f"no kind of clip is called {kind!r}: there are {', '.join(KINDS)}")
@@ -313,7 +316,7 @@ def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120
     figures = [set_off(figure, ground.mean((0, 1))) for figure in figures]
     pan = np.rint(reach * (1 + np.sin(rng.uniform(0, 4, 2) * time[:, None] + rng.uniform(0, 6, 2)))).astype(int)
     pictures, masks = [], []
-    for t in range(frames):
+    for t in range(frames) if chosen is None else chosen:
         canvas = ground[pan[t, 0]:, pan[t, 1]:][:height, :width].copy()
         visible: list[np.ndarray] = []
         for figure, path in zip(figures, paths):

@@ -125,6 +125,7 @@ class ParameterCache:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a table made while tracking must serve training too
 def sine_position_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     """The sine encoding of each cell of a grid as (height * width, dim): y in the first half, x in the second."""
     def encode(n: int) -> Tensor:

@@ -15,6 +15,7 @@ from .layers import MLP, Attention, LayerNorm2d
 
 # A single mask is stable if its area changes by less than this ratio when the threshold moves by +-DELTA logits.
 STABILITY, DELTA = 0.98, 0.05
+HEAD = 32  # channels per head of the tokens' attention to themselves; half of it between tokens and image
 
 
 def nest(x: Tensor, grid: int) -> Tensor:
@@ -36,16 +37,16 @@ def unnest(x: Tensor, grid: int) -> Tensor:
 class TwoWayBlock(nn.Module):
     """Tokens look at themselves, then at the image; the image looks at the tokens."""
 
-    def __init__(self, dim: int, first: bool):
+    def __init__(self, dim: int, mlp_dim: int, first: bool):
         super().__init__()
-        self.first = first
-        self.self_attn = Attention(dim, heads=8)
+        self.first, heads = first, dim // HEAD
+        self.self_attn = Attention(dim, heads)
         self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = Attention(dim, heads=8, inner=dim // 2)
+        self.cross_attn_token_to_image = Attention(dim, heads, inner=dim // 2)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, 2048, dim)
+        self.mlp = MLP(dim, mlp_dim, dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = Attention(dim, heads=8, inner=dim // 2)
+        self.cross_attn_image_to_token = Attention(dim, heads, inner=dim // 2)
         self.norm4 = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,10 +65,10 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, mlp_dim: int):
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayBlock(dim, first=i == 0) for i in range(2))
-        self.final_attn_token_to_image = Attention(dim, heads=8, inner=dim // 2)
+        self.layers = nn.ModuleList(TwoWayBlock(dim, mlp_dim, first=i == 0) for i in range(2))
+        self.final_attn_token_to_image = Attention(dim, dim // HEAD, inner=dim // 2)
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,20 +85,20 @@ class TwoWayTransformer(nn.Module):
 
 @dataclass
 class Decoded:
-    """masks: logits (B, M, 4 h, 4 w); ious (B, M): predicted quality, 0 to 1; token (B, C): of the first mask;
+    """masks: logits (B, M, 4 h, 4 w); ious (B, M): predicted quality, 0 to 1; tokens (B, M, C): the masks' own;
     presence (B,): logit, positive where the object is there."""
     masks: Tensor
     ious: Tensor
-    token: Tensor
+    tokens: Tensor
     presence: Tensor
 
 
 class MaskDecoder(nn.Module):
     """Image and prompt tokens -> one mask, or three for ambiguous prompts."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, mlp_dim: int):
         super().__init__()
-        self.transformer = TwoWayTransformer(dim)
+        self.transformer = TwoWayTransformer(dim, mlp_dim)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(4, dim)  # 0: the single mask, 1-3: the three
         self.obj_score_token = nn.Embedding(1, dim)
@@ -107,7 +108,7 @@ class MaskDecoder(nn.Module):
         self.conv_s0 = nn.Conv2d(dim, dim // 8, 1)
         self.conv_s1 = nn.Conv2d(dim, dim // 4, 1)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim, dim // 8) for _ in range(4))
-        self.iou_prediction_head = MLP(dim, 256, 256, 4)
+        self.iou_prediction_head = MLP(dim, dim, dim, 4)
         self.pred_obj_score_head = MLP(dim, dim, dim, 1)
 
     def upscale(self, image: Tensor, s0: Tensor, s1: Tensor) -> Tensor:
@@ -136,8 +137,10 @@ class MaskDecoder(nn.Module):
         return self.render(up, hyper[:, None]), ious[row, 1 + index][:, None], index
 
     def single(self, up: Tensor, tokens: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
-        """The single mask, or where it is unstable the best of three."""
+        """The single mask, or where it is unstable (except in training) the best of three."""
         masks, ious1 = self.render(up, self.hyper(tokens[:, :1], 0)), ious[:, :1]
+        if self.training:
+            return masks, ious1
         unstable = (stability(masks[:, 0]) < STABILITY).nonzero().squeeze(1)
         if len(unstable):
             better, better_ious, _ = self.best(up[unstable], tokens[unstable], ious[unstable])
@@ -148,7 +151,7 @@ class MaskDecoder(nn.Module):
                 best_only: bool = False) -> Decoded:
         """image (B or 1, N, C) with the dense prompt added, sparse (B, P, C), high = (s0, s1) as in upscale.
 
-        multimask: three masks, or with best_only the best of them. Otherwise one.
+        multimask: three masks, or with best_only the best of them. Otherwise one, in training always the single mask.
         """
         own = torch.cat((self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight))
         tokens = torch.cat((own.expand(len(sparse), -1, -1), sparse), 1)
@@ -159,11 +162,12 @@ class MaskDecoder(nn.Module):
         up = self.upscale(image, *high)
         if not multimask:
             masks, ious = self.single(up, tokens, ious)
-            return Decoded(masks, ious, tokens[:, 0], presence)
+            return Decoded(masks, ious, tokens[:, :1], presence)
         if best_only:
             masks, ious, index = self.best(up, tokens, ious)
-            return Decoded(masks, ious, tokens[torch.arange(len(index), device=index.device), 1 + index], presence)
-        return Decoded(self.render(up, self.hyper(tokens[:, 1:], 1)), ious[:, 1:], tokens[:, 1], presence)
+            chosen = tokens[torch.arange(len(index), device=index.device), 1 + index]
+            return Decoded(masks, ious, chosen[:, None], presence)
+        return Decoded(self.render(up, self.hyper(tokens[:, 1:], 1)), ious[:, 1:], tokens[:, 1:], presence)
 
 
 def double(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:

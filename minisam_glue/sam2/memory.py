@@ -24,10 +24,11 @@ class MaskDownSampler(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.encoder = nn.Sequential()
-        for width in (1, 4, 16, 64):
-            conv = nn.Conv2d(width, 4 * width, 3, stride=2, padding=1)
-            self.encoder.extend([conv, LayerNorm2d(4 * width), nn.GELU()])
-        self.encoder.append(nn.Conv2d(256, dim, 1))
+        widths = [min(width, dim) for width in (1, 4, 16, 64, 256)]
+        for width, wider in zip(widths, widths[1:]):
+            conv = nn.Conv2d(width, wider, 3, stride=2, padding=1)
+            self.encoder.extend([conv, LayerNorm2d(wider), nn.GELU()])
+        self.encoder.append(nn.Conv2d(widths[-1], dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.encoder(x)
@@ -79,6 +80,7 @@ class MemoryEncoder(nn.Module):
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a table made while tracking must serve training too
 def rotary_table(grid: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines (N, dim) for a grid x grid map, laid out for rotate: x fast, y slow."""
     frequency = 10000.0 ** -(torch.arange(0, dim, 4, dtype=torch.float32, device=device) / dim)
@@ -106,10 +108,11 @@ class RotaryAttention(Attention):
         k = F.linear(k, self.k_proj.weight[order], self.k_proj.bias[order])
         turned = rotate(k[:, :M].unflatten(1, (-1, N)), cos, sin).flatten(1, 2)
         k = torch.cat((turned, k[:, M:]), 1) if pointers else turned
-        if q.is_cuda or self.v_proj.in_features == q.shape[-1]:
+        if q.is_cuda or q.requires_grad or self.v_proj.in_features == q.shape[-1]:
             q = q.expand(len(k), -1, -1)[:, None]
             return self.out_proj(F.scaled_dot_product_attention(q, k[:, None], self.v_proj(v)[:, None]).squeeze(1))
         # Off CUDA, values are summed before their projection: a quarter of the channels, and the weights sum to one.
+        # It works in place, so training takes the fused way.
         return self.out_proj(self.v_proj(weighted_sum(q * self.scale, k, v)))
 
 
@@ -137,12 +140,12 @@ def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int 
 
 
 class MemoryAttentionLayer(nn.Module):
-    def __init__(self, dim: int, mem_dim: int):
+    def __init__(self, dim: int, mem_dim: int, mlp_dim: int):
         super().__init__()
         self.self_attn = RotaryAttention(dim)
         self.cross_attn_image = RotaryAttention(dim, kv_dim=mem_dim)
-        self.linear1 = nn.Linear(dim, 2048)
-        self.linear2 = nn.Linear(2048, dim)
+        self.linear1 = nn.Linear(dim, mlp_dim)
+        self.linear2 = nn.Linear(mlp_dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -158,15 +161,18 @@ class MemoryAttentionLayer(nn.Module):
 
 
 class MemoryAttention(nn.Module):
-    """Frame tokens look at themselves and at the memories, four times."""
+    """Frame tokens look at themselves and at the memories, in each layer."""
 
-    def __init__(self, dim: int, mem_dim: int):
+    def __init__(self, dim: int, mem_dim: int, mlp_dim: int, layers: int):
         super().__init__()
-        self.layers = nn.ModuleList(MemoryAttentionLayer(dim, mem_dim) for _ in range(4))
+        self.layers = nn.ModuleList(MemoryAttentionLayer(dim, mem_dim, mlp_dim) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
 
     def begin(self, frame: Tensor, position: Tensor) -> Tensor:
-        """The first look at the frame itself, one for all objects: frame (1, N, C), position (N, C) -> (1, N, C)."""
+        """The first look at the frame itself, one for all objects: frame (1, N, C), position (N, C) -> (1, N, C).
+
+        In training the objects may be of B frames: (B, N, C) here and for x in forward.
+        """
         return self.layers[0].look_at_frame(frame + 0.1 * position.to(frame.dtype))
 
     def forward(self, x: Tensor, memory: Tensor, memory_position: Tensor, pointers: int) -> Tensor:

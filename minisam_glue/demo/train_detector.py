@@ -1,0 +1,88 @@
+"""Train the demo detector from nothing on generated scenes (Grounding DINO, arXiv 2303.05499, section 3.5).
+
+    python -m minisam_glue.demo.train_detector --out runs/demo-detector      # again with the same line: goes on
+
+The loop, the folder of the run and what is left out: training.py. The result is detector.pt in that folder.
+"""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..boxes import xyxy_to_cxcywh
+from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
+from ..grounding_dino.detector import normalise, pack_captions
+from ..grounding_dino.losses import Target, detection_loss, token_map
+from . import training
+from .evaluate import SIDES, VOCABULARY, judge_detector
+from .scenes import TRAINING_FROM, Scene, random_size, scene
+
+JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
+
+
+@dataclass(frozen=True)
+class Recipe(training.Recipe):
+    """All that the result depends on."""
+    side: int = SIDES[0]  # shorter side of what the model sees, on average, pixels
+
+
+@dataclass
+class Batch:
+    """B pictures of one size with a caption each."""
+    images: Tensor  # (B, 3, H, W), normalised
+    ids: Tensor  # (B, L)
+    real: Tensor  # (B, L), False at padding
+    targets: list[Target]
+
+
+def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:
+    """Scenes of one size -> a batch; sides: shorter and longest side of what the model sees."""
+    height, width = scenes[0].image.shape[:2]
+    captions = [pack_captions([phrase.text for phrase in s.phrases], tokenizer)[0] for s in scenes]
+    L = max(len(caption.ids) for caption in captions)
+    ids = torch.full((len(scenes), L), tokenizer.ids["[PAD]"])
+    for row, caption in zip(ids, captions):
+        row[:len(caption.ids)] = torch.tensor(caption.ids)
+    targets = []
+    for s, caption in zip(scenes, captions):
+        named = [i for i, label in enumerate(s.labels) if label >= 0]
+        boxes = torch.from_numpy(s.boxes[named]) / torch.tensor([width, height, width, height])
+        tokens = token_map(caption.spans, [s.labels[i] for i in named], len(caption.ids))
+        targets.append(Target(xyxy_to_cxcywh(boxes), tokens))
+    images = torch.stack([normalise(s.image, sides) for s in scenes])
+    real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
+    return Batch(images, ids, real, targets)
+
+
+class DetectorTask:
+    """Scenes of one size, which differs from step to step, each with its caption."""
+    name = "detector"
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.tokenizer = recipe, WordPieceTokenizer.load(VOCABULARY)
+
+    def build(self) -> GroundingDINO:
+        model = GroundingDINO(PRESETS["demo"])
+        # Normed queries times normed words would begin with logits of +-10 and a loss in the thousands.
+        torch.nn.init.constant_(model.transformer.encoder.text_layers[-1].norm2.weight, 0.1)
+        return model
+
+    def batch(self, step: int) -> Batch:
+        rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
+        size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
+        first = TRAINING_FROM + (recipe.seed * recipe.steps + step) * recipe.batch_size
+        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short))
+
+    def losses(self, model: GroundingDINO, batch: Batch) -> dict[str, Tensor]:
+        device = next(model.parameters()).device
+        text = model.encode_text(batch.ids.to(device), batch.real.to(device))
+        return detection_loss(model(batch.images.to(device), text), batch.targets)
+
+    def judge(self, model: GroundingDINO) -> dict[str, float]:
+        return judge_detector(Detector(model, self.tokenizer, SIDES), map(scene, JUDGED))
+
+
+if __name__ == "__main__":
+    training.command(__doc__, DetectorTask, Recipe(), "runs/demo-detector")

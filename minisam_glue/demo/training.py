@@ -1,0 +1,195 @@
+"""The loop that trains the demo models: schedule, averaged weights, run folder, resuming, log, export.
+
+The folder of a run gets metrics.jsonl (a line every LOG_EVERY steps: means since the last one), last.pt (the
+whole state of the run) and, at the end, the averaged weights in fp16. A step depends on the recipe and its
+number alone, so that an interrupted run goes on as if nothing had happened. What is trained is a Task:
+train_detector.py, train_segmenter.py. Left out: mixed precision, several devices.
+"""
+import argparse
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from ..files import whole_file
+
+LOG_EVERY, SAVE_EVERY, JUDGE_EVERY = 50, 250, 2500  # steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the result of any training depends on."""
+    steps: int = 12_000
+    batch_size: int = 16
+    lr: float = 6e-4
+    warmup_steps: int = 500
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    averaging: float = 0.998  # decay of the average of the weights
+    seed: int = 0
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then half a cosine to nothing."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+class Task(Protocol):
+    """What is trained."""
+    name: str  # of the file of weights
+    recipe: Recipe
+
+    def build(self) -> nn.Module:
+        """The model as training begins."""
+
+    def batch(self, step: int) -> Any:
+        """What step number `step` learns from."""
+
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The parts of the loss by name, and their "total"."""
+
+    def judge(self, model: nn.Module) -> dict[str, float]:
+        """The figures of a model on a few held-out pictures."""
+
+
+class Batches(Dataset):
+    """The batch of each step, drawn on the fly."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def __len__(self) -> int:
+        return self.task.recipe.steps
+
+    def __getitem__(self, step: int) -> Any:
+        if get_worker_info():
+            torch.set_num_threads(1)  # many processes share the cores
+        return self.task.batch(step)
+
+
+class Trainer:
+    """One run: model, average, optimiser and step, in a folder. A run that is there already goes on."""
+
+    def __init__(self, task: Task, out: Path, device: str):
+        torch.manual_seed(task.recipe.seed)
+        self.task, self.recipe, self.out, self.step = task, task.recipe, out, 0
+        self.model = task.build().to(device).train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        matrices = [p for p in self.model.parameters() if p.dim() > 1]
+        rest = [p for p in self.model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": self.recipe.weight_decay},
+                                            {"params": rest, "weight_decay": 0.0}], lr=self.recipe.lr)
+        self.recent: dict[str, list[Tensor]] = defaultdict(list)  # losses since the last line of the log
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "last.pt").exists():
+            self.resume(torch.load(out / "last.pt", map_location=device, weights_only=True))
+
+    def resume(self, state: dict) -> None:
+        """Go on from a saved state. ValueError if it is of another recipe."""
+        recipe = dataclasses.asdict(self.recipe)
+        changed = sorted(name for name in recipe.keys() | state["recipe"].keys()
+                         if recipe.get(name) != state["recipe"].get(name))
+        if changed:
+            raise ValueError(f"{self.out} holds a run with another {', '.join(changed)}: repeat its settings, or "
+                             "choose another --out")
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        log = self.out / "metrics.jsonl"
+        if log.exists():  # lines after the checkpoint will be written again
+            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            log.write_text("".join(line + "\n" for line in lines))
+
+    def save(self) -> None:
+        """The whole state, to last.pt."""
+        with whole_file(self.out / "last.pt") as path:
+            torch.save({"recipe": dataclasses.asdict(self.recipe), "step": self.step,
+                        "model": self.model.state_dict(), "average": self.average.state_dict(),
+                        "optimizer": self.optimizer.state_dict()}, path)
+
+    def run(self, workers: int) -> None:
+        """Train to the last step and write the weights."""
+        steps = range(self.step, self.recipe.steps)
+        loader = DataLoader(Batches(self.task), batch_size=None, sampler=steps, num_workers=workers)
+        start, begun = time.perf_counter(), self.step
+        for batch in loader:
+            for name, value in self.update(batch).items():
+                self.recent[name].append(value.detach())
+            if self.step % LOG_EVERY == 0 or self.step == self.recipe.steps:
+                rate = (self.step - begun) / (time.perf_counter() - start)
+                means = {name: float(torch.stack(values).mean()) for name, values in self.recent.items()}
+                self.recent.clear()
+                self.log(means | {"steps_per_s": rate})
+            if self.step % JUDGE_EVERY == 0:
+                self.log(self.task.judge(self.average))
+            if self.step % SAVE_EVERY == 0:
+                self.save()
+        self.save()
+        export(self.average, self.out / f"{self.task.name}.pt")
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One step of the optimiser: the losses before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(self.step)
+        losses = self.task.losses(self.model, batch)
+        self.optimizer.zero_grad()
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.recipe.averaging, self.step / (self.step + 10))
+        with torch.no_grad():
+            for average, weight in zip(self.average.parameters(), self.model.parameters()):
+                average.lerp_(weight, 1 - decay)
+        return losses
+
+    def log(self, values: dict[str, float]) -> None:
+        """A line on the screen and in metrics.jsonl."""
+        line = {"step": self.step} | {name: round(value, 5) for name, value in values.items()}
+        with open(self.out / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        left = (self.recipe.steps - self.step) / values["steps_per_s"] if "steps_per_s" in values else None
+        print(json.dumps(line), f"{left / 3600:.2f} h left" if left is not None else "", flush=True)
+
+
+def export(model: nn.Module, path: Path) -> None:
+    """The weights alone, floats in fp16; what the model holds under two names is stored once."""
+    state, halves = model.state_dict(), {}
+    for key, value in state.items():
+        if value.is_floating_point():
+            state[key] = halves.setdefault(value.data_ptr(), value.detach().cpu().half())
+    with whole_file(path) as temporary:
+        torch.save({"model": dict(state)}, temporary)
+
+
+def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) -> None:
+    """The command line of a training whose recipe is `recipe` unless flags say otherwise."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=recipe.steps, help="steps of the optimiser (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=recipe.batch_size, help="scenes a step (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=recipe.seed)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
+    args = parser.parse_args()
+    recipe = dataclasses.replace(recipe, steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+    try:
+        trainer = Trainer(task(recipe), args.out, args.device)
+    except ValueError as error:
+        parser.error(str(error))  # exit status 2
+    trainer.run(args.workers)
