@@ -14,6 +14,7 @@ COLOURS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0],
                     [240, 228, 66], [0, 114, 178], [204, 121, 167]], np.uint8)
 OPACITY = 115       # of a mask, in 256ths
 SMALLEST_TEXT = 9   # pixels; below this letters run together
+LONGEST_TEXT = 200  # letters, of which as many are shown as the picture is wide enough for
 
 
 def overlay(image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray | None = None, boxes: np.ndarray | None = None,
@@ -177,6 +178,7 @@ def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int,
 @lru_cache(maxsize=512)
 def _fitting_plate(text: str, colour: tuple, width: int, height: int) -> np.ndarray | None:
     """A plate for a picture of this size: letters shrink, then the text is cut; None if not even one letter fits."""
+    text = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT - 1] + "…"
     size = round(8.5 + np.sqrt(width * height) / 84)
     while size > SMALLEST_TEXT and _extent(text, size)[0] > width:
         size -= 1

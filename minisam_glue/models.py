@@ -6,6 +6,7 @@
 """
 import pickle
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,18 +90,17 @@ def _load_official(folder: str | Path | None, detector: str | None, sam: str,
 def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2]:
     for name in (demo.DETECTOR, demo.SEGMENTER):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder / name} is missing: train it with python -m minisam_glue.demo.train")
-    text = None
-    if with_detector:
-        model = _read(lambda path: grounding_dino.load(path, "demo"), folder / demo.DETECTOR)
-        text = Detector(model, WordPieceTokenizer.load(demo.VOCABULARY), demo.SIDES)
-    return text, _read(lambda path: sam2.load(path, "demo"), folder / demo.SEGMENTER)
+            raise WeightsError(f"{folder / name} is missing: python -m minisam_glue.demo.train_{Path(name).stem} makes it")
+    text = _read(demo.load_detector, folder / demo.DETECTOR) if with_detector else None
+    return text, _read(demo.load_segmenter, folder / demo.SEGMENTER)
 
 
 def _read(load: Callable[[Path], Model], path: Path) -> Model:
     """A file by its loader. WeightsError for whatever is wrong with its content."""
     try:
-        return load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders aloud about files that are none of its own
+            return load(path)
     except DAMAGED as error:
         text = " ".join(str(error).split())
         if isinstance(error, pickle.UnpicklingError):  # torch's text advises to switch its protection off

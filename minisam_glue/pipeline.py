@@ -25,6 +25,7 @@ from .sam2 import FrameResult, VideoTracker
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
 SAME = 0.5          # mask IoU from which a detection is of a track; and share of it inside tracks that makes it old
+HOLE = 8            # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
 MOST_PROMPTED = 4   # frames of an object on which detection confirmed it that SAM 2 goes on to look at
 
 
@@ -171,7 +172,8 @@ class Tracking:
             raise ValueError(f"redetect {redetect} and seed_frame {seed_frame} must not be negative")
         self.models, self.prompt, self.thresholds = models, prompt, thresholds
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
-        self.tracker = VideoTracker(models.sam, max_prompted=MOST_PROMPTED)
+        holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256 ** 2
+        self.tracker = VideoTracker(models.sam, max_hole=holes, max_prompted=MOST_PROMPTED)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video

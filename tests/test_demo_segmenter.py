@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minisam_glue.demo import evaluate, train_segmenter
-from minisam_glue.demo.evaluate import (boundary_f, innermost, judge_clips, judge_masks, load_segmenter, mask_iou,
+from minisam_glue.demo import load_segmenter
+from minisam_glue.demo.evaluate import (boundary_f, innermost, judge_clips, judge_masks, mask_iou,
                                         match, seeded)
 from minisam_glue.demo.scenes import KINDS, TRAINING_FROM, clip, scene
 from minisam_glue.demo.train_segmenter import (JUDGED, Recipe, SegmenterTask, best_mask, collate, covered, error_clicks,

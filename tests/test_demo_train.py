@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minisam_glue.boxes import cxcywh_to_xyxy
-from minisam_glue.demo.evaluate import (VOCABULARY, attributes, average_precision, hits, judge_detector,
-                                        load_detector)
+from minisam_glue.demo import VOCABULARY, load_detector
+from minisam_glue.demo.evaluate import attributes, average_precision, hits, judge_detector
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
 from minisam_glue.demo.train_detector import JUDGED, DetectorTask, Recipe, collate
 from minisam_glue.demo.training import Trainer, export

@@ -1,7 +1,20 @@
 """Small models trained by this repository on generated scenes, so that everything runs with no download."""
 from pathlib import Path
 
+from .. import grounding_dino, sam2
+
 FOLDER = Path(__file__).parent
 DETECTOR, SEGMENTER = "detector.pt", "segmenter.pt"  # files of weights, fp16
 VOCABULARY = FOLDER / "vocab.txt"
 SIDES = (160, 320)  # shorter and longest side of what the detector sees, pixels
+
+
+def load_detector(path: str | Path, device: str = "cpu") -> grounding_dino.Detector:
+    """The demo detector from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
+    model = grounding_dino.load(path, "demo").float().to(device)
+    return grounding_dino.Detector(model, grounding_dino.WordPieceTokenizer.load(VOCABULARY), SIDES)
+
+
+def load_segmenter(path: str | Path, device: str = "cpu") -> sam2.SAM2:
+    """The demo segmenter from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
+    return sam2.load(path, "demo").float().to(device)

@@ -19,29 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ..grounding_dino import Detections, Detector, WordPieceTokenizer
-from ..grounding_dino import load as load_grounding_dino
+from ..grounding_dino import Detections, Detector
 from ..sam2 import SAM2, ImagePredictor, VideoTracker
-from ..sam2 import load as load_sam2
+from . import load_detector, load_segmenter
 from .scenes import KINDS, SMALLEST, Clip, Scene, clip, extents, scene
 
-VOCABULARY = Path(__file__).with_name("vocab.txt")
-SIDES = (160, 320)  # shorter and longest side of what the detector sees
 THRESHOLD = 0.35  # of a box that a user would be shown
 LOWEST = 0.05  # of a box that still counts towards average precision
 LEVELS = [0.5 + 0.05 * i for i in range(10)]  # of IoU
 BATCH = 16
-
-
-def load_detector(path: str | Path, device: str = "cpu") -> Detector:
-    """The demo detector from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
-    model = load_grounding_dino(path, "demo").float().to(device)
-    return Detector(model, WordPieceTokenizer.load(VOCABULARY), SIDES)
-
-
-def load_segmenter(path: str | Path, device: str = "cpu") -> SAM2:
-    """The demo segmenter from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
-    return load_sam2(path, "demo").float().to(device)
 
 
 # --- Boxes ------------------------------------------------------------------------------------------------

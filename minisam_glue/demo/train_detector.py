@@ -16,7 +16,8 @@ from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenize
 from ..grounding_dino.detector import normalise, pack_captions
 from ..grounding_dino.losses import Target, detection_loss, token_map
 from . import training
-from .evaluate import SIDES, VOCABULARY, judge_detector
+from . import SIDES, VOCABULARY
+from .evaluate import judge_detector
 from .scenes import TRAINING_FROM, Scene, random_size, scene
 
 JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results

@@ -69,8 +69,8 @@ class VideoTracker:
     """Tracks any number of objects through frames that are shown one at a time.
 
     frame_count: of the video if it is known; below 16 it changes how far back pointers reach.
-    chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, which more would
-    not speed up, and 8 elsewhere.
+    chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, where objects of
+    one frame then do not change each other by one bit, and 8 elsewhere.
     keep_all: keep every frame's memories, so that earlier frames can be corrected; memory then grows.
     sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction, as
     the official tracker does.
