@@ -1,0 +1,91 @@
+"""segment.py on real photographs and videos with the full-size models: time per stage, and peak memory.
+
+    python benchmarks/segment_media.py photographs/*.jpg clip.mp4 --sam small --max-seconds 1
+
+Official weights are a download of a gigabyte; time and memory do not depend on their values, so both models have
+the formula weights of tests/parity.py, and what is found means nothing. The threshold is put where five boxes pass,
+so that every stage has work. Each input is a process of its own, which runs the command as a user would.
+Needs Linux or macOS for the peak memory. Left out: the quality of masks.
+"""
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+PROMPT, OBJECTS = "car. dog. person.", 5
+
+
+def models(sam: str):
+    """Grounding DINO Swin-T and a SAM 2.1 with formula weights."""
+    import parity
+    from minisam_glue import grounding_dino, sam2
+    from minisam_glue.models import Models
+    from parity_groundingdino import VOCABULARY
+    detector = grounding_dino.GroundingDINO(grounding_dino.PRESETS["swin-t"]).eval()
+    segmenter = sam2.build(f"sam2.1_hiera_{sam}")
+    for model in (detector, segmenter):
+        model.load_state_dict(parity.formula_state({k: tuple(v.shape) for k, v in model.state_dict().items()}))
+    return Models(grounding_dino.Detector(detector, grounding_dino.WordPieceTokenizer.load(VOCABULARY)), segmenter)
+
+
+def first_picture(source: str) -> np.ndarray:
+    from minisam_glue import media
+    if media.is_moving(source):
+        with media.frames(source) as video:
+            return next(iter(video))
+    return media.read_image(source)
+
+
+def work(source: str, args: argparse.Namespace) -> None:
+    """One input in this process: prints seconds, stages, objects and MiB as JSON."""
+    import segment
+    torch.set_num_threads(args.threads)
+    loaded = models(args.sam)
+    scores = loaded.detector.detect(first_picture(source), PROMPT, 0.0, 0.0, nms_iou=0.7).scores
+    threshold = str(float(scores[min(OBJECTS, len(scores) - 1)]))
+    with tempfile.TemporaryDirectory() as out:
+        start = time.perf_counter()
+        status = segment.main([source, PROMPT, "--out", out, "--quiet", "--box-threshold", threshold, "--text-threshold",
+                               "0", "--max-seconds", str(args.max_seconds)], loaded)
+        seconds = time.perf_counter() - start
+        record = json.loads(next(Path(out).glob("*/result.json")).read_text())
+    assert status == 0
+    unit = 1024 if sys.platform == "linux" else 1024 ** 2
+    print(json.dumps({"seconds": seconds, "stages": loaded.seconds, "size": record["size"],
+                      "frames": record.get("frames", 1), "objects": len(record["objects"]),
+                      "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", help="photographs and videos")
+    parser.add_argument("--sam", default="small", help="tiny, small, base_plus or large (default %(default)s)")
+    parser.add_argument("--max-seconds", type=float, default=1.0, help="of a video (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child process
+    args = parser.parse_args()
+    if args.here:
+        return work(args.inputs[0], args)
+    options = ["--sam", args.sam, "--max-seconds", str(args.max_seconds), "--threads", str(args.threads), "--here"]
+    print(f"swin-t and sam2.1_hiera_{args.sam}, fp32, {args.threads} threads, torch {torch.__version__}")
+    for source in args.inputs:
+        done = subprocess.run([sys.executable, __file__, source, *options], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        r = json.loads(done.stdout.splitlines()[-1])
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in r["stages"].items())
+        print(f"{Path(source).name}: {r['size'][1]}x{r['size'][0]}, {r['frames']} frames, {r['objects']} objects, "
+              f"{r['seconds']:.1f} s ({stages}), {r['mib']:.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
