@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -209,10 +210,9 @@ class VideoOutput:
 
     def _draw_from_journal(self, end: int) -> None:
         """Bring the annotated video up to frame `end` with what the journal knows."""
-        for image in self.video.forward(self.drawn):
-            if self.drawn >= end:
-                return
-            self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
+        if self.drawn < end:  # a camera, whose frames are drawn as they come, can't be read again
+            for image in islice(self.video.forward(self.drawn), end - self.drawn):
+                self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
 
     def save_state(self, state: dict) -> None:
         """Let a later run go on after the frames so far. OSError if there is no room: an older state then stays."""
