@@ -100,15 +100,12 @@ def name_of(segment: Segment) -> str:
 class Journal:
     """Records of frames as JSON lines in one file, found again by frame; of several lines of a frame the last counts.
 
-    `size`: bytes of an earlier journal to keep; by default it begins empty. ValueError if it has not so many.
+    `size`: bytes of an earlier journal to keep; by default it begins empty. ValueError if it is damaged.
     """
 
     def __init__(self, path: Path, size: int = 0):
         self.file = open(path, "r+b" if size else "w+b")
-        if self.size < size:
-            raise ValueError(f"{path} is cut off")
-        self.file.truncate(size)
-        self.file.seek(0)
+        self.file.truncate(size)  # of a file that is shorter it makes zeros, which are no JSON
         self.places = {}  # frame -> offset and length: a few numbers are all that is held of a frame
         for line in self.file:
             self.places[json.loads(line)["frame"]] = (self.file.tell() - len(line), len(line))
@@ -210,9 +207,9 @@ class VideoOutput:
 
     def _draw_from_journal(self, end: int) -> None:
         """Bring the annotated video up to frame `end` with what the journal knows."""
-        if self.drawn < end:  # a camera, whose frames are drawn as they come, can't be read again
-            for image in islice(self.video.forward(self.drawn), end - self.drawn):
-                self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
+        # islice, because a camera, of which nothing is left to draw, must not be asked for a frame
+        for image in islice(self.video.forward(self.drawn), end - self.drawn):
+            self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
 
     def save_state(self, state: dict) -> None:
         """Let a later run go on after the frames so far. OSError if there is no room: an older state then stays."""

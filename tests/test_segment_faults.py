@@ -30,7 +30,8 @@ def largest_file():
 
 @pytest.mark.parametrize("form", ["gif", "mp4", "png"])
 @pytest.mark.parametrize("size", [100, 700, 2500])
-def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_path, capfd, largest_file):
+def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_path, monkeypatch, capfd, largest_file):
+    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
     words = [save_film(tmp_path / "film", 4), "bright.", "--frames", "--quiet", "--format", form, "--save", "masks",
              "crops", "--out", tmp_path / "out"]
     largest_file(size)
@@ -39,6 +40,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_p
     error = capfd.readouterr().err
     assert error.startswith("error: ") and "File too large" in error and "film" in error and error.count("\n") == 1
     assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_a_video_that_can_not_be_begun_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outputs, "VideoWriter", fail_on(1, outputs.VideoWriter))
+    assert command(save_film(tmp_path / "film", 4), "bright.", "--frames", "--out", tmp_path / "out") == 2
+    assert "No space left" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("size", [100, 700, 2500])
@@ -139,6 +146,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_last_state_goes_on(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(outputs.VideoOutput, "add", press_twice)
         assert command(*words) == 130
+    assert len(lines(tmp_path / "out" / "film" / ".unfinished" / "journal.jsonl")) == 3
     assert command(*words, "--resume") == 0
     assert len(lines(tmp_path / "out" / "film" / "result.jsonl")) == 6
 
