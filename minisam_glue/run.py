@@ -221,8 +221,10 @@ class Run:
     def nothing(self, best: tuple[str, float] | None) -> str:
         if best is None:
             return "nothing found"
-        return (f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: "
-                f"try --box-threshold {max(best[1] - 0.01, 0):.2f} --text-threshold {max(best[1] - 0.01, 0):.2f}")
+        lower = max(best[1] - 0.01, 0)
+        options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text")
+                   if getattr(self.thresholds, name) > lower] or ["a larger --max-area"]
+        return f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: try {' '.join(options)}"
 
     def say(self, text: str) -> None:
         if not self.args.quiet:
