@@ -56,7 +56,7 @@ class Run:
     def load(self) -> Models:
         """The models that the command line names; of several processes each takes its own GPU."""
         args, device = self.args, self.args.device
-        if device == "auto" and torch.cuda.is_available():
+        if device in ("auto", "cuda") and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         detector = None if isinstance(self.prompt, Clicks) else args.detector
         progress = None if args.quiet else weights.progress_line()

@@ -181,6 +181,25 @@ def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, c
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device, expected", [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:0", "cuda:0"),
+                                              ("cpu", "cpu")])
+def test_each_process_takes_its_own_gpu_unless_one_is_named(device, expected, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(run, "load_models", lambda *args: taken.append(args[3]) or tiny_models())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    source = save(picture(5), tmp_path / "one.png")
+    assert segment.main([source, "x", "--device", device, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert taken == [expected]
+
+
+def test_a_name_that_the_terminal_can_not_show_is_no_error(tmp_path, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+    assert command(save(picture(5), tmp_path / "naïve.png"), "bright.", "--out", tmp_path / "out") == 0
+    assert b"na\\xefve.png" in shown.getvalue()
+
+
 def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
     source = save(picture(5), tmp_path / "one.png")
     for name in ("cuda:99", "tpu", "", "meta"):
