@@ -93,7 +93,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     g.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0],
                    help="Grounding DINO's size (default %(default)s)")
     g.add_argument("--sam", choices=SAMS, help="SAM 2.1's size (default: large on a GPU, else small)")
-    g.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default %(default)s)")
+    g.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     g.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
                    help="precision of the models (default: float32 on a CPU, half on a GPU)")
     return parser.parse_intermixed_args(argv)  # options may stand between inputs and sentence
