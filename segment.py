@@ -23,7 +23,7 @@ import torch
 from minisam_glue import media, weights
 from minisam_glue.models import DETECTORS, DTYPES, SAMS, Models
 from minisam_glue.pipeline import DIRECTIONS, Thresholds
-from minisam_glue.run import Run, failed
+from minisam_glue.run import Run, download, failed
 
 FORMATS = ("mp4", "gif", "webp", "png")
 
@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     g.add_argument("--max-seconds", type=float, metavar="S", help="how much of the video")
     g.add_argument("--stride", type=int, default=1, metavar="N", help="take every N-th frame")
     g.add_argument("--seed-frame", type=int, metavar="N",
-                   help="look for objects on frame N (default: the first with a detection)")
+                   help="look for objects on frame N, from 0 at --start (default: the first with a detection)")
     g.add_argument("--redetect", type=int, default=0, metavar="N",
                    help="look again every N frames: new objects join, lost ones return")
     g.add_argument("--direction", choices=DIRECTIONS, default=DIRECTIONS[0],
@@ -87,25 +87,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     g = parser.add_argument_group("models")
     g.add_argument("--weights", metavar="DIR",
-                   help="folder with the weights, or demo (default: downloaded once, into MINISAM_HOME or the user's cache)")
-    g.add_argument("--download", nargs="+", metavar="NAME", help="get weights and end: all, or some of " + ", ".join(weights.CHECKPOINTS))
+                   help="folder with the weights, or demo (default: MINISAM_HOME or the user's cache, downloaded once)")
+    g.add_argument("--download", nargs="+", metavar="NAME",
+                   help="get weights and end: all, or some of " + ", ".join(weights.CHECKPOINTS))
     g.add_argument("--detector", choices=DETECTORS, default=DETECTORS[0],
                    help="Grounding DINO's size (default %(default)s)")
     g.add_argument("--sam", choices=SAMS, help="SAM 2.1's size (default: large on a GPU, else small)")
-    g.add_argument("--device", default="auto", metavar="NAME",
-                   help="auto, cpu, cuda, cuda:1, mps (default %(default)s)")
+    g.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     g.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
                    help="precision of the models (default: float32 on a CPU, half on a GPU)")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # options may stand between inputs and sentence
 
 
 def main(argv: list[str] | None = None, models: Models | None = None) -> int:
     """Do what the command line says, with `models` if they are loaded already. Returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
         args = parse_arguments(argv)
         return download(args) if args.download else Run(args, models).all()
     except BrokenPipeError:  # the reader of --json - has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:  # MediaError, WeightsError and what else a user can mend
         return failed(error)
@@ -113,15 +114,16 @@ def main(argv: list[str] | None = None, models: Models | None = None) -> int:
         return 130
     except (torch.OutOfMemoryError, MemoryError):
         return failed("out of memory: take a smaller --sam, --dtype bfloat16, or smaller pictures")
+    finally:
+        let_go_of_output()
 
 
-def download(args: argparse.Namespace) -> int:
-    """--download: files that are there already are kept; restricted licences are said."""
-    names = list(weights.CHECKPOINTS) if args.download == ["all"] else args.download
-    for name in names:
-        print(weights.describe(name))
-        print("  ", weights.fetch(name, args.weights, None if args.quiet else weights.progress_line()))
-    return 0
+def let_go_of_output() -> None:
+    """What standard output can't take any more must not fail again when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def _load_official(folder: str | Path | None, detector: str | None, sam: str,
 def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2]:
     for name in (demo.DETECTOR, demo.SEGMENTER):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder / name} is missing: python -m minisam_glue.demo.train_{Path(name).stem} makes it")
+            raise WeightsError(f"{folder / name} is missing: "
+                               f"python -m minisam_glue.demo.train_{Path(name).stem} makes it")
     text = _read(demo.load_detector, folder / demo.DETECTOR) if with_detector else None
     return text, _read(demo.load_segmenter, folder / demo.SEGMENTER)
 
@@ -113,6 +114,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else
                             "mps" if torch.backends.mps.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"no device is called {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -1,13 +1,16 @@
 """Results into a folder: the annotated picture or video, masks and cut-outs as PNG, JSON, a page for the browser.
 
-Pictures are written when they are done. A video's frames go to a journal as they come (JSON lines, in `.unfinished`
-with the state of the tracking), from where an interrupted run goes on; at the end the journal becomes result.jsonl
-in the order of the frames. Whatever has its final name is complete.
+Everything is made in `.unfinished` inside that folder and moved to its place when it is complete. A video's frames go
+to a journal there as they come (JSON lines), with the state of the tracking, from where an interrupted run goes on; at
+the end the journal becomes result.jsonl in the order of the frames.
 """
+import io
 import json
 import os
 import re
 import shutil
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,34 +18,60 @@ import torch
 from PIL import Image
 
 from .draw import crop
-from .files import whole_file, whole_folder
+from .files import whole_file
 from .media import Frames, MediaError
 from .page import write_page
 from .records import Segment, Segmented
 from .writer import VideoWriter
 
+UNFINISHED = ".unfinished"
+RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "page.html")
+
+
+def finished(folder: Path) -> bool:
+    """Whether the last run on this input came to its end."""
+    return (folder / "result.json").is_file() and not (folder / UNFINISHED).exists()
+
+
+def publish(new: Path, folder: Path) -> None:
+    """Move results to their place, result.json last. Those of an earlier run go: they would belie the new ones."""
+    for pattern in RESULTS:
+        for old in list(folder.glob(pattern)):
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    for path in sorted(new.iterdir(), key=lambda path: path.name == "result.json"):
+        os.replace(path, folder / path.name)
+
+
+def clear(folder: Path) -> None:
+    """Drop what is unfinished, and the folder if nothing else is in it."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
+
 
 def save_picture(folder: Path, result: Segmented, source: str, facts: dict, crops: bool, page: bool) -> None:
     """annotated.jpg (of a JPEG, else .png), masks/, result.json, and as asked crops/ and page.html.
 
-    facts: what else result.json says, such as the prompt. OSError if it can't be written.
+    facts: what else result.json says, such as the prompt. OSError if it can't be written: then nothing has changed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / UNFINISHED / "results"
     jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
-    with whole_file(folder / ("annotated.jpg" if jpeg else "annotated.png")) as path:
-        Image.fromarray(result.annotated()).save(path, *(("JPEG",) if jpeg else ("PNG",)), quality=92)
-    with whole_folder(folder / "masks") as masks:
+    try:
+        clear(folder)
+        (new / "masks").mkdir(parents=True)
+        Image.fromarray(result.annotated()).save(new / ("annotated.jpg" if jpeg else "annotated.png"), quality=92)
         for segment in result.objects:
-            save_mask(masks / f"{name_of(segment)}.png", segment.mask)
-    shutil.rmtree(folder / "crops", ignore_errors=True)  # those of an earlier run would belie result.json
-    (folder / "page.html").unlink(missing_ok=True)
-    if crops:
-        with whole_folder(folder / "crops") as cuts:
+            save_mask(new / "masks" / f"{name_of(segment)}.png", segment.mask)
+        if crops:
+            (new / "crops").mkdir()
             for segment in result.seen:
-                save_crop(cuts / f"{name_of(segment)}.png", result.image, segment.mask)
-    if page:
-        write_page(folder / "page.html", result.image, result.objects)
-    save_json(folder / "result.json", {"source": source} | facts | result.as_json())
+                save_crop(new / "crops" / f"{name_of(segment)}.png", result.image, segment.mask)
+        if page:
+            write_page(new / "page.html", result.image, result.objects)
+        save_json(new / "result.json", {"source": source} | facts | result.as_json())
+        publish(new, folder)
+    finally:
+        clear(folder)
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
@@ -58,9 +87,8 @@ def save_crop(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
 
 
 def save_json(path: Path, content: dict) -> None:
-    """Whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """Readable, in ASCII."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def name_of(segment: Segment) -> str:
@@ -72,12 +100,12 @@ def name_of(segment: Segment) -> str:
 class Journal:
     """Records of frames as JSON lines in one file, found again by frame; of several lines of a frame the last counts.
 
-    `size`: bytes of an earlier journal to keep; by default it begins empty.
+    `size`: bytes of an earlier journal to keep; by default it begins empty. ValueError if it is damaged.
     """
 
     def __init__(self, path: Path, size: int = 0):
         self.file = open(path, "r+b" if size else "w+b")
-        self.file.truncate(size)
+        self.file.truncate(size)  # of a file that is shorter it makes zeros, which are no JSON
         self.places = {}  # frame -> offset and length: a few numbers are all that is held of a frame
         for line in self.file:
             self.places[json.loads(line)["frame"]] = (self.file.tell() - len(line), len(line))
@@ -108,37 +136,56 @@ class Journal:
         return self.file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # of a last line that could not be written, and was complained of then
+            self.file.close()
 
 
 class VideoOutput:
     """The results of one video.
 
-    video: the frames that are segmented; `picture`: where the annotated video goes, as VideoWriter takes it (relative
-    to `folder`). in_order: frames come one after another from the first on, so they are drawn as they come; else at
-    the end. masks, crops: also write masks/<object>/<frame>.png, crops/<object>/<frame>.png. resume: go on from the
-    state that save_state left; see `state`. MediaError or OSError if it can't be written.
+    video: the frames that are segmented; `picture`: name of the annotated video, as VideoWriter takes it. in_order:
+    frames come one after another from the first on, so they are drawn as they come; else at the end. masks, crops: also
+    write masks/<object>/<frame>.png, crops/<object>/<frame>.png. resume: go on from the state that save_state left; see
+    `state`. MediaError or OSError if it can't be written.
     """
 
     def __init__(self, folder: Path, video: Frames, picture: str, in_order: bool, masks: bool = False,
-                 crops: bool = False, audio_from: str | None = None, audio_start: float = 0.0, resume: bool = False):
+                 crops: bool = False, audio_from: str | None = None, resume: bool = False):
         self.folder, self.video, self.in_order, self.masks, self.crops = folder, video, in_order, masks, crops
-        self.unfinished, self.drawn, self.state = folder / ".unfinished", 0, None
-        if resume and (self.unfinished / "state.pt").is_file():
-            self.state = torch.load(self.unfinished / "state.pt", map_location="cpu", weights_only=True)
-        self.unfinished.mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(self.unfinished / "journal.jsonl", self.state["journal"] if self.state else 0)
+        self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
+        self.state_path, self.start = self.unfinished / "state.pt", video.first / video.reader.fps  # seconds
+        self.drawn, self.state, self.journal, self.writer = 0, None, None, None
+        if resume and self.state_path.is_file():
+            self._reopen()
         try:
-            self.writer = VideoWriter(folder / picture, video.fps, video.size, audio_from, audio_start)
+            if self.state is None:
+                self._begin()
+            self.writer = VideoWriter(self.new / picture, video.fps, video.size, audio_from, self.start)
             if self.in_order and self.state:
                 self._draw_from_journal(len(self.journal.places))
         except BaseException:
             self.abort()
             raise
 
+    def _begin(self) -> None:
+        clear(self.folder)
+        self.new.mkdir(parents=True)
+        self.journal = Journal(self.unfinished / "journal.jsonl")
+
+    def _reopen(self) -> None:
+        """State and journal of an interrupted run. MediaError if they are damaged."""
+        try:
+            self.state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            self.journal = Journal(self.unfinished / "journal.jsonl", self.state["journal"])
+        except Exception as error:  # what is damaged makes torch raise nearly anything
+            raise MediaError(f"{self.unfinished} is damaged: leave out --resume to begin anew") from error
+        for path in list(self.new.rglob(".*.tmp")):  # of a process that was killed
+            path.unlink()
+
     def add(self, result: Segmented) -> dict:
-        """One frame: journal, masks, cut-outs, and its picture if it is the next one. Returns its JSON record."""
-        record = {"time": round(result.frame / self.video.fps, 4)} | result.as_json()
+        """One frame: journal, masks, cut-outs, and its picture if it is the next one. Returns its JSON record, with its
+        time in seconds of the source."""
+        record = {"time": round(self.start + result.frame / self.video.fps, 4)} | result.as_json()
         self.journal.append(record)
         for segment in result.seen:
             if self.masks:
@@ -150,7 +197,7 @@ class VideoOutput:
         return record
 
     def _place(self, kind: str, segment: Segment, frame: int) -> Path:
-        folder = self.folder / kind / name_of(segment)
+        folder = self.new / kind / name_of(segment)
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{frame:06d}.png"
 
@@ -160,15 +207,16 @@ class VideoOutput:
 
     def _draw_from_journal(self, end: int) -> None:
         """Bring the annotated video up to frame `end` with what the journal knows."""
-        for image in self.video.forward(self.drawn):
-            if self.drawn >= end:
-                return
+        # islice, because a camera, of which nothing is left to draw, must not be asked for a frame
+        for image in islice(self.video.forward(self.drawn), end - self.drawn):
             self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
 
     def save_state(self, state: dict) -> None:
-        """Let a later run go on after the frames that came so far."""
-        with whole_file(self.unfinished / "state.pt") as path:
-            torch.save(state | {"journal": self.journal.size}, path)
+        """Let a later run go on after the frames so far. OSError if there is no room: an older state then stays."""
+        content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
+        torch.save(state | {"journal": self.journal.size}, content)
+        with whole_file(self.state_path) as path:
+            path.write_bytes(content.getbuffer())
 
     def finish(self, source: str, facts: dict) -> dict:
         """Complete the annotated video, result.jsonl and result.json, a record per object. Returns the latter."""
@@ -177,19 +225,25 @@ class VideoOutput:
             raise MediaError(f"{source}: no frame came")
         self._draw_from_journal(frames)
         self.writer.close()
+        summary = {"source": source} | facts | {"fps": self.video.fps, "size": list(self.video.size[::-1]),
+                                                "frames": frames, "objects": self._write_lines()}
+        save_json(self.new / "result.json", summary)
+        self.journal.close()
+        self.state_path.unlink(missing_ok=True)  # what is moved away now can't be gone on with
+        publish(self.new, self.folder)
+        clear(self.folder)
+        return summary
+
+    def _write_lines(self) -> list[dict]:
+        """result.jsonl, the journal in the order of the frames. Returns a summary of each object."""
         objects = {}
-        with whole_file(self.folder / "result.jsonl") as path, open(path, "wb") as lines:
+        with open(self.new / "result.jsonl", "wb") as file:
             for frame in sorted(self.journal.places):
                 line = self.journal.line(frame)
-                lines.write(line)
+                file.write(line)
                 for record in json.loads(line)["objects"]:
                     self._summarise(objects, record, frame)
-        summary = {"source": source} | facts | {"fps": self.video.fps, "size": list(self.video.size[::-1]),
-                                                "frames": frames, "objects": list(objects.values())}
-        save_json(self.folder / "result.json", summary)
-        self.journal.close()
-        shutil.rmtree(self.unfinished, ignore_errors=True)
-        return summary
+        return list(objects.values())
 
     def _summarise(self, objects: dict[int, dict], record: dict, frame: int) -> None:
         kept = objects.setdefault(record["id"], {"id": record["id"], "label": record["label"], "score": record["score"],
@@ -199,8 +253,9 @@ class VideoOutput:
 
     def abort(self) -> None:
         """Stop in the middle. What a later run needs stays, if save_state was called; else nothing does."""
-        if hasattr(self, "writer"):
+        if self.writer is not None:
             self.writer.abort()
-        self.journal.close()
-        if not (self.unfinished / "state.pt").is_file():
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+        if self.journal is not None:
+            self.journal.close()
+        if not self.state_path.is_file():
+            clear(self.folder)

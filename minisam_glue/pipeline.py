@@ -22,6 +22,7 @@ from .models import Models
 from .pixels import Picture, to_rgb
 from .records import Segment, Segmented, around
 from .sam2 import FrameResult, VideoTracker
+from .sam2.video_tracker import indexable
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
 SAME = 0.5          # mask IoU from which a detection is of a track; and share of it inside tracks that makes it old
@@ -181,7 +182,13 @@ class Tracking:
         self.seeded_at: int | None = None
 
     def run(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
-        """Go on to the end. frames: media.frames(...), a list or array, or any iterator if time only runs forward."""
+        """Go on to the end. frames: media.frames(...), a list or array, or any iterator if time only runs forward.
+
+        ValueError if the frames can't be read backward where that is needed, or end before the seed frame.
+        """
+        if self.direction != FORWARD and not getattr(frames, "seekable", indexable(frames)):
+            raise ValueError(f"direction {self.direction} needs frames that can be read backward: a list, an array or "
+                             "a file, no camera or pipe")
         yield from self._pass(frames)
         if self.seed_frame is not None and self.seeded is None:
             raise ValueError(f"seed frame {self.seed_frame}: the video has no such frame, it ends before")
@@ -311,12 +318,10 @@ class Tracking:
 
 
 def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Iterator[tuple[int, Picture]]:
-    """(index, frame) from `start`, or in reverse from it (None: the last) to frame 0. ValueError if that can't be."""
+    """(index, frame) from `start`, or in reverse from it (None: the last) to frame 0."""
     if reverse and hasattr(frames, "numbered_backward"):  # media.Frames
         return frames.numbered_backward(start)
     if reverse:
-        if not (hasattr(frames, "__getitem__") and hasattr(frames, "__len__")):
-            raise ValueError("reverse needs frames that can be read backward: a list, an array or a file")
         last = len(frames) - 1 if start is None else start
         return ((index, frames[index]) for index in range(last, -1, -1))
     if hasattr(frames, "forward"):

@@ -1,6 +1,5 @@
 """One command of segment.py: inputs in order, pictures in batches, videos frame by frame, results into folders."""
 import json
-import math
 import os
 import signal
 import sys
@@ -13,52 +12,15 @@ from pathlib import Path
 import torch
 
 from . import media, weights
-from .grounding_dino.detector import split_prompt
+from .arguments import folders_of, prompt_of
 from .models import Models, load_models
-from .outputs import VideoOutput, save_picture
-from .pipeline import FORWARD, Clicks, Prompt, Thresholds, Tracking, segment_images
+from .outputs import VideoOutput, finished, save_picture
+from .pictures import is_picture
+from .pipeline import FORWARD, Clicks, Thresholds, Tracking, segment_images
 from .progress import Progress
 
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 SAVE_EVERY = 10.0   # seconds between saved states of a video
-
-
-def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
-    """Inputs and what to look for in them. ValueError if one is missing."""
-    if args.box or args.point or args.mask:
-        clicks = Clicks([numbers(box, "--box", 4) for box in args.box],
-                        [numbers(p if p.count(",") == 2 else p + ",1", "--point", 3) for p in args.point],
-                        [media.read_image(path).any(2) for path in args.mask])
-        sources, prompt = args.words, clicks
-        check_no_sentence(args.words)
-    else:
-        sources, prompt = args.words[:-1], args.words[-1] if args.words else ""
-        if sources:
-            split_prompt(prompt)  # an empty one is an error before models are loaded
-    if args.words and not sources:
-        raise ValueError(f'one argument, {args.words[0]!r}, is not enough: python segment.py INPUT "what to look for."')
-    if not sources:
-        raise ValueError('nothing to do: python segment.py INPUT "what to look for." (see --help)')
-    return sources, prompt
-
-
-def check_no_sentence(words: list[str]) -> None:
-    """ValueError if the last of several words is no input, and so probably a sentence."""
-    try:
-        media.expand_inputs(words[1:][-1:])
-    except media.MediaError as error:
-        raise ValueError(f"{error}; --box, --point and --mask take the place of a sentence") from error
-
-
-def numbers(text: str, name: str, count: int) -> list[float]:
-    """"1,2,3" -> floats. ValueError unless they are so many, and finite."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise ValueError(f"{name} {text!r}: give {'X1,Y1,X2,Y2' if count == 4 else 'X,Y or X,Y,0'} in pixels")
-    return values
 
 
 def failed(error: Exception | str) -> int:
@@ -67,24 +29,13 @@ def failed(error: Exception | str) -> int:
     return 2
 
 
-def folders_of(sources: list[str], out: Path) -> dict[str, Path]:
-    """A folder for each input: named as the file, with its ending or a number where two would be the same."""
-    stems = Counter(stem(source) for source in sources)
-    folders, taken = {}, set()
-    for source in sources:
-        name = stem(source) if stems[stem(source)] == 1 else Path(source).name.replace(".", "_")
-        number, unique = 1, name
-        while unique in taken:
-            number += 1
-            unique = f"{name}-{number}"
-        taken.add(unique)
-        folders.setdefault(source, out / unique)
-    return folders
-
-
-def stem(source: str) -> str:
-    name = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].split("?")[0]
-    return {"-": "stdin"}.get(source) or Path(name.replace(":", "_")).stem.strip(". ") or "input"
+def download(args: Namespace) -> int:
+    """--download: files that are there already are kept; restricted licences are said. The exit status."""
+    names = list(weights.CHECKPOINTS) if args.download == ["all"] else args.download
+    for name in names:
+        print(weights.describe(name))
+        print("  ", weights.fetch(name, args.weights, None if args.quiet else weights.progress_line()))
+    return 0
 
 
 class Run:
@@ -105,7 +56,7 @@ class Run:
     def load(self) -> Models:
         """The models that the command line names; of several processes each takes its own GPU."""
         args, device = self.args, self.args.device
-        if device == "auto" and torch.cuda.is_available():
+        if device in ("auto", "cuda") and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         detector = None if isinstance(self.prompt, Clicks) else args.detector
         progress = None if args.quiet else weights.progress_line()
@@ -144,9 +95,9 @@ class Run:
     def groups(self) -> list[list[str]]:
         """Pictures in batches, videos alone, in the order given."""
         groups: list[list[str]] = []
-        most = BATCH.get(self.models.sam.device.type, 4)
+        most = 1 if isinstance(self.prompt, Clicks) else BATCH.get(self.models.sam.device.type, 4)
         for source in self.inputs:
-            if self.args.resume and (self.folders[source] / "result.json").is_file():
+            if self.args.resume and finished(self.folders[source]):
                 self.say(f"{source}: finished before, {self.folders[source]}")
             elif self.moving(source) or not groups or len(groups[-1]) == most or self.moving(groups[-1][0]):
                 groups.append([source])
@@ -162,10 +113,12 @@ class Run:
             if self.moving(group[0]):
                 return self.video(group[0])
             return self.pictures(group)
-        except (ValueError, OSError) as error:
-            if len(self.folders) == 1:
-                raise
-            return failed(error)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # of writing: "No space left on device" names no file
+            return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
+        except ValueError as error:
+            return failed(error if len(self.folders) == 1 or group[0] in str(error) else f"{group[0]}: {error}")
 
     def pictures(self, group: list[str]) -> int:
         status, images = 0, {}
@@ -192,11 +145,11 @@ class Run:
         """One video, frame by frame. On Ctrl-C a file can be resumed; a camera or pipe is simply over."""
         args = self.args
         with media.frames(source, args.start, args.stride, args.max_seconds, args.fps) as video:
-            tracking = Tracking(self.models, self.prompt, self.thresholds, args.seed_frame, args.redetect, args.direction)
-            is_file = Path(source).is_file()
+            tracking = Tracking(self.models, self.prompt, self.thresholds, args.seed_frame, args.redetect,
+                                args.direction)
+            sound = source if Path(source).is_file() and not is_picture(source) else None
             output = VideoOutput(self.folders[source], video, self.picture_name(source), args.direction == FORWARD,
-                                 "masks" in args.save, "crops" in args.save, source if is_file else None, args.start,
-                                 args.resume)
+                                 "masks" in args.save, "crops" in args.save, sound, args.resume)
             try:
                 best = self.frames(source, video, tracking, output)
                 if self.stopped and video.seekable:
@@ -240,9 +193,9 @@ class Run:
         output.save_state({"tracking": tracking.state(), "settings": self.settings()})
 
     def settings(self) -> dict:
-        """What the masks of a video depend on, for comparison by --resume."""
+        """What the results of a video depend on, for comparison by --resume."""
         args, names = self.args, ("weights", "detector", "sam", "dtype", "start", "stride", "max_seconds", "fps",
-                                  "seed_frame", "redetect", "direction", "box", "point", "mask")
+                                  "seed_frame", "redetect", "direction", "box", "point", "mask", "save")
         text = None if isinstance(self.prompt, Clicks) else self.prompt
         return {"prompt": text, "thresholds": asdict(self.thresholds)} | {name: getattr(args, name) for name in names}
 
@@ -268,8 +221,10 @@ class Run:
     def nothing(self, best: tuple[str, float] | None) -> str:
         if best is None:
             return "nothing found"
-        return (f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: "
-                f"try --box-threshold {max(best[1] - 0.01, 0):.2f} --text-threshold {max(best[1] - 0.01, 0):.2f}")
+        lower = max(best[1] - 0.01, 0)
+        options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text")
+                   if getattr(self.thresholds, name) > lower] or ["a larger --max-area"]
+        return f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: try {' '.join(options)}"
 
     def say(self, text: str) -> None:
         if not self.args.quiet:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from minisam_glue.pipeline import (BOTH, REVERSE, Clicks, Thresholds, Tracking, assign, iou, segment_image,
-                                   segment_images, segment_video)
+from minisam_glue.pipeline import (BOTH, MOST_PROMPTED, REVERSE, Clicks, Thresholds, Tracking, assign, iou,
+                                   segment_image, segment_images, segment_video)
 from tiny_segment import tiny_models
 
 H, W = 40, 56
@@ -121,7 +121,7 @@ def test_both_directions_join_a_forward_and_a_reverse_run_from_the_seed():
 
 @pytest.mark.parametrize("direction", ["forward", REVERSE, BOTH])
 def test_a_run_that_goes_on_from_a_state_gives_the_same_masks_bit_for_bit(direction, tmp_path):
-    frames = film(6, empty=1)
+    frames = film(4, empty=1) + [picture(12, 40), picture(14, 40)]  # the second square joins on frame 4
     settings = {"seed_frame": 2, "redetect": 2, "direction": direction}
     whole = list(segment_video(tiny_models(), frames, "bright.", **settings))
     for stop in range(len(whole)):
@@ -132,6 +132,9 @@ def test_a_run_that_goes_on_from_a_state_gives_the_same_masks_bit_for_bit(direct
         torch.save(first.state(), tmp_path / "state.pt")
         second = Tracking(tiny_models(), "bright.", **settings)
         second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+        one, other = first.state()["tracker"], second.state()["tracker"]
+        assert one["passes"] == other["passes"] and one["frame"] == other["frame"] and one["size"] == other["size"]
+        assert [(o["id"], o["cohort"]) for o in one["objects"]] == [(o["id"], o["cohort"]) for o in other["objects"]]
         rest = list(second.run(frames))
         assert len(rest) == len(whole) - stop - 1
         for a, b in zip(rest, whole[stop + 1:]):
@@ -152,6 +155,45 @@ def test_redetection_keeps_what_is_tracked_and_adds_what_is_new_without_encoding
     assert sum(encoded) == len(frames)
     assert results[2].objects[0].id == 1 and len({o.id for r in results for o in r.objects}) >= 2
     assert [o.id for o in results[-1].objects] == sorted({o.id for r in results for o in r.objects})
+
+
+def test_redetection_counts_from_the_seed_frame_also_if_nothing_was_there():
+    models = tiny_models()
+    results = list(segment_video(models, film(6, empty=1), "bright.", redetect=3))
+    assert [r.frame for r in results if r.best] == [0, 1, 4] and models.detector.looked == 3
+    results = list(segment_video(tiny_models(), film(6, empty=4), "bright.", seed_frame=1, redetect=2))
+    assert [r.frame for r in results if r.best] == [1, 3, 5]
+    assert [len(r.objects) for r in results] == [0, 0, 0, 0, 0, 1]
+
+
+def test_a_look_at_many_boxes_is_a_look_at_each():
+    tracker = Tracking(tiny_models(), "bright.").tracker
+    tracker.seek(0, picture(5, 30))
+    boxes = torch.tensor([[5.0, 10, 15, 22], [30, 10, 40, 22], [0, 0, 56, 40]])
+    together = tracker.look_at_boxes(boxes)
+    for row, box in enumerate(boxes):
+        alone = tracker.look_at_boxes(box[None])
+        assert torch.equal(together.logits[row], alone.logits[0]) and torch.equal(together.pointer[row], alone.pointer[0])
+    assert not torch.equal(together.pointer[0], together.pointer[1])
+    assert tracker.look_at_boxes(torch.zeros(0, 4)).logits.shape == (0, 16, 16) and tracker.objects == {}
+
+
+def test_what_is_held_does_not_grow_when_an_object_returns_again_and_again():
+    tracker, mask = Tracking(tiny_models(), "bright.").tracker, picture(5).min(2) > 139
+    for frame in range(30):
+        tracker.seek(frame, picture(5, seed=frame))
+        tracker.prompt(1, mask=mask)
+    assert len(tracker.objects[1].bank.prompted) <= 16 + MOST_PROMPTED
+
+
+@pytest.mark.parametrize("direction", [REVERSE, BOTH])
+def test_a_direction_that_frames_can_not_take_is_said_before_any_is_read(direction):
+    def source():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(ValueError, match="read backward"):
+        next(segment_video(tiny_models(), source(), "bright.", direction=direction))
 
 
 def test_what_is_held_does_not_grow_when_every_frame_is_detected_again():

@@ -24,6 +24,21 @@ def start(box=BOX, model=None, **options):
     return t
 
 
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_a_restored_tracker_goes_on_with_the_same_objects_and_masks(chunk):
+    whole = start(chunk=chunk)
+    for image in VIDEO[1:3]:
+        whole.step(image)
+    whole.prompt(2, box=OTHER)
+    whole.step(VIDEO[3])
+    other = tracker(chunk=chunk)
+    other.restore(whole.state())
+    cohorts = [[o.cohort for o in t.objects.values()] for t in (whole, other)]
+    assert cohorts[0] == cohorts[1] and len(set(cohorts[0])) == 2
+    for image in VIDEO[4:]:
+        assert torch.equal(whole.step(image).low_res, other.step(image).low_res)
+
+
 def test_held_bytes_after_50_frames_equal_those_after_500():
     t = tracker(tiny_model(image_size=32))
     first = frames(1)[0]

@@ -73,9 +73,11 @@ def test_a_folder_gives_each_picture_what_it_gets_alone_and_names_what_can_not_b
 def test_nothing_found_is_a_result_with_a_hint(tmp_path, capsys):
     assert command(save(picture(), tmp_path / "none.png"), "bright.", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
-    assert "nothing found" in text and "'bright' with 0.10" in text and "--box-threshold 0.09" in text
+    assert "nothing found; the best is 'bright' with 0.10: try --box-threshold 0.09 --text-threshold 0.09" in text
     record = json.loads((tmp_path / "out" / "none" / "result.json").read_text())
     assert record["objects"] == [] and record["best"] == {"label": "bright", "score": 0.1}
+    command(save(picture(5), tmp_path / "large.png"), "bright.", "--max-area", 0.01, "--out", tmp_path / "out")
+    assert "the best is 'bright' with 0.90: try a larger --max-area" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["mp4", "gif", "webp", "png"])
@@ -141,7 +143,8 @@ MISTAKES = [
     (["{png}", "--box", "nan,0,1,1"], "in pixels"), (["{png}", "--point", "1"], "X,Y"),
     (["{png}", "--point", "1,1,5"], "labels must be 1"), (["{png}", "--mask", "nowhere.png"], "nowhere.png"),
     (["{png}", "x", "--sam", "huge"], "invalid choice"), (["{png}", "x", "--colour"], "unrecognized"),
-    (["{film}", "x", "--frames", "--stride", "0"], "stride"), (["{film}", "x", "--frames", "--start", "99"], "no frame"),
+    (["{film}", "x", "--frames", "--stride", "0"], "stride"),
+    (["{film}", "x", "--frames", "--start", "99"], "no frame"),
     (["{film}", "x", "--frames", "--seed-frame", "-1"], "negative"), (["camera:99", "x"], "camera"),
     (["{film}", "--frames", "--redetect", "3", "--box", "1,1,9,9"], "redetect looks for a text"),
     (["{film}", "x", "--frames", "--box", "1,1,9,9"], "take the place of a sentence"),
@@ -169,7 +172,8 @@ def test_a_seed_frame_beyond_the_end_is_said(tmp_path, capsys):
 
 
 def run_tiny(*words: object, **options) -> subprocess.Popen:
-    return subprocess.Popen([*TINY, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen([*TINY, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                            **options)
 
 
 def wait_for_frames(journal: Path, count: int, process: subprocess.Popen) -> None:
@@ -252,7 +256,8 @@ def test_a_thousand_frames_take_no_more_memory_than_a_hundred(tmp_path):
         source = save_film(tmp_path / str(count), 20)
         for t in range(20, count):
             os.link(f"{source}/{t % 20}.png", f"{source}/{t}.png")
-        measured = ("import sys, resource; sys.path.insert(0, {!r}); import tiny_segment; from minisam_glue import run; "
+        measured = ("import sys, resource; sys.path.insert(0, {!r}); "
+                    "import tiny_segment; from minisam_glue import run; "
                     "run.SAVE_EVERY = 1.0; code = tiny_segment.segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
                     "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)")
         words = [source, "bright.", "--frames", "--redetect", "50", "--quiet", "--out", str(tmp_path / f"out{count}")]

@@ -27,20 +27,21 @@ class BrightDetector:
 
     def detect(self, images, prompts, box_threshold=0.35, text_threshold=0.25, nms_iou=None, max_area=1.0,
                batch_size=4):
-        return [self.one(image, split_prompt(prompt)) for image, prompt in zip(images, prompts)]
+        return [self.one(image, split_prompt(prompt), max_area) for image, prompt in zip(images, prompts)]
 
-    def one(self, image: np.ndarray, names: list[str]) -> Detections:
+    def one(self, image: np.ndarray, names: list[str], max_area: float) -> Detections:
         self.looked += 1
         bright = (image.min(2) > 139)
         columns = np.flatnonzero(bright.any(0))
         boxes = []
         for block in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1) if len(columns) else ():
             rows = np.flatnonzero(bright[:, block].any(1))
-            boxes.append([block[0], rows[0], block[-1] + 1, rows[-1] + 1])
+            if len(block) * (rows[-1] + 1 - rows[0]) <= max_area * bright.size:
+                boxes.append([block[0], rows[0], block[-1] + 1, rows[-1] + 1])
         count = len(boxes)
         return Detections(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.linspace(0.9, 0.8, count),
                           torch.zeros(count, dtype=torch.long), [names[0]] * count, [names[0]] * count,
-                          (names[0], 0.9 if count else 0.1))
+                          (names[0], 0.9 if len(columns) else 0.1))
 
 
 def tiny_models() -> Models:

@@ -1,0 +1,133 @@
+"""What Tracking makes of detections and tracks on one frame, with a tracker whose masks and pointers are scripted."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minisam_glue.grounding_dino import Detections
+from minisam_glue.pipeline import Tracking
+from minisam_glue.records import Segment
+from minisam_glue.sam2 import FrameResult
+from minisam_glue.sam2.model import ObjectOutput
+from tiny_segment import tiny_models
+
+SIDE = 12
+
+
+def strip(span: tuple[int, int] | None) -> torch.Tensor:
+    """Logits (SIDE, SIDE) of a mask that covers the columns of `span`; None for an empty one."""
+    logits = torch.full((SIDE, SIDE), -5.0)
+    if span:
+        logits[:, span[0]:span[1]] = 5.0
+    return logits
+
+
+def pointer(degrees: float) -> torch.Tensor:
+    """An object pointer (2,): the smaller the angle between two, the more alike are their objects."""
+    angle = torch.tensor(degrees).deg2rad()
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+class ScriptedTracker:
+    """Stands in for VideoTracker. tracks: id -> (span or None, angle when prompted); looks: (span, angle) of boxes."""
+    size, model = (SIDE, SIDE), SimpleNamespace(device=torch.device("cpu"))
+
+    def __init__(self, tracks: dict, looks: list):
+        self.tracks, self.looks, self.prompted = tracks, looks, []
+        memories = {number: {0: SimpleNamespace(pointer=pointer(angle + 90)),  # the latest one counts
+                             4: SimpleNamespace(pointer=pointer(angle))} for number, (_, angle) in tracks.items()}
+        self.objects = {number: SimpleNamespace(bank=SimpleNamespace(prompted=memory))
+                        for number, memory in memories.items()}
+
+    def look_at_boxes(self, boxes):
+        assert len(boxes) == len(self.looks)
+        logits = torch.stack([strip(span) for span, _ in self.looks] or [strip(None)])[:len(boxes)]
+        pointers = torch.stack([pointer(angle) for _, angle in self.looks] or [pointer(0)])[:len(boxes)]
+        return ObjectOutput(logits, pointers, torch.ones(len(boxes)))
+
+    def prompt(self, number, box=None, mask=None):
+        self.prompted.append((number, "box", tuple(box)) if mask is None else (number, "mask", span_of(mask)))
+
+    def result(self):
+        logits = torch.stack([strip(span) for span, _ in self.tracks.values()] or [strip(None)])[:len(self.tracks)]
+        return FrameResult(8, list(self.tracks), logits, torch.ones(len(self.tracks)), self.size, False)
+
+
+def span_of(mask: torch.Tensor) -> tuple[int, int]:
+    columns = mask.any(0).nonzero().flatten()
+    return int(columns[0]), int(columns[-1]) + 1
+
+
+def reconcile(tracks: dict, found: list, forgotten: int = 0) -> tuple[list, dict]:
+    """tracks: id -> (label, span, angle); found: (label, span, angle), the n-th with score 0.9 - n / 10.
+
+    Returns the prompts that the tracker got, a detection's box being (n, n, n, n), and the scores by id.
+    """
+    tracking = Tracking(tiny_models(), "anything", redetect=1)
+    tracking.tracker = ScriptedTracker({number: track[1:] for number, track in tracks.items()}, [f[1:] for f in found])
+    tracking.known = {number: Segment(number, label, 0.5, (), None) for number, (label, _, _) in tracks.items()}
+    if forgotten:  # an object of the way ahead, of which the way back knows nothing
+        tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
+    labels = [label for label, _, _ in found]
+    boxes = torch.arange(len(found)).float()[:, None].repeat(1, 4)
+    scores = torch.tensor([0.9 - n / 10 for n in range(len(found))])
+    detections = Detections(boxes, scores, torch.zeros(len(found), dtype=torch.long), labels, labels, ("car", 0.9))
+    tracking._reconcile(detections, tracking.tracker.result())
+    return tracking.tracker.prompted, {number: round(o.score, 3) for number, o in tracking.known.items()}
+
+
+def test_a_detection_on_a_track_confirms_it_and_nothing_else():
+    assert reconcile({1: ("car", (0, 4), 0)}, [("car", (1, 4), 70)]) == ([], {1: 0.9})
+
+
+def test_detections_and_tracks_are_paired_by_the_best_total_not_one_by_one():
+    tracks = {1: ("car", (0, 4), 0), 2: ("car", (2, 6), 0)}
+    prompted, scores = reconcile(tracks, [("car", (1, 5), 0), ("car", (0, 4), 0)])  # the first fits both equally
+    assert prompted == [] and scores == {1: 0.8, 2: 0.9}
+
+
+def test_a_detection_elsewhere_is_a_new_object_with_a_number_never_used():
+    prompted, scores = reconcile({1: ("car", (0, 4), 0)}, [("car", (8, 11), 0)], forgotten=5)
+    assert prompted == [(6, "box", (0, 0, 0, 0))] and scores[6] == 0.9 and scores[1] == 0.5
+
+
+def test_another_label_is_another_object_even_on_the_same_pixels():
+    prompted, scores = reconcile({1: ("car", (0, 4), 0)}, [("dog", (0, 4), 0)])
+    assert prompted == [(2, "box", (0, 0, 0, 0))] and scores == {1: 0.5, 2: 0.9}
+
+
+def test_a_part_of_a_track_and_a_box_around_several_are_not_new():
+    tracks = {1: ("car", (0, 2), 0), 2: ("car", (2, 4), 0), 3: ("car", (4, 6), 0), 4: ("car", (6, 12), 0)}
+    assert reconcile(tracks, [("car", (0, 6), 0), ("car", (6, 8), 0)])[0] == []
+    assert [number for number, *_ in reconcile(tracks, [("car", (0, 6), 0), ("dog", (6, 8), 0)])[0]] == [5]
+
+
+def test_what_was_lost_returns_with_its_number_and_the_likest_detection():
+    tracks = {1: ("car", None, 0), 2: ("car", None, 60), 3: ("car", (0, 3), 0)}
+    prompted, scores = reconcile(tracks, [("car", (4, 6), 50), ("car", (7, 9), 10), ("car", (10, 12), 150)])
+    assert sorted(prompted) == [(1, "mask", (7, 9)), (2, "mask", (4, 6)), (4, "box", (2, 2, 2, 2))]
+    assert scores == {1: 0.8, 2: 0.9, 3: 0.5, 4: 0.7}
+
+
+def test_what_returns_has_the_mask_of_its_own_detection():
+    tracks = {1: ("car", (0, 3), 0), 2: ("car", None, 0)}
+    assert reconcile(tracks, [("car", (0, 3), 0), ("car", (6, 9), 0)])[0] == [(2, "mask", (6, 9))]
+
+
+def test_what_was_lost_does_not_return_as_something_else():
+    prompted, scores = reconcile({1: ("dog", None, 0)}, [("car", (4, 6), 0)])
+    assert prompted == [(2, "box", (0, 0, 0, 0))] and scores == {1: 0.5, 2: 0.9}
+
+
+def test_what_is_seen_does_not_give_its_number_to_a_detection_elsewhere():
+    assert reconcile({1: ("car", (0, 3), 0)}, [("car", (0, 3), 0), ("car", (6, 9), 0)])[0] == [(2, "box", (1, 1, 1, 1))]
+
+
+@pytest.mark.parametrize("tracks", [{}, {1: ("car", None, 0)}, {1: ("car", (0, 3), 0)}])
+def test_no_detection_and_an_empty_mask_change_nothing(tracks):
+    assert reconcile(tracks, [])[0] == []
+    assert reconcile(tracks, [("car", None, 0)])[0] == []
+
+
+def test_a_first_detection_is_a_new_object():
+    assert reconcile({}, [("car", (0, 3), 0)])[0] == [(1, "box", (0, 0, 0, 0))]

@@ -1,0 +1,231 @@
+"""segment.py when something breaks off: a full disk, Ctrl-C, a reader that goes, damaged states, results of before."""
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import segment
+from minisam_glue import outputs, run
+from test_pipeline import picture
+from test_segment import TINY, command, lines, save, save_film
+from tiny_segment import tiny_models
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def largest_file():
+    """largest_file(n): no file can be written beyond n bytes, as on a disk that is full; None: there is room again."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size or before[0], before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("form", ["gif", "mp4", "png"])
+@pytest.mark.parametrize("size", [100, 700, 2500])
+def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_path, monkeypatch, capfd, largest_file):
+    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    words = [save_film(tmp_path / "film", 4), "bright.", "--frames", "--quiet", "--format", form, "--save", "masks",
+             "crops", "--out", tmp_path / "out"]
+    largest_file(size)
+    assert command(*words) == 2
+    largest_file(None)
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and "File too large" in error and "film" in error and error.count("\n") == 1
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_a_video_that_can_not_be_begun_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outputs, "VideoWriter", fail_on(1, outputs.VideoWriter))
+    assert command(save_film(tmp_path / "film", 4), "bright.", "--frames", "--out", tmp_path / "out") == 2
+    assert "No space left" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("size", [100, 700, 2500])
+def test_a_full_disk_leaves_the_results_of_before(size, tmp_path, capsys, largest_file):
+    words = [save(picture(5, 30), tmp_path / "a.png"), "bright.", "--html", "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+    save(picture(9), tmp_path / "a.png")
+    largest_file(size)
+    assert command(*words, "--save", "crops") == 2
+    largest_file(None)
+    assert "File too large" in capsys.readouterr().err
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in files(tmp_path / "out")}
+
+
+def fail_on(call: int, function):
+    """As `function`, but the call of that number finds the disk full."""
+    calls = []
+
+    def instead(*args, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return function(*args, **options)
+    return instead
+
+
+@pytest.mark.parametrize("place, call", [("save_mask", 4), ("save_crop", 3), ("whole_file", 3), ("save_json", 1)])
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_a_video_that_filled_the_disk_goes_on_when_there_is_room(direction, place, call, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    words = [save_film(tmp_path / "film", 6), "bright.", "--frames", "--seed-frame", 2, "--direction", direction,
+             "--format", "png", "--save", "masks", "crops"]
+    assert command(*words, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, place, fail_on(call, getattr(outputs, place)))
+        assert command(*words, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "No space left" in error and "film" in error and error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out" / "film").iterdir()] == [".unfinished"]
+    assert command(*words, "--out", tmp_path / "out", "--resume") == 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole") and len(files(tmp_path / "out")) > 12
+    for name in files(tmp_path / "out"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def interrupted(words: list, after: int, monkeypatch) -> int:
+    """Ctrl-C while frame or picture number `after` is written, counted from 1."""
+    calls, print_json = [], run.Run.print_json
+
+    def press(self, record):
+        calls.append(print_json(self, record))
+        if len(calls) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "print_json", press)
+        return command(*words)
+
+
+def test_ctrl_c_between_pictures_keeps_those_that_are_done_and_resume_does_the_others(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        save(picture(5 + number), tmp_path / "in" / f"{number}.png")
+    words = [tmp_path / "in", "bright.", "--out", tmp_path / "out"]
+    assert interrupted(words, 2, monkeypatch) == 130
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "1"]
+    first = (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert command(*words, "--resume") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert ["finished before" in line for line in said] == [True, True, False, False]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "1", "2", "3"]
+    assert (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns == first
+
+
+def test_ctrl_c_while_models_load_is_quiet(tmp_path, monkeypatch, capsys):
+    def load(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "load_models", load)
+    assert segment.main([save(picture(5), tmp_path / "a.png"), "bright.", "--out", str(tmp_path / "out")]) == 130
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == "" and not list((tmp_path / "out").iterdir())
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_last_state_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    words = [save_film(tmp_path / "film", 6), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    add = outputs.VideoOutput.add
+
+    def press_twice(self, result):
+        if result.frame == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return add(self, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.VideoOutput, "add", press_twice)
+        assert command(*words) == 130
+    assert len(lines(tmp_path / "out" / "film" / ".unfinished" / "journal.jsonl")) == 3
+    assert command(*words, "--resume") == 0
+    assert len(lines(tmp_path / "out" / "film" / "result.jsonl")) == 6
+
+
+def test_resume_after_a_newer_run_was_stopped_does_not_take_the_older_result_for_it(tmp_path, monkeypatch):
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    assert interrupted([*words, "--seed-frame", 1], 2, monkeypatch) == 130
+    assert command(*words, "--seed-frame", 1, "--resume") == 0
+    assert [len(r["objects"]) for r in lines(tmp_path / "out" / "film" / "result.jsonl")] == [0, 1, 1, 1, 1]
+
+
+def test_a_new_run_does_not_keep_the_state_of_an_interrupted_one(tmp_path, monkeypatch):
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert interrupted(words, 3, monkeypatch) == 130
+    unfinished = tmp_path / "out" / "film" / ".unfinished"
+    assert (unfinished / "state.pt").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "save_json", fail_on(1, outputs.save_json))
+        assert command(*words) == 2
+    assert not unfinished.exists()
+
+
+def test_results_of_an_earlier_run_do_not_mix_with_the_new_ones(tmp_path):
+    source, words = save_film(tmp_path / "film", 6), ["bright.", "--frames", "--out", tmp_path / "out"]
+    assert command(source, *words, "--format", "png", "--save", "masks", "crops") == 0
+    (tmp_path / "out" / "film" / "notes.txt").write_text("of the user")
+    assert command(source, *words, "--format", "gif", "--max-seconds", 0.1, "--save", "masks") == 0
+    frames = [str(Path("masks", "001_bright", f"{t:06d}.png")) for t in range(2)]
+    assert files(tmp_path / "out" / "film") == sorted(
+        ["annotated.gif", "notes.txt", "result.json", "result.jsonl", *frames])
+
+
+@pytest.mark.parametrize("name, content", [("state.pt", b""), ("state.pt", b"damaged"), ("journal.jsonl", b"{}\n"),
+                                           ("journal.jsonl", None)])
+def test_a_damaged_state_is_one_line_and_stays(name, content, tmp_path, monkeypatch, capsys):
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert interrupted(words, 3, monkeypatch) == 130
+    path = tmp_path / "out" / "film" / ".unfinished" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    capsys.readouterr()
+    assert command(*words, "--resume") == 2
+    error = capsys.readouterr().err
+    assert "leave out --resume" in error and error.count("\n") == 1 and path.parent.exists()
+    assert command(*words) == 0
+
+
+def test_resume_refuses_to_save_other_things(tmp_path, monkeypatch, capsys):
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert interrupted(words, 3, monkeypatch) == 130
+    assert command(*words, "--resume", "--save", "masks") == 2 and "another save" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_standard_output_that_closes_or_is_full_ends_without_a_traceback(full, tmp_path):
+    for name in "ab":
+        save(picture(5), tmp_path / f"{name}.png")
+    if full and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    words = [*TINY, tmp_path / "a.png", tmp_path / "b.png", "bright.", "--json", "-", "--quiet",
+             "--out", tmp_path / "out"]
+    read, write = (None, os.open("/dev/full", os.O_WRONLY)) if full else os.pipe()
+    if read is not None:
+        os.close(read)
+    process = subprocess.Popen(list(map(str, words)), stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    error = process.communicate(timeout=120)[1]
+    assert (process.returncode, len(error.splitlines())) == ((2, 2) if full else (0, 0))
+    assert all("No space left" in line for line in error.splitlines())
+
+
+@pytest.mark.slow
+def test_torchrun_shares_a_folder_among_two_processes(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        save(picture(5 + number), tmp_path / "in" / f"{number}.png")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    subprocess.run([*torchrun, TINY[1], tmp_path / "in", "bright.", "--out", tmp_path / "out"], check=True, timeout=300)
+    assert command(tmp_path / "in", "bright.", "--out", tmp_path / "alone", models=tiny_models()) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "alone") != []
+    for name in files(tmp_path / "out"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()

@@ -1,0 +1,226 @@
+"""segment.py on inputs of every kind: what comes out has the size, times, sound and format that went in."""
+import io
+import json
+import signal
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import segment
+from minisam_glue import media, rle, run
+from minisam_glue.arguments import folders_of
+from test_pipeline import film, picture
+from test_segment import command, lines, run_tiny, save, save_film
+from test_weights import publish, server  # noqa: F401, fixtures
+from tiny_segment import tiny_models
+
+
+def save_gif(path: Path, count: int = 4, milliseconds: int = 200) -> Path:
+    first, *rest = map(Image.fromarray, film(count))
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds)
+    return path
+
+
+def save_video(path: Path, count: int, fps: int, sound: bool) -> Path:
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("libx264", rate=fps, options={"crf": "5"})
+        video.width, video.height, video.pix_fmt = 56, 40, "yuv420p"
+        tone = output.add_stream("aac", rate=8000) if sound else None
+        for image in film(count):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(video.encode(None))
+        if sound:
+            wave = np.sin(np.arange(8000 * count // fps) / 5) * 9000
+            samples = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+            samples.sample_rate, samples.pts = 8000, 0
+            for part in (samples, None):
+                output.mux(tone.encode(part))
+    return path
+
+
+def test_a_pipe_of_pictures_is_a_video(tmp_path):
+    pipe = io.BytesIO()
+    for image in film(4):
+        Image.fromarray(image).save(pipe, "PNG")
+    (tmp_path / "in").write_bytes(pipe.getvalue())
+    with open(tmp_path / "in", "rb") as pictures:
+        process = run_tiny("-", "bright.", "--fps", 5, "--format", "gif", "--json", "-", "--out", tmp_path / "out",
+                           stdin=pictures)
+        printed, error = process.communicate(timeout=120)
+    assert process.returncode == 0 and "4 frames" in error
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert [(r["frame"], r["time"], len(r["objects"])) for r in records] == [(t, t / 5, 1) for t in range(4)]
+    saved = lines(tmp_path / "out" / "stdin" / "result.jsonl")
+    assert [{"source": "-"} | record for record in saved] == records
+    assert len(list(media.frames(tmp_path / "out" / "stdin" / "annotated.gif"))) == 4
+
+
+def as_camera(path: Path, monkeypatch) -> None:
+    """Let camera:0 show a video file."""
+    real = av.open
+
+    def open_either(file, *args, format=None, **options):
+        camera = format in ("v4l2", "avfoundation", "dshow")
+        return real(str(path)) if camera else real(file, *args, format=format, **options)
+
+    monkeypatch.setattr(av, "open", open_either)
+
+
+def test_a_camera_ends_after_its_seconds_or_with_ctrl_c_and_is_complete(tmp_path, monkeypatch):
+    as_camera(save_video(tmp_path / "view.mp4", 12, 5, sound=False), monkeypatch)
+    assert command("camera:0", "bright.", "--max-seconds", 1, "--out", tmp_path / "a", "--format", "gif") == 0
+    assert len(lines(tmp_path / "a" / "camera_0" / "result.jsonl")) == 5
+    print_json = run.Run.print_json
+
+    def interrupt(self, record):
+        print_json(self, record)
+        if record["frame"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run.Run, "print_json", interrupt)
+    assert command("camera:0", "bright.", "--out", tmp_path / "b", "--format", "gif") == 0
+    assert [r["frame"] for r in lines(tmp_path / "b" / "camera_0" / "result.jsonl")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("direction", ["reverse", "both"])
+def test_a_camera_has_no_way_back(direction, tmp_path, monkeypatch, capsys):
+    as_camera(save_video(tmp_path / "view.mp4", 3, 5, sound=False), monkeypatch)
+    assert command("camera:0", "bright.", "--direction", direction, "--out", tmp_path / "out") == 2
+    assert "read backward" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+
+
+def test_sound_rate_and_times_are_those_of_the_source_from_start_on(tmp_path):
+    source = save_video(tmp_path / "tone.mp4", 20, 5, sound=True)
+    assert command(source, "bright.", "--start", 1, "--stride", 2, "--max-seconds", 2, "--out", tmp_path / "out") == 0
+    records = lines(tmp_path / "out" / "tone" / "result.jsonl")
+    assert [r["frame"] for r in records] == [0, 1, 2, 3, 4] and [r["time"] for r in records] == [1, 1.4, 1.8, 2.2, 2.6]
+    with av.open(str(tmp_path / "out" / "tone" / "annotated.mp4")) as container:
+        assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+        assert float(container.streams.video[0].average_rate) == 2.5
+        sound = [frame for frame in container.decode(audio=0)]
+    assert abs(sum(frame.samples for frame in sound) / 8000 - 2) < 0.3
+    found = media.frames(source, start=1, stride=2)[3]
+    assert np.array_equal(rle.decode(records[3]["objects"][0]["mask"]).shape, found.shape[:2])
+
+
+def test_a_gif_becomes_a_gif_or_what_is_asked_for(tmp_path):
+    source = save_gif(tmp_path / "in.gif")
+    for form in ("gif", "mp4"):
+        words = [] if form == "gif" else ["--format", form]
+        assert command(source, "bright.", "--out", tmp_path / form, *words) == 0
+        annotated = media.frames(tmp_path / form / "in" / f"annotated.{form}")
+        assert annotated.fps == pytest.approx(5) and len(list(annotated)) == 4
+
+
+def test_a_turned_photograph_is_segmented_as_one_sees_it(tmp_path):
+    upright, exif = picture(5, height=40, width=56), Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
+    save(upright, tmp_path / "upright.png")
+    assert command(tmp_path / "turned.png", tmp_path / "upright.png", "bright.", "--out", tmp_path / "out") == 0
+    turned, plain = (json.loads((tmp_path / "out" / name / "result.json").read_text())
+                     for name in ("turned", "upright"))
+    assert turned["size"] == [40, 56] and turned["objects"] == plain["objects"] != []
+    assert media.read_image(tmp_path / "out" / "turned" / "annotated.png").shape == (40, 56, 3)
+
+
+def test_a_mask_seeds_a_video(tmp_path):
+    source, mask = save_film(tmp_path / "film", 4), np.zeros((40, 56), np.uint8)
+    mask[10:22, 6:16] = 255
+    words = [source, "--frames", "--mask", save(mask, tmp_path / "mask.png"), "--format", "gif"]
+    assert command(*words, "--seed-frame", 1, "--out", tmp_path / "out") == 0
+    records = lines(tmp_path / "out" / "film" / "result.jsonl")
+    assert [len(r["objects"]) for r in records] == [0, 1, 1, 1] and records[1]["objects"][0]["label"] == "object"
+    seeded = rle.decode(records[1]["objects"][0]["mask"])
+    assert (seeded & (mask > 0)).sum() / (seeded | (mask > 0)).sum() > 0.8
+
+
+def test_a_prompt_that_does_not_fit_one_of_many_pictures_names_it(tmp_path, capsys):
+    small, large = save(picture(5), tmp_path / "a.png"), save(picture(5, height=60), tmp_path / "b.png")
+    mask = save(np.full((40, 56), 255, np.uint8), tmp_path / "mask.png")
+    assert command(small, large, "--mask", mask, "--out", tmp_path / "out", "--quiet") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {large}: the mask is (40, 56)") and error.count("\n") == 1
+    assert (tmp_path / "out" / "a" / "result.json").exists() and not (tmp_path / "out" / "b").exists()
+
+
+def test_options_may_stand_anywhere(tmp_path):
+    source = save(picture(5), tmp_path / "one.png")
+    assert command("--quiet", source, "--out", tmp_path / "out", "bright.", "--html") == 0
+    assert (tmp_path / "out" / "one" / "page.html").exists()
+
+
+def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes():
+    sources = ["a/x.jpg", "a/x.png", "b/x.png", "b/X.PNG", "x_png", "http://h/p/y.jpg?s=1", "-", "camera:0", "..",
+               'http://h/a:b*"<c>|.png', f"http://h/{'n' * 300}.png", f"http://h/{'n' * 300}m.png", "v.2.mp4"]
+    names = [path.name for path in folders_of(sources, Path("out")).values()]
+    assert len({name.lower() for name in names}) == len(sources)
+    assert names[:5] == ["x_jpg", "x_png", "x_png-2", "X_PNG-3", "x_png-4"] and names[5:9] == [
+        "y", "stdin", "camera_0", "input"] and names[-1] == "v.2"
+    assert all(0 < len(name) < 130 and not set(name) & set('\\/:*?"<>|') for name in names)
+
+
+def test_results_do_not_go_into_the_input(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_film(Path("film"), 2)
+    assert command("film", "bright.", "--frames", "--out", ".") == 2
+    assert "another --out" in capsys.readouterr().err and len(list(Path("film").iterdir())) == 2
+
+
+def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys):
+    source = save(picture(5), tmp_path / "naïve \n 图 #1%.png")
+    for number, label in enumerate(["con", "a/b\\c:d*?", "图" * 300, "è up"]):
+        assert command(source, label, "--out", tmp_path / str(number)) == 0
+        folder, = (tmp_path / str(number)).iterdir()
+        mask, = (folder / "masks").iterdir()
+        assert json.loads((folder / "result.json").read_text())["objects"][0]["label"] == label
+        assert mask.name.startswith("001_") and len(mask.name.encode()) < 200
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device, expected", [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:0", "cuda:0"),
+                                              ("cpu", "cpu")])
+def test_each_process_takes_its_own_gpu_unless_one_is_named(device, expected, tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(run, "load_models", lambda *args: taken.append(args[3]) or tiny_models())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    source = save(picture(5), tmp_path / "one.png")
+    assert segment.main([source, "x", "--device", device, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert taken == [expected]
+
+
+def test_a_name_that_the_terminal_can_not_show_is_no_error(tmp_path, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+    assert command(save(picture(5), tmp_path / "naïve.png"), "bright.", "--out", tmp_path / "out") == 0
+    assert b"na\\xefve.png" in shown.getvalue()
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
+    source = save(picture(5), tmp_path / "one.png")
+    for name in ("cuda:99", "tpu", "", "meta"):
+        assert segment.main([source, "x", "--device", name, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and "device" in error and error.count("\n") == 1
+
+
+def test_download_gets_what_is_missing_and_says_the_licence(tmp_path, publish, capsys, server):  # noqa: F811
+    publish("/whole")
+    for _ in range(2):
+        assert segment.main(["--download", "tiny", "--weights", str(tmp_path), "--quiet"]) == 0
+    assert "tiny.pt" in capsys.readouterr().out and len(server.asked) == 1
+    publish("/other")
+    (tmp_path / "tiny.pt").unlink()
+    assert segment.main(["--download", "tiny", "--weights", str(tmp_path), "--quiet"]) == 2
+    assert "sha256" in capsys.readouterr().err and not (tmp_path / "tiny.pt").exists()
+
+
+def test_profile_names_the_stages(tmp_path, capsys):
+    source = save_gif(tmp_path / "in.gif")
+    assert command(source, "bright.", "--profile", "--quiet", "--out", tmp_path / "out", models=tiny_models()) == 0
+    stages = {line.split()[0] for line in capsys.readouterr().err.splitlines()}
+    assert stages == {"read", "detect", "encode", "track", "write", "other"}
