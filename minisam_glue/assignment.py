@@ -16,7 +16,8 @@ def hungarian(cost: np.ndarray) -> list[int]:
     if n > m:
         raise ValueError(f"{n} rows but only {m} columns: give at least as many (in training: more queries)")
     if not np.isfinite(cost).all():
-        raise ValueError("the matching cost is not finite: if this is training, it has diverged; lower the learning rate")
+        raise ValueError("the matching cost is not finite: if this is training, it has diverged; lower the "
+                         "learning rate")
     row_price, column_price = np.zeros(n), np.zeros(m + 1)
     owner = np.full(m + 1, -1)  # row that holds a column
     for row in range(n):
