@@ -28,6 +28,8 @@ FORMATS = ("mp4", "gif", "webp", "png")
 
 
 class Parser(argparse.ArgumentParser):
+    """Its errors are one line, as all others are, without the usage before it."""
+
     def error(self, message: str) -> None:
         raise ValueError(f"{message} (see python segment.py --help)")
 

@@ -22,6 +22,7 @@ from .models import Models
 from .pixels import Picture, to_rgb
 from .records import Segment, Segmented, around
 from .sam2 import FrameResult, VideoTracker
+from .sam2.layers import shrink
 from .sam2.video_tracker import indexable
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -139,8 +140,7 @@ def _checked_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:
-    side = models.sam.config.image_size // 4
-    share = F.interpolate(torch.from_numpy(mask)[None, None].float(), (side, side), mode="bilinear", antialias=True)
+    share = shrink(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
     return 20 * share[0] - 10
 
 
@@ -229,7 +229,7 @@ class Tracking:
     def _try_to_seed(self, index: int, image: np.ndarray) -> Segmented:
         if self.seed_frame not in (None, index):
             return Segmented(image, frame=index)
-        found, prompts = None, []
+        found = None
         if isinstance(self.prompt, Clicks):
             prompts = [("object", 1.0, prompt) for prompt in self.prompt.prompts()]
         else:

@@ -74,8 +74,8 @@ class Run:
         status, begun = 0, time.perf_counter()
         try:
             groups = self.groups()
-            for number, group in enumerate(groups, 1):
-                status = max(status, self.one_group(group))
+            for number, (moving, group) in enumerate(groups, 1):
+                status = max(status, self.one_group(moving, group))
                 if self.stopped:
                     status = 130 if number < len(groups) else status
                     break
@@ -92,27 +92,26 @@ class Run:
             raise KeyboardInterrupt
         self.stopped = True
 
-    def groups(self) -> list[list[str]]:
-        """Pictures in batches, videos alone, in the order given."""
-        groups: list[list[str]] = []
+    def groups(self) -> list[tuple[bool, list[str]]]:
+        """Pictures in batches, videos (True) alone, in the order given. Each input is opened once to tell."""
+        groups: list[tuple[bool, list[str]]] = []
         most = 1 if isinstance(self.prompt, Clicks) else BATCH.get(self.models.sam.device.type, 4)
         for source in self.inputs:
             if self.args.resume and finished(self.folders[source]):
                 self.say(f"{source}: finished before, {self.folders[source]}")
-            elif self.moving(source) or not groups or len(groups[-1]) == most or self.moving(groups[-1][0]):
-                groups.append([source])
-            else:
-                groups[-1].append(source)
+                continue
+            moving = self.moving(source)
+            if moving or not groups or groups[-1][0] or len(groups[-1][1]) == most:
+                groups.append((moving, []))
+            groups[-1][1].append(source)
         return groups
 
     def moving(self, source: str) -> bool:
         return Path(source).is_dir() or media.is_moving(source)
 
-    def one_group(self, group: list[str]) -> int:
+    def one_group(self, moving: bool, group: list[str]) -> int:
         try:
-            if self.moving(group[0]):
-                return self.video(group[0])
-            return self.pictures(group)
+            return self.video(group[0]) if moving else self.pictures(group)
         except BrokenPipeError:
             raise
         except OSError as error:  # of writing: "No space left on device" names no file
@@ -136,8 +135,7 @@ class Run:
                 save_picture(self.folders[source], result, source, self.facts(), "crops" in self.args.save,
                              self.args.html)
             self.print_json({"source": source} | result.as_json())
-            names = Counter(o.label for o in result.objects)
-            text = ", ".join(f"{count} {label}" for label, count in names.items()) or self.nothing(result.best)
+            text = self.summary([o.label for o in result.objects], result.best)
             self.say(f"{source}: {text} ({seconds:.2f} s) -> {self.folders[source]}")
         return status
 
@@ -164,8 +162,7 @@ class Run:
                 raise
         if video.damaged:
             print(f"warning: {source}: {video.damaged} damaged pieces left out", file=sys.stderr)
-        names = Counter(o["label"] for o in summary["objects"])
-        text = ", ".join(f"{count} {label}" for label, count in names.items()) or self.nothing(best)
+        text = self.summary([o["label"] for o in summary["objects"]], best)
         self.say(f"{source}: {summary['frames']} frames, {text} -> {self.folders[source]}")
         return 0
 
@@ -217,6 +214,10 @@ class Run:
         """What result.json says of the run."""
         text = "boxes, points or masks" if isinstance(self.prompt, Clicks) else self.prompt
         return {"prompt": text, "thresholds": asdict(self.thresholds), "weights": self.args.weights or "official"}
+
+    def summary(self, labels: list[str], best: tuple[str, float] | None) -> str:
+        """"2 car, 1 person", or a hint."""
+        return ", ".join(f"{count} {label}" for label, count in Counter(labels).items()) or self.nothing(best)
 
     def nothing(self, best: tuple[str, float] | None) -> str:
         if best is None:

@@ -21,7 +21,8 @@ from test_demo_train import Oracle
 
 CONFIG = replace(PRESETS["demo"], embed_dim=8, stages=(1, 1, 2, 1), global_att_blocks=(3,), image_size=64, dim=32,
                  mem_dim=16, mlp_dim=32, memory_layers=1)
-RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=2, clips=1, frames=3, objects=2, image_share=0.3, clip_share=1.0)
+RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=2, clips=1, frames=3, objects=2, image_steps=1,
+                mixed_steps=1, clip_share=1.0)
 TASK = SegmenterTask(RECIPE, CONFIG)
 
 
@@ -168,7 +169,7 @@ def test_memory_attention_begins_with_a_look_at_its_own_place():
 
 
 def test_clips_come_with_time():
-    recipe = Recipe(steps=100, image_share=0.3, clip_share=0.6)
+    recipe = Recipe(image_steps=30, mixed_steps=20, clip_share=0.6)
     assert [recipe.clips_at(step) for step in (0, 30)] == [0.0, 0.0]
     assert [recipe.clips_at(step) for step in (40, 50, 99)] == pytest.approx([0.3, 0.6, 0.6])
 

@@ -1,4 +1,5 @@
 """Training and judging the demo detector."""
+import dataclasses
 import json
 
 import numpy as np
@@ -105,8 +106,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):
     Trainer(TASK, tmp_path, "cpu").save()
-    with pytest.raises(ValueError, match="another lr, steps"):
-        Trainer(DetectorTask(Recipe(steps=5, batch_size=2, side=48, warmup_steps=2, lr=1.0)), tmp_path, "cpu")
+    with pytest.raises(ValueError, match="another lr:"):
+        Trainer(DetectorTask(dataclasses.replace(RECIPE, lr=1.0, steps=5)), tmp_path, "cpu")
+
+
+def test_a_run_may_be_lengthened_until_the_learning_rate_falls(tmp_path):
+    short, long = (DetectorTask(dataclasses.replace(RECIPE, cooldown=0.5, steps=steps)) for steps in (4, 8))
+    assert [short.recipe.lr_at(step) / RECIPE.lr for step in range(4)] == [0.5, 1, 1, 0.5]
+    trainer = Trainer(short, tmp_path, "cpu")
+    trainer.run(0)
+    with pytest.raises(ValueError, match="another steps"):
+        Trainer(long, tmp_path, "cpu")
+    (tmp_path / "plateau.pt").rename(tmp_path / "last.pt")
+    longer = Trainer(long, tmp_path, "cpu")
+    assert longer.step == 2 and longer.recipe.lr_at(3) == RECIPE.lr
+    with pytest.raises(ValueError, match="another steps"):  # there the learning rate would have begun to fall
+        Trainer(DetectorTask(dataclasses.replace(RECIPE, cooldown=0.5, steps=2)), tmp_path, "cpu")
 
 
 def test_exported_weights_load_strictly_and_are_small(tmp_path):

@@ -33,10 +33,12 @@ SMALL = 7.0  # pixels of radius below which a figure is drawn plain: no outline,
 # --- Shapes: signed distances, negative inside, of outlines that fit into the unit disc ---------------------
 
 def box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    """Exact along the sides; beyond the corners too small."""
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
 def triangle(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
+    """Equilateral, a corner at the top, whatever the proportion."""
     slant = math.sqrt(3) / 2 * np.abs(x) - y / 2  # one of the upper sides, by symmetry
     return np.maximum(y, slant) - 0.5
 
@@ -50,11 +52,13 @@ def star(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
 
 
 def cross(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
+    """Upright, its arms the wider the larger the proportion."""
     arm = 0.22 + 0.13 * proportion
     return np.minimum(box(x, y, 0.94, arm), box(x, y, arm, 0.94))
 
 
 def ring(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
+    """Its hole is the larger the larger the proportion."""
     hole = 0.42 + 0.28 * proportion
     return np.abs(np.hypot(x, y) - (1 + hole) / 2) - (1 - hole) / 2
 

@@ -282,6 +282,7 @@ def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
 
 
 def main() -> None:
+    """The command line: all figures as JSON on standard output."""
     parser = arguments(__doc__)
     args = parser.parse_args()
     if not (args.detector or args.segmenter):

@@ -26,6 +26,9 @@ JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches it
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
+    steps: int = 24_000
+    batch_size: int = 8
+    lr: float = 5e-4
     side: int = SIDES[0]  # shorter side of what the model sees, on average, pixels
 
 
@@ -73,7 +76,7 @@ class DetectorTask:
     def batch(self, step: int) -> Batch:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
         size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
-        first = TRAINING_FROM + (recipe.seed * recipe.steps + step) * recipe.batch_size
+        first = TRAINING_FROM + (recipe.seed * 1_000_000 + step) * recipe.batch_size
         return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short))
 
     def losses(self, model: GroundingDINO, batch: Batch) -> dict[str, Tensor]:

@@ -38,18 +38,18 @@ class Recipe(training.Recipe):
     """All that the result depends on."""
     steps: int = 20_000
     batch_size: int = 8  # images a step
-    lr: float = 1e-3
+    lr: float = 8e-4
     clips: int = 2  # clips a step
     frames: int = 8  # of a clip
     objects: int = 3  # of an image or clip, at most
     corrections: int = 2  # clicks after the first prompt of an image
-    image_share: float = 0.3  # of the steps, at the beginning, that show images alone
-    clip_share: float = 0.5  # of the steps of the last half that show clips
+    image_steps: int = 3_000  # at the beginning, that show images alone
+    mixed_steps: int = 2_000  # after them, in which clips get more and more frequent
+    clip_share: float = 0.5  # of all later steps, that show clips
 
     def clips_at(self, step: int) -> float:
-        """How likely a step shows clips: grows from nothing to clip_share by the middle of the run."""
-        begun = (step / self.steps - self.image_share) / (0.5 - self.image_share)
-        return self.clip_share * min(max(begun, 0.0), 1.0)
+        """How likely a step shows clips."""
+        return self.clip_share * min(max((step - self.image_steps) / self.mixed_steps, 0.0), 1.0)
 
 
 @dataclass
@@ -276,7 +276,7 @@ class SegmenterTask:
 
     def batch(self, step: int) -> Batch:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 4)), self.recipe
-        first = TRAINING_FROM + (recipe.seed * recipe.steps + step) * max(recipe.batch_size, recipe.clips)
+        first = TRAINING_FROM + (recipe.seed * 1_000_000 + step) * max(recipe.batch_size, recipe.clips)
         opening = str(rng.choice(("box", "click", "mask"), p=(0.5, 0.3, 0.2)))
         if rng.random() < recipe.clips_at(step):
             chosen, numbers = random_frames(rng, recipe.frames)

@@ -2,14 +2,15 @@
 
 The folder of a run gets metrics.jsonl (a line every LOG_EVERY steps: means since the last one), last.pt (the
 whole state of the run) and, at the end, the averaged weights in fp16. A step depends on the recipe and its
-number alone, so that an interrupted run goes on as if nothing had happened. What is trained is a Task:
-train_detector.py, train_segmenter.py. Left out: mixed precision, several devices.
+number alone, so that an interrupted run goes on as if nothing had happened. As the learning rate is constant until
+the last quarter, a run may also be given other --steps before it gets there, or afterwards, from the state kept in
+plateau.pt (copy it to last.pt). What is trained is a Task: train_detector.py, train_segmenter.py. Left out: mixed
+precision (measured on a CPU: no gain), several devices.
 """
 import argparse
 import copy
 import dataclasses
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -34,17 +35,21 @@ class Recipe:
     batch_size: int = 16
     lr: float = 6e-4
     warmup_steps: int = 500
+    cooldown: float = 0.25  # share of the steps, at the end, in which the learning rate falls
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     averaging: float = 0.998  # decay of the average of the weights
     seed: int = 0
 
+    @property
+    def plateau(self) -> int:
+        """The first step of the cooldown."""
+        return round((1 - self.cooldown) * self.steps)
+
     def lr_at(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to nothing."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * (1 + math.cos(math.pi * done)) / 2
+        """Linear warm-up, a plateau, then linearly down to nothing (arXiv 2405.18392)."""
+        left = (self.steps - step) / max(1, self.steps - self.plateau)
+        return self.lr * min((step + 1) / self.warmup_steps, 1.0, left)
 
 
 class Task(Protocol):
@@ -98,12 +103,13 @@ class Trainer:
             self.resume(torch.load(out / "last.pt", map_location=device, weights_only=True))
 
     def resume(self, state: dict) -> None:
-        """Go on from a saved state. ValueError if it is of another recipe."""
-        recipe = dataclasses.asdict(self.recipe)
-        changed = sorted(name for name in recipe.keys() | state["recipe"].keys()
-                         if recipe.get(name) != state["recipe"].get(name))
+        """Go on from a saved state. ValueError if it is of another recipe; only its steps may differ, on the plateau."""
+        recipe, saved = dataclasses.asdict(self.recipe), state["recipe"]
+        changed = {name for name in recipe.keys() | saved.keys() if recipe.get(name) != saved.get(name)}
+        if state["step"] <= min(self.recipe.plateau, dataclasses.replace(self.recipe, steps=saved["steps"]).plateau):
+            changed -= {"steps"}
         if changed:
-            raise ValueError(f"{self.out} holds a run with another {', '.join(changed)}: repeat its settings, or "
+            raise ValueError(f"{self.out} holds a run with another {', '.join(sorted(changed))}: repeat its settings, or "
                              "choose another --out")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -114,9 +120,9 @@ class Trainer:
             lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
 
-    def save(self) -> None:
-        """The whole state, to last.pt."""
-        with whole_file(self.out / "last.pt") as path:
+    def save(self, name: str = "last.pt") -> None:
+        """The whole state, to a file of the run's folder."""
+        with whole_file(self.out / name) as path:
             torch.save({"recipe": dataclasses.asdict(self.recipe), "step": self.step,
                         "model": self.model.state_dict(), "average": self.average.state_dict(),
                         "optimizer": self.optimizer.state_dict()}, path)
@@ -138,6 +144,8 @@ class Trainer:
                 self.log(self.task.judge(self.average))
             if self.step % SAVE_EVERY == 0:
                 self.save()
+            if self.step == self.recipe.plateau:
+                self.save("plateau.pt")
         self.save()
         export(self.average, self.out / f"{self.task.name}.pt")
 
