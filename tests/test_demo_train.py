@@ -10,7 +10,7 @@ from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo import VOCABULARY, load_detector
 from minisam_glue.demo.evaluate import attributes, average_precision, hits, judge_detector
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
-from minisam_glue.demo.train_detector import JUDGED, DetectorTask, Recipe, collate
+from minisam_glue.demo.train_detector import JUDGED, DetectorTask, Recipe, collate, grouped
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
 
@@ -68,7 +68,7 @@ def test_every_caption_is_spelt_without_unknown_words():
 
 
 def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
-    batch = collate(scenes[:8], TOKENIZER, (64, 128))
+    batch = collate(scenes[:8], TOKENIZER, (64, 128), 0)
     assert batch.images.shape == (8, 3, 64, 80)
     for s, target, ids, real in zip(scenes, batch.targets, batch.ids, batch.real):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
@@ -77,6 +77,17 @@ def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
         for row, i in zip(target.tokens, named):
             assert TOKENIZER.join(ids[:len(row)][row].tolist()) == s.phrases[s.labels[i]].text.lower()
         assert (ids[~real] == TOKENIZER.ids["[PAD]"]).all() and ids[real][-1] == TOKENIZER.sep
+
+
+def test_groups_of_queries_do_not_meet_and_the_first_is_that_of_inference(scenes):
+    model, batch = TASK.build(), collate(scenes[:8], TOKENIZER, (64, 128), 3)
+    alone = model(batch.images, model.encode_text(batch.ids, batch.real))
+    together, targets = grouped(model, batch, 3)
+    assert len(together) == len(alone) == 4 and [t is batch.targets[0] for t in targets[:4]] == [True] * 3 + [False]
+    for one, many in zip(alone, together):
+        assert torch.allclose(many.boxes[::3], one.boxes, atol=1e-5)
+        assert torch.allclose(many.logits[::3], one.logits, atol=1e-4)
+        assert not torch.allclose(many.boxes[1::3], one.boxes, atol=1e-3)
 
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):

@@ -14,7 +14,10 @@ from torch import Tensor
 from ..boxes import xyxy_to_cxcywh
 from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
 from ..grounding_dino.detector import normalise, pack_captions
+from ..grounding_dino.geometry import build_geometry
 from ..grounding_dino.losses import Target, detection_loss, token_map
+from ..grounding_dino.model import Prediction
+from ..grounding_dino.transformer import Text
 from . import training
 from . import SIDES, VOCABULARY
 from .evaluate import judge_detector
@@ -30,6 +33,7 @@ class Recipe(training.Recipe):
     batch_size: int = 8
     lr: float = 5e-4
     side: int = SIDES[0]  # shorter side of what the model sees, on average, pixels
+    groups: int = 4  # of queries for each image
 
 
 @dataclass
@@ -39,9 +43,11 @@ class Batch:
     ids: Tensor  # (B, L)
     real: Tensor  # (B, L), False at padding
     targets: list[Target]
+    seed: int  # of the choice of queries
 
 
-def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:
+def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int],
+            seed: int) -> Batch:
     """Scenes of one size -> a batch; sides: shorter and longest side of what the model sees."""
     height, width = scenes[0].image.shape[:2]
     captions = [pack_captions([phrase.text for phrase in s.phrases], tokenizer)[0] for s in scenes]
@@ -57,7 +63,31 @@ def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int
         targets.append(Target(xyxy_to_cxcywh(boxes), tokens))
     images = torch.stack([normalise(s.image, sides) for s in scenes])
     real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
-    return Batch(images, ids, real, targets)
+    return Batch(images, ids, real, targets, seed)
+
+
+def grouped(model: GroundingDINO, batch: Batch, groups: int) -> tuple[list[Prediction], list[Target]]:
+    """What every head says of each image `groups` times, (B * groups) rows, from as many choices of queries.
+
+    Every choice is matched with the truth on its own, so that an object teaches as many queries. Queries of one
+    choice alone meet, as at inference (Chen et al., Group DETR, arXiv 2207.13085; theirs are learned). The first
+    choice is that of inference, the others are random among as many times more cells.
+    """
+    transformer, device = model.transformer, model.transformer.level_embed.device
+    text = model.encode_text(batch.ids.to(device), batch.real.to(device))
+    levels = model.encode_image(batch.images.to(device))
+    shapes, Q = tuple(tuple(level.shape[-2:]) for level in levels), model.config.num_queries
+    geometry = build_geometry(shapes, (shapes,) * len(batch.images), model.config.hidden_dim, groups * Q, device)
+    memory, words = transformer.encode(levels, geometry, text)
+    text = Text(words, text.real, text.positions, text.attention)
+    candidates, rating = transformer.rate_cells(memory, geometry, text)
+    best = rating.masked_fill(geometry.filler, -torch.inf).topk(groups * Q).indices
+    generator = torch.Generator().manual_seed(batch.seed)
+    ranks = [torch.arange(Q), *(torch.randperm(groups * Q, generator=generator)[:Q] for _ in range(groups - 1))]
+    predictions = model.refine(memory, candidates, best[:, torch.cat(ranks).to(device)], geometry, text)
+    # (B, groups * Q, ...) -> (B * groups, Q, ...)
+    rows = [Prediction(*(t.unflatten(1, (groups, Q)).flatten(0, 1) for t in (p.logits, p.boxes))) for p in predictions]
+    return rows, [target for target in batch.targets for _ in range(groups)]
 
 
 class DetectorTask:
@@ -77,12 +107,11 @@ class DetectorTask:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
         size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
         first = TRAINING_FROM + (recipe.seed * 1_000_000 + step) * recipe.batch_size
-        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short))
+        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short),
+                       first)
 
     def losses(self, model: GroundingDINO, batch: Batch) -> dict[str, Tensor]:
-        device = next(model.parameters()).device
-        text = model.encode_text(batch.ids.to(device), batch.real.to(device))
-        return detection_loss(model(batch.images.to(device), text), batch.targets)
+        return detection_loss(*grouped(model, batch, self.recipe.groups))
 
     def judge(self, model: GroundingDINO) -> dict[str, float]:
         return judge_detector(Detector(model, self.tokenizer, SIDES), map(scene, JUDGED))

@@ -65,11 +65,13 @@ def sample_by_maps(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     """The same, level by level with `grid_sample`: on a CPU no slower, and its gradient takes a quarter of the time."""
     (B, _, h, d), Q, out = value.shape, weights.shape[1], 0
     levels = value.split([height * width for height, width in shapes], 1)
-    for level, (height, width), where, share in zip(levels, shapes, locations.unbind(3), weights.unbind(3)):
+    # Queries last, so that the sums over the few points run over long rows: (B * h, levels, points, Q[, 2]).
+    where = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
+    share = weights.permute(0, 2, 3, 4, 1).flatten(0, 1)
+    for level, (height, width), grid, part in zip(levels, shapes, where.unbind(1), share.unbind(1)):
         maps = level.permute(0, 2, 3, 1).reshape(B * h, d, height, width)  # (B, S', h, d) -> (B * h, d, H, W)
-        grid = (2 * where - 1).transpose(1, 2).flatten(0, 1)  # (B, Q, h, points, 2) -> (B * h, Q, points, 2)
-        samples = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # (B * h, d, Q, points)
-        out = out + (samples * share.transpose(1, 2).reshape(B * h, 1, Q, -1)).sum(-1)
+        samples = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # (B * h, d, points, Q)
+        out = out + (samples * part[:, None]).sum(2)
     return out.view(B, h * d, Q).transpose(1, 2)  # (B * h, d, Q) -> (B, Q, h * d)
 
 

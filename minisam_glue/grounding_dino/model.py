@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .bert import Bert, BertConfig, phrase_masks
-from .geometry import Shapes, build_geometry, inverse_sigmoid, scaled_valid
+from .geometry import Geometry, Shapes, build_geometry, inverse_sigmoid, scaled_valid
 from .swin import Swin, SwinConfig
 from .transformer import Text, Transformer, contrastive_logits
 
@@ -115,8 +115,13 @@ class GroundingDINO(nn.Module):
         memory, words = transformer.encode(levels, geometry, text)
         text = Text(words, text.real, text.positions, text.attention)
         candidates, rating = transformer.rate_cells(memory, geometry, text)
-        features, start = transformer.propose(candidates, transformer.choose(rating, geometry), geometry)
-        hidden, references = transformer.decode(memory, start, geometry, text)
+        return self.refine(memory, candidates, transformer.choose(rating, geometry), geometry, text)
+
+    def refine(self, memory: Tensor, candidates: Tensor, chosen: Tensor, geometry: Geometry,
+               text: Text) -> list[Prediction]:
+        """Image memory and candidates (B, S, C) -> predictions as from `ground`, from the chosen ones (B, groups * Q)."""
+        features, start = self.transformer.propose(candidates, chosen, geometry)
+        hidden, references = self.transformer.decode(memory, start, geometry, text)
         heads = reversed(range(len(hidden))) if self.training else [len(hidden) - 1]
         predictions = [self.head(hidden[i], references[i], i, text) for i in heads]
         if self.training:
