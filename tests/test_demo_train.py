@@ -10,9 +10,10 @@ from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo import VOCABULARY, load_detector
 from minisam_glue.demo.evaluate import attributes, average_precision, hits, judge_detector
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
-from minisam_glue.demo.train_detector import JUDGED, DetectorTask, Recipe, collate, grouped
+from minisam_glue.demo.train_detector import JUDGED, DetectorTask, Recipe, cells_of_objects, collate
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
+from minisam_glue.grounding_dino.losses import Target
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
 RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2)
@@ -68,7 +69,7 @@ def test_every_caption_is_spelt_without_unknown_words():
 
 
 def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
-    batch = collate(scenes[:8], TOKENIZER, (64, 128), 0)
+    batch = collate(scenes[:8], TOKENIZER, (64, 128))
     assert batch.images.shape == (8, 3, 64, 80)
     for s, target, ids, real in zip(scenes, batch.targets, batch.ids, batch.real):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
@@ -79,15 +80,16 @@ def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
         assert (ids[~real] == TOKENIZER.ids["[PAD]"]).all() and ids[real][-1] == TOKENIZER.sep
 
 
-def test_groups_of_queries_do_not_meet_and_the_first_is_that_of_inference(scenes):
-    model, batch = TASK.build(), collate(scenes[:8], TOKENIZER, (64, 128), 3)
-    alone = model(batch.images, model.encode_text(batch.ids, batch.real))
-    together, targets = grouped(model, batch, 3)
-    assert len(together) == len(alone) == 4 and [t is batch.targets[0] for t in targets[:4]] == [True] * 3 + [False]
-    for one, many in zip(alone, together):
-        assert torch.allclose(many.boxes[::3], one.boxes, atol=1e-5)
-        assert torch.allclose(many.logits[::3], one.logits, atol=1e-4)
-        assert not torch.allclose(many.boxes[1::3], one.boxes, atol=1e-3)
+def test_the_cells_of_an_object_are_those_in_its_middle_on_the_level_of_its_size():
+    shapes = ((10, 20), (5, 10), (3, 5), (2, 3))
+    tokens = torch.eye(3, dtype=torch.bool)
+    boxes = torch.tensor([[0.5, 0.5, 0.1, 0.1], [0.26, 0.31, 0.03, 0.05], [0.5, 0.5, 0.9, 0.9]])
+    (wanted,) = cells_of_objects(shapes, [Target(boxes, tokens)], 4, torch.device("cpu"))
+    fine, middle, _, coarse = (part.view(*shape, 4) for part, shape in zip(wanted.split([200, 50, 15, 6]), shapes))
+    assert middle[..., 0].nonzero().tolist() == [[2, 4], [2, 5]]  # the nearest ones
+    assert fine[..., 1].nonzero().tolist() == [[3, 5]]  # too small to have a cell in its middle
+    assert coarse[..., 2].nonzero().tolist() == [[0, 1], [1, 1]] and not wanted[:, 3].any()
+    assert wanted.sum() == 5
 
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):

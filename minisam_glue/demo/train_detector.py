@@ -14,15 +14,16 @@ from torch import Tensor
 from ..boxes import xyxy_to_cxcywh
 from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
 from ..grounding_dino.detector import normalise, pack_captions
-from ..grounding_dino.geometry import build_geometry
-from ..grounding_dino.losses import Target, detection_loss, token_map
-from ..grounding_dino.model import Prediction
-from ..grounding_dino.transformer import Text
+from ..grounding_dino.geometry import Shapes, build_geometry, cell_centres
+from ..grounding_dino.losses import LOSS_WEIGHTS, Target, detection_loss, focal_loss, token_map
+from ..grounding_dino.transformer import Text, contrastive_logits
 from . import training
 from . import SIDES, VOCABULARY
 from .evaluate import judge_detector
 from .scenes import TRAINING_FROM, Scene, random_size, scene
 
+COARSE = 0.7
+PROPOSAL = 0.05  # side of the proposals of the finest level, as a fraction of the image
 JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
 
 
@@ -33,7 +34,7 @@ class Recipe(training.Recipe):
     batch_size: int = 8
     lr: float = 5e-4
     side: int = SIDES[0]  # shorter side of what the model sees, on average, pixels
-    groups: int = 4  # of queries for each image
+    coarse_steps: int = 5_000  # at the beginning: that side is COARSE times as long, and steps take half the time
 
 
 @dataclass
@@ -43,11 +44,9 @@ class Batch:
     ids: Tensor  # (B, L)
     real: Tensor  # (B, L), False at padding
     targets: list[Target]
-    seed: int  # of the choice of queries
 
 
-def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int],
-            seed: int) -> Batch:
+def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:
     """Scenes of one size -> a batch; sides: shorter and longest side of what the model sees."""
     height, width = scenes[0].image.shape[:2]
     captions = [pack_captions([phrase.text for phrase in s.phrases], tokenizer)[0] for s in scenes]
@@ -63,31 +62,54 @@ def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int
         targets.append(Target(xyxy_to_cxcywh(boxes), tokens))
     images = torch.stack([normalise(s.image, sides) for s in scenes])
     real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
-    return Batch(images, ids, real, targets, seed)
+    return Batch(images, ids, real, targets)
 
 
-def grouped(model: GroundingDINO, batch: Batch, groups: int) -> tuple[list[Prediction], list[Target]]:
-    """What every head says of each image `groups` times, (B * groups) rows, from as many choices of queries.
+def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device: torch.device) -> Tensor:
+    """Which cells should be similar to which text tokens: bool (B, S, L).
 
-    Every choice is matched with the truth on its own, so that an object teaches as many queries. Queries of one
-    choice alone meet, as at inference (Chen et al., Group DETR, arXiv 2207.13085; theirs are learned). The first
-    choice is that of inference, the others are random among as many times more cells.
+    Those in the middle of an object, on the level whose proposals have about its size; at least the nearest one.
+    """
+    centres = torch.cat([cell_centres(h, w, device) / torch.tensor([w, h], device=device) for h, w in shapes])  # (S, 2)
+    level = torch.cat([torch.full((h * w,), i, device=device) for i, (h, w) in enumerate(shapes)])
+    wanted = torch.zeros(len(targets), len(level), length, dtype=torch.bool, device=device)
+    for row, target in zip(wanted, targets):
+        middle, sides = target.boxes.to(device)[:, None].split(2, -1)  # (n, 1, 2)
+        own = (sides.prod(2).sqrt() / PROPOSAL).log2().round().clamp(0, len(shapes) - 1)  # (n, 1)
+        away = ((centres - middle).abs() / sides).amax(2).where(level == own, torch.inf)  # (n, S), in sides
+        near = (away < 0.3) | (away == away.amin(1, keepdim=True))
+        row[:, :target.tokens.shape[1]] = (near[:, :, None] & target.tokens.to(device)[:, None]).any(0)
+    return wanted
+
+
+def dense_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Focal loss of the similarity of all cells and text tokens, (B, S, L), for each cell of an object."""
+    real = ~logits.isneginf()  # no text padding
+    return focal_loss(logits[real], wanted[real].float()).sum() / wanted.any(2).sum().clamp(min=1)
+
+
+def all_losses(model: GroundingDINO, batch: Batch) -> dict[str, Tensor]:
+    """detection_loss, but the encoder learns the words at all cells of an object instead of one.
+
+    To name an object once is left to the decoder; words are learned sooner from many places (as with the auxiliary
+    heads of Co-DETR, arXiv 2211.12860).
     """
     transformer, device = model.transformer, model.transformer.level_embed.device
     text = model.encode_text(batch.ids.to(device), batch.real.to(device))
     levels = model.encode_image(batch.images.to(device))
-    shapes, Q = tuple(tuple(level.shape[-2:]) for level in levels), model.config.num_queries
-    geometry = build_geometry(shapes, (shapes,) * len(batch.images), model.config.hidden_dim, groups * Q, device)
+    shapes = tuple(tuple(level.shape[-2:]) for level in levels)
+    geometry = build_geometry(shapes, (shapes,) * len(batch.images), model.config.hidden_dim,
+                              model.config.num_queries, device)
     memory, words = transformer.encode(levels, geometry, text)
     text = Text(words, text.real, text.positions, text.attention)
     candidates, rating = transformer.rate_cells(memory, geometry, text)
-    best = rating.masked_fill(geometry.filler, -torch.inf).topk(groups * Q).indices
-    generator = torch.Generator().manual_seed(batch.seed)
-    ranks = [torch.arange(Q), *(torch.randperm(groups * Q, generator=generator)[:Q] for _ in range(groups - 1))]
-    predictions = model.refine(memory, candidates, best[:, torch.cat(ranks).to(device)], geometry, text)
-    # (B, groups * Q, ...) -> (B * groups, Q, ...)
-    rows = [Prediction(*(t.unflatten(1, (groups, Q)).flatten(0, 1) for t in (p.logits, p.boxes))) for p in predictions]
-    return rows, [target for target in batch.targets for _ in range(groups)]
+    *decoder, encoder = model.refine(memory, candidates, transformer.choose(rating, geometry), geometry, text)
+    wanted = cells_of_objects(shapes, batch.targets, batch.ids.shape[1], device)
+    losses, first = detection_loss(decoder, batch.targets), detection_loss([encoder], batch.targets)
+    losses |= {"first_l1": first["l1"], "first_giou": first["giou"],
+               "dense": dense_loss(contrastive_logits(candidates, text)[:, :wanted.shape[1]], wanted)}
+    losses["total"] = losses["total"] + sum(LOSS_WEIGHTS[name] * first[name] for name in ("l1", "giou"))
+    return losses | {"total": losses["total"] + losses["dense"]}
 
 
 class DetectorTask:
@@ -105,13 +127,13 @@ class DetectorTask:
 
     def batch(self, step: int) -> Batch:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
-        size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
+        side = recipe.side * (COARSE if step < recipe.coarse_steps else 1)
+        size, short = random_size(rng), round(side * math.exp(rng.uniform(-0.15, 0.15)))
         first = TRAINING_FROM + (recipe.seed * 1_000_000 + step) * recipe.batch_size
-        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short),
-                       first)
+        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short))
 
     def losses(self, model: GroundingDINO, batch: Batch) -> dict[str, Tensor]:
-        return detection_loss(*grouped(model, batch, self.recipe.groups))
+        return all_losses(model, batch)
 
     def judge(self, model: GroundingDINO) -> dict[str, float]:
         return judge_detector(Detector(model, self.tokenizer, SIDES), map(scene, JUDGED))

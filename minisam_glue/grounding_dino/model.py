@@ -119,7 +119,7 @@ class GroundingDINO(nn.Module):
 
     def refine(self, memory: Tensor, candidates: Tensor, chosen: Tensor, geometry: Geometry,
                text: Text) -> list[Prediction]:
-        """Image memory and candidates (B, S, C) -> predictions as from `ground`, from the chosen ones (B, groups * Q)."""
+        """Image memory and candidates (B, S, C), of which Q are chosen, (B, Q) -> predictions, as from `ground`."""
         features, start = self.transformer.propose(candidates, chosen, geometry)
         hidden, references = self.transformer.decode(memory, start, geometry, text)
         heads = reversed(range(len(hidden))) if self.training else [len(hidden) - 1]

@@ -130,10 +130,10 @@ class DecoderLayer(nn.Module):
         self.catext_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, position: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry,
-                text: Text, groups: int) -> Tensor:
+                text: Text) -> Tensor:
         """x, position (B, Q, C); boxes (B, Q, levels, 4) as fractions of the canvas; text: that of the encoder."""
-        at, own = ((t.unflatten(1, (groups, -1)).flatten(0, 1)) for t in (x + position, x))  # (B * groups, Q', C)
-        x = self.norm2(x + self.self_attn(at, at, own).reshape(x.shape))
+        at = x + position
+        x = self.norm2(x + self.self_attn(at, at, x))
         x = self.catext_norm(x + self.ca_text(x + position, text.features, text.features, text.real[:, None, None]))
         x = self.norm1(x + self.cross_attn(x + position, boxes, memory, geometry.shapes, geometry.mask))
         return self.norm3(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
@@ -149,9 +149,9 @@ class Decoder(nn.Module):
         self.ref_point_head = MLP(2 * dim, dim, dim)
         self.bbox_embed = nn.ModuleList([MLP(dim, dim, dim, 4)] * layers)
 
-    def forward(self, x: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry, text: Text,
-                groups: int) -> tuple[list[Tensor], list[Tensor]]:
-        """x (B, Q, C), boxes (B, Q, 4) cxcywh as fractions of each image; a query meets those of its group alone.
+    def forward(self, x: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry,
+                text: Text) -> tuple[list[Tensor], list[Tensor]]:
+        """x (B, Q, C), boxes (B, Q, 4) cxcywh as fractions of each image.
 
         -> the normed output of every layer, and the boxes that entered every layer and left the last.
         """
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
         hidden, references = [], [boxes]
         for layer, head in zip(self.layers, self.bbox_embed):
             position = self.ref_point_head(self.embed_boxes(boxes, geometry).to(x.dtype))
-            x = layer(x, position, boxes[:, :, None] * ratios, memory, geometry, text, groups)
+            x = layer(x, position, boxes[:, :, None] * ratios, memory, geometry, text)
             hidden.append(self.norm(x))
             references.append((head(x).float() + inverse_sigmoid(boxes)).sigmoid())
             boxes = references[-1].detach()  # each layer learns its own step
@@ -212,7 +212,6 @@ class Transformer(nn.Module):
 
     def decode(self, memory: Tensor, boxes: Tensor, geometry: Geometry,
                text: Text) -> tuple[list[Tensor], list[Tensor]]:
-        """Start from the learned queries, once for each group, at boxes (B, groups * Q, 4) before the sigmoid."""
-        groups = boxes.shape[1] // self.tgt_embed.num_embeddings
-        queries = self.tgt_embed.weight.repeat(groups, 1).expand(len(memory), -1, -1)
-        return self.decoder(queries, boxes.detach().sigmoid(), memory, geometry, text, groups)
+        """Start from learned queries at boxes (B, Q, 4), before the sigmoid; see Decoder."""
+        queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
+        return self.decoder(queries, boxes.detach().sigmoid(), memory, geometry, text)
