@@ -89,7 +89,7 @@ def _load_official(folder: str | Path | None, detector: str | None, sam: str,
 
 
 def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2]:
-    for name in (demo.DETECTOR, demo.SEGMENTER):
+    for name in (demo.DETECTOR, demo.SEGMENTER) if with_detector else (demo.SEGMENTER,):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name} is missing: "
                                f"python -m minisam_glue.demo.train_{Path(name).stem} makes it")
