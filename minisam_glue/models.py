@@ -92,7 +92,8 @@ def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2
     for name in (demo.DETECTOR, demo.SEGMENTER) if with_detector else (demo.SEGMENTER,):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name} is missing: "
-                               f"python -m minisam_glue.demo.train_{Path(name).stem} makes it")
+                               f"python -m minisam_glue.demo.train_{Path(name).stem} makes it"
+                               + ("; --box, --point and --mask do without" if name == demo.DETECTOR else ""))
     text = _read(demo.load_detector, folder / demo.DETECTOR) if with_detector else None
     return text, _read(demo.load_segmenter, folder / demo.SEGMENTER)
 

@@ -35,10 +35,10 @@ JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches it
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
-    steps: int = 24_000
+    steps: int = 30_000
     batch_size: int = 8
     lr: float = 5e-4
-    figure_steps: int = 3_000  # at the beginning, that show single figures
+    figure_steps: int = 9_000  # at the beginning, that show single figures
     figure_lr: float = 2e-3
     coarse_steps: int = 4_000  # after them: the shorter side is COARSE times as long, and steps take half the time
     side: int = SIDES[0]  # shorter side of what the model sees later, on average, pixels
