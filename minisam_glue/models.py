@@ -1,7 +1,7 @@
 """From names to models that are ready to run: which device, which precision, which files.
 
     models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
-    models = load_models("runs/demo")                        # a detector.pt and segmenter.pt that demo/ has trained
+    models = load_models("demo", detector=None)              # the small SAM 2 of this repository: no sentences
     models = load_models("folder", detector="swin-b", sam="large")
 """
 import pickle
@@ -55,9 +55,9 @@ def load_models(source: str | Path | None = None, detector: str | None = "swin-t
 
     source: None for the download cache, a folder with the official files, or one with a detector.pt and segmenter.pt
     of demo.train_detector and train_segmenter, "demo" for minisam_glue/demo itself; names of models are not looked at
-    then. detector: swin-t, swin-b, or None for
-    none. sam: tiny, small, base_plus or large, by default large on a GPU and small elsewhere. device: auto, cpu, cuda,
-    cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is float32 except on CUDA.
+    then. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on a GPU
+    and small elsewhere. device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is
+    float32 except on CUDA.
     WeightsError names a file that is missing or damaged, ValueError a name that does not exist.
     """
     place = choose_device(device)

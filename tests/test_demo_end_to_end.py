@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import segment
 from minisam_glue import rle
 from minisam_glue.assignment import hungarian
+from minisam_glue.demo.evaluate import mask_iou
 from minisam_glue.demo.scenes import Clip, clip, scene
 from minisam_glue.models import load_models
 
@@ -37,9 +39,9 @@ def save(image: np.ndarray, path: Path) -> Path:
     return path
 
 
-def save_film(film: Clip, folder: Path, start: int = 0) -> Path:
-    """The frames as pictures of a folder, from number `start` on."""
-    for t, frame in enumerate(film.frames[start:]):
+def save_film(film: Clip, folder: Path) -> Path:
+    """The frames as pictures of a folder."""
+    for t, frame in enumerate(film.frames):
         save(frame, folder / f"{t:03d}.png")
     return folder
 
@@ -51,9 +53,7 @@ def boxes_of(boxes: np.ndarray) -> list[str]:
 
 def iou(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Bool (n, H, W) and (m, H, W) -> (n, m); 1 where both masks are empty."""
-    both, either = ((a[:, None] & b).sum((2, 3)) for a, b in ((found, true), (~found, ~true)))
-    either = found[0].size - either if len(found) else either
-    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    return mask_iou(torch.from_numpy(found)[:, None], torch.from_numpy(true)).numpy()
 
 
 def overlaps(found: np.ndarray, true: np.ndarray) -> list[float]:

@@ -81,10 +81,10 @@ def test_training_sees_what_the_tracker_sees(monkeypatch):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, part = (Trainer(TASK, tmp_path / name, "cpu") for name in ("whole", "part"))
-    assert [len(TASK.batch(step).numbers) for step in range(4)] == [1, 1, 3, 3]  # images, then clips
+    assert [len(TASK.batch(step, step).numbers) for step in range(4)] == [1, 1, 3, 3]  # images, then clips
     whole.run(0)
     for step in range(2):
-        part.update(TASK.batch(step))
+        part.update(TASK.batch(step, step))
     part.save()
     resumed = Trainer(TASK, tmp_path / "part", "cpu")
     resumed.run(0)
@@ -131,14 +131,14 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
     monkeypatch.setattr(train_segmenter, "scene", lambda seed: drawn.append(seed) or scene(seed, (40, 40)))
     monkeypatch.setattr(train_segmenter, "clip", lambda seed, *rest: drawn.append(seed) or clip(seed, *rest))
     for step in range(RECIPE.steps):
-        TASK.batch(step)
+        TASK.batch(step, step)
     assert len(drawn) == len(set(drawn)) == 6 and min(drawn) >= TRAINING_FROM > max(JUDGED)
 
 
 def test_truth_and_boxes_of_a_batch_lie_on_the_objects(monkeypatch):
     monkeypatch.setattr(train_segmenter, "JITTER", 0.0)
     for step in (0, 3):
-        batch = TASK.batch(step)
+        batch = TASK.batch(step, step)
         T, O = batch.truth.shape[:2]
         assert batch.images.shape == (T * (int(batch.owner.max()) + 1), 3, 64, 64) and batch.boxes.shape == (O, 2, 2)
         for truth, box in zip(batch.truth[0], batch.boxes / 2):

@@ -1,6 +1,10 @@
 """Training and judging the demo detector."""
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +12,17 @@ import torch
 
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo import VOCABULARY, load_detector
-from minisam_glue.demo.drawing import COLOURS, SHAPES
 from minisam_glue.demo.evaluate import attributes, average_precision, hits, judge_detector
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
-from minisam_glue.demo.train_detector import FIGURE_SCENES, JUDGED, DetectorTask, Recipe, cells_of_objects, collate, cut_out
+from minisam_glue.demo.train_detector import (FIGURE_SCENES, JUDGED, NAMES, DetectorTask, Recipe, cells_of_objects,
+                                              collate, cut_out, mosaic, name_all, naming_losses, owners_of_cells)
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
 from minisam_glue.grounding_dino.detector import MEAN, STD
 from minisam_glue.grounding_dino.losses import Target
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
-RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2, figure_steps=1, coarse_steps=1)
+RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2, figure_steps=1, mosaic_steps=1)
 TASK = DetectorTask(RECIPE)
 
 
@@ -99,9 +103,12 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
     monkeypatch.setattr("minisam_glue.demo.train_detector.scene",
                         lambda seed, size: drawn.append(seed) or scene(seed, size))
     for step in range(RECIPE.steps):
-        TASK.batch(step)
-    assert len(drawn) == len(set(drawn)) == FIGURE_SCENES + 3 * 2
+        TASK.batch(step, step)
+    assert len(drawn) == len(set(drawn)) == FIGURE_SCENES + 2 * 4 + 2  # figures, a mosaic, scenes, a mosaic
     assert min(drawn) == TRAINING_FROM > max(JUDGED)
+    drawn_here = set(drawn)
+    TASK.batch(2, 7)  # as another process would
+    assert not drawn_here & set(drawn[len(drawn_here):])
 
 
 def test_a_cut_out_has_its_figure_in_the_middle(scenes):
@@ -109,25 +116,63 @@ def test_a_cut_out_has_its_figure_in_the_middle(scenes):
     figures = cut_out(one, 0.6, np.random.default_rng(0))
     assert figures.images.shape == (len(scenes), 3, 48, 48)
     close = 0
-    for image, colour, shape, s in zip(figures.images, figures.colours, figures.shapes, one):
-        assert (list(COLOURS)[colour], list(SHAPES)[shape]) == (s.figures[0].colour, s.figures[0].shape)
+    for image, (colour, shape), s in zip(figures.images, figures.names, one):
+        assert (NAMES["colour"][colour], NAMES["shape"][shape]) == (s.figures[0].colour, s.figures[0].shape)
         shown = image.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
         close += bool(((shown[18:30, 18:30] - torch.tensor(s.figures[0].rgb)).abs().amax(2) < 0.2).any())
     assert close > 0.8 * len(scenes)
+
+
+def test_in_a_mosaic_all_objects_keep_their_place_their_mask_and_both_names(scenes):
+    pictures = [mosaic(scenes[:4]), mosaic(scenes[4:8])]
+    batch = name_all(pictures, TASK.words, (128, 256))
+    assert batch.images.shape == (2, 3, 128, 160) and len(batch.names) == sum(len(s.boxes) for s in scenes[:8])
+    number = 0
+    for k, s in enumerate(scenes[:8]):
+        y, x = divmod(k % 4, 2)
+        picture, target, first = pictures[k // 4], batch.targets[k // 4], sum(len(s.boxes) for s in scenes[k // 4 * 4:k])
+        quarter = (slice(64 * y, 64 * y + 64), slice(80 * x, 80 * x + 80))
+        assert np.array_equal(picture.image[quarter], s.image)
+        for i, (box, figure) in enumerate(zip(s.boxes, s.figures)):
+            assert torch.equal(batch.owners[k // 4][quarter] == number, torch.from_numpy(s.masks[i]))
+            placed = cxcywh_to_xyxy(target.boxes[first + i]) * torch.tensor([160, 128, 160, 128])
+            assert torch.allclose(placed, torch.from_numpy(box) + torch.tensor([80 * x, 64 * y] * 2), atol=1e-3)
+            named = batch.ids[k // 4][target.tokens[first + i]].tolist()
+            assert named == [TOKENIZER.ids[figure.colour], TOKENIZER.ids[figure.shape]]
+            number += 1
+    assert (batch.owners >= 0).sum() == sum(s.masks.sum() for s in scenes[:8])
+
+
+def test_each_object_counts_the_same_in_the_naming_losses():
+    names = torch.tensor([[0, 3], [7, 5]])
+    owners = torch.tensor([[0, -1, 1, 1, 1, 1]])
+    likeness = torch.zeros(1, 6, 16)
+    likeness[0, :2, 0] = likeness[0, :2, 8 + 3] = 50.0  # the first is right, and what is nobody's does not matter
+    losses = naming_losses(likeness, owners, names)
+    assert losses["colour"] == losses["shape"] == pytest.approx(np.log(8) / 2)
+    likeness[0, 2:, 7] = 50.0
+    assert naming_losses(likeness, owners, names)["colour"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_cell_belongs_to_what_is_seen_at_its_centre():
+    owners = torch.arange(32 * 48).view(1, 32, 48)
+    cells = owners_of_cells(owners, ((4, 6), (2, 3)))
+    assert cells.tolist() == [[48 * (8 * y + 4) + 8 * x + 4 for y in range(4) for x in range(6)]
+                              + [48 * (16 * y + 8) + 16 * x + 8 for y in range(2) for x in range(3)]]
 
 
 def test_the_learning_rate_of_figures_ends_before_that_of_scenes_begins():
     recipe = Recipe(steps=1000, figure_steps=400, warmup_steps=100, cooldown=0.2)
     rates = [recipe.lr_at(step) for step in (0, 99, 199, 300, 399)]
     assert rates == pytest.approx([2e-5, 2e-3, 2e-3, 1e-3, 1e-5])
-    assert [recipe.lr_at(step) for step in (400, 499, 799, 900)] == pytest.approx([5e-6, 5e-4, 5e-4, 2.5e-4])
+    assert [recipe.lr_at(step) for step in (400, 499, 799, 900)] == pytest.approx([1e-5, 1e-3, 1e-3, 5e-4])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, part = (Trainer(TASK, tmp_path / name, "cpu") for name in ("whole", "part"))
     whole.run(0)
     for step in range(2):
-        part.update(TASK.batch(step))
+        part.update(TASK.batch(step, step))
     part.save()
     resumed = Trainer(TASK, tmp_path / "part", "cpu")
     assert resumed.step == 2
@@ -137,6 +182,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
             assert torch.equal(value, two.state_dict()[key]), key
     lines = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 4 and {"total", "similarity", "l1", "giou"} <= lines[-1].keys()
+
+
+SHARED_RUN = """
+import os, pathlib, sys
+from dataclasses import replace
+import torch
+import torch.distributed as dist
+from test_demo_train import RECIPE
+from minisam_glue.demo.train_detector import DetectorTask
+from minisam_glue.demo.training import Trainer
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+out = pathlib.Path(sys.argv[1])
+trainer = Trainer(DetectorTask(replace(RECIPE, processes=2)), out, "cpu", dist.get_rank())
+trainer.run(0)
+torch.save(trainer.model.state_dict(), out / f"rank{dist.get_rank()}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_share_a_run_and_end_with_the_same_weights(tmp_path):
+    (tmp_path / "run.py").write_text(SHARED_RUN)
+    tests = Path(__file__).parent
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+                    tmp_path / "run.py", tmp_path], check=True, timeout=120, capture_output=True,
+                   env=os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"})
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    (tmp_path / "alone").mkdir()
+    alone = Trainer(TASK, tmp_path / "alone", "cpu")
+    alone.run(0)
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    assert not all(torch.equal(value, one[key]) for key, value in alone.model.state_dict().items())
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):

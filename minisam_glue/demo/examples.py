@@ -14,6 +14,7 @@ SIZE = (240, 320)  # height, width
 
 
 def main() -> None:
+    """Write them into examples/ of the current folder."""
     folder = Path("examples")
     folder.mkdir(exist_ok=True)
     for name, seed in PICTURES.items():

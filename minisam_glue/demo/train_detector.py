@@ -2,9 +2,11 @@
 
     python -m minisam_glue.demo.train_detector --out runs/demo-detector      # again with the same line: goes on
 
-First the backbone and the text encoder learn the names of single figures, cut out: there a step teaches ten times as
-many of them as in whole scenes. (The official detector begins with a Swin that knows ImageNet and a BERT that knows
-English.) The loop, the folder of the run and what is left out: training.py. The result is detector.pt in that folder.
+Boxes are learned soon; names are not, if all that a model hears is which of a few phrases fits which object. So first
+the backbone and the words learn the names of single figures, cut out (the official detector begins with a Swin that
+knows ImageNet and a BERT that knows English). Then the whole model names all objects of mosaics, four scenes each. At
+last, mosaics and scenes with captions in turn. The loop, the folder of the run and what is left out: training.py. The
+result is detector.pt in that folder.
 """
 import math
 from dataclasses import dataclass
@@ -17,17 +19,18 @@ from torch import Tensor
 from ..boxes import xyxy_to_cxcywh
 from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
 from ..grounding_dino.detector import Caption, normalise, pack_captions
-from ..grounding_dino.geometry import Shapes, build_geometry, cell_centres
+from ..grounding_dino.geometry import Shapes, cell_centres
 from ..grounding_dino.losses import LOSS_WEIGHTS, Target, detection_loss, focal_loss, token_map
-from ..grounding_dino.transformer import Text, contrastive_logits
+from ..grounding_dino.transformer import contrastive_logits
 from . import training
 from . import SIDES, VOCABULARY
-from .drawing import COLOURS, SHAPES
+from .drawing import COLOURS, SHAPES, Figure
 from .evaluate import judge_detector
 from .scenes import TRAINING_FROM, Scene, random_size, scene
 
 FIGURE_SCENES, FIGURE_SIDE = 20, 48  # scenes that a step's figures are cut from; pixels of a cut-out
-COARSE = 0.7  # of the recipe's side
+NAMES = {"colour": list(COLOURS), "shape": list(SHAPES)}  # what an object is called
+NAMING_WEIGHTS = {"colour": 2.0, "shape": 6.0}  # shapes take far longer to learn
 PROPOSAL = 0.05  # side of the proposals of the finest level, as a fraction of the image
 JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
 
@@ -37,11 +40,11 @@ class Recipe(training.Recipe):
     """All that the result depends on."""
     steps: int = 30_000
     batch_size: int = 8
-    lr: float = 5e-4
+    lr: float = 1e-3
     figure_steps: int = 9_000  # at the beginning, that show single figures
     figure_lr: float = 2e-3
-    coarse_steps: int = 4_000  # after them: the shorter side is COARSE times as long, and steps take half the time
-    side: int = SIDES[0]  # shorter side of what the model sees later, on average, pixels
+    mosaic_steps: int = 4_000  # after them, that show mosaics; then every other step does
+    side: int = SIDES[0]  # shorter side of what the model sees then, on average, pixels
 
     def lr_at(self, step: int) -> float:
         """For figures a warm-up, and a slope in the second half; then that of every recipe, from its start."""
@@ -55,26 +58,28 @@ class Recipe(training.Recipe):
 class Figures:
     """Cut-outs with a figure in the middle of each."""
     images: Tensor  # (N, 3, FIGURE_SIDE, FIGURE_SIDE), normalised
-    colours: Tensor  # (N,), in the order of COLOURS
-    shapes: Tensor  # (N,), in the order of SHAPES
+    names: Tensor  # (N, 2), as of `names_of`
+
+
+def names_of(figures: list[Figure]) -> Tensor:
+    """(n, 2): the numbers of colour and shape in NAMES."""
+    return torch.tensor([[NAMES["colour"].index(f.colour), NAMES["shape"].index(f.shape)] for f in figures])
 
 
 def cut_out(scenes: list[Scene], widest: float, rng: np.random.Generator) -> Figures:
     """All figures of the scenes; a cut-out is 1.04 to 2 * `widest` times as long as its figure."""
-    images, colours, shapes = [], [], []
+    images = []
     for s in scenes:
         whole = normalise(s.image, (min(s.image.shape[:2]), max(s.image.shape[:2])))[None]  # of its size
         size = np.array(s.image.shape[1::-1])  # width, height
-        for box, figure in zip(s.boxes, s.figures):
+        for box in s.boxes:
             length = max(box[2:] - box[:2])
             half = max(length * rng.uniform(0.52, widest), 4)
             x, y = ((box[:2] + box[2:]) / 2 + rng.uniform(-0.08, 0.08, 2) * length) / size * 2 - 1
             window = torch.tensor([[[2 * half / size[0], 0, x], [0, 2 * half / size[1], y]]]).float()
             grid = F.affine_grid(window, (1, 3, FIGURE_SIDE, FIGURE_SIDE), align_corners=False)
             images.append(F.grid_sample(whole, grid, align_corners=False, padding_mode="border"))
-            colours.append(list(COLOURS).index(figure.colour))
-            shapes.append(list(SHAPES).index(figure.shape))
-    return Figures(torch.cat(images), torch.tensor(colours), torch.tensor(shapes))
+    return Figures(torch.cat(images), names_of([figure for s in scenes for figure in s.figures]))
 
 
 @dataclass
@@ -84,11 +89,19 @@ class Batch:
     ids: Tensor  # (B, L)
     real: Tensor  # (B, L), False at padding
     targets: list[Target]
+    # If all objects of the batch are named, by a caption of all names:
+    names: Tensor | None = None  # (n, 2), as of `names_of`
+    owners: Tensor | None = None  # (B, H, W), the number in `names` of the object seen at each pixel, or -1
+
+
+def to_target(s: Scene, keep: list[int], tokens: Tensor) -> Target:
+    """The objects `keep` of a scene, which tokens (n, L) name."""
+    height, width = s.image.shape[:2]
+    return Target(xyxy_to_cxcywh(torch.from_numpy(s.boxes[keep]) / torch.tensor([width, height, width, height])), tokens)
 
 
 def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:
     """Scenes of one size -> a batch; sides: shorter and longest side of what the model sees."""
-    height, width = scenes[0].image.shape[:2]
     captions = [pack_captions([phrase.text for phrase in s.phrases], tokenizer)[0] for s in scenes]
     L = max(len(caption.ids) for caption in captions)
     ids = torch.full((len(scenes), L), tokenizer.ids["[PAD]"])
@@ -97,30 +110,77 @@ def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int
     targets = []
     for s, caption in zip(scenes, captions):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
-        boxes = torch.from_numpy(s.boxes[named]) / torch.tensor([width, height, width, height])
-        tokens = token_map(caption.spans, [s.labels[i] for i in named], len(caption.ids))
-        targets.append(Target(xyxy_to_cxcywh(boxes), tokens))
+        targets.append(to_target(s, named, token_map(caption.spans, [s.labels[i] for i in named], len(caption.ids))))
     images = torch.stack([normalise(s.image, sides) for s in scenes])
     real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
     return Batch(images, ids, real, targets)
 
 
-def naming_losses(model: GroundingDINO, figures: Figures, words: Caption) -> dict[str, Tensor]:
-    """Cross-entropy of colour and shape, chosen by the likeness of each level's mean to the words; means of levels."""
+def mosaic(scenes: list[Scene]) -> Scene:
+    """Four scenes of one size as the quarters of one picture, without a caption."""
+    (height, width), parts = scenes[0].image.shape[:2], []
+    image = np.zeros((2 * height, 2 * width, 3), np.uint8)
+    masks = np.zeros((sum(len(s.masks) for s in scenes), 2 * height, 2 * width), bool)
+    for s, (y, x) in zip(scenes, ((0, 0), (0, width), (height, 0), (height, width))):
+        first = sum(map(len, parts))
+        image[y:y + height, x:x + width] = s.image
+        masks[first:first + len(s.masks), y:y + height, x:x + width] = s.masks
+        parts.append(s.boxes + np.float32([x, y, x, y]))
+    return Scene(image, masks, np.concatenate(parts), [f for s in scenes for f in s.figures], [], [-1] * len(masks))
+
+
+def name_all(scenes: list[Scene], words: Caption, sides: tuple[int, int]) -> Batch:
+    """Scenes of one size, their captions aside -> a batch in which each object is called by colour and shape."""
+    ids, names = torch.tensor([words.ids] * len(scenes)), names_of([f for s in scenes for f in s.figures])
+    first_shape = len(NAMES["colour"])
+    targets, owners, first = [], [], 0
+    for s in scenes:
+        colours, shapes = names[first:first + len(s.boxes)].T.tolist()
+        tokens = token_map(words.spans, colours, len(words.ids)) | token_map(
+            words.spans, [first_shape + shape for shape in shapes], len(words.ids))
+        targets.append(to_target(s, list(range(len(s.boxes))), tokens))
+        owners.append(torch.from_numpy(np.where(s.masks.any(0), s.masks.argmax(0) + first, -1)))
+        first += len(s.boxes)
+    images = torch.stack([normalise(s.image, sides) for s in scenes])
+    return Batch(images, ids, torch.ones_like(ids, dtype=torch.bool), targets, names, torch.stack(owners))
+
+
+def naming_losses(likeness: Tensor, owners: Tensor, names: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of the colour and the shape at the cells of objects, each object counting the same.
+
+    likeness: (B, S, number of NAMES) of the cells and the names; owners: (B, S) and names: as in Batch.
+    """
+    seen = owners >= 0
+    owner = owners[seen]
+    weight = 1 / torch.bincount(owner, minlength=len(names))[owner].float()
+    parts = likeness[seen].split([len(some) for some in NAMES.values()], 1)
+    return {kind: (F.cross_entropy(part, truth, reduction="none") * weight).sum() / weight.sum()
+            for kind, part, truth in zip(NAMES, parts, names[owner].T)}
+
+
+def figure_losses(model: GroundingDINO, figures: Figures, words: Caption) -> dict[str, Tensor]:
+    """The naming losses of backbone and words: those of the mean in the middle of each level, averaged."""
     device = model.transformer.level_embed.device
-    ids = torch.tensor([words.ids], device=device)
+    ids, truth = torch.tensor([words.ids], device=device), figures.names.to(device)
     features = model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)).features[0]
-    names = features[[start for start, _ in words.spans]]  # (colours and shapes, C)
-    losses = {"colour": 0.0, "shape": 0.0}
-    levels = model.encode_image(figures.images.to(device))
+    names = features[[start for start, _ in words.spans]]  # (names, C)
+    levels, of_levels = model.encode_image(figures.images.to(device)), []
     for level in levels:
         margin = level.shape[-1] // 6
         middle = level[..., margin:level.shape[2] - margin, margin:level.shape[3] - margin].mean((2, 3))
-        likeness = middle @ names.T / math.sqrt(names.shape[1])
-        for name, some, truth in zip(losses, likeness.split((len(COLOURS), len(SHAPES)), 1),
-                                     (figures.colours, figures.shapes)):
-            losses[name] = losses[name] + F.cross_entropy(some, truth.to(device)) / len(levels)
-    return losses | {"total": losses["colour"] + losses["shape"]}
+        likeness = (middle @ names.T / math.sqrt(names.shape[1]))[:, None]  # (N, C) -> (N, 1, names)
+        of_levels.append(naming_losses(likeness, torch.arange(len(truth), device=device)[:, None], truth))
+    losses = {kind: sum(level[kind] for level in of_levels) / len(levels) for kind in NAMES}
+    return losses | {"total": sum(losses.values())}
+
+
+def owners_of_cells(owners: Tensor, shapes: Shapes) -> Tensor:
+    """Of pixels (B, H, W) -> of the cells (B, S): what is seen at the centre of each."""
+    H, W = owners.shape[1:]
+    centres = [cell_centres(h, w, owners.device) * torch.tensor([W / w, H / h], device=owners.device)
+               for h, w in shapes]
+    x, y = torch.cat(centres).long().T
+    return owners[:, y, x]
 
 
 def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device: torch.device) -> Tensor:
@@ -146,28 +206,34 @@ def dense_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return focal_loss(logits[real], wanted[real].float()).sum() / wanted.any(2).sum().clamp(min=1)
 
 
-def all_losses(model: GroundingDINO, batch: Batch) -> dict[str, Tensor]:
+def all_losses(model: GroundingDINO, batch: Batch, words: Caption) -> dict[str, Tensor]:
     """detection_loss, but the encoder learns the words at all cells of an object instead of one.
 
     To name an object once is left to the decoder; words are learned sooner from many places (as with the auxiliary
-    heads of Co-DETR, arXiv 2211.12860).
+    heads of Co-DETR, arXiv 2211.12860). Where all objects are named, from those of the backbone too.
     """
     transformer, device = model.transformer, model.transformer.level_embed.device
-    text = model.encode_text(batch.ids.to(device), batch.real.to(device))
+    raw = model.encode_text(batch.ids.to(device), batch.real.to(device))
     levels = model.encode_image(batch.images.to(device))
     shapes = tuple(tuple(level.shape[-2:]) for level in levels)
-    geometry = build_geometry(shapes, (shapes,) * len(batch.images), model.config.hidden_dim,
-                              model.config.num_queries, device)
-    memory, words = transformer.encode(levels, geometry, text)
-    text = Text(words, text.real, text.positions, text.attention)
+    memory, geometry, text = model.enhance(levels, (shapes,) * len(batch.images), raw)
     candidates, rating = transformer.rate_cells(memory, geometry, text)
     *decoder, encoder = model.refine(memory, candidates, transformer.choose(rating, geometry), geometry, text)
     wanted = cells_of_objects(shapes, batch.targets, batch.ids.shape[1], device)
     losses, first = detection_loss(decoder, batch.targets), detection_loss([encoder], batch.targets)
-    losses |= {"first_l1": first["l1"], "first_giou": first["giou"],
-               "dense": dense_loss(contrastive_logits(candidates, text)[:, :wanted.shape[1]], wanted)}
-    losses["total"] = losses["total"] + sum(LOSS_WEIGHTS[name] * first[name] for name in ("l1", "giou"))
-    return losses | {"total": losses["total"] + losses["dense"]}
+    similarity = contrastive_logits(candidates, text)[:, :wanted.shape[1]]
+    losses |= {"first_l1": first["l1"], "first_giou": first["giou"], "dense": dense_loss(similarity, wanted)}
+    losses["total"] = losses["total"] + losses["dense"] + sum(LOSS_WEIGHTS[k] * first[k] for k in ("l1", "giou"))
+    if batch.names is not None:
+        owners, names = owners_of_cells(batch.owners.to(device), shapes), batch.names.to(device)
+        columns = [start for start, _ in words.spans]
+        cells = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)  # (B, C, S) -> (B, S, C)
+        early = contrastive_logits(cells, raw)[..., columns] / math.sqrt(cells.shape[-1])
+        late = naming_losses(similarity[..., columns], owners, names)
+        early = naming_losses(early, owners, names)
+        losses |= late | {f"first_{kind}": loss for kind, loss in early.items()}
+        losses["total"] = losses["total"] + sum(NAMING_WEIGHTS[kind] * late[kind] + early[kind] for kind in NAMES)
+    return losses
 
 
 class DetectorTask:
@@ -176,7 +242,7 @@ class DetectorTask:
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.tokenizer = recipe, WordPieceTokenizer.load(VOCABULARY)
-        (self.words,) = pack_captions([*COLOURS, *SHAPES], self.tokenizer)
+        (self.words,) = pack_captions(sum(NAMES.values(), []), self.tokenizer)
 
     def build(self) -> GroundingDINO:
         model = GroundingDINO(PRESETS["demo"])
@@ -191,18 +257,23 @@ class DetectorTask:
                 norm.weight[0], norm.bias[0] = 0.0, value
         return model
 
-    def batch(self, step: int) -> Batch | Figures:
+    def batch(self, step: int, draw: int) -> Batch | Figures:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
-        first = TRAINING_FROM + (recipe.seed * 1_000_000 + step) * max(recipe.batch_size, FIGURE_SCENES)
+        count = 2 * recipe.batch_size  # scenes of half as many mosaics
+        first = TRAINING_FROM + (recipe.seed * 1_000_000 + draw) * max(count, FIGURE_SCENES)
         if step < recipe.figure_steps:
             scenes = [scene(first + i, (96, 128)) for i in range(FIGURE_SCENES)]
             return cut_out(scenes, 0.7 + step / recipe.figure_steps, rng)  # large ones first
-        side = recipe.side * (COARSE if step < recipe.figure_steps + recipe.coarse_steps else 1)
-        size, short = random_size(rng), round(side * math.exp(rng.uniform(-0.15, 0.15)))
-        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, (short, 2 * short))
+        size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
+        sides = short, 2 * short
+        if step < recipe.figure_steps + recipe.mosaic_steps or step % 2:
+            size = tuple(max(72, length // 2) for length in size)
+            scenes = [scene(first + i, size) for i in range(count)]
+            return name_all([mosaic(scenes[i:i + 4]) for i in range(0, count, 4)], self.words, sides)
+        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, sides)
 
     def losses(self, model: GroundingDINO, batch: Batch | Figures) -> dict[str, Tensor]:
-        return naming_losses(model, batch, self.words) if isinstance(batch, Figures) else all_losses(model, batch)
+        return (figure_losses if isinstance(batch, Figures) else all_losses)(model, batch, self.words)
 
     def judge(self, model: GroundingDINO) -> dict[str, float]:
         return judge_detector(Detector(model, self.tokenizer, SIDES), map(scene, JUDGED))

@@ -88,12 +88,14 @@ def prepare(frames: np.ndarray, masks: np.ndarray, boxes: np.ndarray, keep: np.n
 
 
 def collate(samples: list[Sample], numbers: list[int], opening: str, corrections: int, seed: int) -> Batch:
+    """Samples of equally many frames -> a batch, the objects of the first sample first."""
     owner = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.boxes) for s in samples]))
     return Batch(torch.cat([s.images for s in samples]), owner, torch.cat([s.truth for s in samples], 1),
                  torch.cat([s.boxes for s in samples]), numbers, opening, corrections, seed)
 
 
 def image_sample(seed: int, objects: int, rng: np.random.Generator, side: int) -> Sample:
+    """The image of this seed, with at most so many of its objects."""
     s = scene(seed)
     keep = rng.permutation(len(s.boxes))[:objects]
     return prepare(s.image[None], s.masks[None], s.boxes, keep, rng, side)
@@ -274,9 +276,9 @@ class SegmenterTask:
         head_start(model)
         return model
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, draw: int) -> Batch:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 4)), self.recipe
-        first = TRAINING_FROM + (recipe.seed * 1_000_000 + step) * max(recipe.batch_size, recipe.clips)
+        first = TRAINING_FROM + (recipe.seed * 1_000_000 + draw) * max(recipe.batch_size, recipe.clips)
         opening = str(rng.choice(("box", "click", "mask"), p=(0.5, 0.3, 0.2)))
         if rng.random() < recipe.clips_at(step):
             chosen, numbers = random_frames(rng, recipe.frames)

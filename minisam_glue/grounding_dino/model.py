@@ -109,13 +109,16 @@ class GroundingDINO(nn.Module):
 
         In training mode: the predictions of all decoder layers, the last one first, then the encoder's.
         """
-        shapes = tuple(tuple(level.shape[-2:]) for level in levels)
-        config, transformer = self.config, self.transformer
+        memory, geometry, text = self.enhance(levels, valid, text)
+        candidates, rating = self.transformer.rate_cells(memory, geometry, text)
+        return self.refine(memory, candidates, self.transformer.choose(rating, geometry), geometry, text)
+
+    def enhance(self, levels: list[Tensor], valid: tuple[Shapes, ...], text: Text) -> tuple[Tensor, Geometry, Text]:
+        """Maps and text, as for `ground` -> image memory (B, S, C), the geometry of its cells, and the text memory."""
+        shapes, config = tuple(tuple(level.shape[-2:]) for level in levels), self.config
         geometry = build_geometry(shapes, valid, config.hidden_dim, config.num_queries, levels[0].device)
-        memory, words = transformer.encode(levels, geometry, text)
-        text = Text(words, text.real, text.positions, text.attention)
-        candidates, rating = transformer.rate_cells(memory, geometry, text)
-        return self.refine(memory, candidates, transformer.choose(rating, geometry), geometry, text)
+        memory, words = self.transformer.encode(levels, geometry, text)
+        return memory, geometry, Text(words, text.real, text.positions, text.attention)
 
     def refine(self, memory: Tensor, candidates: Tensor, chosen: Tensor, geometry: Geometry,
                text: Text) -> list[Prediction]:
