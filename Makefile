@@ -6,8 +6,9 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test clean
 
 demo: $(VENV)/.ready
-	$(RUN) segment.py examples/hexagons.jpg --box 142,147,222,218 --box 182,104,225,146 --weights demo --out runs/segmented
-	$(RUN) segment.py examples/leaving.webp --box 148,181,201,238 --box 38,49,93,104 --weights demo --out runs/segmented
+	$(RUN) segment.py examples/hexagons.jpg "green hexagon. blue square." --weights demo --out runs/segmented
+	$(RUN) segment.py examples/leaving.webp "black circle. green heart." --weights demo --out runs/segmented
+	$(RUN) segment.py examples/squares.jpg --box 97,114,192,200 --weights demo --out runs/segmented
 	$(RUN) train_cifar.py --data shapes --preset shapes-demo --out runs/demo
 
 test: $(VENV)/.ready

@@ -6,7 +6,7 @@
     python segment.py clip.mp4 --box 30,40,150,130            # a box, points or a mask instead of a sentence
     python segment.py frames/ "car." --frames --fps 10        # a folder of pictures as one video
     python segment.py camera:0 "person." --max-seconds 20     # Ctrl-C ends it, too
-    python segment.py examples/hexagons.jpg --box 142,147,222,218 --weights demo    # small weights that are here
+    python segment.py examples/hexagons.jpg "green hexagon." --weights demo    # small weights that are here
     python segment.py --download all                          # get the official weights beforehand
     torchrun --nproc-per-node 2 segment.py photos/ "dog."     # the inputs are shared among processes
 
@@ -89,7 +89,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     g = parser.add_argument_group("models")
     g.add_argument("--weights", metavar="DIR",
-                   help="folder with the weights, or demo: a small SAM 2 for generated shapes, which ships here "
+                   help="folder with the weights, or demo: small models for generated shapes, which ship here "
                    "(default: MINISAM_HOME or the user's cache, downloaded once)")
     g.add_argument("--download", nargs="+", metavar="NAME",
                    help="get weights and end: all, or some of " + ", ".join(weights.CHECKPOINTS))

@@ -1,7 +1,7 @@
 """From names to models that are ready to run: which device, which precision, which files.
 
     models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
-    models = load_models("demo", detector=None)              # the small SAM 2 of this repository: no sentences
+    models = load_models("demo")                             # the small models of this repository
     models = load_models("folder", detector="swin-b", sam="large")
 """
 import pickle

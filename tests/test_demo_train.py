@@ -130,7 +130,8 @@ def test_in_a_mosaic_all_objects_keep_their_place_their_mask_and_both_names(scen
     number = 0
     for k, s in enumerate(scenes[:8]):
         y, x = divmod(k % 4, 2)
-        picture, target, first = pictures[k // 4], batch.targets[k // 4], sum(len(s.boxes) for s in scenes[k // 4 * 4:k])
+        picture, target = pictures[k // 4], batch.targets[k // 4]
+        first = sum(len(s.boxes) for s in scenes[k // 4 * 4:k])
         quarter = (slice(64 * y, 64 * y + 64), slice(80 * x, 80 * x + 80))
         assert np.array_equal(picture.image[quarter], s.image)
         for i, (box, figure) in enumerate(zip(s.boxes, s.figures)):

@@ -6,13 +6,19 @@ bound is one that the intact model keeps and every fault below breaks. Figures o
 import pytest
 import torch
 
-from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
-from minisam_glue.demo.evaluate import judge_clips, judge_masks
+from minisam_glue.demo import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
+from minisam_glue.demo.evaluate import judge_clips, judge_detector, judge_masks
 from minisam_glue.demo.scenes import clip, scene
+from minisam_glue.grounding_dino import deformable_attention, detector as detection, geometry, model as dino
 from minisam_glue.sam2 import memory, model as sam
 from minisam_glue.sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, PromptEncoder
 
 FIRST_SEED = 600_000  # held out, and neither of the evaluation nor of the examples
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(FOLDER / DETECTOR)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +30,51 @@ def change(monkeypatch, module, name, new):
     """Replace a function by `new(old, *arguments)`."""
     old = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args, **kwargs: new(old, *args, **kwargs))
+
+
+# --- A sentence to boxes --------------------------------------------------------------------------------------
+
+def see_all_phrases(old, ids, separators):
+    mask, positions = old(ids, separators)
+    return torch.ones_like(mask), positions
+
+
+TEXT_FAULTS = {
+    "phrases see each other": (dino, "phrase_masks", see_all_phrases),
+    "boxes are a hundredth aside": (detection, "cxcywh_to_xyxy", lambda old, boxes: old(boxes) + 0.01),
+    "cells are counted from their corner": (geometry, "cell_centres", lambda old, *args: old(*args) - 0.5),
+    "samples are taken at (y, x)": (deformable_attention, "deformable_sample",
+                                    lambda old, value, shapes, where, *rest: old(value, shapes, where.flip(-1), *rest)),
+}
+
+
+@pytest.fixture
+def fresh_caches(detector):
+    """What a fault has spoiled must not stay in a cache, nor what was there before hide it."""
+    def clear():
+        geometry.build_geometry.cache_clear()
+        detector.texts.clear()
+    clear()
+    yield
+    clear()
+
+
+def found_by_text(detector) -> dict[str, float]:
+    return judge_detector(detector, map(scene, range(FIRST_SEED, FIRST_SEED + 40)))
+
+
+def holds(figures: dict[str, float]) -> bool:
+    return figures["ap"] > 0.5 and figures["attributes"] > 0.9 and figures["silence"] > 0.9
+
+
+def test_phrases_find_their_objects_and_no_others(detector):
+    assert holds(found_by_text(detector))
+
+
+@pytest.mark.parametrize("fault", TEXT_FAULTS)
+def test_a_fault_in_text_or_boxes_shows(fault, detector, monkeypatch, fresh_caches):
+    change(monkeypatch, *TEXT_FAULTS[fault])
+    assert not holds(found_by_text(detector))
 
 
 # --- Boxes and clicks to masks -----------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Recipe(training.Recipe):
     lr: float = 1e-3
     figure_steps: int = 9_000  # at the beginning, that show single figures
     figure_lr: float = 2e-3
-    mosaic_steps: int = 4_000  # after them, that show mosaics; then every other step does
+    mosaic_steps: int = 3_000  # after them, that show mosaics; then every other step does
     side: int = SIDES[0]  # shorter side of what the model sees then, on average, pixels
 
     def lr_at(self, step: int) -> float:
@@ -97,7 +97,8 @@ class Batch:
 def to_target(s: Scene, keep: list[int], tokens: Tensor) -> Target:
     """The objects `keep` of a scene, which tokens (n, L) name."""
     height, width = s.image.shape[:2]
-    return Target(xyxy_to_cxcywh(torch.from_numpy(s.boxes[keep]) / torch.tensor([width, height, width, height])), tokens)
+    fractions = torch.from_numpy(s.boxes[keep]) / torch.tensor([width, height, width, height])
+    return Target(xyxy_to_cxcywh(fractions), tokens)
 
 
 def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:

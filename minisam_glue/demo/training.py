@@ -67,7 +67,7 @@ class Task(Protocol):
         """The model as training begins."""
 
     def batch(self, step: int, draw: int) -> Any:
-        """What a process learns from in a step. No other process or step has the same `draw`, so it seeds the scenes."""
+        """What a process learns from in a step. `draw` seeds the scenes: no other process or step has the same."""
 
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """The parts of the loss by name, and their "total"."""
@@ -112,7 +112,7 @@ class Trainer:
             self.resume(torch.load(out / "last.pt", map_location=device, weights_only=True))
 
     def resume(self, state: dict) -> None:
-        """Go on from a saved state. ValueError if it is of another recipe; only its steps may differ, on the plateau."""
+        """Go on from a saved state. ValueError if it is of another recipe; steps may differ while on the plateau."""
         recipe, saved = dataclasses.asdict(self.recipe), state["recipe"]
         changed = {name for name in recipe.keys() | saved.keys() if recipe.get(name) != saved.get(name)}
         if state["step"] <= min(self.recipe.plateau, dataclasses.replace(self.recipe, steps=saved["steps"]).plateau):
@@ -214,7 +214,8 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run (default %(default)s)")
     parser.add_argument("--steps", type=int, default=recipe.steps, help="steps of the optimiser (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=recipe.batch_size, help="scenes a step and process (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=recipe.batch_size,
+                        help="scenes a step and process (default %(default)s)")
     parser.add_argument("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
