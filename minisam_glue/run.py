@@ -222,7 +222,9 @@ class Run:
     def nothing(self, best: tuple[str, float] | None) -> str:
         if best is None:
             return "nothing found"
-        lower = max(best[1] - 0.01, 0)
+        if best[1] < 0.05:
+            return f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: nothing here looks like it"
+        lower = best[1] - 0.01
         options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text")
                    if getattr(self.thresholds, name) > lower] or ["a larger --max-area"]
         return f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: try {' '.join(options)}"

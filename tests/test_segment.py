@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from minisam_glue import media, rle, run
 from minisam_glue.outputs import Journal
 from minisam_glue.pipeline import segment_image
 from test_pipeline import film, picture
-from tiny_segment import tiny_models
+from tiny_segment import BrightDetector, tiny_models
 
 TINY = [sys.executable, str(Path(__file__).with_name("tiny_segment.py"))]
 
@@ -78,6 +79,15 @@ def test_nothing_found_is_a_result_with_a_hint(tmp_path, capsys):
     assert record["objects"] == [] and record["best"] == {"label": "bright", "score": 0.1}
     command(save(picture(5), tmp_path / "large.png"), "bright.", "--max-area", 0.01, "--out", tmp_path / "out")
     assert "the best is 'bright' with 0.90: try a larger --max-area" in capsys.readouterr().out
+
+
+def test_a_hopeless_score_brings_no_advice_to_lower_thresholds(tmp_path, capsys, monkeypatch):
+    detect = BrightDetector.detect
+    monkeypatch.setattr(BrightDetector, "detect", lambda *args, **options: [
+        replace(found, best=("bright", 0.012)) for found in detect(*args, **options)])
+    assert command(save(picture(), tmp_path / "none.png"), "bright.", "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert "nothing found; the best is 'bright' with 0.01: nothing here looks like it" in text and "try" not in text
 
 
 @pytest.mark.parametrize("form", ["mp4", "gif", "webp", "png"])
