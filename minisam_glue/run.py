@@ -1,6 +1,5 @@
 """One command of segment.py: inputs in order, pictures in batches, videos frame by frame, results into folders."""
 import json
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from .models import Models, load_models
 from .outputs import VideoOutput, finished, save_picture
 from .pictures import is_picture
 from .pipeline import FORWARD, Clicks, Thresholds, Tracking, segment_images
+from .processes import own_gpu, rank_and_number
 from .progress import Progress
 
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
@@ -47,7 +47,7 @@ class Run:
         self.thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         inputs = list(dict.fromkeys(self.expand(sources)))
         self.folders = folders_of(inputs, args.out)
-        rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+        rank, ranks = rank_and_number()
         self.inputs = inputs[rank::ranks]
         args.out.mkdir(parents=True, exist_ok=True)  # before the long loading: it may fail
         self.models = models or self.load()
@@ -57,7 +57,7 @@ class Run:
         """The models that the command line names; of several processes each takes its own GPU."""
         args, device = self.args, self.args.device
         if device in ("auto", "cuda") and torch.cuda.is_available():
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            device = own_gpu()
         detector = None if isinstance(self.prompt, Clicks) else args.detector
         progress = None if args.quiet else weights.progress_line()
         return load_models(args.weights, detector, args.sam, device, args.dtype, progress)
@@ -222,12 +222,14 @@ class Run:
     def nothing(self, best: tuple[str, float] | None) -> str:
         if best is None:
             return "nothing found"
-        if best[1] < 0.05:
-            return f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: nothing here looks like it"
-        lower = best[1] - 0.01
+        label, score = best
+        summary = f"nothing found; the best is {label!r} with {score:.2f}"
+        if score < 0.05:
+            return f"{summary}: nothing here looks like it"
+        lower = score - 0.01
         options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text")
                    if getattr(self.thresholds, name) > lower] or ["a larger --max-area"]
-        return f"nothing found; the best is {best[0]!r} with {best[1]:.2f}: try {' '.join(options)}"
+        return f"{summary}: try {' '.join(options)}"
 
     def say(self, text: str) -> None:
         if not self.args.quiet:

@@ -133,12 +133,11 @@ def mosaic(scenes: list[Scene]) -> Scene:
 def name_all(scenes: list[Scene], words: Caption, sides: tuple[int, int]) -> Batch:
     """Scenes of one size, their captions aside -> a batch in which each object is called by colour and shape."""
     ids, names = torch.tensor([words.ids] * len(scenes)), names_of([f for s in scenes for f in s.figures])
-    first_shape = len(NAMES["colour"])
+    L, colour_words, shape_words = len(words.ids), words.spans, words.spans[len(COLOURS):]
     targets, owners, first = [], [], 0
     for s in scenes:
         colours, shapes = names[first:first + len(s.boxes)].T.tolist()
-        tokens = token_map(words.spans, colours, len(words.ids)) | token_map(
-            words.spans, [first_shape + shape for shape in shapes], len(words.ids))
+        tokens = token_map(colour_words, colours, L) | token_map(shape_words, shapes, L)
         targets.append(to_target(s, list(range(len(s.boxes))), tokens))
         owners.append(torch.from_numpy(np.where(s.masks.any(0), s.masks.argmax(0) + first, -1)))
         first += len(s.boxes)

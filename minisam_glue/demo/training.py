@@ -14,7 +14,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..files import whole_file
+from ..processes import own_gpu, rank_and_number
 
 LOG_EVERY, SAVE_EVERY, JUDGE_EVERY = 50, 250, 2500  # steps
 
@@ -221,10 +221,10 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
     args = parser.parse_args()
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+    rank, processes = rank_and_number()
     if processes > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}" if args.device == "cuda" else args.device
+        args.device = own_gpu() if args.device == "cuda" else args.device
     recipe = dataclasses.replace(recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr,
                                  seed=args.seed)
     try:
