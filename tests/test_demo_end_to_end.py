@@ -26,7 +26,7 @@ from minisam_glue.models import load_models
 ROOT = Path(__file__).resolve().parent.parent
 # Least mean IoU over the frames. These weights take look-alikes that crossed for one another: see RESULTS.md.
 FOLLOWED = {"free": 0.6, "crossing": 0.5, "occlusion": 0.6, "leaving": 0.6}
-FOUND, FALSE = 0.65, 0.15  # by a sentence: least mean IoU; most wrong objects for each right one
+FOUND, FALSE = 0.7, 0.15  # by a sentence: least mean IoU; most wrong objects for each right one
 FIRST_SEED = 700_000  # held out, and neither of the evaluation nor of the examples
 
 
@@ -163,7 +163,7 @@ def test_what_a_sentence_names_is_followed_through(kind, models, tmp_path):
     film = clip(FIRST_SEED, kind)
     leads = list(film.leads)
     run(models, save_film(film, tmp_path / "film"), name_of(film.figures[leads[0]]), "--frames",
-        "--out", tmp_path / "out", "--format", "gif")
+        "--box-threshold", "0.3", "--out", tmp_path / "out", "--format", "gif")  # one of the look-alikes scores 0.34
     assert min(followed(tmp_path / "out" / "film", film.masks[:, leads])) > FOLLOWED[kind]
 
 

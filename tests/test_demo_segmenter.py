@@ -123,7 +123,7 @@ def test_exported_weights_load_strictly_and_are_small(tmp_path):
     loaded = load_segmenter(tmp_path / "segmenter.pt").state_dict()
     for key, value in trainer.average.state_dict().items():
         assert loaded[key].dtype == value.dtype and torch.allclose(loaded[key], value, rtol=1e-3, atol=1e-6), key
-    assert (tmp_path / "segmenter.pt").stat().st_size < 2.7e6
+    assert (tmp_path / "segmenter.pt").stat().st_size < 2.8e6
 
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):

@@ -186,19 +186,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 SHARED_RUN = """
-import os, pathlib, sys
+import pathlib, sys
 from dataclasses import replace
 import torch
 import torch.distributed as dist
 from test_demo_train import RECIPE
 from minisam_glue.demo.train_detector import DetectorTask
-from minisam_glue.demo.training import Trainer
+from minisam_glue.demo.training import Trainer, average_gradients
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
 out = pathlib.Path(sys.argv[1])
 trainer = Trainer(DetectorTask(replace(RECIPE, processes=2)), out, "cpu", dist.get_rank())
 trainer.run(0)
 torch.save(trainer.model.state_dict(), out / f"rank{dist.get_rank()}.pt")
+either = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False) for _ in range(3))
+((1 + dist.get_rank()) * either[dist.get_rank()](torch.ones(1))).backward()
+average_gradients(either)
+torch.save([float(weight.grad) for weight in either.parameters()], out / f"gradients{dist.get_rank()}.pt")
 dist.destroy_process_group()
 """
 
@@ -216,6 +220,8 @@ def test_two_processes_share_a_run_and_end_with_the_same_weights(tmp_path):
     assert all(torch.equal(value, two[key]) for key, value in one.items())
     assert not all(torch.equal(value, one[key]) for key, value in alone.model.state_dict().items())
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]
+    for rank in range(2):  # a weight that one process alone used, another one, and one that none used
+        assert torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True) == [0.5, 1.0, 0.0]
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):

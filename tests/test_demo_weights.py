@@ -64,7 +64,7 @@ def found_by_text(detector) -> dict[str, float]:
 
 
 def holds(figures: dict[str, float]) -> bool:
-    return figures["ap"] > 0.5 and figures["attributes"] > 0.9 and figures["silence"] > 0.9
+    return figures["ap"] > 0.55 and figures["attributes"] > 0.9 and figures["silence"] > 0.9
 
 
 def test_phrases_find_their_objects_and_no_others(detector):
@@ -100,14 +100,14 @@ def masks_of_prompts(segmenter) -> dict[str, float]:
 
 def test_boxes_and_clicks_become_masks(segmenter):
     figures = masks_of_prompts(segmenter)
-    assert figures["box_iou"] > 0.7 and figures["click_iou"] > 0.6
+    assert figures["box_iou"] > 0.78 and figures["click_iou"] > 0.67
 
 
 @pytest.mark.parametrize("fault", PROMPT_FAULTS)
 def test_a_fault_in_prompts_shows(fault, segmenter, monkeypatch):
     change(monkeypatch, *PROMPT_FAULTS[fault])
     figures = masks_of_prompts(segmenter)
-    assert figures["box_iou"] < 0.7
+    assert figures["box_iou"] < 0.6
 
 
 # --- Masks to tracks ----------------------------------------------------------------------------------------
@@ -128,11 +128,11 @@ def tracked(segmenter) -> dict[str, float]:
 
 
 def test_objects_are_followed(segmenter):
-    assert tracked(segmenter)["jf"] > 0.57
+    assert tracked(segmenter)["jf"] > 0.66
 
 
 @pytest.mark.parametrize("fault", MEMORY_FAULTS)
 def test_a_fault_in_memory_shows(fault, segmenter, monkeypatch):
     change(monkeypatch, *MEMORY_FAULTS[fault])
     figures = tracked(segmenter)
-    assert figures["jf"] < 0.57
+    assert figures["jf"] < 0.66

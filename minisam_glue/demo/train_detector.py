@@ -1,6 +1,8 @@
 """Train the demo detector from nothing on generated scenes (Grounding DINO, arXiv 2303.05499, section 3.5).
 
-    python -m minisam_glue.demo.train_detector --out runs/demo-detector      # again with the same line: goes on
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_detector --out runs/demo-detector
+
+The same line again goes on. A process without torchrun does it too, with half as much in a step.
 
 Boxes are learned soon; names are not, if all that a model hears is which of a few phrases fits which object. So first
 the backbone and the words learn the names of single figures, cut out (the official detector begins with a Swin that
@@ -38,13 +40,14 @@ JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches it
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
-    steps: int = 30_000
-    batch_size: int = 8
+    steps: int = 17_750
+    batch_size: int = 4
+    cooldown: float = 0.12
     lr: float = 1e-3
     figure_steps: int = 9_000  # at the beginning, that show single figures
     figure_lr: float = 2e-3
     mosaic_steps: int = 3_000  # after them, that show mosaics; then every other step does
-    side: int = SIDES[0]  # shorter side of what the model sees then, on average, pixels
+    side: int = 160  # shorter side of what the model sees then, on average, pixels
 
     def lr_at(self, step: int) -> float:
         """For figures a warm-up, and a slope in the second half; then that of every recipe, from its start."""

@@ -1,6 +1,8 @@
 """Train the demo segmenter from nothing on generated scenes and clips (SAM 2, arXiv 2408.00714, appendix D.2).
 
-    python -m minisam_glue.demo.train_segmenter --out runs/demo-segmenter     # again with the same line: goes on
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_segmenter --out runs/demo-segmenter
+
+The same line again goes on. A process without torchrun does it too, with half as much in a step.
 
 At first every step shows images: a prompt drawn from the truth, then clicks where the mask is wrong. Later more
 and more steps show short clips instead: prompted on the first frame, tracked through memory on the others, with
@@ -36,15 +38,16 @@ JITTER = 0.1  # largest deviation of the corners of a prompted box, in sides of 
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
-    steps: int = 20_000
-    batch_size: int = 8  # images a step
-    lr: float = 8e-4
-    clips: int = 2  # clips a step
+    steps: int = 12_500
+    cooldown: float = 0.16
+    batch_size: int = 4  # images a step and process
+    lr: float = 1e-3
+    clips: int = 1  # clips a step and process
     frames: int = 8  # of a clip
     objects: int = 3  # of an image or clip, at most
     corrections: int = 2  # clicks after the first prompt of an image
-    image_steps: int = 3_000  # at the beginning, that show images alone
-    mixed_steps: int = 2_000  # after them, in which clips get more and more frequent
+    image_steps: int = 10_000  # at the beginning, that show images alone
+    mixed_steps: int = 500  # after them, in which clips get more and more frequent
     clip_share: float = 0.5  # of all later steps, that show clips
 
     def clips_at(self, step: int) -> float:
@@ -115,9 +118,10 @@ def clip_sample(seed: int, chosen: np.ndarray, objects: int, rng: np.random.Gene
 def random_frames(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[int]]:
     """`count` frames of a clip, forwards or backwards, and their numbers as the memory counts them.
 
-    They are evenly spaced, but the first, which is prompted, may lie further back.
+    They are evenly spaced, the more often the closer (neighbours are what a tracker sees), but the first, which is
+    prompted, may lie further back.
     """
-    stride = int(rng.integers(1, (CLIP_LENGTH - 1) // (count - 1)))
+    stride = int(((CLIP_LENGTH - 1) // (count - 1)) ** rng.random())
     start = int(rng.integers(CLIP_LENGTH - stride * (count - 1)))
     chosen, gap = start + stride * np.arange(count), 0
     if rng.random() < 0.3:

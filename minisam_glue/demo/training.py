@@ -3,12 +3,13 @@
 The folder of a run gets metrics.jsonl (a line every LOG_EVERY steps: means since the last one), last.pt (the
 whole state of the run) and, at the end, the averaged weights in fp16. A step depends on the recipe and its
 number alone, so that an interrupted run goes on as if nothing had happened. As the learning rate is constant until
-the last quarter, a run may also be given other --steps before it gets there, or afterwards, from the state kept in
-plateau.pt (copy it to last.pt). What is trained is a Task: train_detector.py, train_segmenter.py. Several processes
-share a run, each with batches of its own, by averaging their gradients: on a CPU, two of one thread each train
-faster than one of two threads. Left out: mixed precision (measured on a CPU: no gain).
+the cooldown, a run may also be given other --steps before it gets there, or afterwards, from the state kept in
+plateau.pt (copy it to last.pt). Matrices learn by Muon, all else by AdamW without decay. What is trained is a Task:
+train_detector.py, train_segmenter.py. Several processes share a run, each with batches of its own, by averaging
+their gradients: on a CPU, two of one thread each train faster than one of two threads. Left out: mixed precision
+(measured on a CPU: no gain).
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_detector --batch-size 4
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_detector
 """
 import argparse
 import copy
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..files import whole_file
 from ..processes import own_gpu, rank_and_number
+from .muon import Muon, matrices_of
 
 LOG_EVERY, SAVE_EVERY, JUDGE_EVERY = 50, 250, 2500  # steps
 
@@ -42,7 +44,6 @@ class Recipe:
     lr: float = 6e-4
     warmup_steps: int = 500
     cooldown: float = 0.25  # share of the steps, at the end, in which the learning rate falls
-    weight_decay: float = 1e-4
     clip_norm: float = 1.0
     averaging: float = 0.998  # decay of the average of the weights
     seed: int = 0
@@ -102,10 +103,9 @@ class Trainer:
         self.task, self.recipe, self.out, self.step, self.rank = task, task.recipe, out, 0, rank
         self.model = task.build().to(device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        matrices = [p for p in self.model.parameters() if p.dim() > 1]
-        rest = [p for p in self.model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": self.recipe.weight_decay},
-                                            {"params": rest, "weight_decay": 0.0}], lr=self.recipe.lr)
+        matrices = matrices_of(self.model)
+        rest = [w for w in self.model.parameters() if all(w is not matrix for matrix in matrices)]
+        self.optimizers = (Muon(matrices, self.recipe.lr), torch.optim.AdamW(rest, self.recipe.lr, weight_decay=0.0))
         self.recent: dict[str, list[Tensor]] = defaultdict(list)  # losses since the last line of the log
         out.mkdir(parents=True, exist_ok=True)
         if (out / "last.pt").exists():
@@ -122,7 +122,8 @@ class Trainer:
                              "or choose another --out")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved_state)
         self.step = state["step"]
         log = self.out / "metrics.jsonl"
         if log.exists() and self.rank == 0:  # lines after the checkpoint will be written again
@@ -136,7 +137,7 @@ class Trainer:
         with whole_file(self.out / name) as path:
             torch.save({"recipe": dataclasses.asdict(self.recipe), "step": self.step,
                         "model": self.model.state_dict(), "average": self.average.state_dict(),
-                        "optimizer": self.optimizer.state_dict()}, path)
+                        "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, path)
 
     def run(self, workers: int) -> None:
         """Train to the last step and write the weights."""
@@ -163,15 +164,16 @@ class Trainer:
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of the optimiser: the losses before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr_at(self.step)
         losses = self.task.losses(self.model, batch)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         losses["total"].backward()
         if self.recipe.processes > 1:
             average_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.lr_at(self.step)
+            optimizer.step()
         self.step += 1
         decay = min(self.recipe.averaging, self.step / (self.step + 10))
         with torch.no_grad():
@@ -191,8 +193,10 @@ class Trainer:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Give all processes the mean of their gradients."""
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    """Give all processes the mean of their gradients; a weight that a process did not use counts as zero in it."""
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    gradients = [weight.grad for weight in model.parameters()]
     together = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(together)
     for gradient, part in zip(gradients, together.split([gradient.numel() for gradient in gradients])):

@@ -65,6 +65,8 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
+    """Tokens read from the image and write to it, twice, and read once more."""
+
     def __init__(self, dim: int, mlp_dim: int):
         super().__init__()
         self.layers = nn.ModuleList(TwoWayBlock(dim, mlp_dim, first=i == 0) for i in range(2))
@@ -94,37 +96,41 @@ class Decoded:
 
 
 class MaskDecoder(nn.Module):
-    """Image and prompt tokens -> one mask, or three for ambiguous prompts."""
+    """Image and prompt tokens -> one mask, or three for ambiguous prompts.
 
-    def __init__(self, dim: int, mlp_dim: int):
+    With width w the maps of stride 8 have c1 = w C / 4 channels, and those of stride 4 have c0 = w C / 8.
+    """
+
+    def __init__(self, dim: int, mlp_dim: int, width: int = 1):
         super().__init__()
+        c1, c0 = width * dim // 4, width * dim // 8
         self.transformer = TwoWayTransformer(dim, mlp_dim)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(4, dim)  # 0: the single mask, 1-3: the three
         self.obj_score_token = nn.Embedding(1, dim)
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(dim, dim // 4, 2, stride=2), LayerNorm2d(dim // 4), nn.GELU(),
-            nn.ConvTranspose2d(dim // 4, dim // 8, 2, stride=2), nn.GELU())
-        self.conv_s0 = nn.Conv2d(dim, dim // 8, 1)
-        self.conv_s1 = nn.Conv2d(dim, dim // 4, 1)
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim, dim // 8) for _ in range(4))
+            nn.ConvTranspose2d(dim, c1, 2, stride=2), LayerNorm2d(c1), nn.GELU(),
+            nn.ConvTranspose2d(c1, c0, 2, stride=2), nn.GELU())
+        self.conv_s0 = nn.Conv2d(dim, c0, 1)
+        self.conv_s1 = nn.Conv2d(dim, c1, 1)
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim, c0) for _ in range(4))
         self.iou_prediction_head = MLP(dim, dim, dim, 4)
         self.pred_obj_score_head = MLP(dim, dim, dim, 1)
 
     def upscale(self, image: Tensor, s0: Tensor, s1: Tensor) -> Tensor:
-        """image (B, N, C), s0 (1, N, 16, C / 8), s1 (1, N, 4, C / 4) -> (B, N, 16, C / 8), nested."""
+        """image (B, N, C), s0 (1, N, 16, c0), s1 (1, N, 4, c1) -> (B, N, 16, c0), nested."""
         first, norm, _, second, _ = self.output_upscaling
         x = F.gelu(norm_last(norm, double(first, image) + s1))
-        # (B, N, 4, 4, C / 8) -> (B, N, 16, C / 8)
+        # (B, N, 4, 4, c0) -> (B, N, 16, c0)
         return F.gelu(double(second, x).flatten(2, 3) + s0)
 
     def hyper(self, tokens: Tensor, first: int) -> Tensor:
-        """The weights of masks first, first + 1, ... from their tokens: (B, M, C) -> (B, M, C / 8)."""
+        """The weights of masks first, first + 1, ... from their tokens: (B, M, C) -> (B, M, c0)."""
         mlps = self.output_hypernetworks_mlps[first:first + tokens.shape[1]]
         return torch.stack([mlp(token) for mlp, token in zip(mlps, tokens.unbind(1))], 1)
 
     def render(self, up: Tensor, hyper: Tensor) -> Tensor:
-        """up (B, N, 16, c), hyper (B, M, c) -> mask logits (B, M, 4 h, 4 w)."""
+        """up (B, N, 16, c0), hyper (B, M, c0) -> mask logits (B, M, 4 h, 4 w)."""
         B, N, cells, _ = up.shape
         masks = hyper @ up.flatten(1, 2).mT  # (B, M, N * 16)
         return unnest(masks.view(B, -1, N, cells), round(N ** 0.5))

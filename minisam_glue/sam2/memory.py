@@ -52,6 +52,8 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Fuser(nn.Module):
+    """Two ConvNeXt blocks that mix the frame and its mask."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.layers = nn.ModuleList(ConvNeXtBlock(dim) for _ in range(2))
@@ -140,6 +142,8 @@ def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int 
 
 
 class MemoryAttentionLayer(nn.Module):
+    """The frame attends to itself, then to the memories; then an MLP."""
+
     def __init__(self, dim: int, mem_dim: int, mlp_dim: int):
         super().__init__()
         self.self_attn = RotaryAttention(dim)

@@ -40,6 +40,7 @@ class SAM2Config:
     mem_dim: int = 64  # channels of memories, a multiple of 4
     mlp_dim: int = 2048  # inner width of the mask decoder's and the memory attention's MLPs
     memory_layers: int = 4
+    mask_width: int = 1  # times dim / 4 and dim / 8: channels of the mask decoder at strides 8 and 4
 
     def __post_init__(self):
         if self.image_size <= 0 or self.image_size % 32:
@@ -56,7 +57,7 @@ BASE_PLUS = replace(TINY, embed_dim=112, num_heads=2, stages=(2, 3, 16, 3), glob
 LARGE = replace(TINY, embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_att_blocks=(23, 33, 43),
                 window_spec=(8, 4, 16, 8))
 DEMO = SAM2Config(embed_dim=16, stages=(2, 2, 3, 1), global_att_blocks=(5, 6), window_spec=(8, 8, 8, 8),
-                  image_size=256, dim=96, mem_dim=32, mlp_dim=224, memory_layers=2)
+                  image_size=256, dim=96, mem_dim=32, mlp_dim=224, memory_layers=2, mask_width=3)
 
 
 def first_release(config: SAM2Config) -> SAM2Config:
@@ -75,7 +76,7 @@ PRESETS = {
     "sam2_hiera_small": first_release(SMALL),
     "sam2_hiera_base_plus": first_release(BASE_PLUS),
     "sam2_hiera_large": first_release(LARGE),
-    "demo": DEMO,  # minisam_glue/demo, 1,266,474
+    "demo": DEMO,  # minisam_glue/demo, 1,310,586
 }
 
 
@@ -86,7 +87,7 @@ class ImageFeatures:
     begun: where memory attention begins, the same for all objects, made by the first of them.
     """
     tokens: Tensor
-    high: tuple[Tensor, Tensor]  # (B, N, 16, C / 8), (B, N, 4, C / 4)
+    high: tuple[Tensor, Tensor]  # (B, N, 16, c0), (B, N, 4, c1), channels as in MaskDecoder
     begun: Tensor | None = None  # (1, N, C)
 
     def __getitem__(self, i: int) -> "ImageFeatures":
@@ -112,7 +113,7 @@ class SAM2(nn.Module):
                       config.window_spec, config.window_pos_embed_bkg_spatial_size)
         self.image_encoder = ImageEncoder(trunk, Neck(dim, [config.embed_dim << i for i in range(4)]))
         self.sam_prompt_encoder = PromptEncoder(dim, config.image_size)
-        self.sam_mask_decoder = MaskDecoder(dim, config.mlp_dim)
+        self.sam_mask_decoder = MaskDecoder(dim, config.mlp_dim, config.mask_width)
         self.memory_attention = MemoryAttention(dim, mem_dim, config.mlp_dim, config.memory_layers)
         self.memory_encoder = MemoryEncoder(dim, mem_dim)
         self.mask_downsample = nn.Conv2d(1, 1, 4, stride=4)
