@@ -4,7 +4,8 @@
     python train_cifar.py --data shapes --preset shapes-demo        # no download, minutes on a CPU
     python train_cifar.py --data folder --data-root my_images       # train/<class>/*.jpg and test/<class>/*.jpg
     python train_cifar.py --preset vit-b16 --pretrained vit_b_16-c867db91.pth --lr 1e-4 --epochs 10
-    python train_cifar.py --preset resnet18 --out runs/teacher      # then: --preset distilled --teacher runs/teacher/best.pt
+    python train_cifar.py --preset resnet18 --out runs/teacher      # a teacher for the next line
+    python train_cifar.py --preset distilled --teacher runs/teacher/best.pt
     python train_cifar.py --resume runs/cifar                       # go on after Ctrl-C or a power cut
     python train_cifar.py --config runs/cifar/config.json --out runs/again
     python train_cifar.py --eval runs/cifar/best.pt
@@ -29,9 +30,9 @@ DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; an argument that was not given is absent, so that presets and --config can fill it."""
-    parser = argparse.ArgumentParser(usage="python train_cifar.py [options]", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(usage="python train_cifar.py [options]", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     argument_default=argparse.SUPPRESS)
 
     def flag(group, name: str, help: str, **options) -> None:
         default = DEFAULTS.get(name[2:].replace("-", "_"))
@@ -51,7 +52,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     g = parser.add_argument_group("data")
     flag(g, "--data", "where images come from (default cifar10); shapes are drawn on the fly", choices=run.DATA)
     flag(g, "--data-root", "folder of the archive or of train/ and test/ (default data)", type=Path)
-    flag(g, "--val-split", "hold out this share, or this number, of the training images to choose by (default 0.02)", type=float)
+    flag(g, "--val-split", "hold out this share, or this number, of the training images to choose by (default 0.02)",
+         type=float)
     flag(g, "--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
 
     g = parser.add_argument_group("model (a preset, and what differs from it)")
@@ -68,7 +70,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     flag(g, "--class-attention", "number of last blocks that update the class and distillation tokens only", type=int)
     flag(g, "--dropout", "dropout rate", type=float)
     flag(g, "--drop-path", "stochastic depth rate at the last block", type=float)
-    flag(g, "--pretrained", "start from a torchvision or timm ViT checkpoint (.pth, .safetensors)", type=Path, metavar="FILE")
+    flag(g, "--pretrained", "start from a torchvision or timm ViT checkpoint (.pth, .safetensors)", type=Path,
+         metavar="FILE")
 
     g = parser.add_argument_group("optimisation")
     flag(g, "--epochs", "passes over the training images", type=int)
@@ -106,7 +109,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     g = parser.add_argument_group("machine")
     flag(g, "--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag(g, "--threads", "processor threads (default: PyTorch's choice)", type=int)
-    flag(g, "--amp", "precision of the forward pass; auto takes bf16 where the hardware has it", choices=("auto", "bf16", "fp16", "off"))
+    flag(g, "--amp", "precision of the forward pass; auto takes bf16 where the hardware has it",
+         choices=("auto", "bf16", "fp16", "off"))
     flag(g, "--compile", "torch.compile the model: slow to start, then faster on a GPU", **yes_no)
     flag(g, "--out", "run folder (default runs/<data>-<preset>)", type=Path)
     return parser.parse_args(argv)
@@ -120,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             return run.evaluate(given.pop("eval"), given)
         if "predict" in given:
             checkpoint, *images = given.pop("predict")
-            return run.predict(checkpoint, images, given)
+            return run.classify(checkpoint, images, given)
         return train(given)
     except (ValueError, OSError) as error:  # DataError, TrainingError and what a user can mend
         print(f"error: {error}", file=sys.stderr)
@@ -143,7 +147,8 @@ def train(given: dict) -> int:
         for s, handler in previous.items():
             signal.signal(s, handler)
     if not finished:
-        print(f"stopped in epoch {trainer.epoch + 1} and saved; go on with: python train_cifar.py --resume {trainer.run}")
+        print(f"stopped in epoch {trainer.epoch + 1} and saved; "
+              f"go on with: python train_cifar.py --resume {trainer.run}")
         return 130
     run.show_result(trainer.final_report(), trainer.run)
     return 0

@@ -44,7 +44,8 @@ class Attention(nn.Module):
         """(B, N, C) -> (B, N, C), or (B, first, C) when only the first tokens' outputs are wanted."""
         B, N, C = x.shape
         Q = N if first is None else first
-        q, k, v = (t.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for t in self.project(x, Q))  # (B, h, N, d)
+        # Each (B, N, C) -> (B, h, N, d), of the queries with Q tokens.
+        q, k, v = (t.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for t in self.project(x, Q))
         out = self.attend(self.q_norm(q), self.k_norm(k), v, bias if bias is None else bias[:, :, :Q])
         out = self.proj(out.transpose(1, 2).reshape(B, Q, C))  # (B, h, Q, d) -> (B, Q, C)
         return F.dropout(out, self.dropout, self.training)

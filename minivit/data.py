@@ -399,7 +399,7 @@ def shapes(seed: int = 0, n_train: int = 8000, n_test: int = 2000, image_size: i
             raise DataError(f"{count} generated images are too few: {len(CLASSES)} classes need one each")
         generator = torch.Generator().manual_seed(2 * seed + stream)
         labels = torch.arange(count)[torch.randperm(count, generator=generator)] % len(CLASSES)
-        images = [draw_shapes(chunk, image_size, generator) for chunk in labels.split(500)]  # 500 at a time bounds memory
+        images = [draw_shapes(chunk, image_size, generator) for chunk in labels.split(500)]  # to bound memory
         parts.append(Split(torch.cat(images), labels))
     mean, std = channel_stats(parts[0].images)
     return Dataset(parts[0], parts[1], list(CLASSES), mean, std)

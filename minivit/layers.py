@@ -108,7 +108,10 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
-    """Fixed 2-D position embedding, (h * w, dim): sines and cosines of the column, then of the row (MAE, ViT-S of MoCo v3)."""
+    """Fixed 2-D position embedding, (h * w, dim): sines and cosines of the column, then of the row.
+
+    As in MAE and in the ViT-S of MoCo v3.
+    """
     if dim % 4:
         raise ValueError(f"a 2-D sine-cosine embedding needs a width divisible by 4, not {dim}")
     frequency = 1 / 10000 ** (torch.arange(dim // 4) / (dim // 4))

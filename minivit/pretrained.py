@@ -91,8 +91,9 @@ def infer_config(state: dict[str, Tensor], heads: int | None = None) -> ViTConfi
     scale = 0.1 if "blocks.0.ls1.gamma" in state else None
     return ViTConfig(
         image_size=math.isqrt(positions) * patch, patch=patch, classes=len(state["head.weight"]), dim=dim,
-        depth=full + tail, heads=heads or dim // (48 if tail else 64), mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / dim,
-        distillation=distillation, class_attention=tail, tail_mlp_ratio=tail_mlp, tokens_enter_late=bool(tail),
+        depth=full + tail, heads=heads or dim // (48 if tail else 64),
+        mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / dim, distillation=distillation,
+        class_attention=tail, tail_mlp_ratio=tail_mlp, tokens_enter_late=bool(tail),
         talking_heads="blocks.0.attn.proj_l.weight" in state, qk_norm="blocks.0.attn.q_norm.weight" in state,
         layer_scale=scale, pool="mean" if "fc_norm.weight" in state else "cls")
 
@@ -134,7 +135,8 @@ def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, i
     special, patches = embedding[:, :tokens], embedding[:, tokens:]
     side = math.isqrt(patches.shape[1])
     if side * side != patches.shape[1]:
-        raise ValueError(f"{patches.shape[1]} positions are not a square grid: cannot be resampled to {grid[0]}x{grid[1]}")
+        raise ValueError(f"{patches.shape[1]} positions are not a square grid: "
+                         f"cannot be resampled to {grid[0]}x{grid[1]}")
     image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, N, C) -> (1, C, n, n)
     image = F.interpolate(image, grid, mode="bicubic", antialias=antialias, align_corners=align_corners)
     return torch.cat([special, image.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from minivit import data as datasets
-from minivit.augment import normalise
 from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
 from minivit.resnet import resnet18, resnet50
-from minivit.train import TrainConfig, Trainer, TrainingError, fit_size
+from minivit.train import TrainConfig, Trainer, TrainingError, predict
 from minivit.vit import PRESETS, ViTConfig, VisionTransformer
 
 DATA = ("cifar10", "cifar100", "folder", "shapes")
@@ -91,7 +90,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from None
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"device {name!r} cannot be used here ({reason}): try --device cpu") from None
     return device
 
 
@@ -108,7 +108,8 @@ def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
     """A preset's model with some of its settings changed."""
     if preset in RESNETS:
         if overrides:
-            raise TrainingError(f"preset {preset} is a ResNet: --{next(iter(overrides)).replace('_', '-')} does not apply to it")
+            flag = next(iter(overrides)).replace("_", "-")
+            raise TrainingError(f"preset {preset} is a ResNet: --{flag} does not apply to it")
         return RESNETS[preset](classes)
     return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
 
@@ -134,12 +135,13 @@ def read_config(path: Path) -> dict:
 
 def write_config(path: Path, a: dict, model: nn.Module, trainer: Trainer) -> None:
     """config.json: every resolved argument, the model, and what it runs on."""
+    gpu = trainer.device.type == "cuda"
     content = {
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in a.items()},
         "model": dataclasses.asdict(model.config) if hasattr(model, "config") else a["preset"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(trainer.device) if gpu else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(), "images": len(trainer.train_split),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
     }
@@ -148,8 +150,9 @@ def write_config(path: Path, a: dict, model: nn.Module, trainer: Trainer) -> Non
 
 def commit() -> str | None:
     """The commit of the code that runs, None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        answer = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True)
+        answer = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
     return answer.stdout.strip() or None
@@ -187,7 +190,8 @@ def fit(trainer: Trainer) -> bool:
     """Train with a progress bar on a terminal, a line per epoch elsewhere. False when stopped and saved."""
     c = trainer.config
     print(f"{trainer.describe['preset']}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters, "
-          f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}", flush=True)
+          f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, "
+          f"{str(trainer.dtype).removeprefix('torch.')}", flush=True)
     bar, started, first = make_bar(trainer), time.perf_counter(), trainer.step
 
     def on_step() -> None:
@@ -250,15 +254,16 @@ def evaluate(path: Path, given: dict) -> int:
     size = input_side(model)
     dataset = datasets.load(a["data"], a["data_root"], size, state["config"]["seed"], a["skip_bad"])
     if dataset.classes != state["classes"]:
-        raise TrainingError(f"{path} knows {len(state['classes'])} classes ({', '.join(state['classes'][:3])}, ...), the data has "
-                            f"{len(dataset.classes)} ({', '.join(dataset.classes[:3])}, ...): name the data it was trained on")
-    scores = predict_images(model, dataset.test.images, state, device)
+        known, there = (f"{len(names)} classes ({', '.join(names[:3])}, ...)"
+                        for names in (state["classes"], dataset.classes))
+        raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
+    scores = predict(model, dataset.test.images, state["mean"], state["std"], device).cpu()
     hits = (scores.argmax(1) == dataset.test.labels).double().mean().item()
     print(f"{path}: {hits:.2%} of {len(dataset.test)} test images ({a['data']})")
     return 0
 
 
-def predict(path: Path, images: list[Path], given: dict) -> int:
+def classify(path: Path, images: list[Path], given: dict) -> int:
     """Classify image files: a line each, with the three likeliest classes."""
     if not images:
         raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
@@ -267,18 +272,13 @@ def predict(path: Path, images: list[Path], given: dict) -> int:
     size = input_side(model)
     for file in images:
         image = datasets.read_image(file, size)
-        chances, classes = predict_images(model, image[None], state, device)[0].softmax(0).topk(min(3, len(state["classes"])))
-        print(f"{file}: " + ", ".join(f"{state['classes'][c]} {p:.1%}" for p, c in zip(chances.tolist(), classes.tolist())))
+        scores = predict(model, image[None], state["mean"], state["std"], device)[0]
+        best = scores.softmax(0).topk(min(3, len(scores)))
+        likeliest = (f"{state['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
+        print(f"{file}: {', '.join(likeliest)}")
     return 0
 
 
 def input_side(model: nn.Module) -> int:
     """The side in pixels at which images are read for a model: a ResNet takes any, and is trained on CIFAR's 32."""
     return model.config.size[0] if hasattr(model, "config") else 32
-
-
-@torch.inference_mode()
-def predict_images(model: nn.Module, images: torch.Tensor, state: dict, device: torch.device) -> torch.Tensor:
-    """Scores (N, classes) on the CPU, fp32, of uint8 images (N, 3, H, W), normalised as in training."""
-    parts = [model(fit_size(model, normalise(x.to(device), state["mean"], state["std"]))).cpu() for x in images.split(500)]
-    return torch.cat(parts)

@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,19 +102,21 @@ class Trainer:
                  teacher: nn.Module | None = None, describe: dict | None = None):
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.config, self.run, self.device, self.teacher, self.describe = config, Path(run), device, teacher, describe or {}
+        self.config, self.run, self.device = config, Path(run), device
+        self.teacher, self.describe = teacher, describe or {}
         self.model = model.to(device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.data = data
         self.train_split, self.val_split = data.train.to(device), data.val.to(device) if data.val else None
         self.batch_size = min(config.batch_size, len(data.train))
-        self.steps_per_epoch = len(data.train) // self.batch_size  # the last, incomplete batch waits for the next shuffle
+        self.steps_per_epoch = len(data.train) // self.batch_size  # what is left over waits for the next shuffle
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = adamw(self.model, config.lr, config.weight_decay)
         self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
         self.dtype = choose_precision(config.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.strong = Augment(data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter, config.erasing)
+        self.strong = Augment(data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter,
+                              config.erasing)
         self.plain = Augment(data.mean, data.std, config.crop, config.flip)
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
         self.order = torch.empty(0, dtype=torch.int64)
@@ -160,7 +162,8 @@ class Trainer:
         x = fit_size(self.model, (self.plain if clean else self.strong)(images, self.generator))
         target = one_hot(labels, len(self.data.classes), 0.0 if clean else self.config.label_smoothing)
         if not clean:
-            x, target = mix_batch(x, target, self.config.mixup, self.config.cutmix, self.config.mix_prob, self.generator)
+            c = self.config
+            x, target = mix_batch(x, target, c.mixup, c.cutmix, c.mix_prob, self.generator)
         self.set_lr()
         self.optimizer.zero_grad(set_to_none=True)
         for x_part, target_part in zip(x.chunk(self.config.accumulate), target.chunk(self.config.accumulate)):
@@ -221,13 +224,10 @@ class Trainer:
 
     # ---- evaluation --------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def predict(self, model: nn.Module, images: Tensor) -> Tensor:
         """Scores (N, classes), fp32, of uint8 images (N, 3, H, W)."""
-        model.eval()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return torch.cat([model(fit_size(model, normalise(x.to(self.device), self.data.mean, self.data.std))).float()
-                              for x in images.split(500)])
+            return predict(model, images, self.data.mean, self.data.std, self.device)
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
         """Share of `split` that `model` gets right."""
@@ -273,12 +273,14 @@ class Trainer:
         result = {f"test_acc_{name}": (s.argmax(1) == labels).double().mean().item() for name, s in scores.items()}
         result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": self.bad_steps}
         result["val_acc"] = self.accuracy(candidates[chosen], self.val_split) if self.val_split else None
-        facts = {f"test, {name.replace('_ema', ' averaged')}": f"{100 * result[f'test_acc_{name}']:.2f} %" for name in candidates}
+        facts = {"weights chosen by the hold-out" if self.val_split else "weights": chosen.replace("_ema", " averaged")}
+        for name in candidates:
+            facts[f"test, {name.replace('_ema', ' averaged')}"] = f"{100 * result[f'test_acc_{name}']:.2f} %"
         if self.val_split:
             facts["hold-out, chosen weights"] = f"{100 * result['val_acc']:.2f} %"
         write_report(self.run / "report", scores[chosen], labels, self.data.classes, test.images.cpu(), self.history,
                      title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
-                     facts={"weights chosen by the hold-out" if self.val_split else "weights": chosen.replace("_ema", " averaged")} | facts)
+                     facts=facts)
         write_atomically(self.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
         return result
 
@@ -311,7 +313,8 @@ class Trainer:
         """Go on from a checkpoint of the same run: the schedule depends on all settings, so they must be the same."""
         changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
         if changed:
-            raise TrainingError(f"this run was started with another {', '.join(changed)}: resume it with the same settings")
+            raise TrainingError(f"this run was started with another {', '.join(changed)}: "
+                                "resume it with the same settings")
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -333,3 +336,11 @@ def fit_size(model: nn.Module, x: Tensor) -> Tensor:
     """Enlarge images (B, 3, H, W) to what the model takes, so that small ones stay small in memory."""
     size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
     return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bicubic", antialias=True)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float],
+            device: torch.device) -> Tensor:
+    """Scores (N, classes), fp32, of uint8 images (N, 3, H, W), normalised and enlarged as in training."""
+    model.eval()
+    return torch.cat([model(fit_size(model, normalise(x.to(device), mean, std))).float() for x in images.split(500)])

@@ -59,7 +59,8 @@ class ViTConfig:
         fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
         patch = min(fits, key=lambda p: abs(p - self.patch))
         sides = [max(1, round(s / self.patch)) * self.patch for s in (height, width)]
-        return f"the nearest patch that does is {patch}, the nearest size for patch {self.patch} is {sides[0]}x{sides[1]}"
+        return (f"the nearest patch that does is {patch}, "
+                f"the nearest size for patch {self.patch} is {sides[0]}x{sides[1]}")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -246,7 +246,8 @@ class VideoTracker:
             parts.append(self.model.decode_object(tokens, self.features.high, xy[part], labels[part]))
         if not parts:
             side = self.model.config.image_size // 4
-            return ObjectOutput(tokens.new_zeros(0, side, side), tokens.new_zeros(0, tokens.shape[2]), tokens.new_zeros(0))
+            return ObjectOutput(tokens.new_zeros(0, side, side), tokens.new_zeros(0, tokens.shape[2]),
+                                tokens.new_zeros(0))
         return ObjectOutput(*(torch.cat(t) for t in zip(*((p.logits, p.pointer, p.presence) for p in parts))))
 
     def recall(self, obj: TrackedObject, reverse: bool) -> Recall:
