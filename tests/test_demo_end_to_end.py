@@ -193,7 +193,7 @@ def start(*words: object, **env: str) -> subprocess.Popen:
 
 
 def test_a_run_killed_at_a_random_frame_goes_on_to_the_truth(tmp_path):
-    film = clip(FIRST_SEED + 1, "crossing", frames=120)
+    film = clip(FIRST_SEED + 1, "occlusion", frames=120)
     leads, out = list(film.leads), tmp_path / "out"
     words = [save_film(film, tmp_path / "film"), *boxes_of(film.boxes[0, leads]), "--frames", "--format", "png",
              "--out", out]
@@ -205,7 +205,7 @@ def test_a_run_killed_at_a_random_frame_goes_on_to_the_truth(tmp_path):
         time.sleep(0.002)
     assert process.wait(60) == -signal.SIGKILL and not (out / "film" / "result.json").exists()
     assert start(*words, "--resume").wait(120) == 0
-    assert min(followed(out / "film", film.masks[:, leads])) > FOLLOWED["crossing"]
+    assert min(followed(out / "film", film.masks[:, leads])) > FOLLOWED["occlusion"]
 
 
 def test_two_processes_give_every_picture_its_own_truth(tmp_path):

@@ -21,8 +21,8 @@ from test_demo_train import Oracle
 
 CONFIG = replace(PRESETS["demo"], embed_dim=8, stages=(1, 1, 2, 1), global_att_blocks=(3,), image_size=64, dim=32,
                  mem_dim=16, mlp_dim=32, memory_layers=1)
-RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=2, clips=1, frames=3, objects=2, image_steps=1,
-                mixed_steps=1, clip_share=1.0)
+RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=2, clips=1, frames=3, side=64, clip_side=64,
+                objects=2, image_steps=1, mixed_steps=1, clip_share=1.0)
 TASK = SegmenterTask(RECIPE, CONFIG)
 
 
@@ -155,6 +155,17 @@ def test_frames_are_chosen_within_the_clip_in_even_steps():
         assert len(set(np.diff(chosen)[1:])) == 1 and set(np.diff(numbers)[1:]) == {1}
         gaps += numbers[1] > 1
     assert 20 < gaps < 80
+
+
+def test_most_chosen_frames_span_the_middle_of_the_clip():
+    spans = [sorted(random_frames(np.random.default_rng(seed), 8)[0][1:]) for seed in range(200)]
+    assert np.mean([span[0] <= 30 <= span[-1] for span in spans]) > 0.7
+
+
+def test_clips_are_smaller_until_the_last_steps():
+    task = SegmenterTask(replace(RECIPE, steps=8, clip_side=32, full_steps=4), CONFIG)
+    batches = [task.batch(step, step) for step in range(8)]
+    assert [batch.images.shape[-1] for batch in batches] == [64, 64, 32, 32, 64, 64, 64, 64]
 
 
 def test_memory_attention_begins_with_a_look_at_its_own_place():

@@ -23,7 +23,9 @@ def detector():
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return load_segmenter(FOLDER / SEGMENTER)
+    model = load_segmenter(FOLDER / SEGMENTER)
+    model.resize(256)  # a little worse than in use, and twice as fast
+    return model
 
 
 def change(monkeypatch, module, name, new):
@@ -64,7 +66,7 @@ def found_by_text(detector) -> dict[str, float]:
 
 
 def holds(figures: dict[str, float]) -> bool:
-    return figures["ap"] > 0.55 and figures["attributes"] > 0.9 and figures["silence"] > 0.9
+    return figures["ap"] > 0.65 and figures["attributes"] > 0.9 and figures["silence"] > 0.9
 
 
 def test_phrases_find_their_objects_and_no_others(detector):
@@ -88,7 +90,8 @@ def rows_as_columns(old, self):
 
 
 PROMPT_FAULTS = {
-    "points are a cell aside": (PromptEncoder, "embed_points", lambda old, self, xy, kind: old(self, xy + 16, kind)),
+    "points are a cell aside": (PromptEncoder, "embed_points",
+                               lambda old, self, xy, kind: old(self, xy + self.image_size / 16, kind)),
     "corners are exchanged": (PromptEncoder, "embed_points", corners_exchanged),
     "rows of the image are taken for columns": (PromptEncoder, "image_position", rows_as_columns),
 }
@@ -100,7 +103,7 @@ def masks_of_prompts(segmenter) -> dict[str, float]:
 
 def test_boxes_and_clicks_become_masks(segmenter):
     figures = masks_of_prompts(segmenter)
-    assert figures["box_iou"] > 0.78 and figures["click_iou"] > 0.67
+    assert figures["box_iou"] > 0.79 and figures["click_iou"] > 0.69
 
 
 @pytest.mark.parametrize("fault", PROMPT_FAULTS)
@@ -128,11 +131,11 @@ def tracked(segmenter) -> dict[str, float]:
 
 
 def test_objects_are_followed(segmenter):
-    assert tracked(segmenter)["jf"] > 0.66
+    assert tracked(segmenter)["jf"] > 0.75
 
 
 @pytest.mark.parametrize("fault", MEMORY_FAULTS)
 def test_a_fault_in_memory_shows(fault, segmenter, monkeypatch):
     change(monkeypatch, *MEMORY_FAULTS[fault])
     figures = tracked(segmenter)
-    assert figures["jf"] < 0.66
+    assert figures["jf"] < 0.75

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def test_file_in_the_official_layout_gives_the_same_masks(tmp_path):
     first, second = (p.predict(boxes=[5, 10, 20, 25], logits=True) for p in predictors)
     torch.testing.assert_close(first.masks, second.masks, atol=1e-5, rtol=1e-5)
     assert torch.equal(first.masks > 0, second.masks > 0)
+
+
+def test_a_resized_model_is_the_model_of_that_size():
+    model, expected = copy.deepcopy(tiny_model(64)), tiny_model(96)
+    images, point, label = torch.randn(1, 3, 96, 96), torch.tensor([[[30.0, 50.0]]]), torch.ones(1, 1, dtype=torch.long)
+    model.sam_prompt_encoder.image_position()  # what it keeps is of the old size
+    model.resize(96)
+    for_both = []
+    for m in (model, expected):
+        features = m.encode_image(images)
+        for_both.append(m.decode(features.tokens, features.high, point, label, None, True))
+    torch.testing.assert_close(for_both[0].masks, for_both[1].masks)
+    assert for_both[0].masks.shape[-1] == 24
+    with pytest.raises(ValueError, match="image_size 100: give a positive multiple of 32"):
+        model.resize(100)
 
 
 def test_missing_or_unknown_keys_are_refused(tmp_path):

@@ -6,7 +6,7 @@ from .. import grounding_dino, sam2
 FOLDER = Path(__file__).parent
 DETECTOR, SEGMENTER = "detector.pt", "segmenter.pt"  # files of weights, fp16
 VOCABULARY = FOLDER / "vocab.txt"
-SIDES = (192, 384)  # shorter and longest side the detector sees, pixels: more than in training (arXiv 1906.06423)
+SIDES = (224, 448)  # shorter and longest side the detector sees, pixels: more than in training (arXiv 1906.06423)
 
 
 def load_detector(path: str | Path, device: str = "cpu") -> grounding_dino.Detector:

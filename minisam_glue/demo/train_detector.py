@@ -40,14 +40,14 @@ JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches it
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
-    steps: int = 17_750
+    steps: int = 19_400
     batch_size: int = 4
-    cooldown: float = 0.12
+    cooldown: float = 0.085
     lr: float = 1e-3
     figure_steps: int = 9_000  # at the beginning, that show single figures
     figure_lr: float = 2e-3
     mosaic_steps: int = 3_000  # after them, that show mosaics; then every other step does
-    side: int = 160  # shorter side of what the model sees then, on average, pixels
+    side: int = 192  # shorter side of what the model sees then, on average, pixels
 
     def lr_at(self, step: int) -> float:
         """For figures a warm-up, and a slope in the second half; then that of every recipe, from its start."""

@@ -38,17 +38,20 @@ JITTER = 0.1  # largest deviation of the corners of a prompted box, in sides of 
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
-    steps: int = 12_500
-    cooldown: float = 0.16
+    steps: int = 17_200
+    cooldown: float = 0.144
     batch_size: int = 4  # images a step and process
     lr: float = 1e-3
     clips: int = 1  # clips a step and process
     frames: int = 8  # of a clip
+    side: int = 320  # pixels that images are resized to, fewer than in use (arXiv 1906.06423)
+    clip_side: int = 256  # and clips
+    full_steps: int = 600  # at the end, in which clips get `side` too
     objects: int = 3  # of an image or clip, at most
     corrections: int = 2  # clicks after the first prompt of an image
     image_steps: int = 10_000  # at the beginning, that show images alone
     mixed_steps: int = 500  # after them, in which clips get more and more frequent
-    clip_share: float = 0.5  # of all later steps, that show clips
+    clip_share: float = 0.7  # of all later steps, that show clips
 
     def clips_at(self, step: int) -> float:
         """How likely a step shows clips."""
@@ -118,11 +121,12 @@ def clip_sample(seed: int, chosen: np.ndarray, objects: int, rng: np.random.Gene
 def random_frames(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[int]]:
     """`count` frames of a clip, forwards or backwards, and their numbers as the memory counts them.
 
-    They are evenly spaced, the more often the closer (neighbours are what a tracker sees), but the first, which is
-    prompted, may lie further back.
+    They are evenly spaced, the more often the closer (neighbours are what a tracker sees), and lie about the middle
+    of the clip, where objects cross, hide and leave. The first, which is prompted, may lie further back.
     """
     stride = int(((CLIP_LENGTH - 1) // (count - 1)) ** rng.random())
-    start = int(rng.integers(CLIP_LENGTH - stride * (count - 1)))
+    spare = CLIP_LENGTH - 1 - stride * (count - 1)
+    start = int(np.clip(rng.normal(spare / 2, 6), 0, spare))
     chosen, gap = start + stride * np.arange(count), 0
     if rng.random() < 0.3:
         chosen[0] = rng.integers(start + 1)
@@ -231,6 +235,7 @@ def first_frame(model: SAM2, features: ImageFeatures, batch: Batch,
 def follow(model: SAM2, batch: Batch) -> list[tuple[Decoded, Tensor]]:
     """Prompt the first frame, track the objects through the others: every answer with the truth of its frame."""
     generator = torch.Generator().manual_seed(batch.seed)
+    model.resize(batch.images.shape[-1])
     pictures, truth = model.encode_image(batch.images.to(model.device)), batch.truth.to(model.device)
     T, banks, answers = len(truth), [MemoryBank() for _ in batch.owner], []
     for t, number in enumerate(batch.numbers):
@@ -273,7 +278,7 @@ class SegmenterTask:
     name = "segmenter"
 
     def __init__(self, recipe: Recipe, config: SAM2Config = PRESETS["demo"]):
-        self.recipe, self.config, self.side = recipe, config, config.image_size
+        self.recipe, self.config = recipe, config
 
     def build(self) -> SAM2:
         model = build(self.config)
@@ -286,9 +291,10 @@ class SegmenterTask:
         opening = str(rng.choice(("box", "click", "mask"), p=(0.5, 0.3, 0.2)))
         if rng.random() < recipe.clips_at(step):
             chosen, numbers = random_frames(rng, recipe.frames)
-            samples = [clip_sample(first + i, chosen, recipe.objects, rng, self.side) for i in range(recipe.clips)]
+            side = recipe.side if recipe.steps - step <= recipe.full_steps else recipe.clip_side
+            samples = [clip_sample(first + i, chosen, recipe.objects, rng, side) for i in range(recipe.clips)]
             return collate(samples, numbers, opening, 0, first)
-        samples = [image_sample(first + i, recipe.objects, rng, self.side) for i in range(recipe.batch_size)]
+        samples = [image_sample(first + i, recipe.objects, rng, recipe.side) for i in range(recipe.batch_size)]
         return collate(samples, [0], opening, recipe.corrections, first)
 
     def losses(self, model: SAM2, batch: Batch) -> dict[str, Tensor]:

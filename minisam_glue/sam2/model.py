@@ -57,7 +57,7 @@ BASE_PLUS = replace(TINY, embed_dim=112, num_heads=2, stages=(2, 3, 16, 3), glob
 LARGE = replace(TINY, embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_att_blocks=(23, 33, 43),
                 window_spec=(8, 4, 16, 8))
 DEMO = SAM2Config(embed_dim=16, stages=(2, 2, 3, 1), global_att_blocks=(5, 6), window_spec=(8, 8, 8, 8),
-                  image_size=256, dim=96, mem_dim=32, mlp_dim=224, memory_layers=2, mask_width=3)
+                  image_size=384, dim=96, mem_dim=32, mlp_dim=224, memory_layers=2, mask_width=3)
 
 
 def first_release(config: SAM2Config) -> SAM2Config:
@@ -130,6 +130,11 @@ class SAM2(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.no_mem_embed.device
+
+    def resize(self, image_size: int) -> None:
+        """Take images of this side, in pixels; no weight depends on it. ValueError unless a multiple of 32."""
+        self.config = replace(self.config, image_size=image_size)
+        self.sam_prompt_encoder.resize(image_size)
 
     @property
     def grid(self) -> int:

@@ -36,7 +36,7 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, dim: int, image_size: int):
         super().__init__()
-        self.image_size, self.grid = image_size, image_size // 16
+        self.resize(image_size)
         self.pe_layer = RandomFourier(dim)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, dim)
@@ -46,6 +46,10 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(16, dim, 1))
         self.no_mask_embed = nn.Embedding(1, dim)
         self.image_position_cache = ParameterCache()
+
+    def resize(self, image_size: int) -> None:
+        """Take prompts on images of this side, in pixels."""
+        self.image_size, self.grid = image_size, image_size // 16
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """points (B, P, 2) xy in pixels of the model's image, labels (B, P) -> (B, P, C)."""
@@ -63,7 +67,7 @@ class PromptEncoder(nn.Module):
             y, x = torch.meshgrid(centre, centre, indexing="ij")
             return self.pe_layer(torch.stack((x, y), -1).view(1, -1, 2)).to(matrix.dtype)
 
-        return self.image_position_cache.get([matrix], (), make)
+        return self.image_position_cache.get([matrix], (self.grid,), make)
 
     def forward(self, points: Tensor, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """points (B, P, 2), labels (B, P) with P >= 0, mask logits (B, 1, S / 4, S / 4) or None.
