@@ -108,10 +108,10 @@ def test_training_overfits_two_scenes(tmp_path):
 
 @pytest.mark.slow
 def test_training_overfits_one_clip_which_takes_memory(tmp_path):
-    recipe = Recipe(steps=84, warmup_steps=10, averaging=0.9)
+    recipe = Recipe(steps=200, lr=1.5e-3, warmup_steps=10, averaging=0.9)
     trainer = Trainer(SegmenterTask(recipe, replace(PRESETS["demo"], image_size=128)), tmp_path, "cpu")
     film = clip(5, "crossing", 60, (48, 64), [0, 3, 6])
-    for step in range(84):
+    for step in range(200):
         trainer.update(clip_batch(film, film.leads, seed=step, side=128))
     masks = evaluate.track(trainer.average, film, list(film.leads))
     assert mask_iou(masks, torch.from_numpy(film.masks[:, film.leads]))[1:].min() > 0.7
