@@ -163,7 +163,7 @@ def test_what_a_sentence_names_is_followed_through(kind, models, tmp_path):
     film = clip(FIRST_SEED, kind)
     leads = list(film.leads)
     run(models, save_film(film, tmp_path / "film"), name_of(film.figures[leads[0]]), "--frames",
-        "--box-threshold", "0.3", "--out", tmp_path / "out", "--format", "gif")  # one of the look-alikes scores 0.34
+        "--out", tmp_path / "out", "--format", "gif")
     assert min(followed(tmp_path / "out" / "film", film.masks[:, leads])) > FOLLOWED[kind]
 
 
