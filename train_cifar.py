@@ -15,6 +15,7 @@ A run folder holds config.json (every argument, versions, commit), metrics.jsonl
 last.pt and best.pt, result.json and report/. The hold-out (--val-split) chooses between epochs and
 between raw and averaged weights; the test set is read once, at the end.
 """
+
 import argparse
 import signal
 import sys
@@ -30,9 +31,13 @@ DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; an argument that was not given is absent, so that presets and --config can fill it."""
-    parser = argparse.ArgumentParser(usage="python train_cifar.py [options]", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        usage="python train_cifar.py [options]",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
 
     def flag(group, name: str, help: str, **options) -> None:
         default = DEFAULTS.get(name[2:].replace("-", "_"))
@@ -52,8 +57,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     g = parser.add_argument_group("data")
     flag(g, "--data", "where images come from (default cifar10); shapes are drawn on the fly", choices=run.DATA)
     flag(g, "--data-root", "folder of the archive or of train/ and test/ (default data)", type=Path)
-    flag(g, "--val-split", "hold out this share, or this number, of the training images to choose by (default 0.02)",
-         type=float)
+    flag(
+        g,
+        "--val-split",
+        "hold out this share, or this number, of the training images to choose by (default 0.02)",
+        type=float,
+    )
     flag(g, "--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
 
     g = parser.add_argument_group("model (a preset, and what differs from it)")
@@ -70,8 +79,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     flag(g, "--class-attention", "number of last blocks that update the class and distillation tokens only", type=int)
     flag(g, "--dropout", "dropout rate", type=float)
     flag(g, "--drop-path", "stochastic depth rate at the last block", type=float)
-    flag(g, "--pretrained", "start from a torchvision or timm ViT checkpoint (.pth, .safetensors)", type=Path,
-         metavar="FILE")
+    flag(
+        g,
+        "--pretrained",
+        "start from a torchvision or timm ViT checkpoint (.pth, .safetensors)",
+        type=Path,
+        metavar="FILE",
+    )
 
     g = parser.add_argument_group("optimisation")
     flag(g, "--epochs", "passes over the training images", type=int)
@@ -109,8 +123,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     g = parser.add_argument_group("machine")
     flag(g, "--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag(g, "--threads", "processor threads (default: PyTorch's choice)", type=int)
-    flag(g, "--amp", "precision of the forward pass; auto takes bf16 where the hardware has it",
-         choices=("auto", "bf16", "fp16", "off"))
+    flag(
+        g,
+        "--amp",
+        "precision of the forward pass; auto takes bf16 where the hardware has it",
+        choices=("auto", "bf16", "fp16", "off"),
+    )
     flag(g, "--compile", "torch.compile the model: slow to start, then faster on a GPU", **yes_no)
     flag(g, "--out", "run folder (default runs/<data>-<preset>)", type=Path)
     return parser.parse_args(argv)
@@ -147,8 +165,9 @@ def train(given: dict) -> int:
         for s, handler in previous.items():
             signal.signal(s, handler)
     if not finished:
-        print(f"stopped in epoch {trainer.epoch + 1} and saved; "
-              f"go on with: python train_cifar.py --resume {trainer.run}")
+        print(
+            f"stopped in epoch {trainer.epoch + 1} and saved; go on with: python train_cifar.py --resume {trainer.run}"
+        )
         return 130
     run.show_result(trainer.final_report(), trainer.run)
     return 0

@@ -11,6 +11,7 @@ beforehand; its hold-out evaluations are charged.
 
 `--data-root` holds train/<class>/*.jpg and test/<class>/*.jpg.
 """
+
 import argparse
 import json
 import math
@@ -53,10 +54,13 @@ def accuracy(model, x, y) -> float:
 def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
     """A plain ViT (patch 4, dim 128, depth 6, 4 heads) and the textbook loop: AdamW, warm-up, cosine."""
     import timm
+
     torch.manual_seed(seed)
     data = datasets.load("folder", data_root)
     x, y, x_test, y_test = data.train.images, data.train.labels, data.test.images, data.test.labels
-    model = timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10)
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     log = open(out / "metrics.jsonl", "a")
     start, epoch, spent = time.process_time(), 0, 0.0
@@ -75,7 +79,13 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
             optimizer.step()
         epoch += 1
         tick = time.process_time()
-        row = {"epoch": epoch, "loss": loss.item(), "lr": lr, "cpu_minutes": spent / 60, "test_acc": accuracy(model, x_test, y_test)}
+        row = {
+            "epoch": epoch,
+            "loss": loss.item(),
+            "lr": lr,
+            "cpu_minutes": spent / 60,
+            "test_acc": accuracy(model, x_test, y_test),
+        }
         start += time.process_time() - tick  # evaluation is not charged to the budget
         print(json.dumps(row), file=log, flush=True)
         print(row, flush=True)
@@ -84,11 +94,20 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
 
 def train_ours(data_root: Path, seconds: float, out: Path, seed: int, threads: int) -> None:
     """Our preset through the code that train_cifar.py runs."""
-    given = {"data": "folder", "data_root": data_root, "preset": "cifar-small", "device": "cpu", "threads": threads, "seed": seed}
+    given = {
+        "data": "folder",
+        "data_root": data_root,
+        "preset": "cifar-small",
+        "device": "cpu",
+        "threads": threads,
+        "seed": seed,
+    }
     with tempfile.TemporaryDirectory() as folder:
         probe, _ = run.prepare(given | {"out": Path(folder)})
         cost = [step_seconds(probe) for _ in range(25)]
-    epochs = max(1, int(seconds / (sorted(cost)[len(cost) // 2] * probe.steps_per_epoch * 1.01)))  # 1 % for the hold-out
+    epochs = max(
+        1, int(seconds / (sorted(cost)[len(cost) // 2] * probe.steps_per_epoch * 1.01))
+    )  # 1 % for the hold-out
     trainer, _ = run.prepare(given | {"out": out, "epochs": epochs})
     start = time.process_time()
     run.fit(trainer)
@@ -102,7 +121,9 @@ def train_ours(data_root: Path, seconds: float, out: Path, seed: int, threads: i
 def step_seconds(trainer) -> float:
     """Processor seconds of one training step."""
     start = time.process_time()
-    trainer.train_step(trainer.train_split.images[:trainer.batch_size], trainer.train_split.labels[:trainer.batch_size])
+    trainer.train_step(
+        trainer.train_split.images[: trainer.batch_size], trainer.train_split.labels[: trainer.batch_size]
+    )
     return time.process_time() - start
 
 
@@ -110,7 +131,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train/<class> and test/<class>")
     parser.add_argument("--side", choices=("ours", "timm"), required=True)
-    parser.add_argument("--cpu-minutes", type=float, default=120, help="processor minutes over all threads (default 120)")
+    parser.add_argument(
+        "--cpu-minutes", type=float, default=120, help="processor minutes over all threads (default 120)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.jsonl and the weights")

@@ -11,6 +11,7 @@ The official code needs transformers 4.44, hence an environment of its own: VENV
 transformers==4.44.2 and what its requirements name; GroundingDINO is a clone (856dde2). Without it that
 side is left out. The text is encoded anew at each run on all sides, although ours would cache it.
 """
+
 import argparse
 import json
 import os
@@ -34,8 +35,10 @@ CAPTION, IDS = "car . person .", [101, 2482, 1012, 2711, 1012, 102]
 
 # --- The sides: each returns a function image -> (logits (Q, L), boxes (Q, 4)) -----------------------------
 
+
 def ours(weights: dict, folder: Path):
     from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, load_official
+
     with torch.device("meta"):
         model = GroundingDINO(PRESETS["swin-t"]).eval()
     load_official(model, weights)
@@ -44,11 +47,13 @@ def ours(weights: dict, folder: Path):
         ids = torch.tensor([IDS], device=image.device)
         prediction = model(image, model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
         return prediction.logits[0], prediction.boxes[0]
+
     return model, run
 
 
 def transformers_side(weights: dict, folder: Path):
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
     model = GroundingDinoForObjectDetection(GroundingDinoConfig(disable_custom_kernels=True)).eval()
     missing, unexpected = model.load_state_dict(to_transformers(weights), strict=False)
     unused = [key for key in missing if "swin.layernorm" not in key]  # a norm that detection never calls
@@ -57,17 +62,20 @@ def transformers_side(weights: dict, folder: Path):
 
     def run(image):
         ids = torch.tensor([IDS], device=image.device)
-        out = model(pixel_values=image, input_ids=ids, token_type_ids=torch.zeros_like(ids),
-                    attention_mask=torch.ones_like(ids))
-        return out.logits[0, :, :len(IDS)], out.pred_boxes[0]
+        out = model(
+            pixel_values=image, input_ids=ids, token_type_ids=torch.zeros_like(ids), attention_mask=torch.ones_like(ids)
+        )
+        return out.logits[0, :, : len(IDS)], out.pred_boxes[0]
+
     return model, run
 
 
 def official(weights: dict, folder: Path):
+    import groundingdino
     from groundingdino.models import build_model
     from groundingdino.util.slconfig import SLConfig
     from transformers import BertConfig, BertModel
-    import groundingdino
+
     BertModel(BertConfig()).save_pretrained(folder / "bert-base-uncased")
     (folder / "bert-base-uncased" / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
     config = SLConfig.fromfile(str(Path(groundingdino.__path__[0]) / "config" / "GroundingDINO_SwinT_OGC.py"))
@@ -79,7 +87,8 @@ def official(weights: dict, folder: Path):
         out = model(image, captions=[CAPTION])
         # The official model keeps the features of the first image unless told to forget them.
         model.unset_image_tensor()
-        return out["pred_logits"][0, :, :len(IDS)], out["pred_boxes"][0]
+        return out["pred_logits"][0, :, : len(IDS)], out["pred_boxes"][0]
+
     return model, run
 
 
@@ -92,31 +101,42 @@ RENAME = [
     (r"\.patch_embed\.norm", ".swin.embeddings.norm"),
     (r"encoder\.model\.norm(\d)", lambda m: f"encoder.model.hidden_states_norms.stage{int(m[1]) + 1}"),
     (r"encoder\.model\.layers", "encoder.model.swin.encoder.layers"),
-    (r"(blocks\.\d+)\.norm1", r"\1.layernorm_before"), (r"(blocks\.\d+)\.norm2", r"\1.layernorm_after"),
+    (r"(blocks\.\d+)\.norm1", r"\1.layernorm_before"),
+    (r"(blocks\.\d+)\.norm2", r"\1.layernorm_after"),
     (r"\.attn\.relative_position_bias_table", ".attention.relative_position_bias.relative_position_bias_table"),
     (r"(blocks\.\d+)\.attn\.proj", r"\1.attention.o_proj"),
     (r"(blocks\.\d+)\.attn\.([qkv])_part", r"\1.attention.\2_proj"),
-    (r"^bert\.", "model.text_backbone."), (r"^feat_map", "model.text_projection"),
-    (r"^input_proj", "model.input_proj_vision"), (r"^transformer\.tgt_embed", "model.query_position_embeddings"),
+    (r"^bert\.", "model.text_backbone."),
+    (r"^feat_map", "model.text_projection"),
+    (r"^input_proj", "model.input_proj_vision"),
+    (r"^transformer\.tgt_embed", "model.query_position_embeddings"),
     (r"^transformer\.enc_out_bbox_embed", "model.encoder_output_bbox_embed"),
-    (r"^transformer\.decoder\.norm", "model.decoder.layer_norm"), (r"ref_point_head", "reference_points_head"),
+    (r"^transformer\.decoder\.norm", "model.decoder.layer_norm"),
+    (r"ref_point_head", "reference_points_head"),
     (r"^transformer\.encoder\.layers\.(\d+)", r"model.encoder.layers.\1.deformable_layer"),
     (r"^transformer\.encoder\.text_layers\.(\d+)", r"model.encoder.layers.\1.text_enhancer_layer"),
     (r"text_enhancer_layer\.norm1", "text_enhancer_layer.layer_norm_before"),
     (r"text_enhancer_layer\.norm2", "text_enhancer_layer.layer_norm_after"),
     (r"^transformer\.encoder\.fusion_layers\.(\d+)", r"model.encoder.layers.\1.fusion_layer"),
-    (r"gamma_v", "vision_param"), (r"gamma_l", "text_param"),
-    (r"(fusion_layer\.layer_norm)_v", r"\1_vision"), (r"(fusion_layer\.layer_norm)_l", r"\1_text"),
-    (r"(fusion_layer\.attn\..*)v_proj", r"\1vision_proj"), (r"(fusion_layer\.attn\..*)l_proj", r"\1text_proj"),
+    (r"gamma_v", "vision_param"),
+    (r"gamma_l", "text_param"),
+    (r"(fusion_layer\.layer_norm)_v", r"\1_vision"),
+    (r"(fusion_layer\.layer_norm)_l", r"\1_text"),
+    (r"(fusion_layer\.attn\..*)v_proj", r"\1vision_proj"),
+    (r"(fusion_layer\.attn\..*)l_proj", r"\1text_proj"),
     (r"deformable_layer\.norm1", "deformable_layer.self_attn_layer_norm"),
     (r"deformable_layer\.norm2", "deformable_layer.final_layer_norm"),
     (r"(decoder\.layers\.\d+)\.norm1", r"\1.encoder_attn_layer_norm"),
     (r"(decoder\.layers\.\d+)\.norm2", r"\1.self_attn_layer_norm"),
     (r"(decoder\.layers\.\d+)\.norm3", r"\1.final_layer_norm"),
-    (r"catext_norm", "encoder_attn_text_layer_norm"), (r"ca_text", "encoder_attn_text"),
+    (r"catext_norm", "encoder_attn_text_layer_norm"),
+    (r"ca_text", "encoder_attn_text"),
     (r"cross_attn", "encoder_attn"),
-    (r"\.q_part", ".query"), (r"\.k_part", ".key"), (r"\.v_part", ".value"),
-    (r"\.linear([12])", r".fc\1"), (r"^transformer\.", "model."),
+    (r"\.q_part", ".query"),
+    (r"\.k_part", ".key"),
+    (r"\.v_part", ".value"),
+    (r"\.linear([12])", r".fc\1"),
+    (r"^transformer\.", "model."),
 ]
 
 
@@ -127,8 +147,11 @@ def to_transformers(weights: dict) -> dict:
         if "relative_position_index" in key or "pooler" in key:
             continue
         joint = re.fullmatch(r"(.*\.)(?:qkv\.|in_proj_)(weight|bias)", key)
-        parts = {key: value} if not joint else {
-            f"{joint[1]}{letter}_part.{joint[2]}": part for letter, part in zip("qkv", value.chunk(3))}
+        parts = (
+            {key: value}
+            if not joint
+            else {f"{joint[1]}{letter}_part.{joint[2]}": part for letter, part in zip("qkv", value.chunk(3))}
+        )
         for name, part in parts.items():
             for pattern, replacement in RENAME:
                 name = re.sub(pattern, replacement, name)
@@ -137,6 +160,7 @@ def to_transformers(weights: dict) -> dict:
 
 
 # --- One process per side ----------------------------------------------------------------------------------
+
 
 def worker(args) -> None:
     """Load, then answer each line on standard input with one timed run, as a line of JSON."""
@@ -170,12 +194,13 @@ def forget_peak(device: str) -> None:
 def peak_mib(device: str) -> float:
     """Peak of the device's or the process's resident memory, weights included."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2 ** 20
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
     import resource  # not on Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 1024)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def start_worker(side: str, args, folder: str) -> subprocess.Popen | None:
@@ -184,12 +209,27 @@ def start_worker(side: str, args, folder: str) -> subprocess.Popen | None:
     if apart and not args.official_python:
         print("official: left out (--official-python names no environment that has it)")
         return None
-    command = [args.official_python if apart else sys.executable, __file__, "--worker", side, "--folder", folder,
-               "--threads", str(args.threads), "--device", args.device]
+    command = [
+        args.official_python if apart else sys.executable,
+        __file__,
+        "--worker",
+        side,
+        "--folder",
+        folder,
+        "--threads",
+        str(args.threads),
+        "--device",
+        args.device,
+    ]
     environment = {"PYTHONPATH": args.official_root} if apart else {}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               stderr=None if args.verbose else subprocess.DEVNULL,
-                               env={**os.environ, **environment})
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=None if args.verbose else subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
     for line in process.stdout:
         if line.startswith('{"ready"'):
             print(f"{side}: ready, torch {json.loads(line)['torch']}")
@@ -217,18 +257,25 @@ def measure(args, folder: str) -> dict[str, dict]:
     for process in workers.values():
         process.stdin.close()
         process.wait()
-    return {side: {"seconds": [run["seconds"] for run in its], "peak_mib": its[-1]["peak_mib"]}
-            for side, its in runs.items()}
+    return {
+        side: {"seconds": [run["seconds"] for run in its], "peak_mib": its[-1]["peak_mib"]}
+        for side, its in runs.items()
+    }
 
 
 def write_inputs(folder: Path, height: int, width: int) -> None:
     """Formula weights under their official names, and one smooth image."""
     import parity
-    from minisam_glue.grounding_dino.swin import relative_position_index
     from parity_groundingdino import formula_name, smooth_image
+
+    from minisam_glue.grounding_dino.swin import relative_position_index
+
     entries = json.loads(MANIFEST.read_text())["entries"]
-    weights = {key: parity.formula(formula_name(key), tuple(shape)) for key, (shape, dtype) in entries.items()
-               if dtype == "float32"}
+    weights = {
+        key: parity.formula(formula_name(key), tuple(shape))
+        for key, (shape, dtype) in entries.items()
+        if dtype == "float32"
+    }
     weights |= {key: relative_position_index(7) for key in entries.keys() - weights.keys()}
     torch.save(weights, folder / "weights.pth")
     torch.save(smooth_image({"seed": 91, "shape": [3, height, width]})[None], folder / "image.pth")
@@ -238,10 +285,13 @@ def differences(folder: Path, side: str) -> str:
     """How far a side's output is from ours. Nearly tied queries may change places: then whole rows differ."""
     (our_logits, our_boxes), (logits, boxes) = (torch.load(folder / f"{name}.pth") for name in ("ours", side))
     rows = (our_boxes - boxes).abs().amax(1) < 1e-3
-    logit, box = ((a - b)[rows].abs().max() if rows.any() else torch.nan
-                  for a, b in ((our_logits, logits), (our_boxes, boxes)))
-    return (f"{int(rows.sum())} of {len(rows)} queries in the same place; "
-            f"their largest difference: logits {logit:.1e}, boxes {box:.1e}")
+    logit, box = (
+        (a - b)[rows].abs().max() if rows.any() else torch.nan for a, b in ((our_logits, logits), (our_boxes, boxes))
+    )
+    return (
+        f"{int(rows.sum())} of {len(rows)} queries in the same place; "
+        f"their largest difference: logits {logit:.1e}, boxes {box:.1e}"
+    )
 
 
 def print_report(report: dict[str, dict], folder: Path) -> None:
@@ -250,8 +300,10 @@ def print_report(report: dict[str, dict], folder: Path) -> None:
     for side, r in report.items():
         r["ratio"] = statistics.median(b / a for a, b in zip(ours_first["seconds"], r["seconds"]))
         median, least = statistics.median(r["seconds"]), min(r["seconds"])
-        print(f"{side:<13} {median:7.2f} s ({least:.2f})  {r['ratio']:5.2f}x our time   {r['peak_mib']:6.0f} MiB, "
-              f"ours / theirs {ours_first['peak_mib'] / r['peak_mib']:.2f}")
+        print(
+            f"{side:<13} {median:7.2f} s ({least:.2f})  {r['ratio']:5.2f}x our time   {r['peak_mib']:6.0f} MiB, "
+            f"ours / theirs {ours_first['peak_mib'] / r['peak_mib']:.2f}"
+        )
         if side != "ours":
             r["difference"] = differences(folder, side)
             print(f"{'':<13} {r['difference']}")
@@ -276,8 +328,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_inputs(Path(name), args.height, args.width)
         report = measure(args, name)
-        print(f"\n{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads, "
-              f"{args.height} x {args.width}, {args.rounds} rounds, median (least)")
+        print(
+            f"\n{platform.processor() or platform.machine()}, {args.device}, {args.threads} threads, "
+            f"{args.height} x {args.width}, {args.rounds} rounds, median (least)"
+        )
         print_report(report, Path(name))
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)

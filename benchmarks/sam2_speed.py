@@ -13,6 +13,7 @@ are compared. Needs Linux or macOS for the peak memory.
 Parts: encoder (one image), boxes (many boxes on an encoded image), video (one and several objects, frame by
 frame), memory (of a short and a long clip), first (time from opening the long clip to its first mask).
 """
+
 import argparse
 import json
 import platform
@@ -38,6 +39,7 @@ YAML = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 # --- What is measured: images, boxes and a clip -------------------------------------------------------------
 
+
 def picture(seed: int, height: int, width: int) -> np.ndarray:
     """Random coloured squares, uint8 (H, W, 3)."""
     squares = np.random.RandomState(seed).randint(0, 256, (-(-height // 40), -(-width // 40), 3), dtype=np.uint8)
@@ -60,13 +62,14 @@ def write_clip(folder: Path, count: int, size: tuple[int, int]) -> None:
             file.hardlink_to(folder / f"{t % CLIP:05d}.jpg")
             continue
         frame = picture(2, *size) // 2
-        frame[60:120, 20 + 5 * t:80 + 5 * t] = picture(3, 60, 60)
+        frame[60:120, 20 + 5 * t : 80 + 5 * t] = picture(3, 60, 60)
         Image.fromarray(frame).save(file, quality=95)
 
 
 def weights_of(preset: str) -> dict[str, torch.Tensor]:
     """Formula weights, with objects that are present."""
     import parity
+
     entries = json.loads((ROOT / "tests/golden/sam2" / f"manifest_{preset}.pt.json").read_text())["entries"]
     state = parity.formula_state({name: tuple(shape) for name, (shape, _) in entries.items()})
     state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += 5
@@ -75,10 +78,13 @@ def weights_of(preset: str) -> dict[str, torch.Tensor]:
 
 # --- The sides: the same five functions each ----------------------------------------------------------------
 
+
 class Ours:
     def __init__(self, args, size: int, weights: dict):
         from dataclasses import replace
+
         from minisam_glue.sam2 import PRESETS, SAM2
+
         with torch.device("meta"):
             self.model = SAM2(replace(PRESETS[args.preset], image_size=size)).eval()
         self.model.load_state_dict(weights, strict=True, assign=True)
@@ -87,6 +93,7 @@ class Ours:
 
     def image(self, image: np.ndarray):
         from minisam_glue.sam2 import ImagePredictor
+
         predictor = ImagePredictor(self.model)
         predictor.set_image(image)
         return lambda boxes: predictor.predict(boxes=boxes).masks.cpu().numpy()
@@ -94,6 +101,7 @@ class Ours:
     def video(self, folder: Path, boxes: np.ndarray):
         """Masks (objects, H, W) of frame 0, 1, ..."""
         from minisam_glue.sam2 import VideoTracker
+
         # The official package leaves out its hole filling where its extension is not compiled.
         tracker = VideoTracker(self.model, len(list(folder.iterdir())), max_hole=0)
         for t, file in enumerate(sorted(folder.iterdir())):
@@ -107,15 +115,20 @@ class Ours:
 class Official:
     def __init__(self, args, size: int, weights: dict):
         from sam2.build_sam import build_sam2_video_predictor
+
         release, name = args.preset.split("_hiera_")
-        self.model = build_sam2_video_predictor(f"configs/{release}/{release}_hiera_{YAML[name]}.yaml", device=args.device,
-                                                hydra_overrides_extra=[f"++model.image_size={size}"])
+        self.model = build_sam2_video_predictor(
+            f"configs/{release}/{release}_hiera_{YAML[name]}.yaml",
+            device=args.device,
+            hydra_overrides_extra=[f"++model.image_size={size}"],
+        )
         self.model.load_state_dict(weights, strict=True)
         self.model.fill_hole_area = 0
         self.encode, self.size = self.model.forward_image, size
 
     def image(self, image: np.ndarray):
         from sam2.sam2_image_predictor import SAM2ImagePredictor
+
         predictor = SAM2ImagePredictor(self.model)
         predictor._bb_feat_sizes = [(self.size // s, self.size // s) for s in (4, 8, 16)]  # written for 1024 only
         predictor.set_image(image)
@@ -135,6 +148,7 @@ SIDES = {"ours": Ours, "official": Official}
 
 
 # --- One measurement, in a process of its own ---------------------------------------------------------------
+
 
 def clock(device: str) -> float:
     if device.startswith("cuda"):
@@ -178,20 +192,35 @@ def measure(args) -> dict:
                 last = now
             out["frames"] = frames
     np.save(args.masks, masks.reshape(-1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
-    out["peak_mib"] = torch.cuda.max_memory_allocated() / 2 ** 20 if args.device.startswith("cuda") else peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    out["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20 if args.device.startswith("cuda") else peak
     return out
 
 
 # --- The comparison -----------------------------------------------------------------------------------------
+
 
 def compare(args, work: Path, part: str, clip: Path, objects: int = 1) -> dict[str, list[dict]]:
     """`rounds` measurements of both sides, in turns; and the IoU of their last masks."""
     runs, masks = {name: [] for name in SIDES}, {}
     for _ in range(args.rounds):
         for name in SIDES:
-            command = [sys.executable, __file__, "--worker", part, "--side", name, "--clip", str(clip),
-                       "--objects", str(objects), "--weights", str(work / "weights.pt"), "--masks", str(work / "masks.npy")]
+            command = [
+                sys.executable,
+                __file__,
+                "--worker",
+                part,
+                "--side",
+                name,
+                "--clip",
+                str(clip),
+                "--objects",
+                str(objects),
+                "--weights",
+                str(work / "weights.pt"),
+                "--masks",
+                str(work / "masks.npy"),
+            ]
             for option in ("preset", "device", "dtype", "threads", "image_size", "video_size", "boxes", "repeats"):
                 command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -213,11 +242,16 @@ def per_frame(runs: list[dict], start: int, end: int) -> float:
     return statistics.median(t for run in runs for t in run["frames"][start:end])
 
 
-def report(name: str, ours: float, official: float, unit: str, ratio: float, target: float, at_least: bool = True) -> dict:
+def report(
+    name: str, ours: float, official: float, unit: str, ratio: float, target: float, at_least: bool = True
+) -> dict:
     """Print and return one row. ratio is what has the target: a quotient of the two, or our value alone."""
     met = ratio >= target if at_least else ratio <= target
-    print(f"{name:<42} ours {ours:10.4f}  official {official:10.4f} {unit:<12} compared {ratio:7.2f}  "
-          f"target {'>=' if at_least else '<='} {target}: {'met' if met else 'MISSED'}", flush=True)
+    print(
+        f"{name:<42} ours {ours:10.4f}  official {official:10.4f} {unit:<12} compared {ratio:7.2f}  "
+        f"target {'>=' if at_least else '<='} {target}: {'met' if met else 'MISSED'}",
+        flush=True,
+    )
     return {"name": name, "ours": ours, "official": official, "unit": unit, "ratio": ratio, "target": target}
 
 
@@ -230,17 +264,25 @@ def peaks(runs: dict[str, list[dict]]) -> str:
 
 
 def video_rows(args, work: Path, clip: Path) -> list[dict]:
-    """Frames per second with one object, what another object costs, and whether late frames are as fast as early ones."""
+    """Frames per second with one object, seconds of each further object, and the speed of late against early frames."""
     settled = min(30, args.frames // 2)  # by then memories and pointers are complete
     one, many = (compare(args, work, "video", clip, n) for n in (1, args.many))
     ours, official = (per_frame(one[name], settled, args.frames) for name in SIDES)
     rows = [report("video, one object", 1 / ours, 1 / official, "frames/s", official / ours, 1.15)]
-    ours, official = ((per_frame(many[name], settled, args.frames) - single) / (args.many - 1)
-                      for name, single in zip(SIDES, (ours, official)))
-    rows.append(report(f"each further object, up to {args.many}", ours, official, "s/frame", ours / official, 0.9, at_least=False))
+    ours, official = (
+        (per_frame(many[name], settled, args.frames) - single) / (args.many - 1)
+        for name, single in zip(SIDES, (ours, official))
+    )
+    rows.append(
+        report(
+            f"each further object, up to {args.many}", ours, official, "s/frame", ours / official, 0.9, at_least=False
+        )
+    )
     span = min(30, args.frames // 4)
-    ours, official = (per_frame(one[name], settled, settled + span) / per_frame(one[name], args.frames - span, args.frames)
-                      for name in SIDES)
+    ours, official = (
+        per_frame(one[name], settled, settled + span) / per_frame(one[name], args.frames - span, args.frames)
+        for name in SIDES
+    )
     rows.append(report(f"frames/s at the end over frame {settled}", ours, official, "quotient", ours, 0.98))
     print(f"  masks of the last frame: IoU {one['iou']:.5f} with one object, {many['iou']:.5f} with {args.many}")
     return rows
@@ -286,8 +328,12 @@ def run(args) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="sam2.1_hiera_tiny")
-    parser.add_argument("--parts", nargs="+", default=["encoder", "boxes", "video", "memory", "first"],
-                        choices=["encoder", "boxes", "video", "memory", "first"])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["encoder", "boxes", "video", "memory", "first"],
+        choices=["encoder", "boxes", "video", "memory", "first"],
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--threads", type=int, default=2)
@@ -307,8 +353,10 @@ def main() -> None:
     if args.worker:
         print(json.dumps(measure(args)))
         return
-    print(f"{args.preset}, {args.device} ({platform.processor() or platform.machine()}), {args.dtype}, "
-          f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds; medians")
+    print(
+        f"{args.preset}, {args.device} ({platform.processor() or platform.machine()}), {args.dtype}, "
+        f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds; medians"
+    )
     rows = run(args)
     if args.out:
         settings = {name: str(value) for name, value in vars(args).items()}

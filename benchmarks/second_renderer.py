@@ -8,7 +8,7 @@ edges come from reducing the picture, grounds are photographs, Pillow's noise or
 are the same, as they are the task, and so are the ways in which objects move. Training never sees any of
 it. Without --photos the grounds are drawn.
 """
-import argparse
+
 import json
 import math
 import random
@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -25,9 +24,16 @@ from minisam_glue.demo.evaluate import arguments, evaluate, models
 from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage
 
 SCALE = 4  # how much larger the figures are drawn
-INKS = {"red": ("red", "crimson", "firebrick"), "green": ("green", "forestgreen", "limegreen"),
-        "blue": ("blue", "royalblue", "mediumblue"), "yellow": ("yellow", "gold"), "orange": ("darkorange", "orange"),
-        "purple": ("purple", "darkviolet", "darkorchid"), "white": ("white", "snow"), "black": ("black", "#101010")}
+INKS = {
+    "red": ("red", "crimson", "firebrick"),
+    "green": ("green", "forestgreen", "limegreen"),
+    "blue": ("blue", "royalblue", "mediumblue"),
+    "yellow": ("yellow", "gold"),
+    "orange": ("darkorange", "orange"),
+    "purple": ("purple", "darkviolet", "darkorchid"),
+    "white": ("white", "snow"),
+    "black": ("black", "#101010"),
+}
 PAPERS = ("lightgray", "slategray", "tan", "rosybrown", "darkseagreen", "lightsteelblue", "dimgray", "wheat")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "hexagon")
 Points = list[tuple[float, float]]
@@ -42,8 +48,13 @@ def around(*radii: float, number: int) -> Points:
 def heart() -> Points:
     """The usual parametric curve."""
     steps = (2 * math.pi * i / 72 for i in range(72))
-    return [(0.98 * math.sin(t) ** 3,
-             -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17) for t in steps]
+    return [
+        (
+            0.98 * math.sin(t) ** 3,
+            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17,
+        )
+        for t in steps
+    ]
 
 
 def outline(shape: str) -> Points:
@@ -54,8 +65,14 @@ def outline(shape: str) -> Points:
         return [*right, *left, (-b, -a), (-a, -a), (-a, -b)]
     if shape == "square":
         return [(-0.71, -0.71), (0.71, -0.71), (0.71, 0.71), (-0.71, 0.71)]
-    return {"circle": around(1, number=96), "ring": around(1, number=96), "triangle": around(1, number=3),
-            "star": around(1, 0.42, number=10), "hexagon": around(1, number=6), "heart": heart()}[shape]
+    return {
+        "circle": around(1, number=96),
+        "ring": around(1, number=96),
+        "triangle": around(1, number=3),
+        "star": around(1, 0.42, number=10),
+        "hexagon": around(1, number=6),
+        "heart": heart(),
+    }[shape]
 
 
 def ground(rng: random.Random, width: int, height: int, photos: list[Path]) -> Image.Image:
@@ -67,7 +84,7 @@ def ground(rng: random.Random, width: int, height: int, photos: list[Path]) -> I
         left, top = rng.randint(0, photo.width - width), rng.randint(0, photo.height - height)
         return photo.crop((left, top, left + width, top + height))
     if rng.random() < 0.5:
-        np_rng = np.random.RandomState(rng.randrange(2 ** 31))  # Pillow's own noise can't be seeded
+        np_rng = np.random.RandomState(rng.randrange(2**31))  # Pillow's own noise can't be seeded
         grey = Image.fromarray(np_rng.normal(128, rng.uniform(10, 60), (height, width)).clip(0, 255).astype(np.uint8))
     else:
         grey = Image.linear_gradient("L").rotate(90 * rng.randrange(4)).resize((width, height))
@@ -176,8 +193,11 @@ def main() -> None:
         sheet(photos).save(args.sheet)
     elif args.detector or args.segmenter:
         seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
-        figures = evaluate(*models(args), (second_scene(seed, photos) for seed in seeds),
-                           lambda: (second_clip(seed, photos) for seed in films))
+        figures = evaluate(
+            *models(args),
+            (second_scene(seed, photos) for seed in seeds),
+            lambda: (second_clip(seed, photos) for seed in films),
+        )
         print(json.dumps(figures, indent=1))
     else:
         parser.error("give --detector or --segmenter to judge, or --sheet to see what is drawn")

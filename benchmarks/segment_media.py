@@ -7,6 +7,7 @@ the formula weights of tests/parity.py, and what is found means nothing. The thr
 so that every stage has work. Each input is a process of its own, which runs the command as a user would.
 Needs Linux or macOS for the peak memory. Left out: the quality of masks.
 """
+
 import argparse
 import json
 import resource
@@ -27,9 +28,11 @@ PROMPT, OBJECTS = "car. dog. person.", 5
 def models(sam: str):
     """Grounding DINO Swin-T and a SAM 2.1 with formula weights."""
     import parity
+    from parity_groundingdino import VOCABULARY
+
     from minisam_glue import grounding_dino, sam2
     from minisam_glue.models import Models
-    from parity_groundingdino import VOCABULARY
+
     detector = grounding_dino.GroundingDINO(grounding_dino.PRESETS["swin-t"]).eval()
     segmenter = sam2.build(f"sam2.1_hiera_{sam}")
     for model in (detector, segmenter):
@@ -39,6 +42,7 @@ def models(sam: str):
 
 def first_picture(source: str) -> np.ndarray:
     from minisam_glue import media
+
     if media.is_moving(source):
         with media.frames(source) as video:
             return next(iter(video))
@@ -48,21 +52,45 @@ def first_picture(source: str) -> np.ndarray:
 def work(source: str, args: argparse.Namespace) -> None:
     """One input in this process: prints seconds, stages, objects and MiB as JSON."""
     import segment
+
     torch.set_num_threads(args.threads)
     loaded = models(args.sam)
     scores = loaded.detector.detect(first_picture(source), PROMPT, 0.0, 0.0, nms_iou=0.7).scores
     threshold = str(float(scores[min(OBJECTS, len(scores) - 1)]))
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
-        status = segment.main([source, PROMPT, "--out", out, "--quiet", "--box-threshold", threshold, "--text-threshold",
-                               "0", "--max-seconds", str(args.max_seconds)], loaded)
+        status = segment.main(
+            [
+                source,
+                PROMPT,
+                "--out",
+                out,
+                "--quiet",
+                "--box-threshold",
+                threshold,
+                "--text-threshold",
+                "0",
+                "--max-seconds",
+                str(args.max_seconds),
+            ],
+            loaded,
+        )
         seconds = time.perf_counter() - start
         record = json.loads(next(Path(out).glob("*/result.json")).read_text())
     assert status == 0
-    unit = 1024 if sys.platform == "linux" else 1024 ** 2
-    print(json.dumps({"seconds": seconds, "stages": loaded.seconds, "size": record["size"],
-                      "frames": record.get("frames", 1), "objects": len(record["objects"]),
-                      "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}))
+    unit = 1024 if sys.platform == "linux" else 1024**2
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "stages": loaded.seconds,
+                "size": record["size"],
+                "frames": record.get("frames", 1),
+                "objects": len(record["objects"]),
+                "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+            }
+        )
+    )
 
 
 def main() -> None:
@@ -83,8 +111,11 @@ def main() -> None:
             sys.exit(done.stderr)
         r = json.loads(done.stdout.splitlines()[-1])
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in r["stages"].items())
-        print(f"{Path(source).name}: {r['size'][1]}x{r['size'][0]}, {r['frames']} frames, {r['objects']} objects, "
-              f"{r['seconds']:.1f} s ({stages}), {r['mib']:.0f} MiB", flush=True)
+        print(
+            f"{Path(source).name}: {r['size'][1]}x{r['size'][0]}, {r['frames']} frames, {r['objects']} objects, "
+            f"{r['seconds']:.1f} s ({stages}), {r['mib']:.0f} MiB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@
 All models have one shape (32x32 images, patch 4, dim 256, depth 12, 8 heads, MLP ratio 4, 10 classes),
 the same dtype and threads, and the same fused AdamW. Rounds are interleaved, so that a machine whose
 speed drifts slows all of them alike; the median is printed, with the fastest and slowest round, its
-ratio to the fastest peer's median, and the share of the matrix product rate measured in between. Peers that are not installed (`pip install -e ".[bench]"`)
-are left out by name.
+ratio to the fastest peer's median, and the share of the matrix product rate measured in between.
+Peers that are not installed (`pip install -e ".[bench]"`) are left out by name.
 """
+
 import argparse
 import dataclasses
 import platform
@@ -40,16 +41,21 @@ def ours_with_tail() -> nn.Module:
 
 def timm_vit() -> nn.Module:
     import timm
-    return timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=256, depth=12, num_heads=8, num_classes=10)
+
+    return timm.models.VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=256, depth=12, num_heads=8, num_classes=10
+    )
 
 
 def torchvision_vit() -> nn.Module:
     from torchvision.models import VisionTransformer as ViT
+
     return ViT(image_size=32, patch_size=4, num_layers=12, num_heads=8, hidden_dim=256, mlp_dim=1024, num_classes=10)
 
 
 def vit_pytorch_vit() -> nn.Module:
     from vit_pytorch import ViT
+
     return ViT(image_size=32, patch_size=4, num_classes=10, dim=256, depth=12, heads=8, mlp_dim=1024, dim_head=32)
 
 
@@ -59,16 +65,31 @@ def transformers_vit() -> nn.Module:
     class Logits(nn.Module):
         def __init__(self):
             super().__init__()
-            config = ViTConfig(hidden_size=256, num_hidden_layers=12, num_attention_heads=8, intermediate_size=1024, image_size=32,
-                               patch_size=4, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+            config = ViTConfig(
+                hidden_size=256,
+                num_hidden_layers=12,
+                num_attention_heads=8,
+                intermediate_size=1024,
+                image_size=32,
+                patch_size=4,
+                num_labels=10,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
             self.vit = ViTForImageClassification._from_config(config, attn_implementation="sdpa")
 
         def forward(self, x):
             return self.vit(x).logits
+
     return Logits()
 
 
-PEERS = {"timm": timm_vit, "torchvision": torchvision_vit, "vit-pytorch": vit_pytorch_vit, "transformers": transformers_vit}
+PEERS = {
+    "timm": timm_vit,
+    "torchvision": torchvision_vit,
+    "vit-pytorch": vit_pytorch_vit,
+    "transformers": transformers_vit,
+}
 OURS = {"minivit": ours, "minivit, class-attention tail": ours_with_tail}
 
 
@@ -105,7 +126,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         a @ b
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * n ** 3 / min(seconds)
+    return 2 * n**3 / min(seconds)
 
 
 def step_flops(step: Step) -> float:
@@ -142,16 +163,20 @@ def main() -> None:
         for name, step in steps.items():
             seconds[name].append(step())
         rates.append(matmul_rate(device, dtype))
-    print(f"{platform.machine()}, {args.threads} threads, {args.device}, {args.dtype}, batch {args.batch_size}, "
-          f"{args.rounds} rounds, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    print(
+        f"{platform.machine()}, {args.threads} threads, {args.device}, {args.dtype}, batch {args.batch_size}, "
+        f"{args.rounds} rounds, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
     print(f"matrix products: {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     fastest = min(statistics.median(times) for name, times in seconds.items() if name in PEERS)
     for name, times in seconds.items():
         speeds = sorted(args.batch_size / t for t in times)
         ratio = fastest / statistics.median(times)
         share = statistics.median(args.batch_size * flops[name] / t / r for t, r in zip(times, rates))
-        print(f"{name:<32}{statistics.median(speeds):8.1f} img/s  ({speeds[0]:.1f} - {speeds[-1]:.1f})"
-              f"  {ratio:.3f}x the fastest peer  {flops[name] / 1e9:.2f} GFLOP an image  {share:.0%} of the matmul rate")
+        print(
+            f"{name:<32}{statistics.median(speeds):8.1f} img/s  ({speeds[0]:.1f} - {speeds[-1]:.1f})"
+            f"  {ratio:.3f}x the fastest peer  {flops[name] / 1e9:.2f} GFLOP an image  {share:.0%} of the matmul rate"
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Kuhn, "The Hungarian method for the assignment problem" (1955), in the form with potentials. Used for queries and
 true objects in training, and for detections and tracks in video.
 """
+
 import numpy as np
 
 
@@ -16,8 +17,9 @@ def hungarian(cost: np.ndarray) -> list[int]:
     if n > m:
         raise ValueError(f"{n} rows but only {m} columns: give at least as many (in training: more queries)")
     if not np.isfinite(cost).all():
-        raise ValueError("the matching cost is not finite: if this is training, it has diverged; lower the "
-                         "learning rate")
+        raise ValueError(
+            "the matching cost is not finite: if this is training, it has diverged; lower the learning rate"
+        )
     row_price, column_price = np.zeros(n), np.zeros(m + 1)
     owner = np.full(m + 1, -1)  # row that holds a column
     for row in range(n):

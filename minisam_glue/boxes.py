@@ -2,6 +2,7 @@
 
 xyxy = left, top, right, bottom; cxcywh = centre and size. Any unit, as long as it is one.
 """
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms

@@ -1,9 +1,10 @@
 """From names to models that are ready to run: which device, which precision, which files.
 
-    models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
-    models = load_models("demo")                             # the small models of this repository
-    models = load_models("folder", detector="swin-b", sam="large")
+models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
+models = load_models("demo")                             # the small models of this repository
+models = load_models("folder", detector="swin-b", sam="large")
 """
+
 import pickle
 import time
 import warnings
@@ -31,6 +32,7 @@ Model = TypeVar("Model")
 @dataclass
 class Models:
     """A detector (None where prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took."""
+
     detector: Detector | None
     sam: SAM2
     predictor: ImagePredictor = field(init=False)
@@ -49,8 +51,14 @@ class Models:
         self.seconds[name] += time.perf_counter() - start
 
 
-def load_models(source: str | Path | None = None, detector: str | None = "swin-t", sam: str | None = None,
-                device: str = "auto", dtype: str = "auto", progress: Progress | None = None) -> Models:
+def load_models(
+    source: str | Path | None = None,
+    detector: str | None = "swin-t",
+    sam: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> Models:
     """Models in eval mode.
 
     source: None for the download cache, a folder with the official files, or one with a detector.pt and segmenter.pt
@@ -73,8 +81,9 @@ def load_models(source: str | Path | None = None, detector: str | None = "swin-t
     return Models(text, segmenter.to(place, precision).eval())
 
 
-def _load_official(folder: str | Path | None, detector: str | None, sam: str,
-                   progress: Progress | None) -> tuple[Detector | None, SAM2]:
+def _load_official(
+    folder: str | Path | None, detector: str | None, sam: str, progress: Progress | None
+) -> tuple[Detector | None, SAM2]:
     for name, names in ((detector, DETECTORS), (sam, SAMS)):
         if name is not None and name not in names:
             raise ValueError(f"no model is called {name!r}: choose one of {', '.join(names)}")
@@ -91,9 +100,11 @@ def _load_official(folder: str | Path | None, detector: str | None, sam: str,
 def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2]:
     for name in (demo.DETECTOR, demo.SEGMENTER) if with_detector else (demo.SEGMENTER,):
         if not (folder / name).is_file():
-            raise WeightsError(f"{folder / name} is missing: "
-                               f"python -m minisam_glue.demo.train_{Path(name).stem} makes it"
-                               + ("; --box, --point and --mask do without" if name == demo.DETECTOR else ""))
+            raise WeightsError(
+                f"{folder / name} is missing: "
+                f"python -m minisam_glue.demo.train_{Path(name).stem} makes it"
+                + ("; --box, --point and --mask do without" if name == demo.DETECTOR else "")
+            )
     text = _read(demo.load_detector, folder / demo.DETECTOR) if with_detector else None
     return text, _read(demo.load_segmenter, folder / demo.SEGMENTER)
 
@@ -114,8 +125,9 @@ def _read(load: Callable[[Path], Model], path: Path) -> Model:
 def choose_device(name: str) -> torch.device:
     """auto: CUDA, else MPS, else the CPU. ValueError for what this machine lacks."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else
-                            "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise ValueError(f"no device is called {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
     try:

@@ -7,6 +7,7 @@
 
 Coordinates are pixels of the picture as given, boxes xyxy. Left out: files and command lines (segment.py).
 """
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,23 +19,25 @@ from torch import Tensor
 
 from .assignment import hungarian
 from .grounding_dino import Detections
+from .masks import box_around, mask_iou
 from .models import Models
 from .pixels import Picture, to_rgb
-from .records import Segment, Segmented, around
+from .records import Segment, Segmented
 from .sam2 import FrameResult, VideoTracker
 from .sam2.layers import shrink
 from .sam2.video_tracker import indexable
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
-SAME = 0.5          # mask IoU from which a detection is of a track; and share of it inside tracks that makes it old
-HOLE = 8            # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
-MOST_PROMPTED = 4   # frames of an object on which detection confirmed it that SAM 2 goes on to look at
+SAME = 0.5  # mask IoU from which a detection is of a track; and share of it inside tracks that makes it old
+HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
+MOST_PROMPTED = 4  # frames of an object on which detection confirmed it that SAM 2 goes on to look at
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """What counts as a detection: scores above both thresholds, overlap within a phrase at most `nms` (IoU), and an
     area of at most `max_area`, as a share of the picture."""
+
     box: float = 0.35
     text: float = 0.25
     nms: float = 0.7
@@ -45,6 +48,7 @@ class Thresholds:
 class Clicks:
     """Prompts in place of a text. Each box and each mask is an object; all points together are one, or correct the
     one box. points: (x, y, 1 for inside or 0 for outside); masks: bool (H, W)."""
+
     boxes: Sequence[Sequence[float]] = ()
     points: Sequence[Sequence[float]] = ()
     masks: Sequence[np.ndarray] = ()
@@ -57,8 +61,11 @@ class Clicks:
 
     def prompts(self) -> list[dict]:
         """For each object the arguments of VideoTracker.prompt."""
-        clicks = {} if not len(self.points) else {"points": [p[:2] for p in self.points],
-                                                  "labels": [p[2] for p in self.points]}
+        clicks = (
+            {}
+            if not len(self.points)
+            else {"points": [p[:2] for p in self.points], "labels": [p[2] for p in self.points]}
+        )
         boxed = [{"box": list(box)} | clicks for box in self.boxes] or ([clicks] if clicks else [])
         return boxed + [{"mask": mask} for mask in self.masks]
 
@@ -71,19 +78,28 @@ def detect(models: Models, images: list[np.ndarray], text: str | list[str], thre
     if models.detector is None:
         raise ValueError("a text needs a detector: load the models with one")
     with models.stage("detect"):
-        return models.detector.detect(images, [text] * len(images), thresholds.box, thresholds.text, thresholds.nms,
-                                      max_area=thresholds.max_area, batch_size=len(images))
+        return models.detector.detect(
+            images,
+            [text] * len(images),
+            thresholds.box,
+            thresholds.text,
+            thresholds.nms,
+            max_area=thresholds.max_area,
+            batch_size=len(images),
+        )
 
 
 # --- Pictures ----------------------------------------------------------------------------------------------
+
 
 def segment_image(models: Models, image: Picture, prompt: Prompt, thresholds: Thresholds = Thresholds()) -> Segmented:
     """The objects of one picture, best first; of none, empty lists and arrays. ValueError for malformed prompts."""
     return segment_images(models, [image], prompt, thresholds)[0]
 
 
-def segment_images(models: Models, images: list[Picture], prompt: Prompt,
-                   thresholds: Thresholds = Thresholds()) -> list[Segmented]:
+def segment_images(
+    models: Models, images: list[Picture], prompt: Prompt, thresholds: Thresholds = Thresholds()
+) -> list[Segmented]:
     """As segment_image for several pictures, of any sizes, that go through the models together."""
     arrays = [to_rgb(image) for image in images]
     if isinstance(prompt, Clicks):
@@ -99,8 +115,12 @@ def segment_images(models: Models, images: list[Picture], prompt: Prompt,
         if i in hits:
             with models.stage("masks"):
                 masks = models.predictor.predict(boxes=detections.boxes, image=hits.index(i)).masks[:, 0].cpu().numpy()
-            objects = [Segment(number, label, float(score), tuple(box), mask) for number, (label, score, box, mask) in
-                       enumerate(zip(detections.labels, detections.scores, detections.boxes.tolist(), masks), 1)]
+            objects = [
+                Segment(number, label, float(score), tuple(box), mask)
+                for number, (label, score, box, mask) in enumerate(
+                    zip(detections.labels, detections.scores, detections.boxes.tolist(), masks), 1
+                )
+            ]
         results.append(Segmented(image, objects, best=detections.best))
     return results
 
@@ -114,13 +134,17 @@ def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented
         with models.stage("masks"):
             if "mask" in prompt:
                 mask = _checked_mask(prompt["mask"], image)
-                found = models.predictor.predict(boxes=[around(mask)], mask=_mask_logits(mask, models))
+                found = models.predictor.predict(boxes=[box_around(mask)], mask=_mask_logits(mask, models))
             else:
-                found = models.predictor.predict(boxes=prompt.get("box"), points=prompt.get("points"),
-                                                 labels=prompt.get("labels"), multimask=_ambiguous(prompt))
+                found = models.predictor.predict(
+                    boxes=prompt.get("box"),
+                    points=prompt.get("points"),
+                    labels=prompt.get("labels"),
+                    multimask=_ambiguous(prompt),
+                )
             best = int(found.scores[0].argmax())
             mask = found.masks[0, best].cpu().numpy()
-        box = prompt.get("box") or around(mask)
+        box = prompt.get("box") or box_around(mask)
         objects.append(Segment(number, "object", float(found.scores[0, best]), tuple(map(float, box)), mask))
     return Segmented(image, objects)
 
@@ -146,8 +170,16 @@ def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:
 
 # --- Videos ------------------------------------------------------------------------------------------------
 
-def segment_video(models: Models, frames: Iterable[Picture], prompt: Prompt, thresholds: Thresholds = Thresholds(),
-                  seed_frame: int | None = None, redetect: int = 0, direction: str = FORWARD) -> Iterator[Segmented]:
+
+def segment_video(
+    models: Models,
+    frames: Iterable[Picture],
+    prompt: Prompt,
+    thresholds: Thresholds = Thresholds(),
+    seed_frame: int | None = None,
+    redetect: int = 0,
+    direction: str = FORWARD,
+) -> Iterator[Segmented]:
     """Each frame with the objects on it, as it is read: stop whenever you like. See Tracking."""
     return Tracking(models, prompt, thresholds, seed_frame, redetect, direction).run(frames)
 
@@ -163,8 +195,15 @@ class Tracking:
     What is held does not grow with the number of frames; state() and restore() let another process go on.
     """
 
-    def __init__(self, models: Models, prompt: Prompt, thresholds: Thresholds = Thresholds(),
-                 seed_frame: int | None = None, redetect: int = 0, direction: str = FORWARD):
+    def __init__(
+        self,
+        models: Models,
+        prompt: Prompt,
+        thresholds: Thresholds = Thresholds(),
+        seed_frame: int | None = None,
+        redetect: int = 0,
+        direction: str = FORWARD,
+    ):
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r}: choose one of {', '.join(DIRECTIONS)}")
         if redetect and isinstance(prompt, Clicks):
@@ -173,12 +212,12 @@ class Tracking:
             raise ValueError(f"redetect {redetect} and seed_frame {seed_frame} must not be negative")
         self.models, self.prompt, self.thresholds = models, prompt, thresholds
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
-        holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256 ** 2
+        holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256**2
         self.tracker = VideoTracker(models.sam, max_hole=holes, max_prompted=MOST_PROMPTED)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
-        self.seeded: dict | None = None     # the tracker right after seeding, from where the way back begins
+        self.seeded: dict | None = None  # the tracker right after seeding, from where the way back begins
         self.seeded_at: int | None = None
 
     def run(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
@@ -187,8 +226,10 @@ class Tracking:
         ValueError if the frames can't be read backward where that is needed, or end before the seed frame.
         """
         if self.direction != FORWARD and not getattr(frames, "seekable", indexable(frames)):
-            raise ValueError(f"direction {self.direction} needs frames that can be read backward: a list, an array or "
-                             "a file, no camera or pipe")
+            raise ValueError(
+                f"direction {self.direction} needs frames that can be read backward: a list, an array or "
+                "a file, no camera or pipe"
+            )
         yield from self._pass(frames)
         if self.seed_frame is not None and self.seeded is None:
             raise ValueError(f"seed frame {self.seed_frame}: the video has no such frame, it ends before")
@@ -234,8 +275,10 @@ class Tracking:
             prompts = [("object", 1.0, prompt) for prompt in self.prompt.prompts()]
         else:
             found = detect(self.models, [image], self.prompt, self.thresholds)[0]
-            prompts = [(label, float(score), {"box": box}) for label, score, box
-                       in zip(found.labels, found.scores, found.boxes.tolist())]
+            prompts = [
+                (label, float(score), {"box": box})
+                for label, score, box in zip(found.labels, found.scores, found.boxes.tolist())
+            ]
             if not len(found) and self.seed_frame is None:
                 return Segmented(image, frame=index, best=found.best)
         with self.models.stage("encode"):
@@ -260,7 +303,7 @@ class Tracking:
         looked = self.tracker.look_at_boxes(found.boxes)
         seen, tracked = looked.logits > 0, result.low_res > 0
         alike = self._same_label(found, result)
-        of_track = assign(iou(seen, tracked) * alike, SAME)
+        of_track = assign(mask_iou(seen, tracked) * alike, SAME)
         for row, column in of_track.items():
             self.known[result.ids[column]].score = float(found.scores[row])
         owned = torch.stack([tracked[alike[row]].any(0) for row in range(len(seen))]) if len(seen) else seen
@@ -298,21 +341,30 @@ class Tracking:
             known = self.known[number]
             if mask.any():
                 known.first, known.last = min(known.first, index), max(known.last, index)
-            objects.append(Segment(number, known.label, known.score, around(mask), mask, known.first, known.last))
+            objects.append(Segment(number, known.label, known.score, box_around(mask), mask, known.first, known.last))
         return Segmented(image, objects, index, best)
 
     def state(self) -> dict:
         """All that the frames to come depend on; torch.save takes it, and torch.load with weights_only reads it."""
-        known = [{"id": o.id, "label": o.label, "score": o.score, "first": o.first, "last": o.last}
-                 for o in self.known.values()]
-        return {"tracker": self.tracker.state(), "known": known, "reverse": self.reverse, "next": self.next,
-                "seeded": self.seeded, "seeded_at": self.seeded_at}
+        known = [
+            {"id": o.id, "label": o.label, "score": o.score, "first": o.first, "last": o.last}
+            for o in self.known.values()
+        ]
+        return {
+            "tracker": self.tracker.state(),
+            "known": known,
+            "reverse": self.reverse,
+            "next": self.next,
+            "seeded": self.seeded,
+            "seeded_at": self.seeded_at,
+        }
 
     def restore(self, state: dict) -> None:
         """Go on from a state: the masks are those that an uninterrupted run gives."""
         self.tracker.restore(state["tracker"])
-        self.known = {o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"])
-                      for o in state["known"]}
+        self.known = {
+            o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"]) for o in state["known"]
+        }
         self.reverse, self.next = state["reverse"], state["next"]
         self.seeded, self.seeded_at = state["seeded"], state["seeded_at"]
 
@@ -327,13 +379,6 @@ def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Ite
     if hasattr(frames, "forward"):
         return enumerate(frames.forward(start), start)
     return islice(enumerate(frames), start, None)
-
-
-def iou(one: Tensor, other: Tensor) -> Tensor:
-    """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m)."""
-    a, b = one.flatten(1).float(), other.flatten(1).float()
-    both = a @ b.T
-    return both / (a.sum(1)[:, None] + b.sum(1) - both).clamp(min=1)
 
 
 def assign(gain: Tensor, least: float) -> dict[int, int]:

@@ -1,4 +1,5 @@
 """The processes that torchrun starts: which of them this one is, and the GPU that it takes."""
+
 import os
 
 

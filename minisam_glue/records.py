@@ -1,39 +1,56 @@
 """What segmentation gives: one record per object, and the records of a picture or frame together."""
+
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import rle
-from .draw import mask_box, overlay
+from .masks import decode_rle, encode_rle
+from .render.overlay import overlay
 
 
 @dataclass
 class Segment:
     """One object on one picture or frame. Ids count from 1; a video's object keeps its id, label and colour."""
+
     id: int
-    label: str                              # the phrase that found it, verbatim; "object" where no text did
-    score: float                            # of the detection, or SAM 2's own of a mask from clicks; 0 to 1
+    label: str  # the phrase that found it, verbatim; "object" where no text did
+    score: float  # of the detection, or SAM 2's own of a mask from clicks; 0 to 1
     box: tuple[float, float, float, float]  # xyxy in pixels: the detection's; on tracked frames, around the mask
-    mask: np.ndarray                        # bool (H, W); empty where the object can't be seen
-    first: int = 0                          # first and last frame, so far, on which it was seen
+    mask: np.ndarray  # bool (H, W); empty where the object can't be seen
+    first: int = 0  # first and last frame, so far, on which it was seen
     last: int = 0
 
     def as_json(self) -> dict:
         """The record with its mask as COCO run lengths."""
-        return {"id": self.id, "label": self.label, "score": round(self.score, 4),
-                "box": [round(side, 2) for side in self.box], "area": int(self.mask.sum()),
-                "first": self.first, "last": self.last, "mask": rle.encode(self.mask)}
+        return {
+            "id": self.id,
+            "label": self.label,
+            "score": round(self.score, 4),
+            "box": [round(side, 2) for side in self.box],
+            "area": int(self.mask.sum()),
+            "first": self.first,
+            "last": self.last,
+            "mask": encode_rle(self.mask),
+        }
 
     @classmethod
     def from_json(cls, record: dict) -> "Segment":
         """The inverse of as_json, up to the rounding. ValueError if the mask is damaged."""
-        return cls(record["id"], record["label"], record["score"], tuple(record["box"]), rle.decode(record["mask"]),
-                   record["first"], record["last"])
+        return cls(
+            record["id"],
+            record["label"],
+            record["score"],
+            tuple(record["box"]),
+            decode_rle(record["mask"]),
+            record["first"],
+            record["last"],
+        )
 
 
 @dataclass
 class Segmented:
     """A picture, or frame number `frame`, with its objects. best: the best phrase and its score where detection ran."""
+
     image: np.ndarray  # uint8 (H, W, 3)
     objects: list[Segment] = field(default_factory=list)
     frame: int = 0
@@ -57,16 +74,20 @@ class Segmented:
     def annotated(self) -> np.ndarray:
         """The picture with masks, outlines and labels: uint8 (H, W, 3)."""
         seen = self.seen
-        return overlay(self.image, [o.mask for o in seen], labels=[o.label for o in seen],
-                       scores=[o.score for o in seen], ids=[o.id for o in seen])
+        return overlay(
+            self.image,
+            [o.mask for o in seen],
+            labels=[o.label for o in seen],
+            scores=[o.score for o in seen],
+            ids=[o.id for o in seen],
+        )
 
     def as_json(self) -> dict:
         """Size and objects that are seen, ready for json.dumps."""
         best = None if self.best is None else {"label": self.best[0], "score": round(self.best[1], 4)}
-        return {"frame": self.frame, "size": list(self.image.shape[:2]), "best": best,
-                "objects": [o.as_json() for o in self.seen]}
-
-
-def around(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """The box xyxy around a mask (H, W); zeros if it is empty."""
-    return tuple(map(float, mask_box(mask) or (0, 0, 0, 0)))
+        return {
+            "frame": self.frame,
+            "size": list(self.image.shape[:2]),
+            "best": best,
+            "objects": [o.as_json() for o in self.seen],
+        }

@@ -5,6 +5,7 @@ heads: CaiT, Touvron et al., arXiv 2103.17239, section 3 (talking heads: arXiv 2
 position bias: Swin, Liu et al., arXiv 2103.14030, section 3.2, and BEiT's rows for the class token.
 Here B is batch, N tokens, C channels, h heads, d channels per head, T class and distillation tokens.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Attention(nn.Module):
     `qk_norm` layer-normalises queries and keys per head. `fused = False` on an instance takes the
     explicit path instead of PyTorch's fused kernel; the two are equal.
     """
+
     fused = True
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-6):
@@ -93,6 +95,7 @@ class ClassAttention(nn.Module):
     the same number to all scores of a query, which the softmax takes out; the weights sum to one,
     so the bias of W_v is added as it is. `fused = False` forms keys and values as the paper has it.
     """
+
     fused = True
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
@@ -116,7 +119,7 @@ class ClassAttention(nn.Module):
         B, h, T, d = q.shape
         w_k, w_v = self.kv.weight.view(2, h, d, -1).unbind(0)  # each (h, d, C)
         b_v = self.kv.bias.view(2, h, 1, d)[1]
-        queries = (q * d ** -0.5) @ w_k  # (B, h, T, C): the queries as the tokens themselves see them
+        queries = (q * d**-0.5) @ w_k  # (B, h, T, C): the queries as the tokens themselves see them
         scores = (queries.flatten(1, 2) @ x.transpose(1, 2)).view(B, h, T, -1)  # (B, h, T, N)
         if bias is not None:
             scores = scores + bias

@@ -5,6 +5,7 @@ TrivialAugmentWide (arXiv 2103.10158) with torchvision's 14 operations and 31 st
 generator, so that they are reproducible and a GPU is never waited for; the maths takes the drawn numbers
 as arguments. Left out: expanding rotations, images that are not RGB, several erased boxes per image.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OPS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
-       "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize")
+OPS = (
+    "Identity",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Sharpness",
+    "Posterize",
+    "Solarize",
+    "AutoContrast",
+    "Equalize",
+)
 BINS = 31
 
 
@@ -26,6 +41,7 @@ class Augment:
     relative change of brightness, contrast and saturation (a quarter of it, in turns, of hue).
     erasing: the probability that a box of an image is set to the mean.
     """
+
     mean: Sequence[float]
     std: Sequence[float]
     crop: int = 0
@@ -57,6 +73,7 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
 # ---- geometry: crop and flip ---------------------------------------------------------------------------
 
+
 def random_crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Zero-pad images (B, 3, H, W) by `padding` pixels on each side and cut a window of their size from each."""
     return crop(x, padding, torch.randint(2 * padding + 1, (2, len(x)), generator=generator))
@@ -78,13 +95,30 @@ def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 # ---- TrivialAugmentWide --------------------------------------------------------------------------------
 
+
 def magnitude_table() -> Tensor:
     """The strengths (14 operations, 31 bins) of arXiv 2103.10158, table 1, "wide", as torchvision spaces them."""
     enhance, degrees = torch.linspace(0, 0.99, BINS), torch.linspace(0, 135, BINS)
     pixels, none = torch.linspace(0, 32, BINS), torch.zeros(BINS)
     bits = 8 - (torch.arange(BINS) / ((BINS - 1) / 6)).round()
-    return torch.stack([none, enhance, enhance, pixels, pixels, degrees, enhance, enhance, enhance, enhance,
-                        bits, torch.linspace(255, 0, BINS), none, none])
+    return torch.stack(
+        [
+            none,
+            enhance,
+            enhance,
+            pixels,
+            pixels,
+            degrees,
+            enhance,
+            enhance,
+            enhance,
+            enhance,
+            bits,
+            torch.linspace(255, 0, BINS),
+            none,
+            none,
+        ]
+    )
 
 
 MAGNITUDES = magnitude_table()
@@ -161,7 +195,7 @@ def _gray(x: Tensor, like: str) -> Tensor:
     red, green, blue = x.split(1, dim=1)
     if like == "tensor":
         return (0.2989 * red + 0.587 * green + 0.114 * blue).int()
-    return (19595 * red.int() + 38470 * green.int() + 7471 * blue.int() + 2 ** 15) >> 16
+    return (19595 * red.int() + 38470 * green.int() + 7471 * blue.int() + 2**15) >> 16
 
 
 def _smooth(x: Tensor) -> Tensor:
@@ -251,8 +285,10 @@ def _warp_bilinear(x: Tensor, A: Tensor, t: Tensor, fill: int) -> Tensor:
     inside = _is_inside(x, column, row)
     column, row = column - 0.5, row - 0.5
     left, top = column.floor(), row.floor()
-    upper, lower = (a + (b - a) * (column - left) for a, b in (
-        (_pick(x, left, line).to(row), _pick(x, left + 1, line).to(row)) for line in (top, top + 1)))
+    upper, lower = (
+        a + (b - a) * (column - left)
+        for a, b in ((_pick(x, left, line).to(row), _pick(x, left + 1, line).to(row)) for line in (top, top + 1))
+    )
     return torch.where(inside, (upper + (lower - upper) * (row - top)).to(torch.uint8), fill)
 
 
@@ -289,6 +325,7 @@ def _warp_by_grid(x: Tensor, A: Tensor, t: Tensor, bilinear: bool, fill: int) ->
 
 # ---- colour jitter -------------------------------------------------------------------------------------
 
+
 def draw_jitter(count: int, strength: float, generator: torch.Generator) -> list[Tensor]:
     """Factors of brightness, contrast and saturation in 1 +- strength, and turns of hue in +- strength / 4."""
     uniform = 2 * torch.rand(4, count, generator=generator) - 1
@@ -301,7 +338,8 @@ def color_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
     In this order; the hue is turned by -0.5..0.5 of a full turn. torchvision's ColorJitter also shuffles the order.
     """
     brightness, contrast, saturation, hue = (
-        value.to(x.device).view(-1, 1, 1, 1) for value in (brightness, contrast, saturation, hue))
+        value.to(x.device).view(-1, 1, 1, 1) for value in (brightness, contrast, saturation, hue)
+    )
     x = (x * brightness).clamp(max=255)
     x = torch.lerp(_luma(x).mean((2, 3), keepdim=True), x, contrast).clamp(0, 255)
     x = torch.lerp(_luma(x), x, saturation).clamp(0, 255)
@@ -317,16 +355,25 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     red, green, blue = x.split(1, dim=1)
     value, chroma = x.amax(1, keepdim=True), x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
     safe = chroma.where(chroma > 0, 1)
-    hue = torch.where(value == red, (green - blue) / safe,
-                      torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4))
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
     sector = (hue + 6 * turns + hue.new_tensor([5, 3, 1]).view(3, 1, 1)) % 6
     return value - chroma * torch.minimum(sector, 4 - sector).clamp(0, 1)
 
 
 # ---- random erasing ------------------------------------------------------------------------------------
 
-def random_erasing(x: Tensor, p: float, generator: torch.Generator, scale: tuple[float, float] = (0.02, 0.33),
-                   ratio: tuple[float, float] = (0.3, 3.3)) -> Tensor:
+
+def random_erasing(
+    x: Tensor,
+    p: float,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+) -> Tensor:
     """Set one box of each of the normalised images (B, 3, H, W) to 0, their mean, with probability p.
 
     scale: the box's share of the area. ratio: its height over its width, log-uniform.
@@ -344,8 +391,14 @@ def erase(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
     return torch.where(inside, fill, x)
 
 
-def draw_boxes(count: int, height: int, width: int, generator: torch.Generator, scale: tuple[float, float],
-               ratio: tuple[float, float]) -> Tensor:
+def draw_boxes(
+    count: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Tensor:
     """Boxes (B, 4): top, left, height, width. The first of ten sizes that fits, anywhere; all 0 if none does."""
     area, shape, position = torch.rand(3, count, 10, generator=generator, dtype=torch.float64)
     area = scale[0] + (scale[1] - scale[0]) * area

@@ -4,6 +4,7 @@ The decay grows over training: early on the average follows the fast-moving weig
 about 200 steps), late it smooths out the noise (0.9995: 2,000 steps). Left out: averages kept in
 another precision or on another device than the model.
 """
+
 import copy
 
 import torch

@@ -1,4 +1,5 @@
 """Writing files so that a reader, a crash or a full disk never leaves half of one."""
+
 import os
 import threading
 from collections.abc import Callable

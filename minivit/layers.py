@@ -5,6 +5,7 @@ arXiv 2106.14881, and CCT, arXiv 2104.05704. Depth-wise convolution in the MLP: 
 2104.05707. LayerScale: CaiT, arXiv 2103.17239. Stochastic depth: arXiv 1603.09382, one draw per sample.
 Attribute names are timm's, so that its checkpoints load as they are.
 """
+
 import math
 
 import torch
@@ -33,7 +34,7 @@ class ConvStem(nn.Module):
     def __init__(self, patch: int, dim: int):
         super().__init__()
         steps = int(math.log2(patch))
-        if 2 ** steps != patch:
+        if 2**steps != patch:
             raise ValueError(f"a convolutional stem needs a patch size that is a power of two, not {patch}")
         widths = [dim // 2 ** min(i, 2) for i in range(steps, 0, -1)] + [dim]
         layers: list[nn.Module] = []

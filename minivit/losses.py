@@ -4,6 +4,7 @@ Hinton et al., arXiv 1503.02531, section 2; DeiT, arXiv 2012.12877, section 4. A
 over the classes, (B, C), made by minivit.mix.one_hot and the mixes; label smoothing is part of it. All sums
 are in fp32. Left out: losses for many labels per image.
 """
+
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Te
     """
     student = (logits.float() / temperature).log_softmax(-1)
     wanted = (teacher.float() / temperature).log_softmax(-1)
-    return temperature ** 2 * (wanted.exp() * (wanted - student)).sum(-1).mean()
+    return temperature**2 * (wanted.exp() * (wanted - student)).sum(-1).mean()
 
 
 def hard_distillation(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -30,8 +31,14 @@ def hard_distillation(logits: Tensor, teacher: Tensor) -> Tensor:
     return soft_cross_entropy(logits, decision)
 
 
-def distillation_loss(class_logits: Tensor, dist_logits: Tensor, teacher: Tensor, target: Tensor,
-                      alpha: float, temperature: float | None = None) -> Tensor:
+def distillation_loss(
+    class_logits: Tensor,
+    dist_logits: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    alpha: float,
+    temperature: float | None = None,
+) -> Tensor:
     """(1 - alpha) * cross-entropy of the class head + alpha * distillation of the distillation head.
 
     All of (B, C). temperature None: hard distillation (DeiT, equation 3); a number: soft (equation 2).

@@ -4,6 +4,7 @@ Row i is mixed with row i-1 (the batch rolled by one), so that any batch size wo
 one lambda is drawn per batch. Everything runs on the device of the images; only a few numbers are
 drawn, on the CPU, so a GPU is never waited for. Left out: per-image lambdas, boxes between given ratios.
 """
+
 import math
 import random
 
@@ -50,12 +51,13 @@ def cutmix_box(lam: float, height: int, width: int, centre: tuple[int, int]) -> 
 def draw_beta(alpha: float, generator: torch.Generator) -> float:
     """One number from Beta(alpha, alpha)."""
     # torch.distributions takes no generator; the standard library does, seeded from ours.
-    seed = int(torch.randint(2 ** 62, (1,), generator=generator))
+    seed = int(torch.randint(2**62, (1,), generator=generator))
     return random.Random(seed).betavariate(alpha, alpha)
 
 
-def mix_batch(x: Tensor, target: Tensor, mixup_alpha: float, cutmix_alpha: float, prob: float,
-              generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mix_batch(
+    x: Tensor, target: Tensor, mixup_alpha: float, cutmix_alpha: float, prob: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """With probability `prob`, mixup or CutMix (a fair coin where both alphas are above 0) of one batch.
 
     x: float images (B, 3, H, W). target: soft targets (B, C) that sum to one, as those returned do.

@@ -4,15 +4,24 @@ warmup_cosine follows arXiv 1608.03983 (one cycle, no restarts); one_cycle follo
 the phases of torch's OneCycleLR. A schedule holds no state, so resuming needs the step alone; steps
 count from 0 and the value is the one that step uses. Left out: other optimizers, per-layer rates.
 """
+
 import math
 
 import torch
 from torch import nn
 
 # Parameters of two and more dimensions that are no matrices: an offset each, which decay would only pull to zero.
-NO_DECAY = ("cls_token", "dist_token", "pos_embed",  # tokens and absolute positions
-            "relative_position_bias_table", "row_table", "col_table",  # relative positions
-            "token_to_patch", "patch_to_token", "token_to_token")
+NO_DECAY = (
+    "cls_token",
+    "dist_token",
+    "pos_embed",  # tokens and absolute positions
+    "relative_position_bias_table",
+    "row_table",
+    "col_table",  # relative positions
+    "token_to_patch",
+    "patch_to_token",
+    "token_to_token",
+)
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -25,15 +34,17 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float = 0.05,
-          betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, lr: float, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
     """AdamW over param_groups(model), as one fused kernel on CPUs and NVIDIA GPUs."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)
 
 
-def warmup_cosine(step: int, total_steps: int, warmup_steps: int, base_lr: float, min_lr: float = 0.0,
-                  start_lr: float = 1e-6) -> float:
+def warmup_cosine(
+    step: int, total_steps: int, warmup_steps: int, base_lr: float, min_lr: float = 0.0, start_lr: float = 1e-6
+) -> float:
     """Linear from start_lr to base_lr over warmup_steps, then half a cosine to min_lr at total_steps."""
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
@@ -44,21 +55,44 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, base_lr: float
     return _anneal(base_lr, min_lr, (step - warmup_steps) / (total_steps - warmup_steps))
 
 
-def one_cycle(step: int, total_steps: int, max_lr: float, pct_start: float = 0.3, div_factor: float = 25.0,
-              final_div_factor: float = 1e4, linear: bool = False, three_phase: bool = False) -> float:
+def one_cycle(
+    step: int,
+    total_steps: int,
+    max_lr: float,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    linear: bool = False,
+    three_phase: bool = False,
+) -> float:
     """The rate climbs from max_lr / div_factor to max_lr and falls to max_lr / (div_factor * final_div_factor)."""
     start = max_lr / div_factor
     return _cycle(step, total_steps, start, max_lr, start / final_div_factor, pct_start, linear, three_phase)
 
 
-def one_cycle_momentum(step: int, total_steps: int, base: float = 0.85, maximum: float = 0.95, pct_start: float = 0.3,
-                       linear: bool = False, three_phase: bool = False) -> float:
+def one_cycle_momentum(
+    step: int,
+    total_steps: int,
+    base: float = 0.85,
+    maximum: float = 0.95,
+    pct_start: float = 0.3,
+    linear: bool = False,
+    three_phase: bool = False,
+) -> float:
     """The momentum (Adam's first beta) that goes with one_cycle: lowest where the rate is highest."""
     return _cycle(step, total_steps, maximum, base, maximum, pct_start, linear, three_phase)
 
 
-def _cycle(step: int, total_steps: int, start: float, peak: float, end: float, pct_start: float, linear: bool,
-           three_phase: bool) -> float:
+def _cycle(
+    step: int,
+    total_steps: int,
+    start: float,
+    peak: float,
+    end: float,
+    pct_start: float,
+    linear: bool,
+    three_phase: bool,
+) -> float:
     """start -> peak (-> start again with three phases) -> end, which the last step, total_steps - 1, reaches."""
     climb = max(pct_start * total_steps - 1, 0.0)  # a run of very few steps starts at the peak
     knots = [(0.0, start), (climb, peak), (total_steps - 1.0, end)]

@@ -4,6 +4,7 @@ timm and the published DeiT files use our names as they are. torchvision's and C
 tables below. The image size may differ (position embeddings are resampled) and so may the number of
 classes (the heads start anew); every other difference is an error that lists the keys.
 """
+
 import json
 import math
 import re
@@ -13,15 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.vit import ViTConfig, VisionTransformer
+from minivit.vit import VisionTransformer, ViTConfig
 
 # Old name -> ours, as patterns, tried in this order.
 TORCHVISION = [
-    (r"class_token", "cls_token"), (r"encoder\.pos_embedding", "pos_embed"), (r"conv_proj", "patch_embed.proj"),
-    (r"encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"), (r"ln_([12])", r"norm\1"),
-    (r"self_attention\.in_proj_", "attn.qkv."), (r"self_attention\.out_proj", "attn.proj"),
-    (r"mlp\.(0|linear_1)\.", "mlp.fc1."), (r"mlp\.(3|linear_2)\.", "mlp.fc2."),
-    (r"encoder\.ln", "norm"), (r"heads\.head", "head"),
+    (r"class_token", "cls_token"),
+    (r"encoder\.pos_embedding", "pos_embed"),
+    (r"conv_proj", "patch_embed.proj"),
+    (r"encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"),
+    (r"ln_([12])", r"norm\1"),
+    (r"self_attention\.in_proj_", "attn.qkv."),
+    (r"self_attention\.out_proj", "attn.proj"),
+    (r"mlp\.(0|linear_1)\.", "mlp.fc1."),
+    (r"mlp\.(3|linear_2)\.", "mlp.fc2."),
+    (r"encoder\.ln", "norm"),
+    (r"heads\.head", "head"),
 ]
 CAIT = [(r"blocks_token_only\.", "class_blocks."), (r"gamma_([12])", r"ls\1.gamma")]
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -48,7 +55,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file: the length of a JSON header (8 bytes), the header, then raw numbers."""
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:8 + length])
+    header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     state = {}
     for name, entry in header.items():
@@ -83,19 +90,31 @@ def infer_config(state: dict[str, Tensor], heads: int | None = None) -> ViTConfi
     The number of heads leaves no trace in the shapes: 64 channels each in ViT and DeiT, 48 in CaiT.
     """
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
-    full, tail = (1 + max((int(name.split(".")[1]) for name in state if name.startswith(prefix)), default=-1)
-                  for prefix in ("blocks.", "class_blocks."))
+    full, tail = (
+        1 + max((int(name.split(".")[1]) for name in state if name.startswith(prefix)), default=-1)
+        for prefix in ("blocks.", "class_blocks.")
+    )
     distillation = "dist_token" in state
     positions = state["pos_embed"].shape[1] - (0 if tail else 1 + distillation)
     tail_mlp = len(state["class_blocks.0.mlp.fc1.weight"]) / dim if tail else ViTConfig.tail_mlp_ratio
     scale = 0.1 if "blocks.0.ls1.gamma" in state else None
     return ViTConfig(
-        image_size=math.isqrt(positions) * patch, patch=patch, classes=len(state["head.weight"]), dim=dim,
-        depth=full + tail, heads=heads or dim // (48 if tail else 64),
-        mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / dim, distillation=distillation,
-        class_attention=tail, tail_mlp_ratio=tail_mlp, tokens_enter_late=bool(tail),
-        talking_heads="blocks.0.attn.proj_l.weight" in state, qk_norm="blocks.0.attn.q_norm.weight" in state,
-        layer_scale=scale, pool="mean" if "fc_norm.weight" in state else "cls")
+        image_size=math.isqrt(positions) * patch,
+        patch=patch,
+        classes=len(state["head.weight"]),
+        dim=dim,
+        depth=full + tail,
+        heads=heads or dim // (48 if tail else 64),
+        mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / dim,
+        distillation=distillation,
+        class_attention=tail,
+        tail_mlp_ratio=tail_mlp,
+        tokens_enter_late=bool(tail),
+        talking_heads="blocks.0.attn.proj_l.weight" in state,
+        qk_norm="blocks.0.attn.q_norm.weight" in state,
+        layer_scale=scale,
+        pool="mean" if "fc_norm.weight" in state else "cls",
+    )
 
 
 def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
@@ -104,15 +123,24 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
     Position embeddings of another image size are resampled. Raises ValueError naming what does not fit.
     """
     state, ours = dict(state), model.state_dict()
-    fresh = [name for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
-             if name in state and name in ours and len(state[name]) != len(ours[name])]
+    fresh = [
+        name
+        for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+        if name in state and name in ours and len(state[name]) != len(ours[name])
+    ]
     state |= {name: ours[name] for name in fresh}
     if "pos_embed" in state and "pos_embed" in ours and state["pos_embed"].shape != ours["pos_embed"].shape:
         tokens = 0 if model.config.tokens_enter_late else model.config.tokens
         state["pos_embed"] = resize_position_embedding(state["pos_embed"], tokens, model.config.grid)
-    problems = [f"{word} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}" for word, names in (
-        ("lacks", ours.keys() - state.keys()), ("has beyond the model", state.keys() - ours.keys()),
-        ("has other shapes of", [k for k in ours.keys() & state.keys() if ours[k].shape != state[k].shape])) if names]
+    problems = [
+        f"{word} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
+        for word, names in (
+            ("lacks", ours.keys() - state.keys()),
+            ("has beyond the model", state.keys() - ours.keys()),
+            ("has other shapes of", [k for k in ours.keys() & state.keys() if ours[k].shape != state[k].shape]),
+        )
+        if names
+    ]
     if problems:
         raise ValueError(f"these weights are of another architecture: the file {'; it '.join(problems)}")
     model.load_state_dict(state)
@@ -125,8 +153,9 @@ def load_pretrained(model: VisionTransformer, path: Path) -> str:
     return f"loaded {path}" + (f"; new, to be trained: {', '.join(fresh)}" if fresh else "")
 
 
-def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, int], antialias: bool = True,
-                              align_corners: bool = False) -> Tensor:
+def resize_position_embedding(
+    embedding: Tensor, tokens: int, grid: tuple[int, int], antialias: bool = True, align_corners: bool = False
+) -> Tensor:
     """Resample (1, tokens + n * n, C), learned on a square grid, to (1, tokens + h * w, C), bicubically.
 
     The special tokens come first and stay. The defaults are timm's; torchvision's own tool aligns the
@@ -135,8 +164,9 @@ def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, i
     special, patches = embedding[:, :tokens], embedding[:, tokens:]
     side = math.isqrt(patches.shape[1])
     if side * side != patches.shape[1]:
-        raise ValueError(f"{patches.shape[1]} positions are not a square grid: "
-                         f"cannot be resampled to {grid[0]}x{grid[1]}")
+        raise ValueError(
+            f"{patches.shape[1]} positions are not a square grid: cannot be resampled to {grid[0]}x{grid[1]}"
+        )
     image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, N, C) -> (1, C, n, n)
     image = F.interpolate(image, grid, mode="bicubic", antialias=antialias, align_corners=align_corners)
     return torch.cat([special, image.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)

@@ -5,6 +5,7 @@ means count classes without images, and of equal logits the higher class ranks f
 softmax probability of the predicted class. Pictures need matplotlib (extra `cli`); all numbers are written without it.
 Left out: threshold curves (ROC, precision-recall), calibration, multi-label targets.
 """
+
 import csv
 import io
 import json
@@ -23,8 +24,14 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00
 # Each panel: title, then for each key of metrics.jsonl its legend and colour.
 PANELS = (
     ("Loss", {"train_loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}),
-    ("Accuracy (%)", {"train_acc": ("training", BLUE), "val_acc": ("validation", ORANGE),
-                      "val_acc_ema": ("validation, EMA weights", GREEN)}),
+    (
+        "Accuracy (%)",
+        {
+            "train_acc": ("training", BLUE),
+            "val_acc": ("validation", ORANGE),
+            "val_acc_ema": ("validation, EMA weights", GREEN),
+        },
+    ),
     ("Learning rate", {"lr": ("", BLUE)}),
     ("Images per second", {"images_per_s": ("", BLUE)}),
 )
@@ -33,16 +40,19 @@ PER_CLASS = ("precision", "recall", "f1", "accuracy", "support")
 
 # ---------------------------------------------------------------------------------------------------- metrics
 
+
 def confusion_matrix(target: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Counts (C, C) int64, rows true, columns predicted, from class indices (N,). ValueError when they do not fit."""
     if target.ndim != 1 or target.shape != predicted.shape:
         raise ValueError(f"target {tuple(target.shape)} and predicted {tuple(predicted.shape)} must both be (N,)")
     for name, labels in (("target", target), ("predicted", predicted)):
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(f"{name} holds classes {int(labels.min())} to {int(labels.max())}: "
-                             f"with {num_classes} classes they must lie in 0 to {num_classes - 1}")
+            raise ValueError(
+                f"{name} holds classes {int(labels.min())} to {int(labels.max())}: "
+                f"with {num_classes} classes they must lie in 0 to {num_classes - 1}"
+            )
     cell = target.long() * num_classes + predicted.long()
-    return torch.bincount(cell, minlength=num_classes ** 2).view(num_classes, num_classes)  # (C * C,) -> (C, C)
+    return torch.bincount(cell, minlength=num_classes**2).view(num_classes, num_classes)  # (C * C,) -> (C, C)
 
 
 def per_class_table(confusion: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -53,8 +63,13 @@ def per_class_table(confusion: torch.Tensor) -> dict[str, torch.Tensor]:
     counts = confusion.cpu().double()
     hits, support, claimed = counts.diagonal(), counts.sum(1), counts.sum(0)
     recall = _ratio(hits, support)
-    return {"precision": _ratio(hits, claimed), "recall": recall, "f1": _ratio(2 * hits, support + claimed),
-            "accuracy": recall, "support": support.long()}
+    return {
+        "precision": _ratio(hits, claimed),
+        "recall": recall,
+        "f1": _ratio(2 * hits, support + claimed),
+        "accuracy": recall,
+        "support": support.long(),
+    }
 
 
 def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -65,8 +80,10 @@ def averages(table: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     """Means of precision, recall and f1: "macro" (each class counts the same) and "weighted" (by its images)."""
     support = table["support"].double()
     weights = {"macro": torch.ones_like(support) / len(support), "weighted": _ratio(support, support.sum())}
-    return {kind: {name: float(weight @ table[name]) for name in ("precision", "recall", "f1")}
-            for kind, weight in weights.items()}
+    return {
+        kind: {name: float(weight @ table[name]) for name in ("precision", "recall", "f1")}
+        for kind, weight in weights.items()
+    }
 
 
 def top_k(logits: torch.Tensor, target: torch.Tensor, k: int) -> float:
@@ -80,9 +97,17 @@ def top_k(logits: torch.Tensor, target: torch.Tensor, k: int) -> float:
 
 # ---------------------------------------------------------------------------------------------------- the report
 
-def write_report(folder: str | Path, logits: torch.Tensor, target: torch.Tensor, classes: Sequence[str],
-                 images: torch.Tensor | None = None, history: Iterable[Mapping] = (), title: str = "Report",
-                 facts: Mapping[str, str | int | float] | None = None) -> dict:
+
+def write_report(
+    folder: str | Path,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    classes: Sequence[str],
+    images: torch.Tensor | None = None,
+    history: Iterable[Mapping] = (),
+    title: str = "Report",
+    facts: Mapping[str, str | int | float] | None = None,
+) -> dict:
     """Write report.json, report.md, two CSV tables and, with matplotlib, PNG pictures; returns report.json's content.
 
     logits (N, C) and target (N,) on any device; images: uint8 (N, 3, H, W) in the same order, for the prediction grid;
@@ -110,8 +135,10 @@ def write_report(folder: str | Path, logits: torch.Tensor, target: torch.Tensor,
         pictures = _draw(confusion.numpy(), logits, target, predicted, classes, images, history, title)
     for name, figure in pictures.items():
         save(f"{name}.png", _png(figure))
-    save("confusion.csv", _csv([["true \\ predicted", *classes],
-                               *([name, *row] for name, row in zip(classes, report["confusion"]))]))
+    save(
+        "confusion.csv",
+        _csv([["true \\ predicted", *classes], *([name, *row] for name, row in zip(classes, report["confusion"]))]),
+    )
     save("per_class.csv", _csv([["class", *PER_CLASS], *(row.values() for row in report["per_class"])]))
     save("report.md", _markdown(report, pictures).encode())
     save("report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
@@ -150,9 +177,10 @@ def _csv(rows: Iterable[Iterable]) -> bytes:
 
 # ---------------------------------------------------------------------------------------------------- report.md
 
+
 def _percent(share: float, digits: int = 2) -> str:
     """A share in percent, cut and not rounded, so that no figure reads better than it is: 0.99999 -> 99.99."""
-    scale = 10 ** digits
+    scale = 10**digits
     # The small term undoes the binary representation only: 0.29 * 100 is 28.999999999999996.
     return f"{math.floor(share * 100 * scale + 1e-7) / scale:.{digits}f}"
 
@@ -166,8 +194,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
 def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     names = [row["class"] for row in report["per_class"]]
     confusion, support = report["confusion"], [row["support"] for row in report["per_class"]]
-    head = [("images", report["images"]), ("classes", len(names)), ("top-1 accuracy", _percent(report["top1"]) + " %"),
-            ("top-5 accuracy", _percent(report["top5"]) + " %"), *report["facts"].items()]
+    head = [
+        ("images", report["images"]),
+        ("classes", len(names)),
+        ("top-1 accuracy", _percent(report["top1"]) + " %"),
+        ("top-5 accuracy", _percent(report["top5"]) + " %"),
+        *report["facts"].items(),
+    ]
     lines = [f"# {report['title']}", "", *_table(["", ""], head)]
     lines += ["Percentages are cut to two decimals, not rounded; the full numbers are in report.json.", ""]
     lines += [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in pictures]
@@ -175,10 +208,16 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     columns = ("precision", "recall", "f1")
     lines += ["## Classes", ""]
     lines += ["Recall is also the accuracy of a class: the share of its images that are labelled right.", ""]
-    lines += _table(["class", "precision %", "recall %", "F1 %", "images"], [
-        *([row["class"], *(_percent(row[c]) for c in columns), row["support"]] for row in report["per_class"]),
-        *([f"**{kind} mean**", *(_percent(report[kind][c]) for c in columns), report["images"]]
-          for kind in ("macro", "weighted"))])
+    lines += _table(
+        ["class", "precision %", "recall %", "F1 %", "images"],
+        [
+            *([row["class"], *(_percent(row[c]) for c in columns), row["support"]] for row in report["per_class"]),
+            *(
+                [f"**{kind} mean**", *(_percent(report[kind][c]) for c in columns), report["images"]]
+                for kind in ("macro", "weighted")
+            ),
+        ],
+    )
 
     mistakes = [(count, i, j) for i, row in enumerate(confusion) for j, count in enumerate(row) if count and i != j]
     mistakes = sorted(mistakes, key=lambda m: (-m[0], m[1], m[2]))[:15]
@@ -195,8 +234,17 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
 
 # ---------------------------------------------------------------------------------------------------- pictures
 
-def _draw(confusion: np.ndarray, logits: torch.Tensor, target: torch.Tensor, predicted: torch.Tensor,
-          classes: Sequence[str], images: torch.Tensor | None, history: Iterable[Mapping], title: str) -> dict:
+
+def _draw(
+    confusion: np.ndarray,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    predicted: torch.Tensor,
+    classes: Sequence[str],
+    images: torch.Tensor | None,
+    history: Iterable[Mapping],
+    title: str,
+) -> dict:
     """All pictures that the inputs allow, by file name."""
     figures = {"curves": _draw_curves(history, title)}
     figures["confusion"] = _draw_confusion(confusion, classes, title, normalised=False)
@@ -210,6 +258,7 @@ def _draw(confusion: np.ndarray, logits: torch.Tensor, target: torch.Tensor, pre
 def _figure(width: float, height: float, layout: str | None = "constrained"):
     """A white figure, in inches, outside pyplot: no window, no global state."""
     from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
 
 
@@ -220,15 +269,18 @@ def _png(figure) -> bytes:
 
 
 def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[:length - 1] + "\u2026"
+    return text if len(text) <= length else text[: length - 1] + "\u2026"
 
 
 def _draw_curves(history: Iterable[Mapping], title: str):
     """Loss, accuracy, learning rate and speed against the epoch; None when the history has none of them."""
     from matplotlib.ticker import MaxNLocator
+
     rows = {row["epoch"]: row for row in history if row.get("epoch") is not None}  # after a resume the last row counts
-    panels = [(name, {k: v for k, v in keys.items() if any(r.get(k) is not None for r in rows.values())})
-              for name, keys in PANELS]
+    panels = [
+        (name, {k: v for k, v in keys.items() if any(r.get(k) is not None for r in rows.values())})
+        for name, keys in PANELS
+    ]
     panels = [(name, keys) for name, keys in panels if keys]
     if not panels:
         return None
@@ -274,6 +326,7 @@ def _draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, n
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
+
     C = len(classes)
     cell = min(max(0.14, min(0.5, 0.1 + 4 / C)), 20 / C)  # inches; 20 inches at most
     side = max(3.0, cell * C)
@@ -303,8 +356,16 @@ def _name_cells(ax, names: Sequence[str], cell: float) -> None:
     ticks = range(0, C, math.ceil(size * 1.2 / 72 / cell))
     shown = [names[i] for i in ticks]
     slanted = cell >= 0.3
-    ax.set_xticks(ticks, shown, fontsize=size, rotation=45 if slanted else 90, parse_math=False,
-                  ha="right" if slanted else "center", va="top", rotation_mode="anchor" if slanted else "default")
+    ax.set_xticks(
+        ticks,
+        shown,
+        fontsize=size,
+        rotation=45 if slanted else 90,
+        parse_math=False,
+        ha="right" if slanted else "center",
+        va="top",
+        rotation_mode="anchor" if slanted else "default",
+    )
     ax.set_yticks(ticks, shown, fontsize=size, parse_math=False)
     ax.set_xlabel("predicted class", fontsize=10)
     ax.set_ylabel("true class", fontsize=10)
@@ -318,8 +379,10 @@ def _name_cells(ax, names: Sequence[str], cell: float) -> None:
 def _print_cells(ax, values: np.ndarray, norm, cell: float, normalised: bool) -> None:
     """The number of each cell that does not read 0, where the cell (inches) is large enough to read it."""
     digits = 1 if normalised and cell >= 0.25 else 0
-    texts = {(i, j): _percent(values[i, j] / 100, digits) if normalised else str(values[i, j])
-             for i, j in zip(*np.nonzero(values))}
+    texts = {
+        (i, j): _percent(values[i, j] / 100, digits) if normalised else str(values[i, j])
+        for i, j in zip(*np.nonzero(values))
+    }
     texts = {at: text for at, text in texts.items() if float(text) > 0}
     size = min(9.0, cell * 72 * 1.35 / max(map(len, texts.values()), default=1))
     if size < 3.5:
@@ -329,22 +392,31 @@ def _print_cells(ax, values: np.ndarray, norm, cell: float, normalised: bool) ->
         ax.text(j, i, text, ha="center", va="center", fontsize=size, color=colour).set_in_layout(False)
 
 
-def _draw_predictions(images: torch.Tensor, target: torch.Tensor, predicted: torch.Tensor, confidence: torch.Tensor,
-                      classes: Sequence[str], title: str):
+def _draw_predictions(
+    images: torch.Tensor,
+    target: torch.Tensor,
+    predicted: torch.Tensor,
+    confidence: torch.Tensor,
+    classes: Sequence[str],
+    title: str,
+):
     """A grid of 32 images drawn at random (always the same) and of the 16 mistakes that the model is surest of."""
     columns, side, row_height, left = 8, 1.12, 1.56, 0.2  # inches
     wrong = (predicted != target).nonzero()[:, 0]
-    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:2 * columns].tolist()
-    sample = sorted(np.random.RandomState(0).permutation(len(target))[:4 * columns].tolist())
+    wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][: 2 * columns].tolist()
+    sample = sorted(np.random.RandomState(0).permutation(len(target))[: 4 * columns].tolist())
     right = sum(int(predicted[i] == target[i]) for i in sample)
-    groups = [(f"Drawn at random: {right} of {len(sample)} right", sample),
-              ("Mistakes with the highest confidence", wrong)]
+    groups = [
+        (f"Drawn at random: {right} of {len(sample)} right", sample),
+        ("Mistakes with the highest confidence", wrong),
+    ]
     groups = [(name, members) for name, members in groups if members]
     width = 2 * left + columns * (side + 0.14) - 0.14
     height = 0.5 + sum(0.45 + row_height * math.ceil(len(members) / columns) for _, members in groups)
     fig = _figure(width, height, layout=None)
-    fig.text(left / width, 1 - 0.3 / height, _short(title, 90), fontsize=13, fontweight="bold", va="center",
-             parse_math=False)
+    fig.text(
+        left / width, 1 - 0.3 / height, _short(title, 90), fontsize=13, fontweight="bold", va="center", parse_math=False
+    )
     y = 0.5
     for name, members in groups:
         fig.text(left / width, 1 - (y + 0.2) / height, name, fontsize=10, color=GREY, va="center")
@@ -352,8 +424,14 @@ def _draw_predictions(images: torch.Tensor, target: torch.Tensor, predicted: tor
         for n, i in enumerate(members):
             x, below = left + n % columns * (side + 0.14), y + n // columns * row_height + side
             ax = fig.add_axes((x / width, 1 - below / height, side / width, side / height))
-            _draw_prediction(ax, images[i], classes[target[i]], classes[predicted[i]], float(confidence[i]),
-                             right=bool(predicted[i] == target[i]))
+            _draw_prediction(
+                ax,
+                images[i],
+                classes[target[i]],
+                classes[predicted[i]],
+                float(confidence[i]),
+                right=bool(predicted[i] == target[i]),
+            )
         y += row_height * math.ceil(len(members) / columns)
     return fig
 
@@ -366,7 +444,20 @@ def _draw_prediction(ax, image: torch.Tensor, true: str, predicted: str, confide
     ax.spines[:].set(color="#bbbbbb" if right else VERMILION, linewidth=0.6 if right else 2.5)
     colour, mark = ("#222222", "\u2713") if right else (VERMILION, "\u2717")
     said = f"{mark} {_short(predicted, 12)} {_percent(confidence, 0)} %"
-    for text, down, colour, weight in ((said, 4, colour, "normal" if right else "bold"),
-                                       (f"true: {_short(true, 14)}", 15, GREY, "normal")):
-        ax.annotate(text, (0.5, 0), (0, -down), xycoords="axes fraction", textcoords="offset points", ha="center",
-                    va="top", fontsize=7.5, color=colour, fontweight=weight, parse_math=False)
+    for text, down, ink, weight in (
+        (said, 4, colour, "normal" if right else "bold"),
+        (f"true: {_short(true, 14)}", 15, GREY, "normal"),
+    ):
+        ax.annotate(
+            text,
+            (0.5, 0),
+            (0, -down),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7.5,
+            color=ink,
+            fontweight=weight,
+            parse_math=False,
+        )

@@ -5,6 +5,7 @@ With stem="imagenet" keys and numbers are torchvision's; with stem="cifar" a 3 x
 pooling keep the resolution of 32 x 32 images (the stem of the paper's section 4.2, on the wider networks of
 section 4.1). Left out: the 6n+2 networks of section 4.2, dilation, grouped and wide variants.
 """
+
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,7 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions: (B, in_channels, H, W) -> (B, width, H / stride, W / stride). Figure 5, left."""
+
     expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int = 1):
@@ -47,6 +49,7 @@ class Bottleneck(nn.Module):
 
     The stride is on the 3 x 3 convolution, as in torchvision; the paper has it on the first 1 x 1.
     """
+
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int = 1):
@@ -73,8 +76,13 @@ class ResNet(nn.Module):
     ValueError for another stem or another number of stages.
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], layers: Sequence[int], num_classes: int = 10,
-                 stem: str = "cifar"):
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: Sequence[int],
+        num_classes: int = 10,
+        stem: str = "cifar",
+    ):
         super().__init__()
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"unknown stem {stem!r}: use 'cifar' (32 x 32 images) or 'imagenet' (224 x 224)")
@@ -115,8 +123,9 @@ class ResNet(nn.Module):
         return self.fc(self.features(x).mean(dim=(2, 3)))  # (B, C, H, W) -> (B, C) -> (B, num_classes)
 
 
-def stage(block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, depth: int,
-          stride: int) -> nn.Sequential:
+def stage(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
     """`depth` blocks; the first one changes width and resolution."""
     out_channels = width * block.expansion
     return nn.Sequential(block(in_channels, width, stride), *(block(out_channels, width) for _ in range(depth - 1)))

@@ -3,6 +3,7 @@
 The order in which an argument is looked for: the command line, the file of --config, the preset's
 recipe, `TrainConfig` and `ViTConfig`. The resolved whole goes to config.json and into each checkpoint.
 """
+
 import dataclasses
 import json
 import platform
@@ -19,21 +20,49 @@ from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
 from minivit.resnet import resnet18, resnet50
 from minivit.train import TrainConfig, Trainer, TrainingError, predict
-from minivit.vit import PRESETS, ViTConfig, VisionTransformer
+from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 DATA = ("cifar10", "cifar100", "folder", "shapes")
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 # What a preset wants to be trained with, where it differs from TrainConfig.
 RECIPES: dict[str, dict] = {
-    "cifar-small": {"epochs": 24, "batch_size": 128, "schedule": "one-cycle", "lr": 1.2e-3, "trivial_augment": False,
-                    "mix_prob": 0.0, "erasing": 0.0, "clean_epochs": 0, "ema_end": 0.998},
-    "shapes-demo": {"epochs": 12, "batch_size": 64, "schedule": "one-cycle", "lr": 3e-3, "trivial_augment": False,
-                    "mix_prob": 0.0, "erasing": 0.0, "clean_epochs": 0, "ema_start": 0.98, "ema_end": 0.99},
+    "cifar-small": {
+        "epochs": 24,
+        "batch_size": 128,
+        "schedule": "one-cycle",
+        "lr": 1.2e-3,
+        "trivial_augment": False,
+        "mix_prob": 0.0,
+        "erasing": 0.0,
+        "clean_epochs": 0,
+        "ema_end": 0.998,
+    },
+    "shapes-demo": {
+        "epochs": 12,
+        "batch_size": 64,
+        "schedule": "one-cycle",
+        "lr": 3e-3,
+        "trivial_augment": False,
+        "mix_prob": 0.0,
+        "erasing": 0.0,
+        "clean_epochs": 0,
+        "ema_start": 0.98,
+        "ema_end": 0.99,
+    },
     "vit-b16": {"epochs": 10, "batch_size": 128, "lr": 1e-4, "clean_epochs": 2, "ema_end": 0.999},
 }
-OTHER = {"data": "cifar10", "data_root": Path("data"), "val_split": 0.02, "skip_bad": False, "preset": "cifar",
-         "device": "auto", "threads": 0, "teacher": None, "pretrained": None}
+OTHER = {
+    "data": "cifar10",
+    "data_root": Path("data"),
+    "val_split": 0.02,
+    "skip_bad": False,
+    "preset": "cifar",
+    "device": "auto",
+    "threads": 0,
+    "teacher": None,
+    "pretrained": None,
+}
 TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
@@ -122,6 +151,7 @@ def describe_model(a: dict, model: nn.Module) -> dict:
 
 # ---- checkpoints and configurations on disk ------------------------------------------------------------
 
+
 def read_config(path: Path) -> dict:
     """The arguments of an earlier run, from its config.json."""
     try:
@@ -142,7 +172,8 @@ def write_config(path: Path, a: dict, model: nn.Module, trainer: Trainer) -> Non
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(trainer.device) if gpu else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(), "images": len(trainer.train_split),
+        "threads": torch.get_num_threads(),
+        "images": len(trainer.train_split),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
     }
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
@@ -179,19 +210,25 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     try:
         model.load_state_dict(state["ema"])
     except RuntimeError:
-        raise TrainingError(f"{path} does not fit the model it describes ({about['preset']}): it comes from another "
-                            "architecture or another version of this program") from None
+        raise TrainingError(
+            f"{path} does not fit the model it describes ({about['preset']}): it comes from another "
+            "architecture or another version of this program"
+        ) from None
     return model.to(device).eval(), state
 
 
 # ---- what the command line does -------------------------------------------------------------------------
 
+
 def fit(trainer: Trainer) -> bool:
     """Train with a progress bar on a terminal, a line per epoch elsewhere. False when stopped and saved."""
     c = trainer.config
-    print(f"{trainer.describe['preset']}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters, "
-          f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, "
-          f"{str(trainer.dtype).removeprefix('torch.')}", flush=True)
+    print(
+        f"{trainer.describe['preset']}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters, "
+        f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, "
+        f"{str(trainer.dtype).removeprefix('torch.')}",
+        flush=True,
+    )
     bar, started, first = make_bar(trainer), time.perf_counter(), trainer.step
 
     def on_step() -> None:
@@ -199,8 +236,13 @@ def fit(trainer: Trainer) -> bool:
             return
         if trainer.batch % 10 == 0:
             loss, hits, images = (float(s) for s in trainer.sums)
-            bar.set_postfix(epoch=f"{trainer.epoch + 1}/{c.epochs}", loss=f"{loss / images:.3f}",
-                            acc=f"{hits / images:.1%}", lr=f"{trainer.lr:.1e}", refresh=False)
+            bar.set_postfix(
+                epoch=f"{trainer.epoch + 1}/{c.epochs}",
+                loss=f"{loss / images:.3f}",
+                acc=f"{hits / images:.1%}",
+                lr=f"{trainer.lr:.1e}",
+                refresh=False,
+            )
         bar.update(trainer.batch_size)
 
     def on_epoch() -> None:
@@ -221,8 +263,13 @@ def make_bar(trainer: Trainer):
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(total=trainer.total_steps * trainer.batch_size, initial=trainer.step * trainer.batch_size, unit="img",
-                unit_scale=True, dynamic_ncols=True)
+    return tqdm(
+        total=trainer.total_steps * trainer.batch_size,
+        initial=trainer.step * trainer.batch_size,
+        unit="img",
+        unit_scale=True,
+        dynamic_ncols=True,
+    )
 
 
 def epoch_line(trainer: Trainer, started: float, first: int) -> str:
@@ -230,8 +277,10 @@ def epoch_line(trainer: Trainer, started: float, first: int) -> str:
     row = trainer.history[-1]
     left = (trainer.total_steps - trainer.step) * (time.perf_counter() - started) / max(trainer.step - first, 1)
     held_out = f"  hold-out {row['val_acc']:.2%} (averaged {row['val_acc_ema']:.2%})" if "val_acc" in row else ""
-    return (f"epoch {row['epoch']:>3}/{trainer.config.epochs}  loss {row['train_loss']:.4f}  acc {row['train_acc']:.2%}"
-            f"{held_out}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s  {left / 60:.0f} min left")
+    return (
+        f"epoch {row['epoch']:>3}/{trainer.config.epochs}  loss {row['train_loss']:.4f}  acc {row['train_acc']:.2%}"
+        f"{held_out}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s  {left / 60:.0f} min left"
+    )
 
 
 def show_result(result: dict, folder: Path) -> None:
@@ -254,8 +303,9 @@ def evaluate(path: Path, given: dict) -> int:
     size = input_side(model)
     dataset = datasets.load(a["data"], a["data_root"], size, state["config"]["seed"], a["skip_bad"])
     if dataset.classes != state["classes"]:
-        known, there = (f"{len(names)} classes ({', '.join(names[:3])}, ...)"
-                        for names in (state["classes"], dataset.classes))
+        known, there = (
+            f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (state["classes"], dataset.classes)
+        )
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
     scores = predict(model, dataset.test.images, state["mean"], state["std"], device).cpu()
     hits = (scores.argmax(1) == dataset.test.labels).double().mean().item()

@@ -3,6 +3,7 @@
 Outlines are signed distance functions (their level sets, with an anti-aliased edge), textures are sine
 gratings. Place, size, tilt, colours and clutter are random, so no pixel tells the class on its own.
 """
+
 import math
 from collections.abc import Callable
 from functools import partial
@@ -88,11 +89,13 @@ def _distance(u: torch.Tensor, v: torch.Tensor, shape: torch.Tensor) -> torch.Te
     """Signed distance (B, S, S) to the outline of SHAPES[shape], negative inside; all fit in the unit disc."""
     length = torch.hypot(u, v)
     side = math.sqrt(3) / 2
-    every = torch.stack([
-        length - 0.9,
-        torch.minimum(torch.hypot(u.abs() - 0.55, v) - 0.4, _box(u, v, 0.5, 0.15)),
-        torch.stack([v, side * u - v / 2, -side * u - v / 2]).amax(0) - 0.5,  # a triangle is three half-planes
-        torch.minimum(_box(u, v, 0.95, 0.3), _box(u, v, 0.3, 0.95)),
-        (length - 0.7).abs() - 0.25,
-    ])  # (5, B, S, S)
+    every = torch.stack(
+        [
+            length - 0.9,
+            torch.minimum(torch.hypot(u.abs() - 0.55, v) - 0.4, _box(u, v, 0.5, 0.15)),
+            torch.stack([v, side * u - v / 2, -side * u - v / 2]).amax(0) - 0.5,  # a triangle is three half-planes
+            torch.minimum(_box(u, v, 0.95, 0.3), _box(u, v, 0.3, 0.95)),
+            (length - 0.7).abs() - 0.25,
+        ]
+    )  # (5, B, S, S)
     return every[shape, torch.arange(len(shape))]

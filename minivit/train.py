@@ -5,6 +5,7 @@ goes on bit for bit. Random numbers come from two places, both saved: `generator
 images and the augmentations, PyTorch's global one the dropout. Selection uses the hold-out only; the
 test set is read once, by `final_report`.
 """
+
 import copy
 import json
 import math
@@ -35,6 +36,7 @@ class TrainingError(ValueError):
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Rates are per step of one whole batch; epochs count passes over the training images."""
+
     epochs: int = 300
     batch_size: int = 192
     accumulate: int = 1  # a batch goes through the model in this many parts
@@ -98,8 +100,16 @@ class Trainer:
     distillation head, or the only head where there is one. Call `fit`, then `final_report`.
     """
 
-    def __init__(self, model: nn.Module, data: Dataset, config: TrainConfig, run: Path, device: torch.device,
-                 teacher: nn.Module | None = None, describe: dict | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        config: TrainConfig,
+        run: Path,
+        device: torch.device,
+        teacher: nn.Module | None = None,
+        describe: dict | None = None,
+    ):
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device
@@ -115,8 +125,9 @@ class Trainer:
         self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
         self.dtype = choose_precision(config.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.strong = Augment(data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter,
-                              config.erasing)
+        self.strong = Augment(
+            data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter, config.erasing
+        )
         self.plain = Augment(data.mean, data.std, config.crop, config.flip)
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
         self.order = torch.empty(0, dtype=torch.int64)
@@ -127,8 +138,12 @@ class Trainer:
 
     # ---- the loop ----------------------------------------------------------------------------------
 
-    def fit(self, until: int | None = None, on_step: Callable[[], None] = lambda: None,
-            on_epoch: Callable[[], None] = lambda: None) -> bool:
+    def fit(
+        self,
+        until: int | None = None,
+        on_step: Callable[[], None] = lambda: None,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Train to the last epoch (or to `until`). Returns False when a stop was requested and saved."""
         while self.epoch < min(until or self.config.epochs, self.config.epochs):
             if not self.train_epoch(on_step):
@@ -150,7 +165,7 @@ class Trainer:
         while self.batch < self.steps_per_epoch:
             if self.stop_requested:
                 return False
-            index = self.order[self.batch * self.batch_size:(self.batch + 1) * self.batch_size].to(self.device)
+            index = self.order[self.batch * self.batch_size : (self.batch + 1) * self.batch_size].to(self.device)
             self.train_step(self.train_split.images[index], self.train_split.labels[index])
             self.batch += 1
             on_step()
@@ -184,8 +199,9 @@ class Trainer:
                 teacher = self.teacher(x).float()
             heads = self.forward(x, each_head=True) if getattr(self.model, "head_dist", None) else (self.forward(x),)
         heads = [h.float() for h in heads]
-        return distillation_loss(heads[0], heads[-1], teacher, target, self.config.distill_weight,
-                                 self.config.distill_temperature), heads[0]
+        return distillation_loss(
+            heads[0], heads[-1], teacher, target, self.config.distill_weight, self.config.distill_temperature
+        ), heads[0]
 
     def update(self) -> None:
         """Clip, step, average. A step whose gradient is not finite changes nothing and is counted."""
@@ -202,8 +218,10 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.update()
         if self.bad_in_a_row >= self.config.max_bad_steps:
-            raise TrainingError(f"{self.bad_in_a_row} steps in a row were not finite: step {self.step}, learning rate "
-                                f"{self.lr:.3g}, loss scale {scale:.3g}; lower --lr, or try --amp off")
+            raise TrainingError(
+                f"{self.bad_in_a_row} steps in a row were not finite: step {self.step}, learning rate "
+                f"{self.lr:.3g}, loss scale {scale:.3g}; lower --lr, or try --amp off"
+            )
 
     @property
     def step(self) -> int:
@@ -238,8 +256,14 @@ class Trainer:
         """Measure, log, and write the checkpoints of a finished epoch."""
         seconds = time.perf_counter() - self.started
         loss, hits, images = (float(s) for s in self.sums)
-        row = {"epoch": self.epoch + 1, "lr": self.lr, "train_loss": loss / images, "train_acc": hits / images,
-               "images_per_s": images / seconds, "bad_steps": self.bad_steps}
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": self.lr,
+            "train_loss": loss / images,
+            "train_acc": hits / images,
+            "images_per_s": images / seconds,
+            "bad_steps": self.bad_steps,
+        }
         if self.val_split:
             row["val_acc"] = self.accuracy(self.model, self.val_split)
             row["val_acc_ema"] = self.accuracy(self.ema.module, self.val_split)
@@ -278,9 +302,16 @@ class Trainer:
             facts[f"test, {name.replace('_ema', ' averaged')}"] = f"{100 * result[f'test_acc_{name}']:.2f} %"
         if self.val_split:
             facts["hold-out, chosen weights"] = f"{100 * result['val_acc']:.2f} %"
-        write_report(self.run / "report", scores[chosen], labels, self.data.classes, test.images.cpu(), self.history,
-                     title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
-                     facts=facts)
+        write_report(
+            self.run / "report",
+            scores[chosen],
+            labels,
+            self.data.classes,
+            test.images.cpu(),
+            self.history,
+            title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
+            facts=facts,
+        )
         write_atomically(self.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
         return result
 
@@ -300,21 +331,35 @@ class Trainer:
     def state_dict(self) -> dict:
         """All that a resumed run needs, and how the model is built."""
         return {
-            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "rng": torch.get_rng_state(), "generator": self.generator.get_state(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "generator": self.generator.get_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            "epoch": self.epoch, "batch": self.batch, "order": self.order, "sums": [float(s) for s in self.sums],
-            "bad_steps": self.bad_steps, "bad_in_a_row": self.bad_in_a_row, "best": self.best, "history": self.history,
-            "config": asdict(self.config), "describe": self.describe,
-            "classes": self.data.classes, "mean": list(self.data.mean), "std": list(self.data.std),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "order": self.order,
+            "sums": [float(s) for s in self.sums],
+            "bad_steps": self.bad_steps,
+            "bad_in_a_row": self.bad_in_a_row,
+            "best": self.best,
+            "history": self.history,
+            "config": asdict(self.config),
+            "describe": self.describe,
+            "classes": self.data.classes,
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a checkpoint of the same run: the schedule depends on all settings, so they must be the same."""
         changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
         if changed:
-            raise TrainingError(f"this run was started with another {', '.join(changed)}: "
-                                "resume it with the same settings")
+            raise TrainingError(
+                f"this run was started with another {', '.join(changed)}: resume it with the same settings"
+            )
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -339,8 +384,9 @@ def fit_size(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float],
-            device: torch.device) -> Tensor:
+def predict(
+    model: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> Tensor:
     """Scores (N, classes), fp32, of uint8 images (N, 3, H, W), normalised and enlarged as in training."""
     model.eval()
     return torch.cat([model(fit_size(model, normalise(x.to(device), mean, std))).float() for x in images.split(500)])

@@ -4,6 +4,7 @@ ViT: Dosovitskiy et al., arXiv 2010.11929. Distillation token: DeiT, arXiv 2012.
 tail, LayerScale, talking heads: CaiT, arXiv 2103.17239. One class covers them, so that the official
 checkpoints of all three load; parameter names are timm's. Left out: windows, pyramids, registers, RoPE.
 """
+
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,14 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.attention import (Attention, ClassAttention, DecomposedPositionBias, RelativePositionBias,
-                               TalkingHeadsAttention, TokenBias)
+from minivit.attention import (
+    Attention,
+    ClassAttention,
+    DecomposedPositionBias,
+    RelativePositionBias,
+    TalkingHeadsAttention,
+    TokenBias,
+)
 from minivit.layers import MLP, ConvStem, DropPath, LayerScale, PatchEmbed, drop_path_rates, sincos_2d
 
 
 @dataclass(frozen=True)
 class ViTConfig:
     """What a VisionTransformer is made of. Sizes are in pixels, rates are probabilities."""
+
     image_size: int | tuple[int, int] = 32  # a side, or (height, width)
     patch: int = 4
     classes: int = 10
@@ -59,8 +67,9 @@ class ViTConfig:
         fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
         patch = min(fits, key=lambda p: abs(p - self.patch))
         sides = [max(1, round(s / self.patch)) * self.patch for s in (height, width)]
-        return (f"the nearest patch that does is {patch}, "
-                f"the nearest size for patch {self.patch} is {sides[0]}x{sides[1]}")
+        return (
+            f"the nearest patch that does is {patch}, the nearest size for patch {self.patch} is {sides[0]}x{sides[1]}"
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,17 +94,46 @@ PRESETS: dict[str, ViTConfig] = {
     "vit-d256-l12": ViTConfig(dim=256, depth=12, heads=8),  # 9.5M
     "vit-d256-l12-p2": ViTConfig(dim=256, depth=12, heads=8, patch=2),  # 9.6M
     # The distillation model: two tokens, and a class-attention tail in the last four blocks.
-    "distilled": ViTConfig(dim=256, depth=12, heads=8, distillation=True, class_attention=4, tail_mlp_ratio=6.0,
-                           relative_bias="decomposed", dropout=0.05, drop_path=0.15),  # 10.6M
+    "distilled": ViTConfig(
+        dim=256,
+        depth=12,
+        heads=8,
+        distillation=True,
+        class_attention=4,
+        tail_mlp_ratio=6.0,
+        relative_bias="decomposed",
+        dropout=0.05,
+        drop_path=0.15,
+    ),  # 10.6M
     # ImageNet's ViT-B/16, as torchvision and timm have it.
     "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86.6M
     # Our own: convolutions where locality has to be learned from few images, attention for the rest.
-    "cifar": ViTConfig(dim=256, depth=12, heads=8, stem="conv", mlp_conv=True, relative_bias="decomposed",
-                       class_token=False, pool="mean", layer_scale=0.1, drop_path=0.1),  # 10.0M
-    "cifar-small": ViTConfig(dim=128, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True,
-                             relative_bias="decomposed", class_token=False, pool="mean"),  # 0.7M, for a CPU
-    "shapes-demo": ViTConfig(dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True,
-                             class_token=False, pool="mean"),
+    "cifar": ViTConfig(
+        dim=256,
+        depth=12,
+        heads=8,
+        stem="conv",
+        mlp_conv=True,
+        relative_bias="decomposed",
+        class_token=False,
+        pool="mean",
+        layer_scale=0.1,
+        drop_path=0.1,
+    ),  # 10.0M
+    "cifar-small": ViTConfig(
+        dim=128,
+        depth=4,
+        heads=4,
+        mlp_ratio=2.0,
+        stem="conv",
+        mlp_conv=True,
+        relative_bias="decomposed",
+        class_token=False,
+        pool="mean",
+    ),  # 0.7M, for a CPU
+    "shapes-demo": ViTConfig(
+        dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True, class_token=False, pool="mean"
+    ),
 }
 
 
@@ -203,14 +241,16 @@ class VisionTransformer(nn.Module):
             x = block(x, self.config.grid, self.config.tokens if alone else None)
         if self.config.class_attention:
             x = self.class_attention_tail(x)
-        return self.norm(x if all_tokens else x[:, :self.config.tokens])
+        return self.norm(x if all_tokens else x[:, : self.config.tokens])
 
     def embed(self, x: Tensor) -> Tensor:
         """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
         B, _, H, W = x.shape
         if (H, W) != self.config.size:
-            raise ValueError(f"this model takes {self.config.size[0]}x{self.config.size[1]} images, not {H}x{W}: "
-                             "resize them, or build the model for that size")
+            raise ValueError(
+                f"this model takes {self.config.size[0]}x{self.config.size[1]} images, not {H}x{W}: "
+                "resize them, or build the model for that size"
+            )
         x = self.patch_embed(x)
         if not self.config.tokens_enter_late:
             x = torch.cat([*self.special_tokens(B), x], dim=1)
@@ -227,7 +267,7 @@ class VisionTransformer(nn.Module):
         if self.config.tokens_enter_late:
             tokens, patches = torch.cat(self.special_tokens(len(x)), dim=1), x
         else:
-            tokens, patches = x[:, :self.config.tokens], x[:, self.config.tokens:]
+            tokens, patches = x[:, : self.config.tokens], x[:, self.config.tokens :]
         for block in self.class_blocks:
             tokens = block(tokens, patches)
         return torch.cat([tokens, patches], dim=1)

@@ -3,6 +3,7 @@
 Each must end in a result (exit 0) or one line that says what is wrong (exit 2), soon, without a traceback and without a
 partial file. Left out: what a file system can't hold on every platform (FIFOs, devices, forbidden folders).
 """
+
 import io
 import os
 import pickle
@@ -23,6 +24,7 @@ CUTS, FLIPS = 6, 10  # damaged copies of each kind of file
 @dataclass(frozen=True)
 class Case:
     """The arguments for segment.py; the first is always the input."""
+
     name: str
     args: list[str]
 
@@ -51,7 +53,7 @@ def frame(index: int = 0, width: int = WIDTH, height: int = HEIGHT) -> Image.Ima
     """A slope of colours with a bright square that moves by two pixels a frame."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack((x * 5, y * 6, x + y), 2).astype(np.uint8)
-    pixels[4:12, 2 * index:2 * index + 8] = 240
+    pixels[4:12, 2 * index : 2 * index + 8] = 240
     return Image.fromarray(pixels)
 
 
@@ -67,14 +69,19 @@ def kinds(folder: Path) -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
     return {
-        "jpg": encoded(frame(), "JPEG", exif=exif), "progressive.jpg": encoded(frame(), "JPEG", progressive=True),
-        "png": encoded(frame(), "PNG"), "animated.png": encoded(frame(), "PNG", save_all=True, append_images=later),
+        "jpg": encoded(frame(), "JPEG", exif=exif),
+        "progressive.jpg": encoded(frame(), "JPEG", progressive=True),
+        "png": encoded(frame(), "PNG"),
+        "animated.png": encoded(frame(), "PNG", save_all=True, append_images=later),
         "gif": encoded(frame(), "GIF", save_all=True, append_images=later, duration=40),
-        "webp": encoded(frame(), "WEBP"), "bmp": encoded(frame(), "BMP"),
+        "webp": encoded(frame(), "WEBP"),
+        "bmp": encoded(frame(), "BMP"),
         "animated.webp": encoded(frame(), "WEBP", save_all=True, append_images=later, duration=40),
         "tif": encoded(frame(), "TIFF", compression="tiff_lzw"),
-        "mp4": video(folder / "whole.mp4", movflags="+faststart"), "tail.mp4": video(folder / "tail.mp4"),
-        "mkv": video(folder / "whole.mkv")}
+        "mp4": video(folder / "whole.mp4", movflags="+faststart"),
+        "tail.mp4": video(folder / "tail.mp4"),
+        "mkv": video(folder / "whole.mkv"),
+    }
 
 
 def video(path: Path, **options: str) -> bytes:
@@ -98,7 +105,7 @@ def broken(whole: dict[str, bytes], rng: np.random.Generator) -> Iterator[tuple[
                 flipped[at] ^= 1 << rng.integers(8)
             yield f"flipped.{ending}", bytes(flipped)
         middle = len(data) // 2
-        yield f"hole.{ending}", data[:middle] + bytes(40) + data[middle + 40:]
+        yield f"hole.{ending}", data[:middle] + bytes(40) + data[middle + 40 :]
         yield f"longer.{ending}", data + rng.bytes(300)
 
 
@@ -111,9 +118,20 @@ class _Calls:
 
 def disguised(whole: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """Names that do not tell what is inside."""
-    for ending, inside in (("png", "jpg"), ("jpg", "png"), ("mp4", "png"), ("jpg", "mp4"), ("png", "gif"),
-                           ("mp4", "gif"), ("mp4", "mkv"), ("gif", "webp"), ("txt", "jpg"), ("txt", "mp4"),
-                           ("JPG", "jpg"), ("exe", "png")):
+    for ending, inside in (
+        ("png", "jpg"),
+        ("jpg", "png"),
+        ("mp4", "png"),
+        ("jpg", "mp4"),
+        ("png", "gif"),
+        ("mp4", "gif"),
+        ("mp4", "mkv"),
+        ("gif", "webp"),
+        ("txt", "jpg"),
+        ("txt", "mp4"),
+        ("JPG", "jpg"),
+        ("exe", "png"),
+    ):
         yield f"really_{inside}.{ending}", whole[inside]
     for ending in ("jpg", "png", "gif", "webp", "bmp", "tif", "mp4", "mkv", "avi", "txt", "pt"):
         yield f"empty.{ending}", b""
@@ -133,25 +151,30 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 def enormous(png: bytes) -> Iterator[tuple[str, bytes]]:
     """Tiny files that claim billions of pixels, frames or letters."""
-    for width, height in ((60_000, 60_000), (2 ** 31 - 1, 2 ** 31 - 1), (1, 2 ** 31 - 1), (0, 9), (20_000, 5_000)):
+    for width, height in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1), (0, 9), (20_000, 5_000)):
         head = png_chunk(b"IHDR", struct.pack(">II5B", width, height, 8, 2, 0, 0, 0))
         yield f"{width}x{height}.png", png[:8] + head + png[33:]
     gif = encoded(frame().quantize(8), "GIF")
     yield "65535x65535.gif", gif[:6] + b"\xff" * 4 + gif[10:]
     bmp = encoded(frame(), "BMP")
-    for name, side in (("large", 60_000), ("largest", 2 ** 31 - 1), ("negative", -2 ** 31)):
+    for name, side in (("large", 60_000), ("largest", 2**31 - 1), ("negative", -(2**31))):
         yield f"{name}.bmp", bmp[:18] + struct.pack("<ii", side, side) + bmp[26:]
     jpeg = encoded(frame(), "JPEG")
     at = jpeg.index(b"\xff\xc0") + 5  # height and width (ITU-T T.81, B.2.2)
-    yield "65500x65500.jpg", jpeg[:at] + struct.pack(">HH", 65500, 65500) + jpeg[at + 4:]
-    tags = [(256, 4, 1, 10 ** 6), (257, 4, 1, 10 ** 6), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 9)]
-    yield "million.tif", b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(
-        struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    yield "65500x65500.jpg", jpeg[:at] + struct.pack(">HH", 65500, 65500) + jpeg[at + 4 :]
+    tags = [(256, 4, 1, 10**6), (257, 4, 1, 10**6), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 9)]
+    yield (
+        "million.tif",
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        + bytes(4),
+    )
     yield "loop.tif", b"II*\0\x08\0\0\0" + struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 5) + b"\x08\0\0\0"
     yield "canvas.webp", b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0" + b"\xff" * 6 + b"ANIM\0\0\0\0"
     yield "99999x99999.ppm", b"P6 99999 99999 255\n" + bytes(30)
     yield "digits.ppm", b"P6 " + b"9" * 5000 + b" 1 255\n"
-    yield "claims.png", png[:33] + png_chunk(b"acTL", struct.pack(">II", 2 ** 31 - 1, 0)) + png[33:]
+    yield "claims.png", png[:33] + png_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)) + png[33:]
     for kind in (b"zTXt", b"iCCP"):
         yield f"{kind.decode()}.png", png[:33] + png_chunk(kind, b"x\0\0" + zlib.compress(bytes(1 << 26), 1)) + png[33:]
 
@@ -201,8 +224,11 @@ def misled(png: bytes) -> Iterator[tuple[str, bytes]]:
     yield "list.ffconcat", b"ffconcat version 1.0\nfile whole.mp4\n"
     yield "list.mp4", b"ffconcat version 1.0\nfile nowhere.mp4\n"
     yield "address.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
-    yield "session.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n" \
-                         b"a=rtpmap:96 H264/90000\n"
+    yield (
+        "session.mp4",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n"
+        b"a=rtpmap:96 H264/90000\n",
+    )
     yield "subtitles.srt", b"1\n00:00:00,000 --> 00:00:01,000\nhello\n"
     yield "letters.ans", b"\x1b[31mhello\x1b[0m\n" * 30
     yield "tail%03d.mp4", png
@@ -213,9 +239,13 @@ def paths(folder: Path, whole: dict[str, bytes]) -> Iterator[tuple[str, str]]:
     (folder / "empty").mkdir()
     (folder / "folder.png").mkdir()
     (folder / "folder.mp4").mkdir()
-    for name, files in {"notes": {"a.txt": b"hello"}, "some": {"1.png": whole["png"], "2.png": whole["png"][:60]},
-                        "sizes": {"1.png": whole["png"], "2.png": encoded(frame(0, 9, 9), "PNG")},
-                        "all_broken": {"1.jpg": b"", "2.png": b"x"}, "inside": {"1.png/x.png": whole["png"]}}.items():
+    for name, files in {
+        "notes": {"a.txt": b"hello"},
+        "some": {"1.png": whole["png"], "2.png": whole["png"][:60]},
+        "sizes": {"1.png": whole["png"], "2.png": encoded(frame(0, 9, 9), "PNG")},
+        "all_broken": {"1.jpg": b"", "2.png": b"x"},
+        "inside": {"1.png/x.png": whole["png"]},
+    }.items():
         for file, data in files.items():
             (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / name / file).write_bytes(data)
@@ -224,21 +254,50 @@ def paths(folder: Path, whole: dict[str, bytes]) -> Iterator[tuple[str, str]]:
     for name in ("a:b.mp4", "-dash.mp4", "data:,x.mp4", "new\nline.mp4", "[brackets].mp4", "per%03dcent.mp4"):
         (folder / name).write_bytes(whole["mp4"])
         yield f"name {name!a}", str(folder / name)
-    for name in ("empty", "folder.png", "folder.mp4", "notes", "some", "sizes", "all_broken", "inside", "dangling.jpg",
-                 "circle.mp4", "nowhere.jpg", "nowhere", "*.xyz", "good.png/inside.png", "**/nothing"):
+    for name in (
+        "empty",
+        "folder.png",
+        "folder.mp4",
+        "notes",
+        "some",
+        "sizes",
+        "all_broken",
+        "inside",
+        "dangling.jpg",
+        "circle.mp4",
+        "nowhere.jpg",
+        "nowhere",
+        "*.xyz",
+        "good.png/inside.png",
+        "**/nothing",
+    ):
         yield name, str(folder / name)
-    for name, source in {"long": "x" * 5000, "nothing": "", "null device": os.devnull, "root of nothing": "\udcff.png",
-                         "camera without number": "camera:", "camera": "camera:4711", "letters": "camera:../x",
-                         "refused": "http://127.0.0.1:9/a.png", "no host": "http://", "bracket": "http://[",
-                         "space": "http://127.0.0.1:9/a b.png", "port": "https://127.0.0.1:99999/a.png"}.items():
+    for name, source in {
+        "long": "x" * 5000,
+        "nothing": "",
+        "null device": os.devnull,
+        "root of nothing": "\udcff.png",
+        "camera without number": "camera:",
+        "camera": "camera:4711",
+        "letters": "camera:../x",
+        "refused": "http://127.0.0.1:9/a.png",
+        "no host": "http://",
+        "bracket": "http://[",
+        "space": "http://127.0.0.1:9/a b.png",
+        "port": "https://127.0.0.1:99999/a.png",
+    }.items():
         yield name, source
 
 
 def masks(folder: Path, whole: dict[str, bytes]) -> Iterator[tuple[str, str]]:
     """Files for --mask."""
-    for name, data in {"black": encoded(Image.new("L", (WIDTH, HEIGHT)), "PNG"), "moving": whole["mp4"],
-                       "other size": encoded(Image.new("L", (7, 9), 255), "PNG"), "text": b"hello",
-                       "cut": whole["png"][:50]}.items():
+    for name, data in {
+        "black": encoded(Image.new("L", (WIDTH, HEIGHT)), "PNG"),
+        "moving": whole["mp4"],
+        "other size": encoded(Image.new("L", (7, 9), 255), "PNG"),
+        "text": b"hello",
+        "cut": whole["png"][:50],
+    }.items():
         (folder / f"mask {name}.png").write_bytes(data)
         yield name, str(folder / f"mask {name}.png")
     yield "missing", str(folder / "no mask.png")
@@ -246,20 +305,112 @@ def masks(folder: Path, whole: dict[str, bytes]) -> Iterator[tuple[str, str]]:
 
 
 PROMPTS = [
-    "", " ", ".", " . , ;", "...", "\n", "\t.\t", "car" * 2000, "car. " * 1000, "a" * 300, "a " * 300, "x" * 5000,
-    ". ".join(f"thing {number}" for number in range(300)), "\N{CAT}", "\N{CAT}. \N{DOG}.",
-    "\u05d7\u05ea\u05d5\u05dc", "\u0642\u0637\u0629 \u062d\u0645\u0631\u0627\u0621.", "\u732b\u3002\u72ac\u3002",
-    "e\u0301\u0301\u0301", "\u202ecar", "\u200b", "\ufeffcar", "\udcff\udcfe", "\x01\x1b[2J", "[CLS] [SEP] [PAD]",
-    "[MASK].", "%s %d {0} {name}", "../../car", "<script>alert(1)</script>", "\\", "\"'", "$(reboot) `reboot`",
-    "car.dog.cat", ".car", "CAR!?", "1234567890", "##ing", "|<endoftext|>"]
-BOXES = [f"--box={box}" for box in (
-    "nan,0,9,9", "0,0,inf,9", "-inf,0,9,9", "-9,-9,9,9", "-90,-90,-80,-80", "900,900,990,990", "0,0,1e9,1e9", "9,9,3,3",
-    "5,5,5,5", "0,0,0,0", "0,0,1e-9,1e-9", "1e400,0,9,9", "1,2,3", "1,2,3,4,5", "", ",,,", "a,b,c,d", "1;2;3;4",
-    "1 2 3 4", "0x1,0x1,0x9,0x9", "\uff11,\uff12,\uff19,\uff19", "1_0,2,30,9")]
-POINTS = [f"--point={point}" for point in (
-    "nan,5", "5,inf", "-1,-1", "40,32", "1e9,1e9", "39.99,31.99", "5", "5,5,7", "5,5,-1", "5,5,0", "5,5,0.5", "5,5,nan",
-    "5,5,1,1", "", ",", "a,b", "1e400,1")]
+    "",
+    " ",
+    ".",
+    " . , ;",
+    "...",
+    "\n",
+    "\t.\t",
+    "car" * 2000,
+    "car. " * 1000,
+    "a" * 300,
+    "a " * 300,
+    "x" * 5000,
+    ". ".join(f"thing {number}" for number in range(300)),
+    "\N{CAT}",
+    "\N{CAT}. \N{DOG}.",
+    "\u05d7\u05ea\u05d5\u05dc",
+    "\u0642\u0637\u0629 \u062d\u0645\u0631\u0627\u0621.",
+    "\u732b\u3002\u72ac\u3002",
+    "e\u0301\u0301\u0301",
+    "\u202ecar",
+    "\u200b",
+    "\ufeffcar",
+    "\udcff\udcfe",
+    "\x01\x1b[2J",
+    "[CLS] [SEP] [PAD]",
+    "[MASK].",
+    "%s %d {0} {name}",
+    "../../car",
+    "<script>alert(1)</script>",
+    "\\",
+    "\"'",
+    "$(reboot) `reboot`",
+    "car.dog.cat",
+    ".car",
+    "CAR!?",
+    "1234567890",
+    "##ing",
+    "|<endoftext|>",
+]
+BOXES = [
+    f"--box={box}"
+    for box in (
+        "nan,0,9,9",
+        "0,0,inf,9",
+        "-inf,0,9,9",
+        "-9,-9,9,9",
+        "-90,-90,-80,-80",
+        "900,900,990,990",
+        "0,0,1e9,1e9",
+        "9,9,3,3",
+        "5,5,5,5",
+        "0,0,0,0",
+        "0,0,1e-9,1e-9",
+        "1e400,0,9,9",
+        "1,2,3",
+        "1,2,3,4,5",
+        "",
+        ",,,",
+        "a,b,c,d",
+        "1;2;3;4",
+        "1 2 3 4",
+        "0x1,0x1,0x9,0x9",
+        "\uff11,\uff12,\uff19,\uff19",
+        "1_0,2,30,9",
+    )
+]
+POINTS = [
+    f"--point={point}"
+    for point in (
+        "nan,5",
+        "5,inf",
+        "-1,-1",
+        "40,32",
+        "1e9,1e9",
+        "39.99,31.99",
+        "5",
+        "5,5,7",
+        "5,5,-1",
+        "5,5,0",
+        "5,5,0.5",
+        "5,5,nan",
+        "5,5,1,1",
+        "",
+        ",",
+        "a,b",
+        "1e400,1",
+    )
+]
 OPTIONS = [
-    "--box-threshold=nan", "--box-threshold=2", "--text-threshold=-1", "--nms=nan", "--nms=-1", "--max-area=0",
-    "--stride=0", "--stride=-1", "--stride=999999999", "--start=-1", "--start=nan", "--start=1e9", "--max-seconds=0",
-    "--max-seconds=inf", "--seed-frame=-1", "--seed-frame=999999999", "--redetect=-1", "--box=1,1,9,9", "--unknown"]
+    "--box-threshold=nan",
+    "--box-threshold=2",
+    "--text-threshold=-1",
+    "--nms=nan",
+    "--nms=-1",
+    "--max-area=0",
+    "--stride=0",
+    "--stride=-1",
+    "--stride=999999999",
+    "--start=-1",
+    "--start=nan",
+    "--start=1e9",
+    "--max-seconds=0",
+    "--max-seconds=inf",
+    "--seed-frame=-1",
+    "--seed-frame=999999999",
+    "--redetect=-1",
+    "--box=1,1,9,9",
+    "--unknown",
+]

@@ -1,4 +1,5 @@
 """A very small Grounding DINO with a vocabulary of its own, for the tests."""
+
 import torch
 
 from minisam_glue.grounding_dino.bert import BertConfig
@@ -11,10 +12,16 @@ TOKENS = [*SPECIAL, ".", "?", "##s", *WORDS, *"bcdefghijklmnopqrstuvwxyz", *(f"#
 TOKENIZER = WordPieceTokenizer(TOKENS)
 CONFIG = GroundingDINOConfig(
     SwinConfig(embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 4), window_size=4),
-    BertConfig(vocab_size=len(TOKENS), hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64,
-               max_positions=256),
-    hidden_dim=64, feedforward_dim=64, encoder_layers=1, decoder_layers=2, num_queries=10,
-    separators=tuple(TOKENIZER.ids[token] for token in ("[CLS]", "[SEP]", ".", "?")))
+    BertConfig(
+        vocab_size=len(TOKENS), hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, max_positions=256
+    ),
+    hidden_dim=64,
+    feedforward_dim=64,
+    encoder_layers=1,
+    decoder_layers=2,
+    num_queries=10,
+    separators=tuple(TOKENIZER.ids[token] for token in ("[CLS]", "[SEP]", ".", "?")),
+)
 
 
 def tiny_model(seed: int = 0) -> GroundingDINO:

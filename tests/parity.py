@@ -8,6 +8,7 @@ is built from the configuration inside the file, so files with other seeds and s
 here. A tokenizer's file is JSON: strings and their ids. For every output the largest absolute and
 relative difference is printed; the exit status is 0 only when all are within the file's tolerance.
 """
+
 import argparse
 import importlib
 import json
@@ -25,12 +26,13 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT.parent), str(ROOT)]
 
 # How much wider than the file's fp32 tolerance a lower precision is allowed to be: the ratio of the rounding steps.
-DTYPES = {"float32": (torch.float32, 1.0), "bfloat16": (torch.bfloat16, 2.0 ** 10), "float16": (torch.float16, 2.0 ** 7)}
+DTYPES = {"float32": (torch.float32, 1.0), "bfloat16": (torch.bfloat16, 2.0**10), "float16": (torch.float16, 2.0**7)}
 
 
 @dataclass
 class Golden:
     """One golden file: its meta data, the stored inputs and the (sub-sampled) official outputs."""
+
     meta: dict
     stored: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
@@ -42,16 +44,22 @@ class Golden:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop("meta")))
-        return cls(meta,
-                   {k[3:]: v for k, v in arrays.items() if k.startswith("in_")},
-                   {k[4:]: v for k, v in arrays.items() if k.startswith("out_")})
+        return cls(
+            meta,
+            {k[3:]: v for k, v in arrays.items() if k.startswith("in_")},
+            {k[4:]: v for k, v in arrays.items() if k.startswith("out_")},
+        )
 
     @classmethod
     def load_tokenizer(cls, path: Path) -> "Golden":
         """Strings and the token ids that a tokenizer gives for them, as one JSON output."""
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
-        meta = {"family": path.parent.name, "case": path.stem, "tolerance": {"atol": 0, "rtol": 0},
-                "texts": [case["text"] for case in cases]}
+        meta = {
+            "family": path.parent.name,
+            "case": path.stem,
+            "tolerance": {"atol": 0, "rtol": 0},
+            "texts": [case["text"] for case in cases],
+        }
         return cls(meta, {}, {"ids": np.array(json.dumps([case["ids"] for case in cases]))})
 
     @property
@@ -104,7 +112,9 @@ def formula_state(shapes: dict[str, tuple[int, ...]], salt: str = "") -> dict[st
 def manifest_state(path: Path) -> dict[str, torch.Tensor]:
     """Zeros with the keys, shapes and dtypes of a published checkpoint's manifest, without taking its memory."""
     entries = json.loads(path.read_text())["entries"]
-    return {name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape) for name, (shape, dtype) in entries.items()}
+    return {
+        name: torch.zeros((), dtype=getattr(torch, dtype)).expand(shape) for name, (shape, dtype) in entries.items()
+    }
 
 
 def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bool]:
@@ -117,7 +127,7 @@ def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bo
         got_words, got = split_json(json.loads(got))
         if got_words != want_words:
             row = next(i for i, pair in enumerate(zip_longest(got_words, want_words)) if pair[0] != pair[1])
-            return f"  {name:<38} item {row}: {got_words[row:row + 3]}, not {want_words[row:row + 3]}   off", False
+            return f"  {name:<38} item {row}: {got_words[row : row + 3]}, not {want_words[row : row + 3]}   off", False
     got = got.detach().float().cpu().numpy() if torch.is_tensor(got) and got.is_floating_point() else np.asarray(got)
     sampling = golden.meta.get("subsample", {}).get(name)
     step = sampling["k"] if isinstance(sampling, dict) else sampling or 1
@@ -132,7 +142,8 @@ def compare(golden: Golden, name: str, got, widen: float = 1.0) -> tuple[str, bo
     within = diff <= widen * (atol + rtol * np.abs(b[finite]))
     ok = same_elsewhere and bool(within.mean() >= share if within.size else True)
     relative = diff.max() / max(np.abs(b[finite]).max(), 1e-12) if diff.size else 0.0
-    return f"  {name:<38} {str(tuple(full)):<20} abs {diff.max() if diff.size else 0:.2e}  rel {relative:.2e}  {'ok' if ok else 'off'}", ok
+    largest, verdict = diff.max() if diff.size else 0, "ok" if ok else "off"
+    return f"  {name:<38} {str(tuple(full)):<20} abs {largest:.2e}  rel {relative:.2e}  {verdict}", ok
 
 
 def split_json(value) -> tuple[list, np.ndarray]:

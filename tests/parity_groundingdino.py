@@ -1,19 +1,27 @@
 """Our Grounding DINO on the golden files: one function per case, each returning {output name: value}."""
+
 import json
 from functools import lru_cache
 
 import numpy as np
+import parity
 import torch
 
-import parity
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino import official
 from minisam_glue.grounding_dino.bert import BertConfig
 from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
 from minisam_glue.grounding_dino.fusion import BiAttentionBlock
-from minisam_glue.grounding_dino.geometry import (box_embedding, build_geometry, inside_mask, inverse_sigmoid,
-                                                  map_position, scaled_valid, sine_embedding)
-from minisam_glue.grounding_dino.model import GroundingDINO, GroundingDINOConfig, PRESETS
+from minisam_glue.grounding_dino.geometry import (
+    box_embedding,
+    build_geometry,
+    inside_mask,
+    inverse_sigmoid,
+    map_position,
+    scaled_valid,
+    sine_embedding,
+)
+from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, GroundingDINOConfig
 from minisam_glue.grounding_dino.swin import SwinConfig
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 from minisam_glue.grounding_dino.transformer import Text, TextLayer, contrastive_logits
@@ -32,6 +40,7 @@ def run(golden, device, dtype):
 
 # --- Building the model ------------------------------------------------------------------------------------
 
+
 def model_config(config: dict) -> GroundingDINOConfig:
     presets = {"swin_T_224_1k": PRESETS["swin-t"], "swin_B_384_22k": PRESETS["swin-b"]}
     if config["backbone"] in presets:
@@ -39,10 +48,20 @@ def model_config(config: dict) -> GroundingDINOConfig:
     s, b = config["swin"], config["bert"]
     return GroundingDINOConfig(
         SwinConfig(s["embed_dim"], tuple(s["depths"]), tuple(s["num_heads"]), s["window_size"]),
-        BertConfig(b["vocab_size"], b["hidden_size"], b["num_hidden_layers"], b["num_attention_heads"],
-                   b["intermediate_size"], b["max_position_embeddings"]),
-        config["hidden_dim"], config["dim_feedforward"], config["enc_layers"], config["dec_layers"],
-        config["num_queries"])
+        BertConfig(
+            b["vocab_size"],
+            b["hidden_size"],
+            b["num_hidden_layers"],
+            b["num_attention_heads"],
+            b["intermediate_size"],
+            b["max_position_embeddings"],
+        ),
+        config["hidden_dim"],
+        config["dim_feedforward"],
+        config["enc_layers"],
+        config["dec_layers"],
+        config["num_queries"],
+    )
 
 
 def formula_name(key: str) -> str:
@@ -53,8 +72,10 @@ def formula_name(key: str) -> str:
 
 def with_formula_weights(module, salt: str, device, dtype):
     state = module.state_dict()
-    new = {k: parity.formula(formula_name(k), tuple(v.shape), salt) if v.is_floating_point() else v
-           for k, v in state.items()}
+    new = {
+        k: parity.formula(formula_name(k), tuple(v.shape), salt) if v.is_floating_point() else v
+        for k, v in state.items()
+    }
     module.load_state_dict(new)
     return module.to(device, dtype).eval()
 
@@ -71,6 +92,7 @@ def model_of(golden, device, dtype) -> GroundingDINO:
 
 
 # --- What the official code does in a batch; ours does not, so that a batch equals its images one by one ----
+
 
 def official_box_embedding(boxes, geometry):
     """Boxes as fractions of the canvas, by the valid ratios of the first level."""
@@ -99,6 +121,7 @@ def official_choice(golden, rating: torch.Tensor, number: int) -> tuple[torch.Te
 
 # --- Inputs ------------------------------------------------------------------------------------------------
 
+
 def smooth_image(spec: dict) -> torch.Tensor:
     """A sum of eight cosines per channel and a little noise, as the meta data describe it."""
     rng, (C, H, W) = np.random.RandomState(spec["seed"]), spec["shape"]
@@ -119,7 +142,7 @@ def batch_of(golden, names, device, dtype):
     H, W = (max(image.shape[i] for image in images) for i in (1, 2))
     batch = torch.zeros(len(images), 3, H, W)
     for row, image in zip(batch, images):
-        row[:, :image.shape[1], :image.shape[2]] = image
+        row[:, : image.shape[1], : image.shape[2]] = image
     return batch.to(device, dtype), [tuple(image.shape[1:]) for image in images]
 
 
@@ -134,6 +157,7 @@ def tokens_of(golden, device):
 
 # --- Parts -------------------------------------------------------------------------------------------------
 
+
 def case_embeddings(golden, device, dtype):
     stored = {k: torch.from_numpy(v).to(device) for k, v in golden.stored.items()}
     shapes = tuple(map(tuple, stored["spatial_shapes"].tolist()))
@@ -142,11 +166,18 @@ def case_embeddings(golden, device, dtype):
     filled = torch.stack(((~stored["mask"]).any(2).sum(1), (~stored["mask"]).any(1).sum(1)), 1)
     pos2 = sine_embedding(stored["pos2"].flip(-1), 128).flatten(-2)
     pos4 = box_embedding(stored["pos4"], golden.config["hidden_dim"])
-    return {"sine_text": sine_embedding(stored["position_ids"], 256), "sine_xy": pos4, "sineembed4": pos4,
-            "sineembed2": pos2, "pe_hw": map_position(13, 17, filled, 256).permute(0, 3, 1, 2),
-            "valid_ratios": geometry.valid_ratios, "reference_points": geometry.reference,
-            "output_memory_zero": ~geometry.usable, "output_proposals": geometry.proposals,
-            "inverse_sigmoid": inverse_sigmoid(stored["x"])}
+    return {
+        "sine_text": sine_embedding(stored["position_ids"], 256),
+        "sine_xy": pos4,
+        "sineembed4": pos4,
+        "sineembed2": pos2,
+        "pe_hw": map_position(13, 17, filled, 256).permute(0, 3, 1, 2),
+        "valid_ratios": geometry.valid_ratios,
+        "reference_points": geometry.reference,
+        "output_memory_zero": ~geometry.usable,
+        "output_proposals": geometry.proposals,
+        "inverse_sigmoid": inverse_sigmoid(stored["x"]),
+    }
 
 
 def case_msdeform(golden, device, dtype):
@@ -156,10 +187,12 @@ def case_msdeform(golden, device, dtype):
     shapes = tuple(map(tuple, stored["spatial_shapes"].tolist()))
     query, value, mask = stored["query"].to(dtype), stored["value"].to(dtype), stored["key_padding_mask"]
     heads = value.unflatten(-1, (c["num_heads"], -1))
-    return {"ref2": attention(query, stored["ref2"], value, shapes, mask),
-            "ref4": attention(query, stored["ref4"], value, shapes, mask),
-            "ref2_nomask": attention(query, stored["ref2"], value, shapes, None),
-            "core": deformable_sample(heads, shapes, stored["core_locations"], stored["core_weights"])}
+    return {
+        "ref2": attention(query, stored["ref2"], value, shapes, mask),
+        "ref4": attention(query, stored["ref4"], value, shapes, mask),
+        "ref2_nomask": attention(query, stored["ref2"], value, shapes, None),
+        "core": deformable_sample(heads, shapes, stored["core_locations"], stored["core_weights"]),
+    }
 
 
 def case_fusion(golden, device, dtype):
@@ -174,8 +207,9 @@ def case_fusion(golden, device, dtype):
 
 def case_text_enhancer(golden, device, dtype):
     c = golden.config
-    layer = with_formula_weights(TextLayer(c["d_model"], c["nhead"], c["dim_feedforward"]), golden.meta["salt"],
-                                 device, dtype)
+    layer = with_formula_weights(
+        TextLayer(c["d_model"], c["nhead"], c["dim_feedforward"]), golden.meta["salt"], device, dtype
+    )
     src, pos = (torch.from_numpy(golden.stored[k]).to(device, dtype).transpose(0, 1) for k in ("src", "pos"))
     attend = ~torch.from_numpy(golden.stored["src_mask"]).to(device)
     out = layer(src, pos, official_batch_mask(attend[:, None], c["nhead"]))
@@ -223,22 +257,31 @@ class Recorder:
 
 # --- Text --------------------------------------------------------------------------------------------------
 
+
 def case_text(golden, device, dtype):
     model = model_of(golden, device, dtype)
     ids, real = tokens_of(golden, device)
     with Recorder(model) as seen:
         text = model.encode_text(ids, real)
         hidden = seen.of(model.bert)
-    cut = ids[:, :text.real.shape[1]]
-    return {"full_input_ids": ids, "input_ids": cut, "token_type_ids": torch.zeros_like(cut),
-            "text_self_attention_masks": text.attention[:, 0], "position_ids": text.positions,
-            "text_token_mask": text.real, "bert_last_hidden_state": hidden, "encoded_text": text.features}
+    cut = ids[:, : text.real.shape[1]]
+    return {
+        "full_input_ids": ids,
+        "input_ids": cut,
+        "token_type_ids": torch.zeros_like(cut),
+        "text_self_attention_masks": text.attention[:, 0],
+        "position_ids": text.positions,
+        "text_token_mask": text.real,
+        "bert_last_hidden_state": hidden,
+        "encoded_text": text.features,
+    }
 
 
 case_text_batch = case_text_long = case_text
 
 
 # --- The whole model ---------------------------------------------------------------------------------------
+
 
 def case_end_to_end(golden, device, dtype):
     """Run every stage and keep what passes between them."""
@@ -266,8 +309,9 @@ case_end_to_end_padding = case_swint_fullsize = case_end_to_end
 
 def geometry_of(model, levels, images, sizes):
     shapes, canvas = tuple(tuple(level.shape[-2:]) for level in levels), tuple(images.shape[-2:])
-    return build_geometry(shapes, scaled_valid(sizes, canvas, shapes), model.config.hidden_dim,
-                          model.config.num_queries, images.device)
+    return build_geometry(
+        shapes, scaled_valid(sizes, canvas, shapes), model.config.hidden_dim, model.config.num_queries, images.device
+    )
 
 
 def encoder_outputs(model, levels, geometry, text, seen, got) -> torch.Tensor:
@@ -306,26 +350,38 @@ def query_outputs(golden, model, geometry, text, seen, got) -> None:
 
 # --- Official post-processing ------------------------------------------------------------------------------
 
+
 def case_postprocess(golden, device, dtype):
     """JSON in, JSON out: the official cases with every answer replaced by ours."""
     cases = json.loads(str(golden.outputs["cases"]))
     answers = [POSTPROCESS[case["kind"]](golden, case) for case in cases]
-    decoded = [item | {"fast": tokenizer().decode(item["ids"]), "slow": tokenizer().decode(item["ids"]),
-                       "slow_nocleanup": tokenizer().join(item["ids"])}
-               for item in json.loads(str(golden.outputs["decode"]))]
+    decoded = [
+        item
+        | {
+            "fast": tokenizer().decode(item["ids"]),
+            "slow": tokenizer().decode(item["ids"]),
+            "slow_nocleanup": tokenizer().join(item["ids"]),
+        }
+        for item in json.loads(str(golden.outputs["decode"]))
+    ]
     return {"cases": json.dumps(answers), "decode": json.dumps(decoded)}
 
 
 def official_predict(golden, case, caption: str, remove_combined: bool = False):
     logits, boxes = (torch.from_numpy(golden.stored[f"{name}{case['caption_index']}"]) for name in ("logits", "boxes"))
-    return official.predict(logits, boxes, caption, tokenizer(), case["box_threshold"], case["text_threshold"],
-                            remove_combined)
+    return official.predict(
+        logits, boxes, caption, tokenizer(), case["box_threshold"], case["text_threshold"], remove_combined
+    )
 
 
 def predict_case(golden, case):
     boxes, scores, phrases = official_predict(golden, case, case["caption"], case["remove_combined"])
-    return case | {"preprocessed": official.preprocess_caption(case["caption"]), "boxes": boxes.tolist(),
-                   "scores": scores.tolist(), "phrases": phrases}
+    return case | {
+        "preprocessed": official.preprocess_caption(case["caption"]),
+        "boxes": boxes.tolist(),
+        "scores": scores.tolist(),
+        "phrases": phrases,
+    }
 
 
 def in_pixels(case, boxes, scores):
@@ -341,9 +397,14 @@ def caption_case(golden, case):
 def classes_case(golden, case):
     caption = ". ".join(case["classes"])
     boxes, scores, phrases = official_predict(golden, case, caption)
-    return case | in_pixels(case, boxes, scores) | {
-        "caption_built": official.preprocess_caption(caption),
-        "class_id": official.phrases_to_classes(phrases, case["classes"])}
+    return (
+        case
+        | in_pixels(case, boxes, scores)
+        | {
+            "caption_built": official.preprocess_caption(caption),
+            "class_id": official.phrases_to_classes(phrases, case["classes"]),
+        }
+    )
 
 
 def phrases_case(golden, case):
@@ -354,5 +415,10 @@ def preprocess_case(golden, case):
     return case | {"out": official.preprocess_caption(case["caption"])}
 
 
-POSTPROCESS = {"predict": predict_case, "predict_with_caption": caption_case, "predict_with_classes": classes_case,
-               "phrases2classes": phrases_case, "preprocess_caption": preprocess_case}
+POSTPROCESS = {
+    "predict": predict_case,
+    "predict_with_caption": caption_case,
+    "predict_with_classes": classes_case,
+    "phrases2classes": phrases_case,
+    "preprocess_caption": preprocess_case,
+}

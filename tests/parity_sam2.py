@@ -1,12 +1,13 @@
 """Our SAM 2 on the golden files of the official one (sam2 1.1.0); see parity.py for how to run them."""
+
 import json
 import re
 from contextlib import contextmanager
 
 import numpy as np
+import parity
 import torch
 
-import parity
 from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, SAM2Config, VideoTracker
 from minisam_glue.sam2.components import clean, fill_holes
 from minisam_glue.sam2.layers import sine_position_1d, sine_position_2d
@@ -20,18 +21,28 @@ def sam2_config(golden) -> SAM2Config:
     if "checkpoint" in config:
         return PRESETS[config["checkpoint"].removesuffix(".pt")]
     trunk = config["image_encoder"]["trunk"]
-    switches = ("no_obj_embed_spatial", "add_tpos_enc_to_obj_ptrs", "proj_tpos_enc_in_obj_ptrs",
-                "use_signed_tpos_enc_to_obj_ptrs")
-    return SAM2Config(trunk["embed_dim"], trunk["num_heads"], *(tuple(trunk[k]) for k in (
-        "stages", "global_att_blocks", "window_spec", "window_pos_embed_bkg_spatial_size")),
-        config["image_size"], *(bool(config.get(k)) for k in switches))
+    switches = (
+        "no_obj_embed_spatial",
+        "add_tpos_enc_to_obj_ptrs",
+        "proj_tpos_enc_in_obj_ptrs",
+        "use_signed_tpos_enc_to_obj_ptrs",
+    )
+    return SAM2Config(
+        trunk["embed_dim"],
+        trunk["num_heads"],
+        *(tuple(trunk[k]) for k in ("stages", "global_att_blocks", "window_spec", "window_pos_embed_bkg_spatial_size")),
+        config["image_size"],
+        *(bool(config.get(k)) for k in switches),
+    )
 
 
 def formula_model(golden, device: str = "cpu") -> SAM2:
     """The model of a file with the file's weights: the formula, then the overrides such as '+= 5'."""
     with torch.device("meta"):
         model = SAM2(sam2_config(golden)).eval()
-    state = parity.formula_state({k: tuple(v.shape) for k, v in model.state_dict().items()}, golden.meta["weights"]["salt"])
+    state = parity.formula_state(
+        {k: tuple(v.shape) for k, v in model.state_dict().items()}, golden.meta["weights"]["salt"]
+    )
     for name, change in golden.meta["weights"]["overrides"].items():
         sign, value = re.fullmatch(r"([+*])= (\S+)", change).groups()
         state[name] = state[name] + float(value) if sign == "+" else state[name] * float(value)
@@ -56,7 +67,7 @@ def make_video(seed: int, count: int, height: int, width: int) -> list[np.ndarra
     for t in range(count):
         frame = background + rng.randint(0, 25, (height, width, 3))
         x, y = 30 + 16 * t % 150, 40 + 7 * t % 80
-        frame[y:y + 48, x:x + 48] = square
+        frame[y : y + 48, x : x + 48] = square
         frames.append(frame.clip(0, 255).astype(np.uint8))
     return frames
 
@@ -84,7 +95,7 @@ def as_map(tokens: torch.Tensor) -> torch.Tensor:
 def as_fine_map(x: torch.Tensor) -> torch.Tensor:
     """A nested map (B, N, cells, C) -> (B, C, H, W)."""
     B, N, cells, C = x.shape
-    grid = round(N ** 0.5)
+    grid = round(N**0.5)
     if cells == 16:
         return unnest(x.permute(0, 3, 1, 2), grid)
     return x.view(B, grid, grid, 2, 2, C).permute(0, 5, 1, 3, 2, 4).reshape(B, C, 2 * grid, 2 * grid)
@@ -114,19 +125,25 @@ def prompt_encoder(golden, model, device) -> dict:
     corners, corner_labels = boxes.view(-1, 2, 2), torch.tensor([[2, 3]], device=device).expand(len(boxes), 2)
     box_tokens = encoder.embed_points(corners, corner_labels)
     sparse, dense = encoder(points, labels)
-    grid = encoder.grid ** 2
-    return {"points_sparse": sparse, "nomask_dense": as_map(dense.expand(len(points), grid, -1)), "boxes_sparse": box_tokens,
-            "points_boxes_sparse": torch.cat((encoder.embed_points(points, labels), box_tokens), 1),
-            "boxaspoints_sparse": encoder(corners, corner_labels)[0],
-            "mask_dense": as_map(encoder(points, labels, mask)[1]), "dense_pe": as_map(encoder.image_position())}
+    grid = encoder.grid**2
+    return {
+        "points_sparse": sparse,
+        "nomask_dense": as_map(dense.expand(len(points), grid, -1)),
+        "boxes_sparse": box_tokens,
+        "points_boxes_sparse": torch.cat((encoder.embed_points(points, labels), box_tokens), 1),
+        "boxaspoints_sparse": encoder(corners, corner_labels)[0],
+        "mask_dense": as_map(encoder(points, labels, mask)[1]),
+        "dense_pe": as_map(encoder.image_position()),
+    }
 
 
 class GivenMasks:
     """A mask decoder whose masks are given: only the choice between them is its own."""
+
     single, best, training = MaskDecoder.single, MaskDecoder.best, False
 
     def hyper(self, tokens, first):
-        return torch.eye(4)[first:first + tokens.shape[1]].expand(len(tokens), -1, -1)
+        return torch.eye(4)[first : first + tokens.shape[1]].expand(len(tokens), -1, -1)
 
     def render(self, masks, hyper):
         return torch.einsum("bmk,bkhw->bmhw", hyper, masks)
@@ -151,13 +168,25 @@ def units(golden, model, device) -> dict:
     high = [nest(x[k].permute(0, 2, 3, 1), 16) for k in ("hr0", "hr1")]
     for name, multimask in (("multi", True), ("single", False)):
         with hooks([(decoder.transformer, lambda _, y: seen.update(tokens=y[0], image=y[1]))]):
-            d = decoder(tokens["image_embeddings"] + tokens["dense"], model.sam_prompt_encoder.image_position(), x["sparse"],
-                        high, multimask)
-        out |= {f"dec_{name}_masks": d.masks, f"dec_{name}_ious": d.ious, f"dec_{name}_objscore": d.presence[:, None],
-                f"dec_{name}_tokens": d.tokens}
+            d = decoder(
+                tokens["image_embeddings"] + tokens["dense"],
+                model.sam_prompt_encoder.image_position(),
+                x["sparse"],
+                high,
+                multimask,
+            )
+        out |= {
+            f"dec_{name}_masks": d.masks,
+            f"dec_{name}_ious": d.ious,
+            f"dec_{name}_objscore": d.presence[:, None],
+            f"dec_{name}_tokens": d.tokens,
+        }
     masks = decoder.render(decoder.upscale(seen["image"], *high), decoder.hyper(seen["tokens"][:, 2:6], 0))
-    out |= {"dec_all4_masks": masks, "dec_all4_ious": decoder.iou_prediction_head(seen["tokens"][:, 1]).sigmoid(),
-            "dec_stability": torch.stack([stability(m) for m in masks.unbind(1)], 1)}
+    out |= {
+        "dec_all4_masks": masks,
+        "dec_all4_ious": decoder.iou_prediction_head(seen["tokens"][:, 1]).sigmoid(),
+        "dec_stability": torch.stack([stability(m) for m in masks.unbind(1)], 1),
+    }
     logits = x["stab_logits"].cpu()
     out["stab_masks"], out["stab_ious"] = GivenMasks().single(logits, logits, x["stab_ious"].cpu())
     out["stab_scores"] = torch.stack([stability(m) for m in logits.unbind(1)], 1)
@@ -205,8 +234,10 @@ def fill_holes_case(golden, model, device) -> dict:
     logits = torch.from_numpy(values.repeat(2, 2).repeat(2, 3)[:, :, :side, :side] + np.float32(0.8)).to(device)
     size = golden.meta["shapes"]["postprocess"][-2:]
     cleaned = clean(logits, 8, 8, 10.0, -10.0)
-    return {"filled": fill_holes(logits, 8, 0.1),
-            "postprocess": torch.nn.functional.interpolate(cleaned, size=size, mode="bilinear", align_corners=False)}
+    return {
+        "filled": fill_holes(logits, 8, 0.1),
+        "postprocess": torch.nn.functional.interpolate(cleaned, size=size, mode="bilinear", align_corners=False),
+    }
 
 
 @contextmanager
@@ -222,10 +253,15 @@ def hooks(pairs):
 
 def capture(tracker, model, out: dict):
     """Record what goes into and comes out of the memory modules, by frame, in the official layouts."""
+
     def attention(inputs, y):
         _, memory, position, pointers = inputs
-        parts = {"": y, "_in_memory": memory, "_in_memory_pos": position,
-                 "_in_ptr_pos": position[:, position.shape[1] - pointers:]}
+        parts = {
+            "": y,
+            "_in_memory": memory,
+            "_in_memory_pos": position,
+            "_in_ptr_pos": position[:, position.shape[1] - pointers :],
+        }
         out.update({f"mem_attn{name}_f{tracker.frame}": part.transpose(0, 1) for name, part in parts.items()})
         call = {"frame": tracker.frame, "memory_tokens": memory.shape[1], "num_obj_ptr_tokens": pointers}
         out["calls"] += [call] * len(memory)  # the official tracker has one call per object
@@ -242,11 +278,16 @@ def video(golden, model, device) -> dict:
     frames = make_video(spec["seed"], *spec["shape"][:3])
     limit = attributes.get("max_cond_frames_in_attn", -1)
     # The official run had no hole filling: it needs a compiled extension.
-    tracker = VideoTracker(model, len(frames), keep_all=True, max_hole=0,
-                           sticky=attributes.get("add_all_frames_to_correct_as_cond", False),
-                           non_overlap=attributes.get("non_overlap_masks", False),
-                           max_prompted=None if limit < 0 else limit,
-                           stride=attributes.get("memory_temporal_stride_for_eval", 1))
+    tracker = VideoTracker(
+        model,
+        len(frames),
+        keep_all=True,
+        max_hole=0,
+        sticky=attributes.get("add_all_frames_to_correct_as_cond", False),
+        non_overlap=attributes.get("non_overlap_masks", False),
+        max_prompted=None if limit < 0 else limit,
+        stride=attributes.get("memory_temporal_stride_for_eval", 1),
+    )
     out = {"frame0_preprocessed": frame_pixels(frames[0], model.config.image_size, device)[0], "calls": []}
     with capture(tracker, model, out):
         for entry in golden.meta["calls"]:
@@ -259,9 +300,11 @@ def video(golden, model, device) -> dict:
     assert out.pop("calls") == golden.meta["memory_attention_calls"]
     for i, obj in enumerate(tracker.objects.values()):
         memories = sorted((obj.bank.tracked | obj.bank.prompted).items())
-        out |= {f"obj_ptr_o{i}": torch.stack([m.pointer for _, m in memories]),
-                f"object_score_logits_o{i}": torch.stack([m.presence for _, m in memories])[:, None],
-                f"low_res_masks_o{i}": torch.stack([m.logits for _, m in memories])[:, None]}
+        out |= {
+            f"obj_ptr_o{i}": torch.stack([m.pointer for _, m in memories]),
+            f"object_score_logits_o{i}": torch.stack([m.presence for _, m in memories])[:, None],
+            f"low_res_masks_o{i}": torch.stack([m.logits for _, m in memories])[:, None],
+        }
         out |= {f"maskmem_bf16_f{t}_o{i}": as_map(m.tokens[None]) for t, m in memories}
     return out
 
@@ -278,12 +321,25 @@ def replay(tracker, frames, entry) -> list:
             y0, y1, x0, x1 = corners
             mask[y0:y1, x0:x1] = True
         return [tracker.prompt(args["obj_id"], mask=mask)]
-    return [tracker.prompt(args["obj_id"], args.get("box"), args.get("points"), args.get("labels"),
-                           keep_clicks=not args.get("clear_old_points", True))]
+    return [
+        tracker.prompt(
+            args["obj_id"],
+            args.get("box"),
+            args.get("points"),
+            args.get("labels"),
+            keep_clicks=not args.get("clear_old_points", True),
+        )
+    ]
 
 
-CASES = {"image_encoder": image_encoder, "prompt_encoder": prompt_encoder, "units": units, "image_predict": image_predict,
-         "fill_holes": fill_holes_case, "sam21_tiny_fullsize": full_size}
+CASES = {
+    "image_encoder": image_encoder,
+    "prompt_encoder": prompt_encoder,
+    "units": units,
+    "image_predict": image_predict,
+    "fill_holes": fill_holes_case,
+    "sam21_tiny_fullsize": full_size,
+}
 
 
 def run(golden, device: str, dtype: torch.dtype) -> dict:

@@ -1,15 +1,16 @@
 """Golden cases of the ViT models and their parts: our modules with the official formula weights."""
+
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from parity import Golden, formula, formula_state
 from torch import Tensor, nn
 
 from minivit.attention import Attention, ClassAttention, RelativePositionBias, TalkingHeadsAttention
 from minivit.layers import DropPath, LayerScale, drop_path_rates
 from minivit.pretrained import infer_config, load_state, resize_position_embedding, to_our_names
-from minivit.vit import Block, ClassBlock, ViTConfig, VisionTransformer
-from parity import Golden, formula, formula_state
+from minivit.vit import Block, ClassBlock, VisionTransformer, ViTConfig
 
 
 def special_rule(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -58,8 +59,14 @@ def talking_names(prefix: str, heads: int) -> dict:
 
 
 def block_names(prefix: str, dim: int, hidden: int) -> dict:
-    return (norm(f"{prefix}norm1", dim) | linear(f"{prefix}attn.qkv", 3 * dim, dim) | linear(f"{prefix}attn.proj", dim, dim)
-            | norm(f"{prefix}norm2", dim) | linear(f"{prefix}mlp.fc1", hidden, dim) | linear(f"{prefix}mlp.fc2", dim, hidden))
+    return (
+        norm(f"{prefix}norm1", dim)
+        | linear(f"{prefix}attn.qkv", 3 * dim, dim)
+        | linear(f"{prefix}attn.proj", dim, dim)
+        | norm(f"{prefix}norm2", dim)
+        | linear(f"{prefix}mlp.fc1", hidden, dim)
+        | linear(f"{prefix}mlp.fc2", dim, hidden)
+    )
 
 
 def class_block_names(prefix: str, dim: int, hidden: int) -> dict:
@@ -71,13 +78,21 @@ def class_block_names(prefix: str, dim: int, hidden: int) -> dict:
     return names
 
 
-def timm_model(golden: Golden, prefix_tokens: int, device: str, dtype: torch.dtype, late: bool = False,
-               rename: dict[str, str] | None = None) -> VisionTransformer:
+def timm_model(
+    golden: Golden,
+    prefix_tokens: int,
+    device: str,
+    dtype: torch.dtype,
+    late: bool = False,
+    rename: dict[str, str] | None = None,
+) -> VisionTransformer:
     """Our model with formula weights under timm's names; `rename` replaces official name beginnings."""
     names = official_names(golden.config, prefix_tokens, late)
     for old, new in (rename or {}).items():
         names = {name.replace(old, new, 1) if name.startswith(old) else name: shape for name, shape in names.items()}
-    return model_of({name: special_rule(name, shape) for name, shape in names.items()}, golden.config["num_heads"], device, dtype)
+    return model_of(
+        {name: special_rule(name, shape) for name, shape in names.items()}, golden.config["num_heads"], device, dtype
+    )
 
 
 def model_of(official: dict[str, Tensor], heads: int, device: str, dtype: torch.dtype) -> VisionTransformer:
@@ -112,11 +127,18 @@ def torchvision_state(c: dict) -> dict[str, Tensor]:
     dim, patch = c.get("hidden_dim", c.get("embed_dim")), c["patch_size"]
     hidden = c.get("mlp_dim") or int(dim * c["mlp_ratio"])
     depth, patches = c.get("num_layers", c.get("depth")), (c.get("image_size", c.get("img_size")) // patch) ** 2
-    names = {"class_token": (1, 1, dim), "encoder.pos_embedding": (1, patches + 1, dim),
-             "conv_proj.weight": (dim, 3, patch, patch), "conv_proj.bias": (dim,)}
+    names = {
+        "class_token": (1, 1, dim),
+        "encoder.pos_embedding": (1, patches + 1, dim),
+        "conv_proj.weight": (dim, 3, patch, patch),
+        "conv_proj.bias": (dim,),
+    }
     for i in range(depth):
         p = f"encoder.layers.encoder_layer_{i}."
-        names |= norm(f"{p}ln_1", dim) | {f"{p}self_attention.in_proj_weight": (3 * dim, dim), f"{p}self_attention.in_proj_bias": (3 * dim,)}
+        names |= norm(f"{p}ln_1", dim) | {
+            f"{p}self_attention.in_proj_weight": (3 * dim, dim),
+            f"{p}self_attention.in_proj_bias": (3 * dim,),
+        }
         names |= linear(f"{p}self_attention.out_proj", dim, dim) | norm(f"{p}ln_2", dim)
         names |= linear(f"{p}mlp.0", hidden, dim) | linear(f"{p}mlp.3", dim, hidden)
     names |= norm("encoder.ln", dim) | linear("heads.head", c["num_classes"], dim)
@@ -126,7 +148,12 @@ def torchvision_state(c: dict) -> dict[str, Tensor]:
 def torchvision_vit(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     x = golden.input("x").to(device, dtype)
     model = model_of(torchvision_state(golden.config), golden.config["num_heads"], device, dtype)
-    out = {"tokens_in": model.embed(x), "tokens_out": model.features(x), "tokens": model.features(x), "logits": model(x)}
+    out = {
+        "tokens_in": model.embed(x),
+        "tokens_out": model.features(x),
+        "tokens": model.features(x),
+        "logits": model(x),
+    }
     y = out["tokens_in"]
     for i, block in enumerate(model.blocks):
         out[f"block_{i}"] = y = block(y, model.config.grid)
@@ -135,17 +162,25 @@ def torchvision_vit(golden: Golden, device: str, dtype: torch.dtype) -> dict:
 
 # ---- parts -------------------------------------------------------------------------------------------
 
-def with_formula(module: nn.Module, official: dict[str, tuple[int, ...]], device: str, dtype: torch.dtype,
-                 name_of: Callable[[dict], dict] = lambda state: state) -> nn.Module:
+
+def with_formula(
+    module: nn.Module,
+    official: dict[str, tuple[int, ...]],
+    device: str,
+    dtype: torch.dtype,
+    name_of: Callable[[dict], dict] = lambda state: state,
+) -> nn.Module:
     module.load_state_dict(name_of({name: special_rule(name, shape) for name, shape in official.items()}))
     return module.to(device, dtype).eval()
 
 
 def under(prefix: str) -> Callable[[dict], dict]:
     """CaiT's renaming works on whole models: put a part where it belongs, rename, take the part out again."""
+
     def name_of(state: dict) -> dict:
         ours = to_our_names({f"{prefix}{name}": tensor for name, tensor in state.items()})
         return {name.split(".", 2)[2]: tensor for name, tensor in ours.items()}
+
     return name_of
 
 
@@ -156,6 +191,7 @@ def class_attention(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     def name_of(state: dict) -> dict:
         keys, values = ({p: state.pop(f"{n}.{p}") for p in ("weight", "bias")} for n in "kv")
         return state | {f"kv.{p}": torch.cat([keys[p], values[p]]) for p in ("weight", "bias")}
+
     module = with_formula(ClassAttention(dim, golden.config["num_heads"]), names, device, dtype, name_of)
     return {"y": module(golden.input("x").to(device, dtype), 1)}
 
@@ -163,12 +199,25 @@ def class_attention(golden: Golden, device: str, dtype: torch.dtype) -> dict:
 def talking_heads(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     dim, heads = golden.config["dim"], golden.config["num_heads"]
     names = linear("qkv", 3 * dim, dim) | linear("proj", dim, dim) | talking_names("", heads)
-    return {"y": with_formula(TalkingHeadsAttention(dim, heads), names, device, dtype)(golden.input("x").to(device, dtype))}
+    return {
+        "y": with_formula(TalkingHeadsAttention(dim, heads), names, device, dtype)(golden.input("x").to(device, dtype))
+    }
 
 
 def cait_config(c: dict) -> ViTConfig:
-    return ViTConfig(image_size=16, patch=4, dim=c["dim"], heads=c["num_heads"], mlp_ratio=c["mlp_ratio"], class_attention=2,
-                     tail_mlp_ratio=c["mlp_ratio"], tokens_enter_late=True, talking_heads=True, layer_scale=0.1, norm_eps=1e-5)
+    return ViTConfig(
+        image_size=16,
+        patch=4,
+        dim=c["dim"],
+        heads=c["num_heads"],
+        mlp_ratio=c["mlp_ratio"],
+        class_attention=2,
+        tail_mlp_ratio=c["mlp_ratio"],
+        tokens_enter_late=True,
+        talking_heads=True,
+        layer_scale=0.1,
+        norm_eps=1e-5,
+    )
 
 
 def cait_block(golden: Golden, device: str, dtype: torch.dtype) -> dict:
@@ -179,14 +228,20 @@ def cait_block(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     def name_of(state: dict) -> dict:
         ours = to_our_names({f"blocks.0.{name}": tensor for name, tensor in state.items()} | cait)
         return {name.split(".", 2)[2]: tensor for name, tensor in ours.items() if name.startswith("blocks.0.")}
+
     block = with_formula(Block(cait_config(golden.config), 0.0, 0), names, device, dtype, name_of)
     return {"y": block(golden.input("x").to(device, dtype), (4, 4))}
 
 
 def cait_class_block(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     dim, hidden = golden.config["dim"], int(golden.config["dim"] * golden.config["mlp_ratio"])
-    block = with_formula(ClassBlock(cait_config(golden.config), 0.0), class_block_names("", dim, hidden), device, dtype,
-                         under("blocks_token_only.0."))
+    block = with_formula(
+        ClassBlock(cait_config(golden.config), 0.0),
+        class_block_names("", dim, hidden),
+        device,
+        dtype,
+        under("blocks_token_only.0."),
+    )
     return {"y": block(golden.input("x_cls").to(device, dtype), golden.input("x").to(device, dtype))}
 
 
@@ -199,8 +254,14 @@ def layer_scale(golden: Golden, device: str, dtype: torch.dtype) -> dict:
 def relative_position_bias(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     out = {}
     for name, c in golden.config.items():
-        bias = with_formula(RelativePositionBias(tuple(c["window_size"]), c["num_heads"], c["prefix_tokens"]), c["keys"], device, dtype)
-        out |= {f"{name}_index": bias.index.flatten(), f"{name}_table": bias.relative_position_bias_table, f"{name}_bias": bias()}
+        bias = with_formula(
+            RelativePositionBias(tuple(c["window_size"]), c["num_heads"], c["prefix_tokens"]), c["keys"], device, dtype
+        )
+        out |= {
+            f"{name}_index": bias.index.flatten(),
+            f"{name}_table": bias.relative_position_bias_table,
+            f"{name}_bias": bias(),
+        }
     return out | {"w4_added": golden.input("attn").to(device, dtype) + out["w4_bias"]}
 
 
@@ -208,7 +269,9 @@ def window_attention(golden: Golden, device: str, dtype: torch.dtype) -> dict:
     """Swin's windows are a batch of small images; its shift mask joins the bias."""
     c, x = golden.config, golden.input("x").to(device, dtype)
     dim, heads, grid = c["dim"], c["num_heads"], tuple(c["window_size"])
-    attention = with_formula(Attention(dim, heads), linear("qkv", 3 * dim, dim) | linear("proj", dim, dim), device, dtype)
+    attention = with_formula(
+        Attention(dim, heads), linear("qkv", 3 * dim, dim) | linear("proj", dim, dim), device, dtype
+    )
     table = {"relative_position_bias_table": ((2 * grid[0] - 1) * (2 * grid[1] - 1), heads)}
     bias = with_formula(RelativePositionBias(grid, heads), table, device, dtype)()
     mask = golden.input("mask").to(device, dtype)
@@ -222,8 +285,13 @@ def position_embeddings(golden: Golden, device: str, dtype: torch.dtype) -> dict
         kind, *rest = name.split("_")
         tokens = int(rest[0][3:]) if kind == "timm" else 1
         grid = tuple(int(n) for n in rest[1 if kind == "timm" else 0].split("x"))
-        out[name] = resize_position_embedding(golden.input(f"pre{tokens}").to(device), tokens, grid,
-                                              antialias=name.endswith("_aa"), align_corners=kind == "tv")
+        out[name] = resize_position_embedding(
+            golden.input(f"pre{tokens}").to(device),
+            tokens,
+            grid,
+            antialias=name.endswith("_aa"),
+            align_corners=kind == "tv",
+        )
     return out
 
 
@@ -242,14 +310,24 @@ def drop_path(golden: Golden, device: str, dtype: torch.dtype) -> dict:
         assert torch.equal(y[:, 0], y[:, 1])  # a sample shares its fate
         kept = y[y > 0].mean() if "noscale" not in name else torch.tensor(1.0)
         stats = torch.stack([(y[:, 0] > 0).double().mean(), kept.double(), y.double().mean()])
-        out[name] = kept if "noscale" in name else stats[:golden.outputs[name].size]
+        out[name] = kept if "noscale" in name else stats[: golden.outputs[name].size]
     return out
 
 
 CASES = {
-    "timm_vit_tiny": vit, "timm_vit_tiny_layerscale": vit, "timm_deit_distilled_tiny": deit, "timm_cait_tiny": cait,
-    "tv_vit_tiny": torchvision_vit, "timm_vit_tiny_from_tv": torchvision_vit, "timm_cait_class_attn": class_attention,
-    "timm_cait_talking_head": talking_heads, "timm_cait_block": cait_block, "timm_cait_block_class_attn": cait_class_block,
-    "timm_layerscale": layer_scale, "timm_relposbias": relative_position_bias, "timm_swin_window_attn": window_attention,
-    "posembed_interp": position_embeddings, "timm_droppath": drop_path,
+    "timm_vit_tiny": vit,
+    "timm_vit_tiny_layerscale": vit,
+    "timm_deit_distilled_tiny": deit,
+    "timm_cait_tiny": cait,
+    "tv_vit_tiny": torchvision_vit,
+    "timm_vit_tiny_from_tv": torchvision_vit,
+    "timm_cait_class_attn": class_attention,
+    "timm_cait_talking_head": talking_heads,
+    "timm_cait_block": cait_block,
+    "timm_cait_block_class_attn": cait_class_block,
+    "timm_layerscale": layer_scale,
+    "timm_relposbias": relative_position_bias,
+    "timm_swin_window_attn": window_attention,
+    "posembed_interp": position_embeddings,
+    "timm_droppath": drop_path,
 }

@@ -1,4 +1,5 @@
 """Golden cases of minivit/report.py (scikit-learn's metrics) and minivit/resnet.py (torchvision's ResNet-18)."""
+
 import numpy as np
 import parity
 import torch

@@ -3,6 +3,7 @@
 Where torchvision, timm and DeiT differ in a convention (who is mixed with whom, what a sum is divided
 by, which decay an update uses), the case here says how theirs is had from ours.
 """
+
 import re
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import nn
 
 from minivit import augment, ema, losses, mix, optim
 
-
 # ---- mixup and CutMix ----------------------------------------------------------------------------------
+
 
 def train_mixup_cutmix(golden, device, dtype) -> dict:
     x, y = golden.input("x").to(device, dtype), golden.input("y").to(device)
@@ -54,14 +55,20 @@ def timm_target(target: torch.Tensor, lam: float) -> torch.Tensor:
 
 # ---- losses --------------------------------------------------------------------------------------------
 
+
 def train_losses(golden, device, dtype) -> dict:
     logits, teacher, dist_logits = (golden.input(n).to(device, dtype) for n in ("logits", "teacher", "dist_logits"))
     classes = logits.shape[1]
     hard, smooth = (mix.one_hot(golden.input("target").to(device), classes, s) for s in (0.0, 0.1))
     soft_ce = losses.soft_cross_entropy(logits, golden.input("soft").to(device))
     smooth_ce = losses.soft_cross_entropy(logits, smooth)
-    out = {"soft_ce": soft_ce, "soft_ce_torch": soft_ce, "ls0.1_torch": smooth_ce, "ls0.1_timm": smooth_ce,
-           "ce": losses.soft_cross_entropy(logits, hard)}
+    out = {
+        "soft_ce": soft_ce,
+        "soft_ce_torch": soft_ce,
+        "ls0.1_torch": smooth_ce,
+        "ls0.1_timm": smooth_ce,
+        "ce": losses.soft_cross_entropy(logits, hard),
+    }
     for T in (1.0, 2.0, 4.0):
         out[f"kd_T{T}"] = losses.soft_distillation(logits, teacher, T)
         out[f"kd_deit_T{T}"] = losses.soft_distillation(dist_logits, teacher, T) / classes
@@ -79,16 +86,24 @@ def train_losses(golden, device, dtype) -> dict:
 
 # ---- schedules -----------------------------------------------------------------------------------------
 
+
 def train_schedules(golden, device, dtype) -> dict:
     steps, out = range(40), {}
     for name, spec in golden.config.items():
         if name.startswith("onecycle"):
             total = spec.get("total_steps") or spec["epochs"] * spec["steps_per_epoch"]
-            shape = {"pct_start": spec.get("pct_start", 0.3), "three_phase": spec.get("three_phase", False),
-                     "linear": spec.get("anneal_strategy") == "linear"}
+            shape = {
+                "pct_start": spec.get("pct_start", 0.3),
+                "three_phase": spec.get("three_phase", False),
+                "linear": spec.get("anneal_strategy") == "linear",
+            }
             divisors = spec.get("div_factor", 25.0), spec.get("final_div_factor", 1e4)
-            out[name] = [optim.one_cycle(i, total, spec["max_lr"], shape["pct_start"], *divisors, shape["linear"],
-                                         shape["three_phase"]) for i in steps]
+            out[name] = [
+                optim.one_cycle(
+                    i, total, spec["max_lr"], shape["pct_start"], *divisors, shape["linear"], shape["three_phase"]
+                )
+                for i in steps
+            ]
             out[f"{name}_momentum"] = [optim.one_cycle_momentum(i, total, **shape) for i in steps]
     # LinearLR starts at 0.01 of the base rate, 0.1; then CosineAnnealingLR over 35 steps.
     out["seq_warmup_cosine"] = [optim.warmup_cosine(i, 40, 5, 0.1, 1e-4, 0.001) for i in steps]
@@ -105,6 +120,7 @@ def timm_cosine(step: int, spec: dict, total: int, warmup: bool = True) -> float
 
 
 # ---- exponential moving average ------------------------------------------------------------------------
+
 
 def train_ema(golden, device, dtype) -> dict:
     kinds = {"v3_const": (False, 0), "v3_warmup": (True, 0), "v3_warmup_after5": (True, 5)}
@@ -144,6 +160,7 @@ def follow(trajectory: torch.Tensor, decays: list[float]) -> dict[str, torch.Ten
 
 
 # ---- augmentation --------------------------------------------------------------------------------------
+
 
 def train_trivialaugment(golden, device, dtype) -> dict:
     """Every stored result by its name: operation, bin, n for a negative sign, and whose rounding."""
@@ -198,5 +215,14 @@ def box_stats(boxes: torch.Tensor, pixels: int) -> np.ndarray:
     return np.array([area.mean(), area.min(), area.max(), ratio.mean(), ratio.std()])
 
 
-CASES = {case.__name__: case for case in (train_mixup_cutmix, train_losses, train_schedules, train_ema,
-                                          train_trivialaugment, train_random_erasing)}
+CASES = {
+    case.__name__: case
+    for case in (
+        train_mixup_cutmix,
+        train_losses,
+        train_schedules,
+        train_ema,
+        train_trivialaugment,
+        train_random_erasing,
+    )
+}

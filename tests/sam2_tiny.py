@@ -1,10 +1,11 @@
 """A SAM 2 small enough for tests, with the formula weights of tests/parity.py."""
+
 from dataclasses import replace
 from functools import lru_cache
 
+import parity
 import torch
 
-import parity
 from minisam_glue.sam2 import SAM2, SAM2Config
 from minisam_glue.sam2.model import first_release
 
@@ -28,6 +29,6 @@ def frames(count: int, height: int = 40, width: int = 56, seed: int = 0) -> list
     out = []
     for t in range(count):
         frame = torch.randint(0, 90, (height, width, 3), generator=generator, dtype=torch.uint8)
-        frame[10:25, 5 + t % 30:20 + t % 30] += 140
+        frame[10:25, 5 + t % 30 : 20 + t % 30] += 140
         out.append(frame.numpy())
     return out

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from minivit.attention import (Attention, ClassAttention, DecomposedPositionBias, RelativePositionBias, TokenBias,
-                               explicit_attention)
+from minivit.attention import (
+    Attention,
+    ClassAttention,
+    DecomposedPositionBias,
+    RelativePositionBias,
+    TokenBias,
+    explicit_attention,
+)
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
@@ -24,7 +30,7 @@ def test_fused_attention_equals_the_explicit_path(with_bias, qk_norm):
 
 def test_explicit_attention_is_the_formula_of_the_paper():
     q, k, v = torch.randn(3, 1, 1, 4, 8, dtype=torch.float64).unbind(0)
-    weights = [[torch.exp(q[0, 0, i] @ k[0, 0, j] / 8 ** 0.5) for j in range(4)] for i in range(4)]
+    weights = [[torch.exp(q[0, 0, i] @ k[0, 0, j] / 8**0.5) for j in range(4)] for i in range(4)]
     expected = torch.stack([sum(w * v[0, 0, j] for j, w in enumerate(row)) / sum(row) for row in weights])
     torch.testing.assert_close(explicit_attention(q, k, v)[0, 0], expected)
 

@@ -1,4 +1,5 @@
 """minivit/augment.py against torchvision's functions image by image, and the statistics of its draws."""
+
 import math
 from pathlib import Path
 
@@ -29,10 +30,11 @@ def images(count: int = 6, height: int = 20, width: int = 28) -> torch.Tensor:
 
 # ---- crop and flip -------------------------------------------------------------------------------------
 
+
 def test_crops_are_windows_of_the_padded_images():
     x, offset = images(), torch.tensor([[0, 1, 2, 3, 4, 2], [4, 0, 3, 1, 2, 2]])
     padded = torch.nn.functional.pad(x, [2, 2, 2, 2])
-    windows = [padded[i, :, top:top + 20, left:left + 28] for i, (top, left) in enumerate(offset.T.tolist())]
+    windows = [padded[i, :, top : top + 20, left : left + 28] for i, (top, left) in enumerate(offset.T.tolist())]
     assert torch.equal(augment.crop(x, 2, offset), torch.stack(windows))
 
 
@@ -53,6 +55,7 @@ def test_half_of_the_images_are_mirrored():
 
 # ---- TrivialAugmentWide --------------------------------------------------------------------------------
 
+
 def reference_op(image, op: str, m: float):
     """torchvision's functions as its TrivialAugmentWide calls them, on a PIL image or a tensor."""
     if op.startswith("Shear"):
@@ -60,13 +63,18 @@ def reference_op(image, op: str, m: float):
         return TF.affine(image, 0.0, [0, 0], 1.0, [angle, 0.0] if op == "ShearX" else [0.0, angle], center=[0, 0])
     if op.startswith("Translate"):
         return TF.affine(image, 0.0, [int(m), 0] if op == "TranslateX" else [0, int(m)], 1.0, [0.0, 0.0])
-    calls = {"Identity": lambda: image, "Rotate": lambda: TF.rotate(image, m),
-             "Brightness": lambda: TF.adjust_brightness(image, 1 + m),
-             "Color": lambda: TF.adjust_saturation(image, 1 + m),
-             "Contrast": lambda: TF.adjust_contrast(image, 1 + m),
-             "Sharpness": lambda: TF.adjust_sharpness(image, 1 + m),
-             "Posterize": lambda: TF.posterize(image, int(m)), "Solarize": lambda: TF.solarize(image, m),
-             "AutoContrast": lambda: TF.autocontrast(image), "Equalize": lambda: TF.equalize(image)}
+    calls = {
+        "Identity": lambda: image,
+        "Rotate": lambda: TF.rotate(image, m),
+        "Brightness": lambda: TF.adjust_brightness(image, 1 + m),
+        "Color": lambda: TF.adjust_saturation(image, 1 + m),
+        "Contrast": lambda: TF.adjust_contrast(image, 1 + m),
+        "Sharpness": lambda: TF.adjust_sharpness(image, 1 + m),
+        "Posterize": lambda: TF.posterize(image, int(m)),
+        "Solarize": lambda: TF.solarize(image, m),
+        "AutoContrast": lambda: TF.autocontrast(image),
+        "Equalize": lambda: TF.equalize(image),
+    }
     return calls[op]()
 
 
@@ -94,7 +102,7 @@ def test_a_batch_of_operations_equals_them_one_by_one():
     op, magnitude = augment.draw_ops(40, generator())
     batched = augment.apply_ops(x, op, magnitude)
     for i in range(40):
-        assert torch.equal(batched[i:i + 1], augment.apply_op(x[i:i + 1], OPS[op[i]], magnitude[i:i + 1]))
+        assert torch.equal(batched[i : i + 1], augment.apply_op(x[i : i + 1], OPS[op[i]], magnitude[i : i + 1]))
     assert not torch.equal(batched, x)
 
 
@@ -121,6 +129,7 @@ def test_unknown_operations_are_refused():
 
 
 # ---- colour jitter -------------------------------------------------------------------------------------
+
 
 def test_jitter_equals_torchvisions_functions_on_each_image():
     x = images(8)
@@ -149,6 +158,7 @@ def test_jitter_stays_in_its_bounds():
 
 # ---- random erasing ------------------------------------------------------------------------------------
 
+
 def test_erase_fills_exactly_its_boxes():
     x, boxes = torch.randn(3, 3, 8, 9), torch.tensor([[0, 0, 3, 2], [5, 4, 3, 5], [1, 1, 0, 0]])
     for fill in (torch.zeros(()), x.mean((2, 3), keepdim=True), torch.randn_like(x)):
@@ -161,7 +171,7 @@ def test_erase_fills_exactly_its_boxes():
 
 def test_boxes_have_the_wanted_areas_and_shapes_and_lie_everywhere():
     boxes = augment.draw_boxes(20000, 64, 64, generator(), (0.02, 0.33), (0.3, 3.3)).double()
-    area, ratio = boxes[:, 2] * boxes[:, 3] / 64 ** 2, (boxes[:, 2] / boxes[:, 3]).log()
+    area, ratio = boxes[:, 2] * boxes[:, 3] / 64**2, (boxes[:, 2] / boxes[:, 3]).log()
     assert abs(area.mean() - 0.175) < 0.003 and 0.015 < area.min() and area.max() < 0.34
     assert abs(ratio.mean() - (math.log(0.3) + math.log(3.3)) / 2) < 0.02
     assert abs(ratio.std() - math.log(11) / math.sqrt(12)) < 0.02
@@ -183,6 +193,7 @@ def test_p_is_the_share_of_erased_images():
 
 
 # ---- all together --------------------------------------------------------------------------------------
+
 
 def test_normalise_equals_torchvisions():
     x = images()
@@ -217,8 +228,9 @@ def test_the_same_image_is_changed_differently_in_each_place_of_the_batch():
     assert len({row.numpy().tobytes() for row in out}) == 8
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8),
-                               torch.zeros(2, 1, 4, 4, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 4, dtype=torch.uint8)]
+)
 def test_images_of_another_kind_are_refused(x):
     with pytest.raises(ValueError, match="uint8"):
         Augment(MEAN, STD)(x, generator())

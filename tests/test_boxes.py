@@ -1,4 +1,5 @@
 """Box conversions and suppression."""
+
 import torch
 
 from minisam_glue.boxes import area, cxcywh_to_xyxy, suppress, xyxy_to_cxcywh

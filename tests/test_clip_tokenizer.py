@@ -1,12 +1,13 @@
 """The byte-pair tokenizer against the reference."""
+
 import gzip
 import json
 
-import pytest
-
 import parity
-from minisam_glue.clipseg.tokenizer import CLIPTokenizer, repair, words
+import pytest
 from parity_tokenizers import MERGES
+
+from minisam_glue.clipseg.tokenizer import CLIPTokenizer, repair, words
 
 CASES = json.loads((parity.ROOT / "golden" / "tokenizers" / "clip.json").read_text(encoding="utf-8"))["cases"]
 

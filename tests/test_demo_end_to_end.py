@@ -2,6 +2,7 @@
 
 The seeds are held out. Objects are pointed out by their true boxes, or named by a sentence.
 """
+
 import json
 import os
 import signal
@@ -17,10 +18,10 @@ import torch
 from PIL import Image
 
 import segment
-from minisam_glue import rle
 from minisam_glue.assignment import hungarian
 from minisam_glue.demo.evaluate import mask_iou
 from minisam_glue.demo.scenes import Clip, Figure, clip, scene
+from minisam_glue.masks import decode_rle
 from minisam_glue.models import load_models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,7 @@ def overlaps(found: np.ndarray, true: np.ndarray) -> list[float]:
 def masks_of(folder: Path, like: np.ndarray, label: str | None = None) -> np.ndarray:
     """The masks of a picture's result, of all or of what has this label, as bool (n, H, W), of the size of `like`."""
     objects = json.loads((folder / "result.json").read_text())["objects"]
-    masks = [rle.decode(o["mask"]) for o in objects if label in (None, o["label"])]
+    masks = [decode_rle(o["mask"]) for o in objects if label in (None, o["label"])]
     return np.array(masks, bool).reshape(-1, *like.shape[-2:])
 
 
@@ -76,7 +77,7 @@ def tracks_of(folder: Path, true: np.ndarray) -> dict[int, np.ndarray]:
     tracks: dict[int, np.ndarray] = {}
     for t, line in enumerate((folder / "result.jsonl").read_text().splitlines()):
         for o in json.loads(line)["objects"]:
-            tracks.setdefault(o["id"], np.zeros((len(true), *true.shape[-2:]), bool))[t] = rle.decode(o["mask"])
+            tracks.setdefault(o["id"], np.zeros((len(true), *true.shape[-2:]), bool))[t] = decode_rle(o["mask"])
     return tracks
 
 
@@ -89,8 +90,10 @@ def followed(folder: Path, true: np.ndarray, seed: int = 0) -> list[float]:
     assert len(tracks) >= true.shape[1]
     table = iou(np.stack([track[seed] for track in tracks]), true[seed]).T
     frames = [t for t in range(len(true)) if t != seed]
-    return [float(np.mean([iou(tracks[column][t:t + 1], true[t, row:row + 1]) for t in frames]))
-            for row, column in enumerate(hungarian(1 - table))]
+    return [
+        float(np.mean([iou(tracks[column][t : t + 1], true[t, row : row + 1]) for t in frames]))
+        for row, column in enumerate(hungarian(1 - table))
+    ]
 
 
 def run(models, *words: object) -> None:
@@ -110,20 +113,39 @@ def test_boxes_on_a_picture_become_the_masks_of_their_objects(models, tmp_path):
 def test_what_the_first_frame_shows_is_followed_through(kind, models, tmp_path):
     film = clip(FIRST_SEED, kind)
     leads = list(film.leads)
-    run(models, save_film(film, tmp_path / "film"), *boxes_of(film.boxes[0, leads]), "--frames",
-        "--out", tmp_path / "out", "--format", "gif")
+    run(
+        models,
+        save_film(film, tmp_path / "film"),
+        *boxes_of(film.boxes[0, leads]),
+        "--frames",
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "gif",
+    )
     assert min(followed(tmp_path / "out" / "film", film.masks[:, leads])) > FOLLOWED[kind]
 
 
 def test_reverse_follows_from_the_last_frame_to_the_first(models, tmp_path):
     film = clip(FIRST_SEED, "crossing")
     leads = list(film.leads)
-    run(models, save_film(film, tmp_path / "film"), *boxes_of(film.boxes[-1, leads]), "--frames",
-        "--out", tmp_path / "out", "--format", "gif", "--direction", "reverse")
+    run(
+        models,
+        save_film(film, tmp_path / "film"),
+        *boxes_of(film.boxes[-1, leads]),
+        "--frames",
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "gif",
+        "--direction",
+        "reverse",
+    )
     assert min(followed(tmp_path / "out" / "film", film.masks[:, leads], seed=59)) > FOLLOWED["crossing"]
 
 
 # --- By a sentence -------------------------------------------------------------------------------------------
+
 
 def name_of(figure: Figure) -> str:
     return f"{figure.colour} {figure.shape}"
@@ -145,8 +167,11 @@ def test_a_sentence_finds_the_objects_of_a_picture(models, tmp_path):
 
 def test_a_folder_gives_every_picture_its_own_objects(models, tmp_path):
     names = ("red circle", "blue star")
-    scenes = [s for s in map(scene, range(FIRST_SEED, FIRST_SEED + 100))
-              if any(name_of(figure) in names for figure in s.figures)][:8]
+    scenes = [
+        s
+        for s in map(scene, range(FIRST_SEED, FIRST_SEED + 100))
+        if any(name_of(figure) in names for figure in s.figures)
+    ][:8]
     for number, truth in enumerate(scenes):
         save(truth.image, tmp_path / "in" / f"{number}.png")
     run(models, tmp_path / "in", ". ".join(names), "--out", tmp_path / "out")
@@ -162,8 +187,16 @@ def test_a_folder_gives_every_picture_its_own_objects(models, tmp_path):
 def test_what_a_sentence_names_is_followed_through(kind, models, tmp_path):
     film = clip(FIRST_SEED, kind)
     leads = list(film.leads)
-    run(models, save_film(film, tmp_path / "film"), name_of(film.figures[leads[0]]), "--frames",
-        "--out", tmp_path / "out", "--format", "gif")
+    run(
+        models,
+        save_film(film, tmp_path / "film"),
+        name_of(film.figures[leads[0]]),
+        "--frames",
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "gif",
+    )
     assert min(followed(tmp_path / "out" / "film", film.masks[:, leads])) > FOLLOWED[kind]
 
 
@@ -173,8 +206,18 @@ def test_redetection_numbers_who_comes_later_and_keeps_the_others(models, tmp_pa
     away = int(np.flatnonzero(~film.masks[:, lead].any((1, 2)))[0])  # the video begins where the lead has gone
     film = replace(film, frames=film.frames[away:], masks=film.masks[away:])
     others = [i for i in range(len(film.figures)) if i != lead]
-    run(models, save_film(film, tmp_path / "film"), ". ".join({name_of(figure): 1 for figure in film.figures}),
-        "--frames", "--out", tmp_path / "out", "--format", "gif", "--redetect", 5)
+    run(
+        models,
+        save_film(film, tmp_path / "film"),
+        ". ".join({name_of(figure): 1 for figure in film.figures}),
+        "--frames",
+        "--out",
+        tmp_path / "out",
+        "--format",
+        "gif",
+        "--redetect",
+        5,
+    )
     tracks = tracks_of(tmp_path / "out" / "film", film.masks)
     back = int(np.flatnonzero(film.masks[:, lead].any((1, 2)))[0]) + 10  # looked for twice since it began to show
     number = max(tracks, key=lambda number: iou(tracks[number][[back]], film.masks[back, [lead]])[0, 0])
@@ -186,17 +229,30 @@ def test_redetection_numbers_who_comes_later_and_keeps_the_others(models, tmp_pa
 
 # --- Processes ---------------------------------------------------------------------------------------------
 
+
 def start(*words: object, **env: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / "segment.py"), *map(str, words), "--weights", "demo",
-                             "--device", "cpu"], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "segment.py"), *map(str, words), "--weights", "demo", "--device", "cpu"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_run_killed_at_a_random_frame_goes_on_to_the_truth(tmp_path):
     film = clip(FIRST_SEED + 1, "occlusion", frames=120)
     leads, out = list(film.leads), tmp_path / "out"
-    words = [save_film(film, tmp_path / "film"), *boxes_of(film.boxes[0, leads]), "--frames", "--format", "png",
-             "--out", out]
+    words = [
+        save_film(film, tmp_path / "film"),
+        *boxes_of(film.boxes[0, leads]),
+        "--frames",
+        "--format",
+        "png",
+        "--out",
+        out,
+    ]
     journal = out / "film" / ".unfinished" / "journal.jsonl"
     process, wanted, until = start(*words), np.random.randint(1, 100), time.monotonic() + 120
     while process.poll() is None and time.monotonic() < until:
@@ -216,6 +272,7 @@ def test_two_processes_give_every_picture_its_own_truth(tmp_path):
     words = [tmp_path / "in", *boxes_of(film.boxes[2:3, film.leads[0]]), "--out", tmp_path / "out"]
     ranks = [start(*words, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
     assert [len(process.communicate(timeout=120)[0].splitlines()) for process in ranks] == [3, 3]
-    scores = [overlaps(masks_of(tmp_path / "out" / str(number), true), true[number:number + 1])[0]
-              for number in range(6)]
+    scores = [
+        overlaps(masks_of(tmp_path / "out" / str(number), true), true[number : number + 1])[0] for number in range(6)
+    ]
     assert min(scores) > 0.6

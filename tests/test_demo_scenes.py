@@ -1,4 +1,5 @@
 """Generated scenes: seeds, truth, captions, colours, clips."""
+
 import numpy as np
 import pytest
 
@@ -69,7 +70,7 @@ def test_a_pixel_belongs_to_the_topmost_object_only(scenes, clips):
         height, width = s.image.shape[:2]
         whole = [stamp(footprint(figure, height, width), height, width) for figure in s.figures]
         for i, mask in enumerate(s.masks):
-            above = np.any([np.zeros_like(mask), *whole[i + 1:]], axis=0)
+            above = np.any([np.zeros_like(mask), *whole[i + 1 :]], axis=0)
             assert (mask == whole[i] & ~above).all() and mask.sum() >= VISIBLE * whole[i].sum()
             hidden += mask.sum() < whole[i].sum()
     assert hidden > 5
@@ -109,8 +110,12 @@ def test_absent_phrases_match_no_object_and_are_common():
     for s in scenes:
         assert not any(s.phrases[i].matches(figure) for i in s.absent for figure in s.figures)
     assert sum(bool(s.absent) for s in scenes) > 40
-    confused = [phrase for s in scenes for phrase in (s.phrases[i] for i in s.absent)
-                if phrase.colour in {f.colour for f in s.figures} and phrase.shape in {f.shape for f in s.figures}]
+    confused = [
+        phrase
+        for s in scenes
+        for phrase in (s.phrases[i] for i in s.absent)
+        if phrase.colour in {f.colour for f in s.figures} and phrase.shape in {f.shape for f in s.figures}
+    ]
     assert len(confused) > 10  # "red square" beside a red circle and a blue square
 
 
@@ -125,7 +130,7 @@ def test_plurals_and_articles_are_english(scenes):
 
 def test_every_colour_looks_like_its_name():
     """Median of the pixels inside filled figures, whatever ground, shading, noise, blur and JPEG do."""
-    seen = {name: 0 for name in COLOURS}
+    seen = dict.fromkeys(COLOURS, 0)
     for seed in range(200):
         s = scene(seed, (96, 96))
         for figure, mask in zip(s.figures, s.masks):
@@ -140,8 +145,17 @@ def test_shapes_fit_their_disc_and_differ(shape):
     figure = next(f for seed in range(200) for f in scene(seed, (64, 64)).figures if f.shape == shape)
     areas = {}
     for other in SHAPES:
-        mask = stamp(footprint(type(figure)(**{**vars(figure), "shape": other, "x": 50, "y": 50, "radius": 30.0,
-                                               "squash": 1.0, "angle": 0.0}), 100, 100), 100, 100)
+        mask = stamp(
+            footprint(
+                type(figure)(
+                    **{**vars(figure), "shape": other, "x": 50, "y": 50, "radius": 30.0, "squash": 1.0, "angle": 0.0}
+                ),
+                100,
+                100,
+            ),
+            100,
+            100,
+        )
         left, top, right, bottom = tight_box(mask)
         assert min(left, top) >= 19 and max(right, bottom) <= 81
         areas[other] = mask

@@ -1,28 +1,58 @@
 """Training and judging the demo segmenter."""
+
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from test_demo_train import Oracle
 
-from minisam_glue.demo import evaluate, train_segmenter
-from minisam_glue.demo import load_segmenter
-from minisam_glue.demo.evaluate import (boundary_f, innermost, judge_clips, judge_masks, mask_iou,
-                                        match, seeded)
+from minisam_glue.demo import evaluate, load_segmenter, train_segmenter
+from minisam_glue.demo.evaluate import boundary_f, innermost, judge_clips, judge_masks, mask_iou, match, seeded
 from minisam_glue.demo.scenes import KINDS, TRAINING_FROM, clip, scene
-from minisam_glue.demo.train_segmenter import (JUDGED, Recipe, SegmenterTask, best_mask, collate, covered, error_clicks,
-                                               follow, mask_losses, prepare, random_frames)
+from minisam_glue.demo.train_segmenter import (
+    JUDGED,
+    Recipe,
+    SegmenterTask,
+    best_mask,
+    collate,
+    covered,
+    error_clicks,
+    follow,
+    mask_losses,
+    prepare,
+    random_frames,
+)
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.sam2 import PRESETS, VideoTracker
 from minisam_glue.sam2.mask_decoder import Decoded
 from minisam_glue.sam2.memory import rotary_table, rotate
-from test_demo_train import Oracle
 
-CONFIG = replace(PRESETS["demo"], embed_dim=8, stages=(1, 1, 2, 1), global_att_blocks=(3,), image_size=64, dim=32,
-                 mem_dim=16, mlp_dim=32, memory_layers=1)
-RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=2, clips=1, frames=3, side=64, clip_side=64,
-                objects=2, image_steps=1, mixed_steps=1, clip_share=1.0)
+CONFIG = replace(
+    PRESETS["demo"],
+    embed_dim=8,
+    stages=(1, 1, 2, 1),
+    global_att_blocks=(3,),
+    image_size=64,
+    dim=32,
+    mem_dim=16,
+    mlp_dim=32,
+    memory_layers=1,
+)
+RECIPE = Recipe(
+    steps=4,
+    batch_size=2,
+    warmup_steps=2,
+    clips=1,
+    frames=3,
+    side=64,
+    clip_side=64,
+    objects=2,
+    image_steps=1,
+    mixed_steps=1,
+    clip_share=1.0,
+)
 TASK = SegmenterTask(RECIPE, CONFIG)
 
 
@@ -33,11 +63,12 @@ def clip_batch(film, objects, opening="box", seed=0, side=64):
 
 def square(top, left, size=10, frame=40):
     mask = torch.zeros(1, frame, frame, dtype=torch.bool)
-    mask[:, top:top + size, left:left + size] = True
+    mask[:, top : top + size, left : left + size] = True
     return mask
 
 
 # --- Training ---------------------------------------------------------------------------------------------
+
 
 def test_gradients_reach_every_parameter_in_images_and_two_frames():
     torch.manual_seed(0)
@@ -171,8 +202,10 @@ def test_clips_are_smaller_until_the_last_steps():
 def test_memory_attention_begins_with_a_look_at_its_own_place():
     attention = SegmenterTask(RECIPE).build().memory_attention.layers[0].cross_attn_image
     order = torch.arange(96).view(-1, 2).T.flatten()
-    query, key = (rotate(p.bias[order].expand(256, -1), *rotary_table(16, 96, torch.device("cpu")))
-                  for p in (attention.q_proj, attention.k_proj))
+    query, key = (
+        rotate(p.bias[order].expand(256, -1), *rotary_table(16, 96, torch.device("cpu")))
+        for p in (attention.q_proj, attention.k_proj)
+    )
     scores = (query @ key.T) * attention.scale
     assert torch.equal(scores.argmax(1), torch.arange(256)) and scores.max() - scores.min() < 8
     weights, near = scores.softmax(1)[8 * 16 + 8].view(16, 16), slice(6, 11)
@@ -205,8 +238,12 @@ def test_an_object_smaller_than_a_pixel_still_has_one():
 def test_the_best_of_three_masks_is_taught_and_all_their_scores():
     truth = square(4, 4, 8, 16).float()
     perfect = 20 * torch.nn.functional.avg_pool2d(truth, 2) - 10
-    out = Decoded(torch.stack((-perfect, perfect, torch.full_like(perfect, -9)), 1), torch.tensor([[0.5, 1.0, 0.25]]),
-                  torch.zeros(1, 3, 4), torch.tensor([8.0]))
+    out = Decoded(
+        torch.stack((-perfect, perfect, torch.full_like(perfect, -9)), 1),
+        torch.tensor([[0.5, 1.0, 0.25]]),
+        torch.zeros(1, 3, 4),
+        torch.tensor([8.0]),
+    )
     losses = mask_losses(out, truth)
     assert losses["focal"] < 0.01 and losses["dice"] < 0.15 and losses["presence"] < 1e-3
     assert losses["iou"] == pytest.approx((0.5 + 0.0 + 0.25) / 3, abs=0.05)
@@ -215,6 +252,7 @@ def test_the_best_of_three_masks_is_taught_and_all_their_scores():
 
 
 # --- Judging ----------------------------------------------------------------------------------------------
+
 
 def test_a_perfect_mask_scores_one_and_a_shifted_one_what_a_hand_finds():
     true = square(10, 10)

@@ -1,4 +1,5 @@
 """Training and judging the demo detector."""
+
 import json
 import os
 import subprocess
@@ -14,12 +15,24 @@ from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo import VOCABULARY, load_detector
 from minisam_glue.demo.evaluate import attributes, average_precision, hits, judge_detector
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
-from minisam_glue.demo.train_detector import (FIGURE_SCENES, JUDGED, NAMES, DetectorTask, Recipe, cells_of_objects,
-                                              collate, cut_out, mosaic, name_all, naming_losses, owners_of_cells)
+from minisam_glue.demo.train_detector import (
+    FIGURE_SCENES,
+    JUDGED,
+    NAMES,
+    DetectorTask,
+    Recipe,
+    cells_of_objects,
+    collate,
+    cut_out,
+    mosaic,
+    name_all,
+    naming_losses,
+    owners_of_cells,
+)
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
-from minisam_glue.grounding_dino.detector import MEAN, STD
 from minisam_glue.grounding_dino.losses import Target
+from minisam_glue.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
 RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2, figure_steps=1, mosaic_steps=1)
@@ -82,7 +95,7 @@ def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
         boxes = cxcywh_to_xyxy(target.boxes) * torch.tensor([80, 64, 80, 64])
         assert torch.allclose(boxes, torch.from_numpy(s.boxes[named]), atol=1e-3)
         for row, i in zip(target.tokens, named):
-            assert TOKENIZER.join(ids[:len(row)][row].tolist()) == s.phrases[s.labels[i]].text.lower()
+            assert TOKENIZER.join(ids[: len(row)][row].tolist()) == s.phrases[s.labels[i]].text.lower()
         assert (ids[~real] == TOKENIZER.ids["[PAD]"]).all() and ids[real][-1] == TOKENIZER.sep
 
 
@@ -100,15 +113,16 @@ def test_the_cells_of_an_object_are_those_in_its_middle_on_the_level_of_its_size
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):
     drawn = []
-    monkeypatch.setattr("minisam_glue.demo.train_detector.scene",
-                        lambda seed, size: drawn.append(seed) or scene(seed, size))
+    monkeypatch.setattr(
+        "minisam_glue.demo.train_detector.scene", lambda seed, size: drawn.append(seed) or scene(seed, size)
+    )
     for step in range(RECIPE.steps):
         TASK.batch(step, step)
     assert len(drawn) == len(set(drawn)) == FIGURE_SCENES + 2 * 4 + 2  # figures, a mosaic, scenes, a mosaic
     assert min(drawn) == TRAINING_FROM > max(JUDGED)
     drawn_here = set(drawn)
     TASK.batch(2, 7)  # as another process would
-    assert not drawn_here & set(drawn[len(drawn_here):])
+    assert not drawn_here & set(drawn[len(drawn_here) :])
 
 
 def test_a_cut_out_has_its_figure_in_the_middle(scenes):
@@ -118,7 +132,7 @@ def test_a_cut_out_has_its_figure_in_the_middle(scenes):
     close = 0
     for image, (colour, shape), s in zip(figures.images, figures.names, one):
         assert (NAMES["colour"][colour], NAMES["shape"][shape]) == (s.figures[0].colour, s.figures[0].shape)
-        shown = image.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)
+        shown = image.permute(1, 2, 0) * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
         close += bool(((shown[18:30, 18:30] - torch.tensor(s.figures[0].rgb)).abs().amax(2) < 0.2).any())
     assert close > 0.8 * len(scenes)
 
@@ -131,7 +145,7 @@ def test_in_a_mosaic_all_objects_keep_their_place_their_mask_and_both_names(scen
     for k, s in enumerate(scenes[:8]):
         y, x = divmod(k % 4, 2)
         picture, target = pictures[k // 4], batch.targets[k // 4]
-        first = sum(len(s.boxes) for s in scenes[k // 4 * 4:k])
+        first = sum(len(s.boxes) for s in scenes[k // 4 * 4 : k])
         quarter = (slice(64 * y, 64 * y + 64), slice(80 * x, 80 * x + 80))
         assert np.array_equal(picture.image[quarter], s.image)
         for i, (box, figure) in enumerate(zip(s.boxes, s.figures)):
@@ -158,8 +172,10 @@ def test_each_object_counts_the_same_in_the_naming_losses():
 def test_a_cell_belongs_to_what_is_seen_at_its_centre():
     owners = torch.arange(32 * 48).view(1, 32, 48)
     cells = owners_of_cells(owners, ((4, 6), (2, 3)))
-    assert cells.tolist() == [[48 * (8 * y + 4) + 8 * x + 4 for y in range(4) for x in range(6)]
-                              + [48 * (16 * y + 8) + 16 * x + 8 for y in range(2) for x in range(3)]]
+    assert cells.tolist() == [
+        [48 * (8 * y + 4) + 8 * x + 4 for y in range(4) for x in range(6)]
+        + [48 * (16 * y + 8) + 16 * x + 8 for y in range(2) for x in range(3)]
+    ]
 
 
 def test_the_learning_rate_of_figures_ends_before_that_of_scenes_begins():
@@ -210,9 +226,22 @@ dist.destroy_process_group()
 def test_two_processes_share_a_run_and_end_with_the_same_weights(tmp_path):
     (tmp_path / "run.py").write_text(SHARED_RUN)
     tests = Path(__file__).parent
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
-                    tmp_path / "run.py", tmp_path], check=True, timeout=120, capture_output=True,
-                   env=os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--standalone",
+            tmp_path / "run.py",
+            tmp_path,
+        ],
+        check=True,
+        timeout=120,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"},
+    )
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     (tmp_path / "alone").mkdir()
     alone = Trainer(TASK, tmp_path / "alone", "cpu")

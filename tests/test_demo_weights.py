@@ -3,14 +3,18 @@
 Random weights agree with the official code whether or not the parts make sense together; trained ones do not. So each
 bound is one that the intact model keeps and every fault below breaks. Figures of many scenes are in RESULTS.md.
 """
+
 import pytest
 import torch
 
 from minisam_glue.demo import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
 from minisam_glue.demo.evaluate import judge_clips, judge_detector, judge_masks
 from minisam_glue.demo.scenes import clip, scene
-from minisam_glue.grounding_dino import deformable_attention, detector as detection, geometry, model as dino
-from minisam_glue.sam2 import memory, model as sam
+from minisam_glue.grounding_dino import deformable_attention, geometry
+from minisam_glue.grounding_dino import detector as detection
+from minisam_glue.grounding_dino import model as dino
+from minisam_glue.sam2 import memory
+from minisam_glue.sam2 import model as sam
 from minisam_glue.sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT, PromptEncoder
 
 FIRST_SEED = 600_000  # held out, and neither of the evaluation nor of the examples
@@ -36,6 +40,7 @@ def change(monkeypatch, module, name, new):
 
 # --- A sentence to boxes --------------------------------------------------------------------------------------
 
+
 def see_all_phrases(old, ids, separators):
     mask, positions = old(ids, separators)
     return torch.ones_like(mask), positions
@@ -45,17 +50,22 @@ TEXT_FAULTS = {
     "phrases see each other": (dino, "phrase_masks", see_all_phrases),
     "boxes are a hundredth aside": (detection, "cxcywh_to_xyxy", lambda old, boxes: old(boxes) + 0.01),
     "cells are counted from their corner": (geometry, "cell_centres", lambda old, *args: old(*args) - 0.5),
-    "samples are taken at (y, x)": (deformable_attention, "deformable_sample",
-                                    lambda old, value, shapes, where, *rest: old(value, shapes, where.flip(-1), *rest)),
+    "samples are taken at (y, x)": (
+        deformable_attention,
+        "deformable_sample",
+        lambda old, value, shapes, where, *rest: old(value, shapes, where.flip(-1), *rest),
+    ),
 }
 
 
 @pytest.fixture
 def fresh_caches(detector):
     """What a fault has spoiled must not stay in a cache, nor what was there before hide it."""
+
     def clear():
         geometry.build_geometry.cache_clear()
         detector.texts.clear()
+
     clear()
     yield
     clear()
@@ -81,6 +91,7 @@ def test_a_fault_in_text_or_boxes_shows(fault, detector, monkeypatch, fresh_cach
 
 # --- Boxes and clicks to masks -----------------------------------------------------------------------------
 
+
 def corners_exchanged(old, self, points, labels):
     return old(self, points, torch.where(labels >= TOP_LEFT, TOP_LEFT + BOTTOM_RIGHT - labels, labels))
 
@@ -90,8 +101,11 @@ def rows_as_columns(old, self):
 
 
 PROMPT_FAULTS = {
-    "points are a cell aside": (PromptEncoder, "embed_points",
-                               lambda old, self, xy, kind: old(self, xy + self.image_size / 16, kind)),
+    "points are a cell aside": (
+        PromptEncoder,
+        "embed_points",
+        lambda old, self, xy, kind: old(self, xy + self.image_size / 16, kind),
+    ),
     "corners are exchanged": (PromptEncoder, "embed_points", corners_exchanged),
     "rows of the image are taken for columns": (PromptEncoder, "image_position", rows_as_columns),
 }
@@ -114,6 +128,7 @@ def test_a_fault_in_prompts_shows(fault, segmenter, monkeypatch):
 
 
 # --- Masks to tracks ----------------------------------------------------------------------------------------
+
 
 def forget(old, self, features, recalls, pointer_count=16):
     return (features.tokens + self.no_mem_embed).expand(len(recalls), -1, -1)

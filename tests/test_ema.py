@@ -1,4 +1,5 @@
 """minivit/ema.py: the decay ramp, what is averaged and what is copied."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,17 +1,17 @@
 """Prompts, batches, thresholds and pictures of the detector."""
+
 import numpy as np
 import pytest
 import torch
+from gdino_tiny import TOKENIZER, tiny_model
+from parity_groundingdino import VOCABULARY
 from PIL import Image
 
-from gdino_tiny import TOKENIZER, tiny_model
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino import official
-from minisam_glue.grounding_dino.detector import (Detector, Found, fit, merge, normalise, pack_captions,
-                                                  split_prompt)
+from minisam_glue.grounding_dino.detector import Detector, Found, fit, merge, pack_captions, preprocess, split_prompt
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 from minisam_glue.pixels import to_rgb
-from parity_groundingdino import VOCABULARY
 
 EVERYTHING = {"box_threshold": 0.0, "text_threshold": 0.0}
 
@@ -31,11 +31,15 @@ def picture(seed, height=40, width=60):
 
 
 def same(a, b):
-    return (torch.allclose(a.boxes, b.boxes, atol=1e-3) and torch.allclose(a.scores, b.scores, atol=1e-4)
-            and a.indices.tolist() == b.indices.tolist())
+    return (
+        torch.allclose(a.boxes, b.boxes, atol=1e-3)
+        and torch.allclose(a.scores, b.scores, atol=1e-4)
+        and a.indices.tolist() == b.indices.tolist()
+    )
 
 
 # --- Prompts -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("prompt", ["Car, Dog", ["car", "dog"], "car;dog", " CAR . dog . ", ["Car", "DOG"]])
 def test_separators_and_case_make_no_difference(detector, prompt):
@@ -121,6 +125,7 @@ def test_encoded_captions_are_reused_until_the_weights_change(monkeypatch):
 
 # --- Batches -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
 def test_a_batch_of_unequal_images_and_prompts_equals_one_by_one(detector, batch_size):
     images = [picture(0), picture(1, 60, 33), picture(2, 25, 90), picture(3), picture(4, 3, 200)]
@@ -141,6 +146,7 @@ def test_one_string_serves_all_images_and_a_wrong_number_of_prompts_is_an_error(
 
 
 # --- Thresholds and filters --------------------------------------------------------------------------------
+
 
 def test_scores_are_above_both_thresholds(detector):
     everything = detector.detect(picture(5), "car. dog. cat.", **EVERYTHING)
@@ -173,9 +179,16 @@ def found_boxes():
     return [Found(boxes, torch.tensor([0.6, 0.9, 0.7, 0.8]), torch.tensor([0, 1, 0, 0]), list("abcd"), (1, 0.9))]
 
 
-@pytest.mark.parametrize("options, scores", [
-    ((None, False, 1.0), [0.9, 0.8, 0.7, 0.6]), ((0.5, False, 1.0), [0.9, 0.8, 0.7]), ((0.5, True, 1.0), [0.9, 0.8]),
-    ((None, False, 0.5), [0.9, 0.7, 0.6]), ((0.5, True, 0.5), [0.9])])
+@pytest.mark.parametrize(
+    "options, scores",
+    [
+        ((None, False, 1.0), [0.9, 0.8, 0.7, 0.6]),
+        ((0.5, False, 1.0), [0.9, 0.8, 0.7]),
+        ((0.5, True, 1.0), [0.9, 0.8]),
+        ((None, False, 0.5), [0.9, 0.7, 0.6]),
+        ((0.5, True, 0.5), [0.9]),
+    ],
+)
 def test_suppression_per_phrase_or_across_and_the_area_limit(options, scores):
     got = merge(found_boxes(), ["car", "dog"], (100, 200), *options)
     assert got.scores.tolist() == pytest.approx(scores)
@@ -204,10 +217,19 @@ def test_boxes_stay_inside_the_image(detector):
 
 # --- Pictures ----------------------------------------------------------------------------------------------
 
+
 def test_strange_pictures_have_defined_results(detector):
     image, transparent = Image.fromarray(picture(0)), np.dstack([picture(0), picture(1)[..., :1]])
-    pictures = [picture(0, 1, 1), picture(0, 30, 4000), picture(0)[..., 0], transparent,
-                picture(0).astype(np.uint16) * 257, image.convert("P"), image.convert("LA"), image.convert("1")]
+    pictures = [
+        picture(0, 1, 1),
+        picture(0, 30, 4000),
+        picture(0)[..., 0],
+        transparent,
+        picture(0).astype(np.uint16) * 257,
+        image.convert("P"),
+        image.convert("LA"),
+        image.convert("1"),
+    ]
     for found in detector.detect(pictures, "car. dog.", **EVERYTHING):
         assert len(found) and found.boxes.isfinite().all()
 
@@ -239,21 +261,38 @@ def test_of_an_animation_the_current_frame_is_taken(tmp_path):
     assert to_rgb(animation)[0, 0].tolist() == [0, 0, 255]
 
 
-@pytest.mark.parametrize("bad", [
-    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), "photo.jpg",
-    Image.new("F", (4, 4)), torch.zeros(3, 4, 4)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        "photo.jpg",
+        Image.new("F", (4, 4)),
+        torch.zeros(3, 4, 4),
+    ],
+)
 def test_what_is_no_picture_is_a_clear_error(bad):
     with pytest.raises(ValueError, match="an image"):
         to_rgb(bad)
 
 
-@pytest.mark.parametrize("size, want", [((640, 480), (1066, 800)), ((480, 640), (800, 1066)), ((4000, 30), (1333, 10)),
-                                        ((500, 500), (800, 800)), ((1, 1), (800, 800)), ((100000, 10), (2666, 1))])
+@pytest.mark.parametrize(
+    "size, want",
+    [
+        ((640, 480), (1066, 800)),
+        ((480, 640), (800, 1066)),
+        ((4000, 30), (1333, 10)),
+        ((500, 500), (800, 800)),
+        ((1, 1), (800, 800)),
+        ((100000, 10), (2666, 1)),
+    ],
+)
 def test_pictures_are_resized_as_officially(size, want):
     assert fit(*size, (800, 1333)) == want
 
 
 def test_pixels_are_normalised_like_imagenet():
-    x = normalise(np.full((10, 10, 3), 255, np.uint8), (16, 32))
+    x = preprocess(np.full((10, 10, 3), 255, np.uint8), (16, 32))
     assert x.shape == (3, 16, 16)
     assert torch.allclose(x[:, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]))

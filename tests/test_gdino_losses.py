@@ -1,15 +1,16 @@
 """Matching and losses of the detector, and that it learns."""
+
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from gdino_tiny import CONFIG, TOKENIZER, tiny_model
 from torchvision.ops import box_iou
 
-from gdino_tiny import CONFIG, TOKENIZER, tiny_model
-from minisam_glue.boxes import xyxy_to_cxcywh
-from minisam_glue.grounding_dino.detector import Detector, normalise, pack_captions
 from minisam_glue.assignment import hungarian
+from minisam_glue.boxes import xyxy_to_cxcywh
+from minisam_glue.grounding_dino.detector import Detector, pack_captions, preprocess
 from minisam_glue.grounding_dino.losses import Target, detection_loss, focal_loss, match, token_map
 from minisam_glue.grounding_dino.model import GroundingDINO, Prediction
 
@@ -25,7 +26,7 @@ def scenes(number=4, side=48):
         for colour in rng.permutation(3)[:2].tolist():
             w, h = rng.randint(14, 24, 2)
             x, y = rng.randint(0, side - w), rng.randint(0, side - h)
-            picture[y:y + h, x:x + w] = np.eye(3, dtype=np.uint8)[colour] * 255
+            picture[y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[colour] * 255
             boxes.append([x, y, x + w, y + h])
             labels.append(colour)
         out.append((picture, torch.tensor(boxes).float(), labels))
@@ -36,8 +37,10 @@ def random_case():
     torch.manual_seed(0)
     length = len(CAPTION.ids)
     prediction = Prediction(torch.randn(2, 10, length), torch.rand(2, 10, 4) * 0.4 + 0.3)
-    targets = [Target(torch.rand(3, 4) * 0.4 + 0.3, token_map(CAPTION.spans, [0, 2, 2], length)),
-               Target(torch.zeros(0, 4), token_map(CAPTION.spans, [], length))]
+    targets = [
+        Target(torch.rand(3, 4) * 0.4 + 0.3, token_map(CAPTION.spans, [0, 2, 2], length)),
+        Target(torch.zeros(0, 4), token_map(CAPTION.spans, [], length)),
+    ]
     return prediction, targets
 
 
@@ -61,7 +64,7 @@ def test_impossible_matchings_are_clear_errors():
 def test_focal_loss_equals_its_formula():
     logits, wanted = torch.randn(50), torch.randint(0, 2, (50,)).float()
     p = logits.double().sigmoid()
-    want = torch.where(wanted == 1, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p ** 2 * (1 - p).log())
+    want = torch.where(wanted == 1, -0.25 * (1 - p) ** 2 * p.log(), -0.75 * p**2 * (1 - p).log())
     assert torch.allclose(focal_loss(logits, wanted).double(), want, atol=1e-6)
 
 
@@ -121,9 +124,11 @@ def test_every_used_parameter_receives_a_gradient():
 def test_training_overfits_four_generated_images():
     torch.manual_seed(0)
     model, data = GroundingDINO(CONFIG).train(), scenes()
-    images = torch.stack([normalise(picture, (48, 48)) for picture, _, _ in data])
-    targets = [Target(xyxy_to_cxcywh(boxes) / 48, token_map(CAPTION.spans, labels, len(CAPTION.ids)))
-               for _, boxes, labels in data]
+    images = torch.stack([preprocess(picture, (48, 48)) for picture, _, _ in data])
+    targets = [
+        Target(xyxy_to_cxcywh(boxes) / 48, token_map(CAPTION.spans, labels, len(CAPTION.ids)))
+        for _, boxes, labels in data
+    ]
     ids = torch.tensor([CAPTION.ids] * len(data))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=120, pct_start=0.1)
@@ -135,8 +140,10 @@ def test_training_overfits_four_generated_images():
         optimizer.step()
         schedule.step()
     overlaps = []
-    for (picture, boxes, labels), found in zip(data, Detector(model.eval(), TOKENIZER, (48, 48)).detect(
-            [picture for picture, _, _ in data], [COLOURS] * len(data))):
+    for (picture, boxes, labels), found in zip(
+        data,
+        Detector(model.eval(), TOKENIZER, (48, 48)).detect([picture for picture, _, _ in data], [COLOURS] * len(data)),
+    ):
         assert sorted(found.indices.tolist()) == sorted(labels) and set(found.labels) == {COLOURS[i] for i in labels}
         order = [found.indices.tolist().index(label) for label in labels]
         overlaps.append(box_iou(found.boxes[order], boxes).diagonal())

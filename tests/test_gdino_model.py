@@ -1,15 +1,17 @@
 """The network: loading, exact folds, precision, and what its parts promise."""
-import pytest
-import torch
 
 import parity
+import pytest
+import torch
 from gdino_tiny import CONFIG, TOKENIZER, tiny_model
-from minisam_glue.grounding_dino import chunks, model as model_module
+
+from minisam_glue.grounding_dino import chunks
+from minisam_glue.grounding_dino import model as model_module
 from minisam_glue.grounding_dino.bert import phrase_masks
 from minisam_glue.grounding_dino.deformable_attention import deformable_sample
 from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
 from minisam_glue.grounding_dino.geometry import build_geometry
-from minisam_glue.grounding_dino.model import GroundingDINO, PRESETS, load, load_official
+from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, load, load_official
 from minisam_glue.grounding_dino.swin import WindowAttention, shift_mask
 from minisam_glue.grounding_dino.transformer import Attention
 
@@ -24,6 +26,7 @@ def encode(model, caption="red car . dog .", images=1):
 
 # --- Checkpoints -------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("preset, manifest", [("swin-t", "swint_ogc"), ("swin-b", "swinb_cogcoor")])
 def test_published_checkpoints_load_by_their_own_names(preset, manifest):
     state = parity.manifest_state(GOLDEN / f"manifest_groundingdino_{manifest}.json")
@@ -35,10 +38,14 @@ def test_published_checkpoints_load_by_their_own_names(preset, manifest):
     assert len(set(state) - set(model.state_dict())) == len(model_module.IGNORED_KEYS)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s.pop("feat_map.bias"), "1 missing, such as feat_map.bias"),
-    (lambda s: s.update(extra=torch.zeros(1)), "1 not known, such as extra"),
-    (lambda s: s.update({"feat_map.bias": torch.zeros(3)}), "1 of another shape, such as feat_map.bias")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("feat_map.bias"), "1 missing, such as feat_map.bias"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 not known, such as extra"),
+        (lambda s: s.update({"feat_map.bias": torch.zeros(3)}), "1 of another shape, such as feat_map.bias"),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(change, message):
     state = tiny_model().state_dict()
     change(state)
@@ -58,6 +65,7 @@ def test_a_saved_model_loads_and_predicts_the_same(tmp_path, monkeypatch):
 
 
 # --- Deformable attention ----------------------------------------------------------------------------------
+
 
 def naive_sample(value, shapes, locations, weights):
     """One bilinear read at a time."""
@@ -93,8 +101,10 @@ def test_deformable_sampling_equals_a_naive_loop(training):
 def test_gradients_of_the_sampling_equal_those_of_a_naive_loop():
     inputs = sampling_inputs()
     seed = torch.randn(2, 3, 8)
-    got, want = (torch.autograd.grad((f(inputs[0], SHAPES, *inputs[1:]) * seed).sum(), inputs)
-                 for f in (deformable_sample, naive_sample))
+    got, want = (
+        torch.autograd.grad((f(inputs[0], SHAPES, *inputs[1:]) * seed).sum(), inputs)
+        for f in (deformable_sample, naive_sample)
+    )
     for g, w in zip(got, want):
         assert (g - w).abs().max() < 1e-4
 
@@ -117,8 +127,10 @@ def test_a_location_that_is_not_a_number_does_not_crash():
 
 # --- Folds and fused attention -----------------------------------------------------------------------------
 
+
 def unfolded_fusion(attention, v, l, mask_v, mask_l):
     """The formula of the paper, with every projection where it stands there."""
+
     def heads(x):
         return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
 
@@ -167,6 +179,7 @@ def test_window_attention_equals_the_explicit_formula():
 
 # --- Text --------------------------------------------------------------------------------------------------
 
+
 def test_a_phrase_does_not_see_the_others():
     model = tiny_model()
     alone, together = encode(model, "dog ."), encode(model, "red car . dog .")
@@ -188,6 +201,7 @@ def test_only_a_separator_before_the_last_column_closes_a_phrase():
 
 
 # --- The whole ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_forward_runs_in_half_precision(dtype):

@@ -1,8 +1,8 @@
 """The parity runner notices what is wrong, in the files of Grounding DINO."""
-import numpy as np
-import torch
 
+import numpy as np
 import parity
+import torch
 
 FUSION = parity.ROOT / "golden" / "groundingdino" / "fusion.npz"
 
@@ -16,6 +16,11 @@ def test_the_runner_notices_a_wrong_word_and_a_wrong_number():
 
 def test_the_runner_notices_a_changed_weight(monkeypatch):
     original = parity.formula
-    monkeypatch.setattr(parity, "formula", lambda name, shape, salt="": original(name, shape, salt)
-                        + (0.01 if name == "attn.v_proj.bias" else torch.zeros(())))
+    monkeypatch.setattr(
+        parity,
+        "formula",
+        lambda name, shape, salt="": (
+            original(name, shape, salt) + (0.01 if name == "attn.v_proj.bias" else torch.zeros(()))
+        ),
+    )
     assert not parity.run_file(FUSION)[1]

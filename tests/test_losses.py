@@ -1,4 +1,5 @@
 """minivit/losses.py against torch's own losses and the published code's numbers."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,10 +54,15 @@ def test_hard_distillation_follows_the_teachers_decision(scores):
 def test_each_head_has_its_own_loss_weighed_by_alpha(scores, temperature):
     class_logits, dist_logits, teacher = scores
     target = F.one_hot(torch.arange(6), 10).float()
-    at = {alpha: distillation_loss(class_logits, dist_logits, teacher, target, alpha, temperature)
-          for alpha in (0.0, 0.3, 1.0)}
-    distilled = (hard_distillation(dist_logits, teacher) if temperature is None
-                 else soft_distillation(dist_logits, teacher, temperature))
+    at = {
+        alpha: distillation_loss(class_logits, dist_logits, teacher, target, alpha, temperature)
+        for alpha in (0.0, 0.3, 1.0)
+    }
+    distilled = (
+        hard_distillation(dist_logits, teacher)
+        if temperature is None
+        else soft_distillation(dist_logits, teacher, temperature)
+    )
     torch.testing.assert_close(at[0.0], soft_cross_entropy(class_logits, target))
     torch.testing.assert_close(at[1.0], distilled)
     torch.testing.assert_close(at[0.3], 0.7 * at[0.0] + 0.3 * at[1.0])

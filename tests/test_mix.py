@@ -1,4 +1,5 @@
 """minivit/mix.py: what is mixed with what, how much, and how often."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
 """The optimiser of the demo trainings."""
+
 import torch
 import torch.nn as nn
 
@@ -23,11 +24,13 @@ def test_an_update_is_that_of_its_formula():
     weight = nn.Parameter(torch.zeros(8, 3, 2, 2))  # as a matrix (8, 12)
     optimizer = Muon([weight], lr=0.1, momentum=0.9)
     first, second = torch.randn(2, 8, 3, 2, 2)
-    for gradient, ahead in ((first, 0.1 * first + 0.9 * 0.1 * first),
-                            (second, 0.1 * second + 0.9 * (0.9 * 0.1 * first + 0.1 * second))):
+    for gradient, ahead in (
+        (first, 0.1 * first + 0.9 * 0.1 * first),
+        (second, 0.1 * second + 0.9 * (0.9 * 0.1 * first + 0.1 * second)),
+    ):
         before, weight.grad = weight.detach().clone(), gradient
         optimizer.step()
-        step = orthogonal(ahead.flatten(1)[None])[0].view_as(weight) * 0.1 * 0.2 * 12 ** 0.5
+        step = orthogonal(ahead.flatten(1)[None])[0].view_as(weight) * 0.1 * 0.2 * 12**0.5
         assert torch.allclose(weight, before - step, atol=1e-6)
 
 
@@ -41,14 +44,25 @@ def test_an_update_is_as_large_as_one_of_adamw():
 
 
 def test_it_takes_the_matrices_and_leaves_embeddings_thin_layers_and_vectors():
-    model = nn.ModuleDict({
-        "linear": nn.Linear(8, 8), "convolution": nn.Conv2d(8, 16, 3), "thin": nn.Linear(16, 4),
-        "norm": nn.LayerNorm(8), "depthwise": nn.Conv2d(16, 16, 3, groups=16), "embedding": nn.Embedding(32, 16),
-        "attention": nn.MultiheadAttention(8, 2)})
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(8, 8),
+            "convolution": nn.Conv2d(8, 16, 3),
+            "thin": nn.Linear(16, 4),
+            "norm": nn.LayerNorm(8),
+            "depthwise": nn.Conv2d(16, 16, 3, groups=16),
+            "embedding": nn.Embedding(32, 16),
+            "attention": nn.MultiheadAttention(8, 2),
+        }
+    )
     model["twice"] = model["linear"]
     names = {id(weight): name for name, weight in model.named_parameters()}
     assert [names[id(weight)] for weight in matrices_of(model)] == [
-        "linear.weight", "convolution.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
+        "linear.weight",
+        "convolution.weight",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+    ]
 
 
 def test_weights_of_one_shape_are_updated_as_if_each_were_alone():

@@ -1,4 +1,5 @@
 """minivit/optim.py: which parameters decay, one AdamW step, and the schedules."""
+
 import math
 
 import pytest
@@ -11,10 +12,13 @@ from minivit.vit import VisionTransformer, ViTConfig
 TINY = {"image_size": 8, "dim": 8, "depth": 2, "heads": 2, "layer_scale": 0.1}
 
 
-@pytest.mark.parametrize("config", [
-    ViTConfig(**TINY, relative_bias="decomposed", class_attention=1, distillation=True),
-    ViTConfig(**TINY, relative_bias="joint", stem="conv", mlp_conv=True),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ViTConfig(**TINY, relative_bias="decomposed", class_attention=1, distillation=True),
+        ViTConfig(**TINY, relative_bias="joint", stem="conv", mlp_conv=True),
+    ],
+)
 def test_only_the_weights_of_linear_and_convolution_layers_decay(config):
     model = VisionTransformer(config)
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
@@ -68,8 +72,13 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_one_cycle_equals_torchs_scheduler(total, linear, three_phase):
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.02, total_steps=total, pct_start=0.4, anneal_strategy="linear" if linear else "cos",
-        three_phase=three_phase)
+        optimizer,
+        0.02,
+        total_steps=total,
+        pct_start=0.4,
+        anneal_strategy="linear" if linear else "cos",
+        three_phase=three_phase,
+    )
     for step in range(total):
         group = optimizer.param_groups[0]
         assert one_cycle(step, total, 0.02, 0.4, linear=linear, three_phase=three_phase) == pytest.approx(group["lr"])

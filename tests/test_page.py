@@ -1,4 +1,5 @@
 """The page of a picture: read back with the standard library's HTML parser and Pillow."""
+
 import errno
 import hashlib
 import io
@@ -11,12 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisam_glue.draw import OPACITY, colour_of
-from minisam_glue.page import LONGEST_SIDE, write_page
+from minisam_glue.render.overlay import OPACITY, colour_of
+from minisam_glue.render.page import LONGEST_SIDE, write_page
 
 HEIGHT, WIDTH = 60, 80
-NASTY = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</section></main>", "R&amp;D & 'more'",
-         "{title}", "two\nlines", "قطة", "\x07\x1b[31m", "\udcff", ""]
+NASTY = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</section></main>",
+    "R&amp;D & 'more'",
+    "{title}",
+    "two\nlines",
+    "قطة",
+    "\x07\x1b[31m",
+    "\udcff",
+    "",
+]
 
 
 class Page(HTMLParser):
@@ -43,8 +54,11 @@ class Page(HTMLParser):
             self.labels[-1] += data
 
     def all(self, tag, **wanted):
-        return [attrs for name, attrs in self.elements
-                if name == tag and all(attrs.get(key.replace("_", "-")) == value for key, value in wanted.items())]
+        return [
+            attrs
+            for name, attrs in self.elements
+            if name == tag and all(attrs.get(key.replace("_", "-")) == value for key, value in wanted.items())
+        ]
 
 
 def picture() -> np.ndarray:
@@ -71,14 +85,15 @@ def pixels(uri: str) -> Image.Image:
 
 def layer_mask(text: str, layer: dict) -> np.ndarray:
     """What a layer covers of the picture, from its place in per cent and its PNG."""
-    left, top, width, height = (float(re.search(rf"{side}: ([\d.]+)%", layer["style"])[1]) / 100
-                                for side in ("left", "top", "width", "height"))
+    left, top, width, height = (
+        float(re.search(rf"{side}: ([\d.]+)%", layer["style"])[1]) / 100 for side in ("left", "top", "width", "height")
+    )
     uri = re.search(rf'id="{layer["id"]}"[^>]*><img alt="" src="([^"]+)"', text)[1]
     inside = np.asarray(pixels(uri).convert("RGBA"))
     assert inside.shape[:2] == (round(height * HEIGHT), round(width * WIDTH))
     mask = np.zeros((HEIGHT, WIDTH), bool)
     y, x = round(top * HEIGHT), round(left * WIDTH)
-    mask[y:y + inside.shape[0], x:x + inside.shape[1]] = inside[..., 3] > 0
+    mask[y : y + inside.shape[0], x : x + inside.shape[1]] = inside[..., 3] > 0
     return mask
 
 
@@ -147,7 +162,7 @@ def test_two_hundred_objects_on_a_large_picture_stay_small(tmp_path):
     records = [record(number) for number in range(200)]
     for number, item in enumerate(records):
         item.mask = np.zeros((200, 5000), bool)
-        item.mask[number // 2:, 10 * number:10 * number + 400] = True
+        item.mask[number // 2 :, 10 * number : 10 * number + 400] = True
     text, page = written(tmp_path / "a.html", records, np.zeros((200, 5000, 3), np.uint8))
     assert len(text) < 200_000 and len(page.all("input")) == 200
     assert pixels(page.all("img")[0]["src"]).width == LONGEST_SIDE
@@ -164,6 +179,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         with self.open("wb") as file:
             file.write(data[:99])
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(type(tmp_path), "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_page(tmp_path / "a.html", picture(), [])

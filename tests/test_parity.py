@@ -1,16 +1,18 @@
 """Every golden file of the official implementations, through the same code as `python tests/parity.py`."""
+
 import json
 from pathlib import Path
 
 import numpy as np
+import parity
 import pytest
 import torch
 
-import parity
-
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted([*GOLDEN.glob("*/*.npz"), *GOLDEN.glob("tokenizers/*.json")])
-SLOW = [pytest.param(f, marks=pytest.mark.slow) if "fullsize" in f.stem else f for f in FILES]  # models at their real size
+SLOW = [
+    pytest.param(f, marks=pytest.mark.slow) if "fullsize" in f.stem else f for f in FILES
+]  # models at their real size
 
 
 @pytest.mark.parametrize("path", SLOW, ids=[f"{f.parent.name}-{f.stem}" for f in FILES])

@@ -1,10 +1,21 @@
 import numpy as np
 import pytest
 import torch
-
-from minisam_glue.pipeline import (BOTH, MOST_PROMPTED, REVERSE, Clicks, Thresholds, Tracking, assign, iou,
-                                   segment_image, segment_images, segment_video)
 from tiny_segment import tiny_models
+
+from minisam_glue.masks import mask_iou
+from minisam_glue.pipeline import (
+    BOTH,
+    MOST_PROMPTED,
+    REVERSE,
+    Clicks,
+    Thresholds,
+    Tracking,
+    assign,
+    segment_image,
+    segment_images,
+    segment_video,
+)
 
 H, W = 40, 56
 
@@ -13,7 +24,7 @@ def picture(*lefts: int, seed: int = 0, height: int = H, width: int = W) -> np.n
     """Noise with a bright square at each of `lefts`."""
     image = np.random.default_rng(seed).integers(0, 90, (height, width, 3), dtype=np.uint8)
     for left in lefts:
-        image[10:22, left:left + 10] += 140
+        image[10:22, left : left + 10] += 140
     return image
 
 
@@ -23,8 +34,11 @@ def film(count: int, empty: int = 0) -> list[np.ndarray]:
 
 
 def same(one, other) -> bool:
-    return (one.frame == other.frame and [o.id for o in one.objects] == [o.id for o in other.objects]
-            and np.array_equal(one.masks, other.masks))
+    return (
+        one.frame == other.frame
+        and [o.id for o in one.objects] == [o.id for o in other.objects]
+        and np.array_equal(one.masks, other.masks)
+    )
 
 
 def test_a_text_becomes_one_record_per_object_with_the_predictor_s_mask_of_its_box():
@@ -64,16 +78,22 @@ def test_boxes_points_and_masks_take_the_place_of_a_text():
     assert clicked.score == pytest.approx(float(expected.scores[0, 0]))
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Clicks(), "no prompt"),
-    (lambda: Clicks(boxes=[[0, 0, 1, 1]] * 2, points=[[0, 0, 1]]), "points correct one box"),
-    (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.ones((3, 3), bool)])), r"the mask is \(3, 3\)"),
-    (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.zeros((H, W), bool)])), "empty"),
-    (lambda: Tracking(tiny_models(), "x", direction="sideways"), "choose one of forward"),
-    (lambda: Tracking(tiny_models(), Clicks(boxes=[[0, 0, 1, 1]]), redetect=3), "looks for a text"),
-    (lambda: Tracking(tiny_models(), "x", seed_frame=-1), "negative"),
-    (lambda: list(segment_video(tiny_models(), iter(film(2)), "x", direction=REVERSE)), "backward"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Clicks(), "no prompt"),
+        (lambda: Clicks(boxes=[[0, 0, 1, 1]] * 2, points=[[0, 0, 1]]), "points correct one box"),
+        (
+            lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.ones((3, 3), bool)])),
+            r"the mask is \(3, 3\)",
+        ),
+        (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.zeros((H, W), bool)])), "empty"),
+        (lambda: Tracking(tiny_models(), "x", direction="sideways"), "choose one of forward"),
+        (lambda: Tracking(tiny_models(), Clicks(boxes=[[0, 0, 1, 1]]), redetect=3), "looks for a text"),
+        (lambda: Tracking(tiny_models(), "x", seed_frame=-1), "negative"),
+        (lambda: list(segment_video(tiny_models(), iter(film(2)), "x", direction=REVERSE)), "backward"),
+    ],
+)
 def test_malformed_prompts_are_clear_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -137,7 +157,7 @@ def test_a_run_that_goes_on_from_a_state_gives_the_same_masks_bit_for_bit(direct
         assert [(o["id"], o["cohort"]) for o in one["objects"]] == [(o["id"], o["cohort"]) for o in other["objects"]]
         rest = list(second.run(frames))
         assert len(rest) == len(whole) - stop - 1
-        for a, b in zip(rest, whole[stop + 1:]):
+        for a, b in zip(rest, whole[stop + 1 :]):
             assert same(a, b) and [vars(o).keys() for o in a.objects] == [vars(o).keys() for o in b.objects]
             assert [(o.first, o.last, o.score) for o in a.objects] == [(o.first, o.last, o.score) for o in b.objects]
 
@@ -173,7 +193,9 @@ def test_a_look_at_many_boxes_is_a_look_at_each():
     together = tracker.look_at_boxes(boxes)
     for row, box in enumerate(boxes):
         alone = tracker.look_at_boxes(box[None])
-        assert torch.equal(together.logits[row], alone.logits[0]) and torch.equal(together.pointer[row], alone.pointer[0])
+        assert torch.equal(together.logits[row], alone.logits[0]) and torch.equal(
+            together.pointer[row], alone.pointer[0]
+        )
     assert not torch.equal(together.pointer[0], together.pointer[1])
     assert tracker.look_at_boxes(torch.zeros(0, 4)).logits.shape == (0, 16, 16) and tracker.objects == {}
 
@@ -216,4 +238,4 @@ def test_intersection_over_union_of_masks():
     one[0, :2] = True
     other = torch.zeros(1, 4, 4, dtype=torch.bool)
     other[0, 1:3] = True
-    assert iou(one, other).tolist() == [[pytest.approx(4 / 12)], [0.0]]
+    assert mask_iou(one, other).tolist() == [[pytest.approx(4 / 12)], [0.0]]

@@ -4,11 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from minivit.pretrained import (infer_config, load_pretrained, load_state, read_weights, resize_position_embedding,
-                                to_our_names)
-from minivit.vit import PRESETS, ViTConfig, VisionTransformer
 from parity import manifest_state
+
+from minivit.pretrained import (
+    infer_config,
+    load_pretrained,
+    load_state,
+    read_weights,
+    resize_position_embedding,
+    to_our_names,
+)
+from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 MANIFESTS = sorted((Path(__file__).parent / "golden" / "vit").glob("manifest_*.json"))
 VITS = [m for m in MANIFESTS if "resnet" not in m.name]
@@ -17,10 +23,20 @@ TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=2, heads=2)
 
 def torchvision_names(state):
     """Our names -> torchvision's, for a file as torchvision publishes it."""
-    pairs = [("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"), ("patch_embed.proj", "conv_proj"),
-             ("blocks.", "encoder.layers.encoder_layer_"), ("norm1", "ln_1"), ("norm2", "ln_2"),
-             ("attn.qkv.", "self_attention.in_proj_"), ("attn.proj", "self_attention.out_proj"), ("mlp.fc1", "mlp.0"),
-             ("mlp.fc2", "mlp.3"), ("norm.", "encoder.ln."), ("head.", "heads.head.")]
+    pairs = [
+        ("cls_token", "class_token"),
+        ("pos_embed", "encoder.pos_embedding"),
+        ("patch_embed.proj", "conv_proj"),
+        ("blocks.", "encoder.layers.encoder_layer_"),
+        ("norm1", "ln_1"),
+        ("norm2", "ln_2"),
+        ("attn.qkv.", "self_attention.in_proj_"),
+        ("attn.proj", "self_attention.out_proj"),
+        ("mlp.fc1", "mlp.0"),
+        ("mlp.fc2", "mlp.3"),
+        ("norm.", "encoder.ln."),
+        ("head.", "heads.head."),
+    ]
     out = {}
     for name, tensor in state.items():
         for old, new in pairs:
@@ -60,7 +76,11 @@ def test_a_safetensors_file_is_read_to_the_bit(tmp_path):
     header, body = {"__metadata__": {"format": "pt"}}, b""
     for name, dtype in (("a", "F32"), ("b", "BF16")):
         raw = state[name].view(torch.uint8).numpy().tobytes()
-        header[name] = {"dtype": dtype, "shape": list(state[name].shape), "data_offsets": [len(body), len(body) + len(raw)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(state[name].shape),
+            "data_offsets": [len(body), len(body) + len(raw)],
+        }
         body += raw
     text = json.dumps(header).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + body)

@@ -1,15 +1,16 @@
 """What Tracking makes of detections and tracks on one frame, with a tracker whose masks and pointers are scripted."""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_segment import tiny_models
 
 from minisam_glue.grounding_dino import Detections
 from minisam_glue.pipeline import Tracking
 from minisam_glue.records import Segment
 from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
-from tiny_segment import tiny_models
 
 SIDE = 12
 
@@ -18,7 +19,7 @@ def strip(span: tuple[int, int] | None) -> torch.Tensor:
     """Logits (SIDE, SIDE) of a mask that covers the columns of `span`; None for an empty one."""
     logits = torch.full((SIDE, SIDE), -5.0)
     if span:
-        logits[:, span[0]:span[1]] = 5.0
+        logits[:, span[0] : span[1]] = 5.0
     return logits
 
 
@@ -30,26 +31,33 @@ def pointer(degrees: float) -> torch.Tensor:
 
 class ScriptedTracker:
     """Stands in for VideoTracker. tracks: id -> (span or None, angle when prompted); looks: (span, angle) of boxes."""
+
     size, model = (SIDE, SIDE), SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(self, tracks: dict, looks: list):
         self.tracks, self.looks, self.prompted = tracks, looks, []
-        memories = {number: {0: SimpleNamespace(pointer=pointer(angle + 90)),  # the latest one counts
-                             4: SimpleNamespace(pointer=pointer(angle))} for number, (_, angle) in tracks.items()}
-        self.objects = {number: SimpleNamespace(bank=SimpleNamespace(prompted=memory))
-                        for number, memory in memories.items()}
+        memories = {
+            number: {
+                0: SimpleNamespace(pointer=pointer(angle + 90)),  # the latest one counts
+                4: SimpleNamespace(pointer=pointer(angle)),
+            }
+            for number, (_, angle) in tracks.items()
+        }
+        self.objects = {
+            number: SimpleNamespace(bank=SimpleNamespace(prompted=memory)) for number, memory in memories.items()
+        }
 
     def look_at_boxes(self, boxes):
         assert len(boxes) == len(self.looks)
-        logits = torch.stack([strip(span) for span, _ in self.looks] or [strip(None)])[:len(boxes)]
-        pointers = torch.stack([pointer(angle) for _, angle in self.looks] or [pointer(0)])[:len(boxes)]
+        logits = torch.stack([strip(span) for span, _ in self.looks] or [strip(None)])[: len(boxes)]
+        pointers = torch.stack([pointer(angle) for _, angle in self.looks] or [pointer(0)])[: len(boxes)]
         return ObjectOutput(logits, pointers, torch.ones(len(boxes)))
 
     def prompt(self, number, box=None, mask=None):
         self.prompted.append((number, "box", tuple(box)) if mask is None else (number, "mask", span_of(mask)))
 
     def result(self):
-        logits = torch.stack([strip(span) for span, _ in self.tracks.values()] or [strip(None)])[:len(self.tracks)]
+        logits = torch.stack([strip(span) for span, _ in self.tracks.values()] or [strip(None)])[: len(self.tracks)]
         return FrameResult(8, list(self.tracks), logits, torch.ones(len(self.tracks)), self.size, False)
 
 

@@ -1,4 +1,5 @@
 """minivit/report.py against scikit-learn's numbers, and what it writes."""
+
 import csv
 import json
 import os
@@ -15,10 +16,12 @@ from minivit import report
 
 GOLDEN = parity.Golden.load(Path(__file__).parent / "golden" / "vit" / "train_metrics.npz")
 CLASSES = ["cat", "dog|$x$", "a ship with a rather long name"]
-HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_acc": 0.5, "lr": 1e-3},
-           {"epoch": 2, "train_loss": 3.0, "lr": None},
-           {"epoch": 2, "train_loss": 1.0, "val_acc": 0.75, "val_acc_ema": 0.7, "images_per_s": 100.0},
-           {"epoch": 3, "train_loss": float("nan"), "val_acc": None}]
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "val_acc": 0.5, "lr": 1e-3},
+    {"epoch": 2, "train_loss": 3.0, "lr": None},
+    {"epoch": 2, "train_loss": 1.0, "val_acc": 0.75, "val_acc_ema": 0.7, "images_per_s": 100.0},
+    {"epoch": 3, "train_loss": float("nan"), "val_acc": None},
+]
 
 
 def case(n: int = 12, margin: float = 9.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -94,8 +97,9 @@ def test_json_markdown_and_csv_hold_the_same_numbers(tmp_path):
     assert f"| top-1 accuracy | {report._percent(stored['top1'])} % |" in text
 
 
-@pytest.mark.parametrize("share, shown", [
-    (0.99999, "99.99"), (1.0, "100.00"), (0.29, "29.00"), (0.9123, "91.23"), (2 / 3, "66.66")])
+@pytest.mark.parametrize(
+    "share, shown", [(0.99999, "99.99"), (1.0, "100.00"), (0.29, "29.00"), (0.9123, "91.23"), (2 / 3, "66.66")]
+)
 def test_percentages_are_never_rounded_up(share, shown):
     assert report._percent(share) == shown
 
@@ -113,6 +117,7 @@ def test_without_matplotlib_all_numbers_are_written_and_the_extra_is_named(tmp_p
 def test_pictures_are_written_at_300_dpi_without_pyplot(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from PIL import Image
+
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     logits, target, images = case()
     report.write_report(tmp_path, logits, target, CLASSES, images, HISTORY)
@@ -184,20 +189,25 @@ def test_an_interrupted_write_keeps_the_old_report(tmp_path, monkeypatch):
 
     def fail(source, destination):
         raise OSError("disk full")
+
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write_report(tmp_path, *case()[:2], CLASSES)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"confusion.csv": "old"}
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda x, y, i: (x[:, :2], y, i), "2 logits for 3 class names"),
-    (lambda x, y, i: (x, y[:5], i), r"give \(N, C\) and \(N,\)"),
-    (lambda x, y, i: (x[:0], y[:0], i[:0]), "N >= 1"),
-    (lambda x, y, i: (x, y + 1, i), "target holds classes 1 to 3"),
-    (lambda x, y, i: (x * float("nan"), y, i), "NaN"),
-    (lambda x, y, i: (x, y, i.float()), "give uint8"),
-    (lambda x, y, i: (x, y, i[:3]), r"give uint8 \(12, 3, H, W\)")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x, y, i: (x[:, :2], y, i), "2 logits for 3 class names"),
+        (lambda x, y, i: (x, y[:5], i), r"give \(N, C\) and \(N,\)"),
+        (lambda x, y, i: (x[:0], y[:0], i[:0]), "N >= 1"),
+        (lambda x, y, i: (x, y + 1, i), "target holds classes 1 to 3"),
+        (lambda x, y, i: (x * float("nan"), y, i), "NaN"),
+        (lambda x, y, i: (x, y, i.float()), "give uint8"),
+        (lambda x, y, i: (x, y, i[:3]), r"give uint8 \(12, 3, H, W\)"),
+    ],
+)
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, change, message):
     logits, target, images = change(*case())
     with pytest.raises(ValueError, match=message):

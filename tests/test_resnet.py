@@ -1,4 +1,5 @@
 """minivit/resnet.py against torchvision's keys and numbers."""
+
 from pathlib import Path
 
 import parity
@@ -40,6 +41,7 @@ def test_torchvision_manifest_loads_strictly(name, build):
 def test_training_step_equals_torchvision(ours, theirs):
     """Batch statistics, strides and gradients too: the golden file knows evaluation and ResNet-18 only."""
     from torchvision.models import resnet as reference
+
     theirs = reference.ResNet(getattr(reference, theirs), [1, 2, 1, 1], num_classes=5)
     ours = ResNet(ours, [1, 2, 1, 1], num_classes=5, stem="imagenet")
     ours.load_state_dict(theirs.state_dict())
@@ -52,9 +54,15 @@ def test_training_step_equals_torchvision(ours, theirs):
     torch.testing.assert_close(ours.bn1.running_var, theirs.bn1.running_var)
 
 
-@pytest.mark.parametrize("build, args, parameters", [
-    (resnet18, (10,), 11_173_962), (resnet18, (1000, "imagenet"), 11_689_512),
-    (resnet50, (10,), 23_520_842), (resnet50, (1000, "imagenet"), 25_557_032)])
+@pytest.mark.parametrize(
+    "build, args, parameters",
+    [
+        (resnet18, (10,), 11_173_962),
+        (resnet18, (1000, "imagenet"), 11_689_512),
+        (resnet50, (10,), 23_520_842),
+        (resnet50, (1000, "imagenet"), 25_557_032),
+    ],
+)
 def test_parameter_counts_are_the_documented_ones(build, args, parameters):
     assert count(on_meta(build, *args)) == parameters
 

@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import damage
 import pytest
 import torch
+from tiny_segment import tiny_models
 
-import damage
 import segment
 from minisam_glue import demo
-from tiny_segment import tiny_models
 
 SECONDS = 60  # of a case, at most: a machine that is busy is slow, but a hang does not end
 
@@ -95,9 +95,13 @@ def test_a_weights_file_that_is_none_is_one_line_and_runs_nothing(content, tmp_p
 def test_weights_that_can_not_be_had_are_named_with_the_way_out(tmp_path):
     damage.frame().save(tmp_path / "one.png")
     script = Path(segment.__file__)
-    done = subprocess.run([sys.executable, str(script), "one.png", "car.", "--quiet"], cwd=tmp_path, text=True,
-                          capture_output=True, env={"MINISAM_HOME": str(tmp_path / "home"), "PATH": "",
-                                                    "https_proxy": "http://127.0.0.1:9"})
+    done = subprocess.run(
+        [sys.executable, str(script), "one.png", "car.", "--quiet"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={"MINISAM_HOME": str(tmp_path / "home"), "PATH": "", "https_proxy": "http://127.0.0.1:9"},
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     for part in ("groundingdino_swint_ogc.pth", "693997677", "3b3ca2563c77", "https://", "--weights demo", "home"):
         assert part in done.stderr

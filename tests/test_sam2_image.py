@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sam2_tiny import frames, tiny_model
 
 from minisam_glue.sam2 import ImagePredictor
 from minisam_glue.sam2.mask_decoder import STABILITY, stability
-from sam2_tiny import frames, tiny_model
 
 IMAGE = frames(1)[0]  # 40 x 56
 BOXES = [[5, 10, 20, 25], [0, 0, 55, 39], [30, 5, 50, 20], [8, 3, 9, 30], [1, 1, 40, 12]]
@@ -48,8 +48,12 @@ def test_the_unstable_masks_of_a_batch_fall_back_alone():
     with torch.inference_mode():
         decoder = model.sam_mask_decoder
         sparse, dense = model.sam_prompt_encoder(points, labels)
-        own = torch.cat((decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight)).expand(5, -1, -1)
-        seen, image = decoder.transformer(tokens + dense, model.sam_prompt_encoder.image_position(), torch.cat((own, sparse), 1))
+        own = torch.cat((decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight)).expand(
+            5, -1, -1
+        )
+        seen, image = decoder.transformer(
+            tokens + dense, model.sam_prompt_encoder.image_position(), torch.cat((own, sparse), 1)
+        )
         all4 = decoder.render(decoder.upscale(image, *high), decoder.hyper(seen[:, 2:6], 0))
         ious = decoder.iou_prediction_head(seen[:, 1]).sigmoid()
         stable = stability(all4[:, 0]) >= STABILITY
@@ -69,7 +73,11 @@ def test_images_as_a_batch_equal_one_by_one():
     batch = ImagePredictor(tiny_model())
     batch.set_images([IMAGE, Image.fromarray(other)])
     for i, image in enumerate((IMAGE, other)):
-        same(batch.predict(boxes=BOXES[0], logits=True, image=i), predictor(image).predict(boxes=BOXES[0], logits=True), 1e-4)
+        same(
+            batch.predict(boxes=BOXES[0], logits=True, image=i),
+            predictor(image).predict(boxes=BOXES[0], logits=True),
+            1e-4,
+        )
 
 
 def test_one_set_of_points_or_one_mask_serves_all_boxes():
@@ -84,8 +92,12 @@ def test_one_set_of_points_or_one_mask_serves_all_boxes():
 
 def test_scores_shapes_and_types_of_each_prompt():
     p = predictor()
-    for prompt in ({"points": [[12, 14]], "labels": [1]}, {"points": [[12, 14], [50, 3]], "labels": [1, 0]},
-                   {"mask": p.predict(boxes=BOXES[0]).low_res}, {"boxes": np.array(BOXES[0])}):
+    for prompt in (
+        {"points": [[12, 14]], "labels": [1]},
+        {"points": [[12, 14], [50, 3]], "labels": [1, 0]},
+        {"mask": p.predict(boxes=BOXES[0]).low_res},
+        {"boxes": np.array(BOXES[0])},
+    ):
         got = p.predict(**prompt, multimask=True)
         assert got.masks.shape == (1, 3, 40, 56) and got.masks.dtype == torch.bool
         assert got.scores.shape == (1, 3) and got.low_res.shape == (1, 3, 16, 16)
@@ -106,24 +118,27 @@ def test_boxes_that_leave_the_image_give_finite_masks(box):
     assert got.masks.shape == (1, 1, 40, 56) and got.masks.isfinite().all()
 
 
-@pytest.mark.parametrize("prompt, message", [
-    ({}, "no prompt"),
-    ({"points": np.zeros((0, 2)), "labels": []}, "no prompt"),
-    ({"boxes": [1, 2, float("nan"), 4]}, "not finite"),
-    ({"boxes": [1, 2, float("inf"), 4]}, "not finite"),
-    ({"boxes": [30, 10, 5, 20]}, "xyxy"),
-    ({"boxes": [1, 2, 3]}, r"\(4,\) or \(B, 4\)"),
-    ({"boxes": [[1, 2, 3, 4], [1, 2]]}, "not a rectangular"),
-    ({"boxes": "box"}, "not a rectangular"),
-    ({"points": [[1, 2]]}, "give both"),
-    ({"points": [[1, 2]], "labels": [1, 0]}, r"labels \(2,\)"),
-    ({"points": [[1, 2]], "labels": [2]}, "1 for positive"),
-    ({"points": [[float("nan"), 2]], "labels": [1]}, "not finite"),
-    ({"boxes": BOXES, "points": [[[1, 2]]] * 2, "labels": [[1]] * 2}, "5 boxes but 2"),
-    ({"mask": np.zeros((40, 56))}, r"\(16, 16\)"),
-    ({"boxes": BOXES, "mask": np.zeros((2, 16, 16))}, "5 prompts but 2 masks"),
-    ({"boxes": BOXES, "image": 1}, "counted from 0"),
-])
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ({}, "no prompt"),
+        ({"points": np.zeros((0, 2)), "labels": []}, "no prompt"),
+        ({"boxes": [1, 2, float("nan"), 4]}, "not finite"),
+        ({"boxes": [1, 2, float("inf"), 4]}, "not finite"),
+        ({"boxes": [30, 10, 5, 20]}, "xyxy"),
+        ({"boxes": [1, 2, 3]}, r"\(4,\) or \(B, 4\)"),
+        ({"boxes": [[1, 2, 3, 4], [1, 2]]}, "not a rectangular"),
+        ({"boxes": "box"}, "not a rectangular"),
+        ({"points": [[1, 2]]}, "give both"),
+        ({"points": [[1, 2]], "labels": [1, 0]}, r"labels \(2,\)"),
+        ({"points": [[1, 2]], "labels": [2]}, "1 for positive"),
+        ({"points": [[float("nan"), 2]], "labels": [1]}, "not finite"),
+        ({"boxes": BOXES, "points": [[[1, 2]]] * 2, "labels": [[1]] * 2}, "5 boxes but 2"),
+        ({"mask": np.zeros((40, 56))}, r"\(16, 16\)"),
+        ({"boxes": BOXES, "mask": np.zeros((2, 16, 16))}, "5 prompts but 2 masks"),
+        ({"boxes": BOXES, "image": 1}, "counted from 0"),
+    ],
+)
 def test_bad_prompts_are_clear_errors(prompt, message):
     with pytest.raises(ValueError, match=message):
         predictor().predict(**prompt)
@@ -155,10 +170,19 @@ def test_images_of_one_pixel_work(height, width):
     assert got.masks.shape == (1, 1, height, width)
 
 
-@pytest.mark.parametrize("image, message", [
-    (IMAGE / 255.0, "array of float64"), (IMAGE.astype(np.int64), "array of int64"), (torch.tensor(IMAGE), "Tensor"),
-    (np.zeros((0, 5, 3), np.uint8), "not empty"), (np.zeros((5, 5, 2), np.uint8), "an image array is"),
-    (IMAGE.transpose(2, 0, 1), "an image array is"), (IMAGE[None], "an image array is"), ("image.jpg", "str")])
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (IMAGE / 255.0, "array of float64"),
+        (IMAGE.astype(np.int64), "array of int64"),
+        (torch.tensor(IMAGE), "Tensor"),
+        (np.zeros((0, 5, 3), np.uint8), "not empty"),
+        (np.zeros((5, 5, 2), np.uint8), "an image array is"),
+        (IMAGE.transpose(2, 0, 1), "an image array is"),
+        (IMAGE[None], "an image array is"),
+        ("image.jpg", "str"),
+    ],
+)
 def test_wrong_images_are_clear_errors(image, message):
     with pytest.raises(ValueError, match=message):
         predictor(image)

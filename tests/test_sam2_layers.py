@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sam2_tiny import tiny_model
 
 from minisam_glue.sam2.hiera import from_windows, to_windows
 from minisam_glue.sam2.layers import FEW, Attention, ParameterCache, sine_position_2d
 from minisam_glue.sam2.mask_decoder import double, nest, unnest
 from minisam_glue.sam2.memory import RotaryAttention, rotary_table, rotate, weighted_sum
-from sam2_tiny import tiny_model
 
 
 def noise(*shape, seed=0):
@@ -34,7 +34,7 @@ def test_folded_attention_equals_the_fused_one(images, tokens):
 def test_values_summed_before_their_projection_equal_fused_attention():
     q, k, v = 9 * noise(1, 20, 8), noise(3, 50, 8, seed=1), noise(3, 50, 4, seed=2)
     want = F.scaled_dot_product_attention(q[None].expand(3, 1, -1, -1), k[:, None], v[:, None])[:, 0]
-    torch.testing.assert_close(weighted_sum(q * 8 ** -0.5, k, v, rows=7, columns=16), want)
+    torch.testing.assert_close(weighted_sum(q * 8**-0.5, k, v, rows=7, columns=16), want)
 
 
 def test_an_object_is_attended_alike_alone_and_among_others():

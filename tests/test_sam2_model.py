@@ -2,13 +2,13 @@ import copy
 import json
 from pathlib import Path
 
+import parity
 import pytest
 import torch
+from sam2_tiny import CONFIG, frames, tiny_model
 
-import parity
 from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load, mask_decoder
 from minisam_glue.sam2.model import preset_of
-from sam2_tiny import CONFIG, frames, tiny_model
 
 FOLDER = Path(__file__).parent / "golden" / "sam2"
 

@@ -4,9 +4,9 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from sam2_tiny import frames, tiny_model
 
 from minisam_glue.sam2 import VideoTracker, compile_model
-from sam2_tiny import frames, tiny_model
 
 VIDEO = frames(8)
 BOX, OTHER, THIRD = [5, 10, 20, 25], [30, 5, 50, 20], [2, 28, 30, 39]
@@ -285,12 +285,18 @@ def test_only_the_nearest_prompted_frames_are_kept():
 def test_a_bad_prompt_changes_nothing():
     t = start()
     before = t.result()
-    for prompt, message in [({}, "no prompt"), ({"box": [1, float("nan"), 3, 4]}, "not finite"), ({"box": [9, 9, 1, 1]}, "xyxy"),
-                            ({"box": [BOX, OTHER]}, "2 prompts"), ({"box": []}, "no prompt"),
-                            ({"points": [[1, 2]]}, "give both"), ({"mask": np.zeros((5, 5))}, r"\(40, 56\)"),
-                            ({"mask": np.full((40, 56), np.nan)}, "not finite"),
-                            ({"mask": np.zeros((40, 56)), "box": BOX}, "whole prompt"),
-                            ({"box": BOX, "keep_clicks": True}, "before clicks")]:
+    for prompt, message in [
+        ({}, "no prompt"),
+        ({"box": [1, float("nan"), 3, 4]}, "not finite"),
+        ({"box": [9, 9, 1, 1]}, "xyxy"),
+        ({"box": [BOX, OTHER]}, "2 prompts"),
+        ({"box": []}, "no prompt"),
+        ({"points": [[1, 2]]}, "give both"),
+        ({"mask": np.zeros((5, 5))}, r"\(40, 56\)"),
+        ({"mask": np.full((40, 56), np.nan)}, "not finite"),
+        ({"mask": np.zeros((40, 56)), "box": BOX}, "whole prompt"),
+        ({"box": BOX, "keep_clicks": True}, "before clicks"),
+    ]:
         with pytest.raises(ValueError, match=message):
             t.prompt(1, **prompt)
         with pytest.raises(ValueError):
@@ -349,6 +355,7 @@ def test_bfloat16_tracks_nearly_the_same_masks():
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_same_masks():
     import copy
+
     compiled = compile_model(copy.deepcopy(tiny_model()))
     plain, fast = start(), start(model=compiled)
     for frame in VIDEO[1:4]:

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-import segment
-from minisam_glue import media, rle, run
-from minisam_glue.outputs import Journal
-from minisam_glue.pipeline import segment_image
 from test_pipeline import film, picture
 from tiny_segment import BrightDetector, tiny_models
+
+import segment
+from minisam_glue import media
+from minisam_glue.cli import run
+from minisam_glue.cli.outputs import Journal
+from minisam_glue.masks import decode_rle
+from minisam_glue.pipeline import segment_image
 
 TINY = [sys.executable, str(Path(__file__).with_name("tiny_segment.py"))]
 
@@ -50,11 +52,11 @@ def test_a_picture_gets_masks_records_cut_outs_and_a_page_that_agree(tmp_path):
     assert record["prompt"] == "bright." and record["size"] == [40, 56] and len(record["objects"]) == 2
     for saved, segmented in zip(record["objects"], expected.objects):
         mask = np.asarray(Image.open(out / "masks" / f"{saved['id']:03d}_bright.png"))
-        assert np.array_equal(mask == 255, segmented.mask) and np.array_equal(rle.decode(saved["mask"]), segmented.mask)
+        assert np.array_equal(mask == 255, segmented.mask) and np.array_equal(decode_rle(saved["mask"]), segmented.mask)
         assert saved["box"] == list(segmented.box) and saved["area"] == segmented.mask.sum()
     assert np.array_equal(media.read_image(out / "annotated.png"), expected.annotated())
     assert len(list((out / "crops").iterdir())) == 2 and "bright" in (out / "page.html").read_text()
-    assert not [path for path in out.rglob(".*")]
+    assert not list(out.rglob(".*"))
 
 
 def test_a_folder_gives_each_picture_what_it_gets_alone_and_names_what_can_not_be_read(tmp_path, capsys):
@@ -83,8 +85,11 @@ def test_nothing_found_is_a_result_with_a_hint(tmp_path, capsys):
 
 def test_a_hopeless_score_brings_no_advice_to_lower_thresholds(tmp_path, capsys, monkeypatch):
     detect = BrightDetector.detect
-    monkeypatch.setattr(BrightDetector, "detect", lambda *args, **options: [
-        replace(found, best=("bright", 0.012)) for found in detect(*args, **options)])
+    monkeypatch.setattr(
+        BrightDetector,
+        "detect",
+        lambda *args, **options: [replace(found, best=("bright", 0.012)) for found in detect(*args, **options)],
+    )
     assert command(save(picture(), tmp_path / "none.png"), "bright.", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert "nothing found; the best is 'bright' with 0.01: nothing here looks like it" in text and "try" not in text
@@ -93,8 +98,23 @@ def test_a_hopeless_score_brings_no_advice_to_lower_thresholds(tmp_path, capsys,
 @pytest.mark.parametrize("form", ["mp4", "gif", "webp", "png"])
 def test_a_video_becomes_a_video_and_a_record_per_frame(form, tmp_path):
     source = save_film(tmp_path / "film", 6, empty=2)
-    assert command(source, "bright.", "--frames", "--fps", 5, "--out", tmp_path / "out", "--quiet", "--format", form,
-                   "--save", "masks") == 0
+    assert (
+        command(
+            source,
+            "bright.",
+            "--frames",
+            "--fps",
+            5,
+            "--out",
+            tmp_path / "out",
+            "--quiet",
+            "--format",
+            form,
+            "--save",
+            "masks",
+        )
+        == 0
+    )
     out = tmp_path / "out" / "film"
     records = lines(out / "result.jsonl")
     assert [r["frame"] for r in records] == list(range(6)) and [r["time"] for r in records[:3]] == [0, 0.2, 0.4]
@@ -104,7 +124,7 @@ def test_a_video_becomes_a_video_and_a_record_per_frame(form, tmp_path):
     for record in records:
         for o in record["objects"]:
             mask = np.asarray(Image.open(out / "masks" / "001_bright" / f"{record['frame']:06d}.png")) == 255
-            assert np.array_equal(mask, rle.decode(o["mask"]))
+            assert np.array_equal(mask, decode_rle(o["mask"]))
     annotated = media.frames(out / ("annotated" if form == "png" else f"annotated.{form}"))
     shown = list(annotated)
     assert len(shown) == 6 and shown[0].shape == (40, 56, 3)
@@ -115,8 +135,23 @@ def test_reverse_is_drawn_in_the_order_of_the_video(tmp_path):
     source = save_film(tmp_path / "film", 5)
     for direction in ("reverse", "both"):
         out = tmp_path / direction
-        assert command(source, "bright.", "--frames", "--out", out, "--quiet", "--format", "png",
-                       "--direction", direction, "--seed-frame", 3) == 0
+        assert (
+            command(
+                source,
+                "bright.",
+                "--frames",
+                "--out",
+                out,
+                "--quiet",
+                "--format",
+                "png",
+                "--direction",
+                direction,
+                "--seed-frame",
+                3,
+            )
+            == 0
+        )
         records = lines(out / "film" / "result.jsonl")
         assert [r["frame"] for r in records] == [0, 1, 2, 3, 4]
         assert bool(records[4]["objects"]) == (direction == "both")
@@ -139,26 +174,38 @@ def test_boxes_points_and_mask_files_are_prompts(tmp_path):
     source, mask = save(image, tmp_path / "one.png"), np.zeros((40, 56), np.uint8)
     mask[10:22, 5:15] = 255
     save(mask, tmp_path / "mask.png")
-    for number, prompt in enumerate((["--box", "5,10,15,22"], ["--point", "9,15", "--point", "40,30,0"],
-                                     ["--mask", tmp_path / "mask.png"])):
+    for number, prompt in enumerate(
+        (["--box", "5,10,15,22"], ["--point", "9,15", "--point", "40,30,0"], ["--mask", tmp_path / "mask.png"])
+    ):
         assert command(source, "--out", tmp_path / str(number), "--quiet", *prompt) == 0
         record = json.loads((tmp_path / str(number) / "one" / "result.json").read_text())
         assert [o["label"] for o in record["objects"]] == ["object"]
 
 
 MISTAKES = [
-    ([], "nothing to do"), (["{png}"], "is not enough"), (["{png}", ""], "phrase"), (["{png}", " . , "], "phrase"),
-    (["nowhere.jpg", "x"], "no such file"), (["{empty}", "x"], "no pictures"), (["{text}", "x"], "not a"),
-    (["{png}", "--box", "1,2,3"], "X1,Y1,X2,Y2"), (["{png}", "--box", "9,9,1,1"], "x1 <= x2"),
-    (["{png}", "--box", "nan,0,1,1"], "in pixels"), (["{png}", "--point", "1"], "X,Y"),
-    (["{png}", "--point", "1,1,5"], "labels must be 1"), (["{png}", "--mask", "nowhere.png"], "nowhere.png"),
-    (["{png}", "x", "--sam", "huge"], "invalid choice"), (["{png}", "x", "--colour"], "unrecognized"),
+    ([], "nothing to do"),
+    (["{png}"], "is not enough"),
+    (["{png}", ""], "phrase"),
+    (["{png}", " . , "], "phrase"),
+    (["nowhere.jpg", "x"], "no such file"),
+    (["{empty}", "x"], "no pictures"),
+    (["{text}", "x"], "not a"),
+    (["{png}", "--box", "1,2,3"], "X1,Y1,X2,Y2"),
+    (["{png}", "--box", "9,9,1,1"], "x1 <= x2"),
+    (["{png}", "--box", "nan,0,1,1"], "in pixels"),
+    (["{png}", "--point", "1"], "X,Y"),
+    (["{png}", "--point", "1,1,5"], "labels must be 1"),
+    (["{png}", "--mask", "nowhere.png"], "nowhere.png"),
+    (["{png}", "x", "--sam", "huge"], "invalid choice"),
+    (["{png}", "x", "--colour"], "unrecognized"),
     (["{film}", "x", "--frames", "--stride", "0"], "stride"),
     (["{film}", "x", "--frames", "--start", "99"], "no frame"),
-    (["{film}", "x", "--frames", "--seed-frame", "-1"], "negative"), (["camera:99", "x"], "camera"),
+    (["{film}", "x", "--frames", "--seed-frame", "-1"], "negative"),
+    (["camera:99", "x"], "camera"),
     (["{film}", "--frames", "--redetect", "3", "--box", "1,1,9,9"], "redetect looks for a text"),
     (["{film}", "x", "--frames", "--box", "1,1,9,9"], "take the place of a sentence"),
-    (["--download", "nothing"], "no weights are called"), (["http://127.0.0.1:9/x.jpg", "x"], "127.0.0.1"),
+    (["--download", "nothing"], "no weights are called"),
+    (["http://127.0.0.1:9/x.jpg", "x"], "127.0.0.1"),
 ]
 
 
@@ -166,8 +213,12 @@ MISTAKES = [
 def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(words, message, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("words")
-    places = {"png": save(picture(5), tmp_path / "one.png"), "film": save_film(tmp_path / "film", 3),
-              "empty": tmp_path / "empty", "text": tmp_path / "text.txt"}
+    places = {
+        "png": save(picture(5), tmp_path / "one.png"),
+        "film": save_film(tmp_path / "film", 3),
+        "empty": tmp_path / "empty",
+        "text": tmp_path / "text.txt",
+    }
     assert command(*(word.format(**places) for word in words), "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.startswith("error: ") and "\n" not in error
@@ -182,8 +233,9 @@ def test_a_seed_frame_beyond_the_end_is_said(tmp_path, capsys):
 
 
 def run_tiny(*words: object, **options) -> subprocess.Popen:
-    return subprocess.Popen([*TINY, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            **options)
+    return subprocess.Popen(
+        [*TINY, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
 
 
 def wait_for_frames(journal: Path, count: int, process: subprocess.Popen) -> None:
@@ -197,8 +249,20 @@ def wait_for_frames(journal: Path, count: int, process: subprocess.Popen) -> Non
 @pytest.mark.parametrize("how, direction", [(signal.SIGKILL, "forward"), (signal.SIGINT, "both")])
 def test_a_run_that_was_stopped_goes_on_to_the_same_masks(how, direction, tmp_path):
     source = save_film(tmp_path / "film", 40)
-    words = [source, "bright.", "--frames", "--quiet", "--format", "png", "--redetect", 7, "--seed-frame", 5,
-             "--direction", direction]
+    words = [
+        source,
+        "bright.",
+        "--frames",
+        "--quiet",
+        "--format",
+        "png",
+        "--redetect",
+        7,
+        "--seed-frame",
+        5,
+        "--direction",
+        direction,
+    ]
     whole = run_tiny(*words, "--out", tmp_path / "whole")
     stopped = run_tiny(*words, "--out", tmp_path / "stopped")
     out = tmp_path / "stopped" / "film"
@@ -241,9 +305,16 @@ def test_two_processes_share_the_inputs_and_write_each_result_once(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(5):
         save(picture(5 + number), tmp_path / "in" / f"{number}.png")
-    ranks = [run_tiny(tmp_path / "in", "bright.", "--out", tmp_path / "out",
-                      env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)})
-             for rank in range(2)]
+    ranks = [
+        run_tiny(
+            tmp_path / "in",
+            "bright.",
+            "--out",
+            tmp_path / "out",
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
     said = [process.communicate(timeout=120)[0].splitlines() for process in ranks]
     assert [len(lines) for lines in said] == [3, 2]
     assert command(tmp_path / "in", "bright.", "--out", tmp_path / "alone", "--quiet") == 0
@@ -266,12 +337,18 @@ def test_a_thousand_frames_take_no_more_memory_than_a_hundred(tmp_path):
         source = save_film(tmp_path / str(count), 20)
         for t in range(20, count):
             os.link(f"{source}/{t % 20}.png", f"{source}/{t}.png")
-        measured = ("import sys, resource; sys.path.insert(0, {!r}); "
-                    "import tiny_segment; from minisam_glue import run; "
-                    "run.SAVE_EVERY = 1.0; code = tiny_segment.segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
-                    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)")
+        measured = (
+            "import sys, resource; sys.path.insert(0, {!r}); "
+            "import tiny_segment; from minisam_glue.cli import run; "
+            "run.SAVE_EVERY = 1.0; code = tiny_segment.segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        )
         words = [source, "bright.", "--frames", "--redetect", "50", "--quiet", "--out", str(tmp_path / f"out{count}")]
-        done = subprocess.run([sys.executable, "-c", measured.format(str(Path(__file__).parent)), *words],
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", measured.format(str(Path(__file__).parent)), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         peaks[count] = int(done.stdout)
     assert peaks[1000] < 1.05 * peaks[100]

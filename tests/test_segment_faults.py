@@ -1,4 +1,5 @@
 """segment.py when something breaks off: a full disk, Ctrl-C, a reader that goes, damaged states, results of before."""
+
 import errno
 import os
 import signal
@@ -7,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import segment
-from minisam_glue import outputs, run
 from test_pipeline import picture
 from test_segment import TINY, command, lines, save, save_film
 from tiny_segment import tiny_models
+
+import segment
+from minisam_glue.cli import outputs, run
 
 
 def files(folder: Path) -> list[str]:
@@ -32,8 +33,19 @@ def largest_file():
 @pytest.mark.parametrize("size", [100, 700, 2500])
 def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_path, monkeypatch, capfd, largest_file):
     monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
-    words = [save_film(tmp_path / "film", 4), "bright.", "--frames", "--quiet", "--format", form, "--save", "masks",
-             "crops", "--out", tmp_path / "out"]
+    words = [
+        save_film(tmp_path / "film", 4),
+        "bright.",
+        "--frames",
+        "--quiet",
+        "--format",
+        form,
+        "--save",
+        "masks",
+        "crops",
+        "--out",
+        tmp_path / "out",
+    ]
     largest_file(size)
     assert command(*words) == 2
     largest_file(None)
@@ -70,6 +82,7 @@ def fail_on(call: int, function):
         if len(calls) == call:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return function(*args, **options)
+
     return instead
 
 
@@ -77,8 +90,20 @@ def fail_on(call: int, function):
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_a_video_that_filled_the_disk_goes_on_when_there_is_room(direction, place, call, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
-    words = [save_film(tmp_path / "film", 6), "bright.", "--frames", "--seed-frame", 2, "--direction", direction,
-             "--format", "png", "--save", "masks", "crops"]
+    words = [
+        save_film(tmp_path / "film", 6),
+        "bright.",
+        "--frames",
+        "--seed-frame",
+        2,
+        "--direction",
+        direction,
+        "--format",
+        "png",
+        "--save",
+        "masks",
+        "crops",
+    ]
     assert command(*words, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(outputs, place, fail_on(call, getattr(outputs, place)))
@@ -177,11 +202,13 @@ def test_results_of_an_earlier_run_do_not_mix_with_the_new_ones(tmp_path):
     assert command(source, *words, "--format", "gif", "--max-seconds", 0.1, "--save", "masks") == 0
     frames = [str(Path("masks", "001_bright", f"{t:06d}.png")) for t in range(2)]
     assert files(tmp_path / "out" / "film") == sorted(
-        ["annotated.gif", "notes.txt", "result.json", "result.jsonl", *frames])
+        ["annotated.gif", "notes.txt", "result.json", "result.jsonl", *frames]
+    )
 
 
-@pytest.mark.parametrize("name, content", [("state.pt", b""), ("state.pt", b"damaged"), ("journal.jsonl", b"{}\n"),
-                                           ("journal.jsonl", None)])
+@pytest.mark.parametrize(
+    "name, content", [("state.pt", b""), ("state.pt", b"damaged"), ("journal.jsonl", b"{}\n"), ("journal.jsonl", None)]
+)
 def test_a_damaged_state_is_one_line_and_stays(name, content, tmp_path, monkeypatch, capsys):
     words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
     assert interrupted(words, 3, monkeypatch) == 130
@@ -206,8 +233,17 @@ def test_standard_output_that_closes_or_is_full_ends_without_a_traceback(full, t
         save(picture(5), tmp_path / f"{name}.png")
     if full and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    words = [*TINY, tmp_path / "a.png", tmp_path / "b.png", "bright.", "--json", "-", "--quiet",
-             "--out", tmp_path / "out"]
+    words = [
+        *TINY,
+        tmp_path / "a.png",
+        tmp_path / "b.png",
+        "bright.",
+        "--json",
+        "-",
+        "--quiet",
+        "--out",
+        tmp_path / "out",
+    ]
     read, write = (None, os.open("/dev/full", os.O_WRONLY)) if full else os.pipe()
     if read is not None:
         os.close(read)

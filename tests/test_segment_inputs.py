@@ -1,4 +1,5 @@
 """segment.py on inputs of every kind: what comes out has the size, times, sound and format that went in."""
+
 import io
 import json
 import signal
@@ -8,14 +9,16 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-
-import segment
-from minisam_glue import media, rle, run
-from minisam_glue.arguments import folders_of
 from test_pipeline import film, picture
 from test_segment import command, lines, run_tiny, save, save_film
 from test_weights import publish, server  # noqa: F401, fixtures
 from tiny_segment import tiny_models
+
+import segment
+from minisam_glue import media
+from minisam_glue.cli import run
+from minisam_glue.cli.arguments import folders_of
+from minisam_glue.masks import decode_rle
 
 
 def save_gif(path: Path, count: int = 4, milliseconds: int = 200) -> Path:
@@ -47,8 +50,9 @@ def test_a_pipe_of_pictures_is_a_video(tmp_path):
         Image.fromarray(image).save(pipe, "PNG")
     (tmp_path / "in").write_bytes(pipe.getvalue())
     with open(tmp_path / "in", "rb") as pictures:
-        process = run_tiny("-", "bright.", "--fps", 5, "--format", "gif", "--json", "-", "--out", tmp_path / "out",
-                           stdin=pictures)
+        process = run_tiny(
+            "-", "bright.", "--fps", 5, "--format", "gif", "--json", "-", "--out", tmp_path / "out", stdin=pictures
+        )
         printed, error = process.communicate(timeout=120)
     assert process.returncode == 0 and "4 frames" in error
     records = [json.loads(line) for line in printed.splitlines()]
@@ -100,10 +104,10 @@ def test_sound_rate_and_times_are_those_of_the_source_from_start_on(tmp_path):
     with av.open(str(tmp_path / "out" / "tone" / "annotated.mp4")) as container:
         assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
         assert float(container.streams.video[0].average_rate) == 2.5
-        sound = [frame for frame in container.decode(audio=0)]
+        sound = list(container.decode(audio=0))
     assert abs(sum(frame.samples for frame in sound) / 8000 - 2) < 0.3
     found = media.frames(source, start=1, stride=2)[3]
-    assert np.array_equal(rle.decode(records[3]["objects"][0]["mask"]).shape, found.shape[:2])
+    assert np.array_equal(decode_rle(records[3]["objects"][0]["mask"]).shape, found.shape[:2])
 
 
 def test_a_gif_becomes_a_gif_or_what_is_asked_for(tmp_path):
@@ -121,8 +125,9 @@ def test_a_turned_photograph_is_segmented_as_one_sees_it(tmp_path):
     Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
     save(upright, tmp_path / "upright.png")
     assert command(tmp_path / "turned.png", tmp_path / "upright.png", "bright.", "--out", tmp_path / "out") == 0
-    turned, plain = (json.loads((tmp_path / "out" / name / "result.json").read_text())
-                     for name in ("turned", "upright"))
+    turned, plain = (
+        json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in ("turned", "upright")
+    )
     assert turned["size"] == [40, 56] and turned["objects"] == plain["objects"] != []
     assert media.read_image(tmp_path / "out" / "turned" / "annotated.png").shape == (40, 56, 3)
 
@@ -134,7 +139,7 @@ def test_a_mask_seeds_a_video(tmp_path):
     assert command(*words, "--seed-frame", 1, "--out", tmp_path / "out") == 0
     records = lines(tmp_path / "out" / "film" / "result.jsonl")
     assert [len(r["objects"]) for r in records] == [0, 1, 1, 1] and records[1]["objects"][0]["label"] == "object"
-    seeded = rle.decode(records[1]["objects"][0]["mask"])
+    seeded = decode_rle(records[1]["objects"][0]["mask"])
     assert (seeded & (mask > 0)).sum() / (seeded | (mask > 0)).sum() > 0.8
 
 
@@ -154,12 +159,28 @@ def test_options_may_stand_anywhere(tmp_path):
 
 
 def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes():
-    sources = ["a/x.jpg", "a/x.png", "b/x.png", "b/X.PNG", "x_png", "http://h/p/y.jpg?s=1", "-", "camera:0", "..",
-               'http://h/a:b*"<c>|.png', f"http://h/{'n' * 300}.png", f"http://h/{'n' * 300}m.png", "v.2.mp4"]
+    sources = [
+        "a/x.jpg",
+        "a/x.png",
+        "b/x.png",
+        "b/X.PNG",
+        "x_png",
+        "http://h/p/y.jpg?s=1",
+        "-",
+        "camera:0",
+        "..",
+        'http://h/a:b*"<c>|.png',
+        f"http://h/{'n' * 300}.png",
+        f"http://h/{'n' * 300}m.png",
+        "v.2.mp4",
+    ]
     names = [path.name for path in folders_of(sources, Path("out")).values()]
     assert len({name.lower() for name in names}) == len(sources)
-    assert names[:5] == ["x_jpg", "x_png", "x_png-2", "X_PNG-3", "x_png-4"] and names[5:9] == [
-        "y", "stdin", "camera_0", "input"] and names[-1] == "v.2"
+    assert (
+        names[:5] == ["x_jpg", "x_png", "x_png-2", "X_PNG-3", "x_png-4"]
+        and names[5:9] == ["y", "stdin", "camera_0", "input"]
+        and names[-1] == "v.2"
+    )
     assert all(0 < len(name) < 130 and not set(name) & set('\\/:*?"<>|') for name in names)
 
 
@@ -174,15 +195,16 @@ def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, c
     source = save(picture(5), tmp_path / "naïve \n 图 #1%.png")
     for number, label in enumerate(["con", "a/b\\c:d*?", "图" * 300, "è up"]):
         assert command(source, label, "--out", tmp_path / str(number)) == 0
-        folder, = (tmp_path / str(number)).iterdir()
-        mask, = (folder / "masks").iterdir()
+        (folder,) = (tmp_path / str(number)).iterdir()
+        (mask,) = (folder / "masks").iterdir()
         assert json.loads((folder / "result.json").read_text())["objects"][0]["label"] == label
         assert mask.name.startswith("001_") and len(mask.name.encode()) < 200
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("device, expected", [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:0", "cuda:0"),
-                                              ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    "device, expected", [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:0", "cuda:0"), ("cpu", "cpu")]
+)
 def test_each_process_takes_its_own_gpu_unless_one_is_named(device, expected, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(run, "load_models", lambda *args: taken.append(args[3]) or tiny_models())

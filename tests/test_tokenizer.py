@@ -1,11 +1,12 @@
 """The WordPiece tokenizer against the reference."""
+
 import json
 
-import pytest
-
 import parity
-from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
+import pytest
 from parity_groundingdino import VOCABULARY
+
+from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 
 GOLDEN = parity.ROOT / "golden" / "tokenizers" / "bert-base-uncased.json"
 CASES = json.loads(GOLDEN.read_text(encoding="utf-8"))["cases"]

@@ -7,10 +7,21 @@ import torch
 
 from minivit import data as datasets
 from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
-from minivit.vit import ViTConfig, VisionTransformer
+from minivit.vit import VisionTransformer, ViTConfig
 
-MODEL = ViTConfig(image_size=16, patch=4, dim=16, depth=2, heads=2, stem="conv", mlp_conv=True, class_token=False,
-                  pool="mean", dropout=0.1, drop_path=0.1)
+MODEL = ViTConfig(
+    image_size=16,
+    patch=4,
+    dim=16,
+    depth=2,
+    heads=2,
+    stem="conv",
+    mlp_conv=True,
+    class_token=False,
+    pool="mean",
+    dropout=0.1,
+    drop_path=0.1,
+)
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=1e-3, amp="off", clean_epochs=1, mix_prob=1.0)
 
 
@@ -57,6 +68,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path):
     def stop_at_the_fifth():
         steps.append(first.step)
         first.stop_requested = len(steps) == 5  # 3 steps an epoch: in the middle of the second
+
     assert first.fit(on_step=stop_at_the_fifth) is False
     second = trainer(data, tmp_path / "parts")
     second.load_state_dict(torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
@@ -74,7 +86,9 @@ def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
 
 
 def test_parts_of_a_batch_add_up_to_the_whole_batch(data, tmp_path):
-    plain = dataclasses.replace(MODEL, stem="patch", mlp_conv=False, dropout=0.0, drop_path=0.0)  # no batch norm, no noise
+    plain = dataclasses.replace(
+        MODEL, stem="patch", mlp_conv=False, dropout=0.0, drop_path=0.0
+    )  # no batch norm, no noise
     weights = []
     for parts in (1, 3):
         t = trainer(data, tmp_path / str(parts), dataclasses.replace(CONFIG, accumulate=parts), plain)
@@ -91,7 +105,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_too_many_end_the_run(data
     before = copy.deepcopy([p.data for p in t.model.parameters()])
     t.train_step(data.train.images[:8], data.train.labels[:8])
     assert all(torch.equal(p, q) for p, q in zip(before, t.model.parameters())) and t.bad_steps == 1
-    with pytest.raises(TrainingError, match=r"2 steps in a row were not finite: step 0, learning rate .*, loss scale 1"):
+    with pytest.raises(
+        TrainingError, match=r"2 steps in a row were not finite: step 0, learning rate .*, loss scale 1"
+    ):
         t.train_step(data.train.images[:8], data.train.labels[:8])
     head.remove()
     t.bad_in_a_row = 1
@@ -100,8 +116,19 @@ def test_a_step_that_is_not_finite_changes_nothing_and_too_many_end_the_run(data
 
 
 def test_training_lowers_the_loss_and_the_average_follows(data, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=40, lr=3e-3, mix_prob=0.0, trivial_augment=False, erasing=0.0, crop=0,
-                                 flip=False, label_smoothing=0.0, ema_start=0.9, ema_end=0.95)
+    config = dataclasses.replace(
+        CONFIG,
+        epochs=40,
+        lr=3e-3,
+        mix_prob=0.0,
+        trivial_augment=False,
+        erasing=0.0,
+        crop=0,
+        flip=False,
+        label_smoothing=0.0,
+        ema_start=0.9,
+        ema_end=0.95,
+    )
     t = trainer(data, tmp_path, config, dataclasses.replace(MODEL, dropout=0.0, drop_path=0.0))
     t.fit()
     assert t.history[-1]["train_loss"] < 0.7 * t.history[0]["train_loss"]
@@ -146,7 +173,9 @@ def test_a_teacher_trains_the_distillation_head_by_its_labels(data, tmp_path):
         def forward(self, x):
             return torch.eye(10)[torch.full((len(x),), 3)] * 10
 
-    model = dataclasses.replace(MODEL, class_token=True, pool="cls", distillation=True, mlp_conv=False, dropout=0.0, drop_path=0.0)
+    model = dataclasses.replace(
+        MODEL, class_token=True, pool="cls", distillation=True, mlp_conv=False, dropout=0.0, drop_path=0.0
+    )
     config = dataclasses.replace(CONFIG, epochs=20, lr=3e-3, distill_weight=0.5, ema_start=0.5, ema_end=0.6)
     t = trainer(data, tmp_path, config, model, teacher=Teacher())
     t.fit()
@@ -170,7 +199,12 @@ def test_precision_is_what_was_asked_for(amp, dtype):
 def test_bf16_training_stays_close_to_fp32(data, tmp_path):
     losses = []
     for amp in ("off", "bf16"):
-        t = trainer(data, tmp_path / amp, dataclasses.replace(CONFIG, epochs=1, amp=amp), dataclasses.replace(MODEL, dropout=0.0))
+        t = trainer(
+            data,
+            tmp_path / amp,
+            dataclasses.replace(CONFIG, epochs=1, amp=amp),
+            dataclasses.replace(MODEL, dropout=0.0),
+        )
         t.fit()
         losses.append(t.history[0]["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]

@@ -1,4 +1,5 @@
 """The command line, end to end on tiny folders of real image files."""
+
 import json
 import os
 import signal
@@ -14,8 +15,28 @@ from PIL import Image
 import train_cifar
 
 SCRIPT = Path(train_cifar.__file__)
-SMALL = ["--preset", "shapes-demo", "--dim", "16", "--depth", "2", "--heads", "2", "--image-size", "16", "--device", "cpu",
-         "--threads", "1", "--amp", "off", "--batch-size", "8", "--val-split", "4"]
+SMALL = [
+    "--preset",
+    "shapes-demo",
+    "--dim",
+    "16",
+    "--depth",
+    "2",
+    "--heads",
+    "2",
+    "--image-size",
+    "16",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+    "--amp",
+    "off",
+    "--batch-size",
+    "8",
+    "--val-split",
+    "4",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +52,9 @@ def images(tmp_path_factory) -> Path:
         for name, low in (("bright", 150), ("dark", 0)):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.fromarray(rng.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)).save(root / split / name / f"{i}.png")
+                Image.fromarray(rng.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)).save(
+                    root / split / name / f"{i}.png"
+                )
     return root
 
 
@@ -51,7 +74,12 @@ def test_a_run_leaves_its_arguments_metrics_checkpoints_and_report(finished):
     assert config["arguments"]["dim"] == 16 and config["arguments"]["weight_decay"] == 0.05
     assert {"torch", "python", "commit"} <= config["versions"].keys() and config["precision"] == "float32"
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and {"train_loss", "val_acc_ema", "lr", "images_per_s"} <= rows[0].keys()
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4] and {
+        "train_loss",
+        "val_acc_ema",
+        "lr",
+        "images_per_s",
+    } <= rows[0].keys()
     assert (finished / "best.pt").exists() and (finished / "last.pt").exists()
     result = json.loads((finished / "result.json").read_text())
     report = json.loads((finished / "report" / "report.json").read_text())
@@ -63,7 +91,10 @@ def test_a_run_is_replayed_from_its_config_to_the_same_numbers(finished, tmp_pat
     assert train_cifar.main(["--config", str(finished / "config.json"), "--out", str(tmp_path / "again")]) == 0
 
     def metrics(run):
-        return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in open(run / "metrics.jsonl")]
+        return [
+            {k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in open(run / "metrics.jsonl")
+        ]
+
     assert metrics(tmp_path / "again") == metrics(finished)
 
 
@@ -108,21 +139,30 @@ def test_help_explains_every_flag(capsys):
         assert words in printed
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--preset", "vit-z"], "there is no preset 'vit-z': choose from vit-d128-l6"),
-    (["--data", "shapes", "--patch", "5"], "patch 5 does not divide a 32x32 image; the nearest patch that does is 4"),
-    (["--data", "folder", "--data-root", "nowhere"], "nowhere"),
-    (["--data", "shapes", "--preset", "resnet18", "--patch", "4"], "--patch does not apply"),
-    (["--resume", "nowhere"], "there is no nowhere"),
-    (["--config", "nowhere.json"], "there is no nowhere.json"),
-    (["--eval", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
-    (["--predict", "nowhere.pt", "cat.png"], "there is no checkpoint nowhere.pt"),
-    (["--data", "shapes", "--device", "warp"], "device 'warp' cannot be used here"),
-    (["--data", "shapes", "--val-split", "0.9999"], "hold-out"),
-    (["--data", "shapes", "--preset", "vit-d128-l6", "--pretrained", "none.pth"], "there is no weights file none.pth"),
-    (["--data", "shapes", "--epochs", "0"], "--epochs"),
-    (["--data", "shapes", "--batch-size", "0"], "--batch-size"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--preset", "vit-z"], "there is no preset 'vit-z': choose from vit-d128-l6"),
+        (
+            ["--data", "shapes", "--patch", "5"],
+            "patch 5 does not divide a 32x32 image; the nearest patch that does is 4",
+        ),
+        (["--data", "folder", "--data-root", "nowhere"], "nowhere"),
+        (["--data", "shapes", "--preset", "resnet18", "--patch", "4"], "--patch does not apply"),
+        (["--resume", "nowhere"], "there is no nowhere"),
+        (["--config", "nowhere.json"], "there is no nowhere.json"),
+        (["--eval", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
+        (["--predict", "nowhere.pt", "cat.png"], "there is no checkpoint nowhere.pt"),
+        (["--data", "shapes", "--device", "warp"], "device 'warp' cannot be used here"),
+        (["--data", "shapes", "--val-split", "0.9999"], "hold-out"),
+        (
+            ["--data", "shapes", "--preset", "vit-d128-l6", "--pretrained", "none.pth"],
+            "there is no weights file none.pth",
+        ),
+        (["--data", "shapes", "--epochs", "0"], "--epochs"),
+        (["--data", "shapes", "--batch-size", "0"], "--batch-size"),
+    ],
+)
 def test_a_mistake_is_one_line_exit_two_and_nothing_written(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train_cifar.main([*arguments, "--out", "r"] if arguments[0] != "--resume" else arguments) == 2
@@ -141,6 +181,7 @@ def test_damaged_and_foreign_checkpoints_are_named(finished, images, tmp_path, c
     assert train_cifar.main(["--eval", str(tmp_path / "cut.pt")]) == 2
     assert "cut.pt cannot be read as a checkpoint" in capsys.readouterr().err
     import torch
+
     torch.save({"model": {}}, tmp_path / "foreign.pt")
     assert train_cifar.main(["--eval", str(tmp_path / "foreign.pt")]) == 2
     assert "official weights go to --pretrained" in capsys.readouterr().err
@@ -148,6 +189,7 @@ def test_damaged_and_foreign_checkpoints_are_named(finished, images, tmp_path, c
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, capsys):
     import torch
+
     state = torch.load(finished / "last.pt", weights_only=True)
     state["describe"]["overrides"]["dim"] = 32
     torch.save(state, tmp_path / "other.pt")
@@ -157,6 +199,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, cap
 
 def test_unreadable_images_are_named_and_skipped_only_on_request(images, tmp_path, capsys):
     import shutil
+
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data" / "train" / "dark" / "broken.png").write_bytes(b"not an image")
     arguments = command(tmp_path / "data", tmp_path / "r", "--epochs", "1")

@@ -3,18 +3,37 @@ import dataclasses
 import pytest
 import torch
 
-from minivit.vit import PRESETS, ViTConfig, VisionTransformer
+from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=3, heads=2)
-PARAMETERS = {"vit-d128-l6": 1_205_898, "vit-d256-l6": 4_771_082, "vit-d256-l12": 9_509_642, "vit-d256-l12-p2": 9_549_578,
-              "distilled": 10_565_972, "vit-b16": 86_567_656, "cifar": 10_065_546, "cifar-small": 660_362, "shapes-demo": 171_738}
+PARAMETERS = {
+    "vit-d128-l6": 1_205_898,
+    "vit-d256-l6": 4_771_082,
+    "vit-d256-l12": 9_509_642,
+    "vit-d256-l12-p2": 9_549_578,
+    "distilled": 10_565_972,
+    "vit-b16": 86_567_656,
+    "cifar": 10_065_546,
+    "cifar-small": 660_362,
+    "shapes-demo": 171_738,
+}
 VARIANTS = {
-    "plain": {}, "mean": {"pool": "mean"}, "no token": {"pool": "mean", "class_token": False}, "conv stem": {"stem": "conv"},
-    "sincos": {"position": "sincos"}, "no position": {"position": "none"}, "decomposed": {"relative_bias": "decomposed"},
-    "joint": {"relative_bias": "joint"}, "mlp conv": {"mlp_conv": True}, "two heads": {"distillation": True},
-    "tail": {"class_attention": 2}, "tail with bias": {"class_attention": 1, "relative_bias": "decomposed", "distillation": True},
+    "plain": {},
+    "mean": {"pool": "mean"},
+    "no token": {"pool": "mean", "class_token": False},
+    "conv stem": {"stem": "conv"},
+    "sincos": {"position": "sincos"},
+    "no position": {"position": "none"},
+    "decomposed": {"relative_bias": "decomposed"},
+    "joint": {"relative_bias": "joint"},
+    "mlp conv": {"mlp_conv": True},
+    "two heads": {"distillation": True},
+    "tail": {"class_attention": 2},
+    "tail with bias": {"class_attention": 1, "relative_bias": "decomposed", "distillation": True},
     "cait": {"class_attention": 2, "tokens_enter_late": True, "talking_heads": True, "layer_scale": 0.1},
-    "qk norm": {"qk_norm": True}, "dropout": {"dropout": 0.1, "drop_path": 0.1}, "rectangle": {"image_size": (8, 16)},
+    "qk norm": {"qk_norm": True},
+    "dropout": {"dropout": 0.1, "drop_path": 0.1},
+    "rectangle": {"image_size": (8, 16)},
 }
 
 
@@ -62,14 +81,25 @@ def test_the_tail_costs_less_than_full_blocks():
         with FlopCounterMode(display=False) as counter:
             model.features(torch.randn(1, 3, 32, 32))
         return counter.get_total_flops()
+
     assert flops() / flops(class_attention=4) > 1.4
 
 
-@pytest.mark.parametrize("changes", [{}, {"distillation": True, "relative_bias": "decomposed"},
-                                     {"talking_heads": True, "qk_norm": True}, {"class_attention": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"distillation": True, "relative_bias": "decomposed"},
+        {"talking_heads": True, "qk_norm": True},
+        {"class_attention": 1},
+    ],
+)
 def test_leaving_out_what_nobody_reads_changes_no_score_and_no_gradient(changes):
     torch.manual_seed(0)
-    model, x = VisionTransformer(dataclasses.replace(TINY, **changes)).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    model, x = (
+        VisionTransformer(dataclasses.replace(TINY, **changes)).double(),
+        torch.randn(2, 3, 8, 8, dtype=torch.float64),
+    )
     results = []
     for all_tokens in (True, False):
         logits = torch.stack(model.heads(model.features(x, all_tokens)))
@@ -100,8 +130,11 @@ def test_initialisation_gives_faint_scores_and_healthy_tokens():
 
 
 def test_a_patch_that_does_not_divide_the_image_is_answered_with_what_does():
-    with pytest.raises(ValueError, match="patch 5 does not divide a 32x32 image; the nearest patch that does is 4, "
-                                         "the nearest size for patch 5 is 30x30"):
+    with pytest.raises(
+        ValueError,
+        match="patch 5 does not divide a 32x32 image; the nearest patch that does is 4, "
+        "the nearest size for patch 5 is 30x30",
+    ):
         ViTConfig(image_size=32, patch=5)
     with pytest.raises(ValueError, match="nearest patch that does is 32"):
         ViTConfig(image_size=32, patch=64)
@@ -112,9 +145,14 @@ def test_an_image_of_another_size_is_named():
         VisionTransformer(TINY)(torch.randn(1, 3, 8, 12))
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"heads": 3}, "does not divide into 3 heads"), ({"class_token": False}, "pool 'cls' needs the class token"),
-    ({"class_token": False, "pool": "mean", "class_attention": 1}, "class-attention blocks need the class token")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"heads": 3}, "does not divide into 3 heads"),
+        ({"class_token": False}, "pool 'cls' needs the class token"),
+        ({"class_token": False, "pool": "mean", "class_attention": 1}, "class-attention blocks need the class token"),
+    ],
+)
 def test_settings_that_contradict_each_other_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(TINY, **changes)

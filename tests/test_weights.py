@@ -1,4 +1,5 @@
 """Checkpoints against a small server of our own: whatever goes wrong, no file is ever half there or wrong."""
+
 import errno
 import hashlib
 import os
@@ -38,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:start + 3000] if self.path == "/drop" else content[start:])
+        self.wfile.write(content[start : start + 3000] if self.path == "/drop" else content[start:])
 
     def log_message(self, *_):
         pass
@@ -57,10 +58,12 @@ def server():
 @pytest.fixture
 def publish(server, monkeypatch):
     """publish("/whole", "/drop", size=..., sha256=...) puts a checkpoint called "tiny" into the table."""
+
     def publish(*paths, size=len(CONTENT), sha256=SHA256):
         urls = tuple(f"http://127.0.0.1:{server.server_port}{path}" for path in paths)
         monkeypatch.setitem(CHECKPOINTS, "tiny", Checkpoint("sam 2", "tiny.pt", urls, size, sha256, "MIT"))
         return urls
+
     return publish
 
 
@@ -128,17 +131,32 @@ def test_a_dropped_connection_is_taken_up_again(server, publish, tmp_path):
 
 def test_a_server_that_always_drops_at_one_place_is_given_up(publish, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "ATTEMPTS", 2)
-    monkeypatch.setattr(Handler, "do_GET", lambda self: (
-        self.send_response(200), self.send_header("Content-Length", "10240"), self.end_headers(),
-        self.wfile.write(CONTENT[:3000])))
+    monkeypatch.setattr(
+        Handler,
+        "do_GET",
+        lambda self: (
+            self.send_response(200),
+            self.send_header("Content-Length", "10240"),
+            self.end_headers(),
+            self.wfile.write(CONTENT[:3000]),
+        ),
+    )
     publish("/anything")
     assert_refused(tmp_path, "dropped", "after 3000 of 10240")
 
 
 def test_a_wrong_hash_is_refused_and_named(publish, tmp_path):
-    url, = publish("/other")
-    assert_refused(tmp_path, "tiny.pt", url, str(len(CONTENT)), SHA256, str(tmp_path), "--weights demo",
-                   hashlib.sha256(CONTENT[::-1]).hexdigest())
+    (url,) = publish("/other")
+    assert_refused(
+        tmp_path,
+        "tiny.pt",
+        url,
+        str(len(CONTENT)),
+        SHA256,
+        str(tmp_path),
+        "--weights demo",
+        hashlib.sha256(CONTENT[::-1]).hexdigest(),
+    )
     assert not (tmp_path / "tiny.pt.part").exists()
 
 
@@ -158,14 +176,23 @@ def test_a_mirror_is_tried_when_the_first_url_fails(server, publish, tmp_path, f
 def test_when_all_urls_fail_the_message_says_how_to_go_on(publish, tmp_path, monkeypatch):
     first, second = publish("/missing", "/missing2")
     monkeypatch.setattr(Handler, "do_GET", lambda self: self.send_error(404))
-    assert_refused(tmp_path, f"{first}: HTTP 404", f"{second}: HTTP 404", "tiny.pt", SHA256, str(len(CONTENT)),
-                   str(tmp_path), "--weights DIR", "--weights demo")
+    assert_refused(
+        tmp_path,
+        f"{first}: HTTP 404",
+        f"{second}: HTTP 404",
+        "tiny.pt",
+        SHA256,
+        str(len(CONTENT)),
+        str(tmp_path),
+        "--weights DIR",
+        "--weights demo",
+    )
 
 
 def test_no_network_is_one_clear_line(publish, server, tmp_path):
     server.shutdown()
     server.server_close()
-    url, = publish("/ranges")
+    (url,) = publish("/ranges")
     assert_refused(tmp_path, url, "refused", "--weights demo")
 
 
@@ -175,7 +202,8 @@ def test_two_processes_share_one_download(server, publish, tmp_path):
         "import sys; from minisam_glue import weights; from minisam_glue.weights import CHECKPOINTS, Checkpoint\n"
         f"urls, sha256 = {CHECKPOINTS['tiny'].urls!r}, {SHA256!r}\n"
         "CHECKPOINTS['tiny'] = Checkpoint('sam 2', 'tiny.pt', urls, 10240, sha256, 'MIT')\n"
-        "print(weights.fetch('tiny', sys.argv[1]))")
+        "print(weights.fetch('tiny', sys.argv[1]))"
+    )
     command = [sys.executable, "-c", program, str(tmp_path)]
     root = Path(__file__).parent.parent
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
@@ -209,6 +237,7 @@ def test_a_folder_that_takes_no_files_is_named(server, publish, tmp_path):
 def test_a_folder_that_refuses_the_bytes_is_named(publish, tmp_path, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, os.strerror(code))
+
     monkeypatch.setattr(weights, "_append", refuse)
     publish("/ranges", "/whole")
     assert_refused(tmp_path, f"{tmp_path} can't take tiny.pt", os.strerror(code), "--weights demo")
@@ -245,6 +274,9 @@ def test_the_table_is_well_formed():
         assert len(checkpoint.sha256) in (8, 64) and int(checkpoint.sha256, 16)
         assert checkpoint.licence and ("RESTRICTED" in weights.describe(name)) == checkpoint.restricted
     assert {name for name, entry in CHECKPOINTS.items() if entry.restricted} == {
-        "clipseg", "vit_b_16_swag", "vit_b_16_lc_swag"}
+        "clipseg",
+        "vit_b_16_swag",
+        "vit_b_16_lc_swag",
+    }
     with pytest.raises(WeightsError, match="'swin'.*swin-t"):
         weights.find("swin")

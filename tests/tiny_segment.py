@@ -1,7 +1,8 @@
 """segment.py with models small enough for tests and no detector that was trained: it finds bright things.
 
-    python tests/tiny_segment.py INPUT "bright." --out DIR      # every other option is segment.py's
+python tests/tiny_segment.py INPUT "bright." --out DIR      # every other option is segment.py's
 """
+
 import sys
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from sam2_tiny import tiny_model
+
 import segment
-from minisam_glue import run
+from minisam_glue.cli import run
 from minisam_glue.grounding_dino import Detections
 from minisam_glue.grounding_dino.detector import split_prompt
 from minisam_glue.models import Models
-from sam2_tiny import tiny_model
 
 
 class BrightDetector:
@@ -25,13 +27,14 @@ class BrightDetector:
     def __init__(self):
         self.looked = 0
 
-    def detect(self, images, prompts, box_threshold=0.35, text_threshold=0.25, nms_iou=None, max_area=1.0,
-               batch_size=4):
+    def detect(
+        self, images, prompts, box_threshold=0.35, text_threshold=0.25, nms_iou=None, max_area=1.0, batch_size=4
+    ):
         return [self.one(image, split_prompt(prompt), max_area) for image, prompt in zip(images, prompts)]
 
     def one(self, image: np.ndarray, names: list[str], max_area: float) -> Detections:
         self.looked += 1
-        bright = (image.min(2) > 139)
+        bright = image.min(2) > 139
         columns = np.flatnonzero(bright.any(0))
         boxes = []
         for block in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1) if len(columns) else ():
@@ -39,9 +42,14 @@ class BrightDetector:
             if len(block) * (rows[-1] + 1 - rows[0]) <= max_area * bright.size:
                 boxes.append([block[0], rows[0], block[-1] + 1, rows[-1] + 1])
         count = len(boxes)
-        return Detections(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.linspace(0.9, 0.8, count),
-                          torch.zeros(count, dtype=torch.long), [names[0]] * count, [names[0]] * count,
-                          (names[0], 0.9 if len(columns) else 0.1))
+        return Detections(
+            torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+            torch.linspace(0.9, 0.8, count),
+            torch.zeros(count, dtype=torch.long),
+            [names[0]] * count,
+            [names[0]] * count,
+            (names[0], 0.9 if len(columns) else 0.1),
+        )
 
 
 def tiny_models() -> Models:

@@ -5,6 +5,7 @@ openai/CLIP. The merges are a gzipped text file, bpe_simple_vocab_16e6.txt.gz, t
 Of the text repair that CLIP leaves to the library ftfy, what ordinary text needs is here; undoing wrong
 decodings (mojibake) is left out.
 """
+
 import gzip
 import html
 import re
@@ -15,10 +16,35 @@ from pathlib import Path
 MERGES = 49152 - 256 - 2  # CLIP uses so many of the file's lines
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTIONS = ("'re", "'ve", "'ll", "'s", "'t", "'m", "'d")
-LIGATURES = str.maketrans({"ĳ": "ij", "Ĳ": "IJ", "ŉ": "ʼn", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ": "dž", "Ǉ": "LJ", "ǈ": "Lj", "ǉ": "lj",
-                           "Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "ﬀ": "ff", "ﬁ": "fi",
-                           "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"})
-QUOTES = str.maketrans({**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("\u201c\u201d\u201e\u201f", '"')})
+LIGATURES = str.maketrans(
+    {
+        "ĳ": "ij",
+        "Ĳ": "IJ",
+        "ŉ": "ʼn",
+        "Ǆ": "DŽ",
+        "ǅ": "Dž",
+        "ǆ": "dž",
+        "Ǉ": "LJ",
+        "ǈ": "Lj",
+        "ǉ": "lj",
+        "Ǌ": "NJ",
+        "ǋ": "Nj",
+        "ǌ": "nj",
+        "Ǳ": "DZ",
+        "ǲ": "Dz",
+        "ǳ": "dz",
+        "ﬀ": "ff",
+        "ﬁ": "fi",
+        "ﬂ": "fl",
+        "ﬃ": "ffi",
+        "ﬄ": "ffl",
+        "ﬅ": "ſt",
+        "ﬆ": "st",
+    }
+)
+QUOTES = str.maketrans(
+    {**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("\u201c\u201d\u201e\u201f", '"')}
+)
 ESCAPES = re.compile("\x1b\\[((?:\\d|;)*)([a-zA-Z])")  # colours and cursor moves of terminals
 CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
 BREAKS = re.compile("\r\n|[\r\x85\u2028\u2029]")
@@ -73,7 +99,7 @@ class CLIPTokenizer:
 
     def __init__(self, merges: list[tuple[str, str]]):
         self.letters = byte_letters()
-        # Ids: the printable bytes first, in their order, then the others; the same at the end of a word; merges; specials.
+        # Ids: the printable bytes in their order, then the others; the same at the end of a word; merges; specials.
         alphabet = sorted(self.letters, key=lambda letter: (ord(letter) >= 256, letter))
         tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
         self.ids = {token: i for i, token in enumerate(tokens)}
@@ -85,7 +111,7 @@ class CLIPTokenizer:
         """From bpe_simple_vocab_16e6.txt.gz. ValueError for another file."""
         try:
             with gzip.open(path, "rt", encoding="utf-8") as file:
-                lines = file.read().split("\n")[1:MERGES + 1]
+                lines = file.read().split("\n")[1 : MERGES + 1]
         except (gzip.BadGzipFile, UnicodeDecodeError, EOFError):
             lines = []
         pairs = [tuple(line.split()) for line in lines]
@@ -115,7 +141,7 @@ class CLIPTokenizer:
                 break
             joined, i = [], 0
             while i < len(parts):
-                is_pair = tuple(parts[i:i + 2]) == best
+                is_pair = tuple(parts[i : i + 2]) == best
                 joined.append("".join(best) if is_pair else parts[i])
                 i += 2 if is_pair else 1
             parts = joined

@@ -1,4 +1,5 @@
 """Small models trained by this repository on generated scenes, so that everything runs with no download."""
+
 from pathlib import Path
 
 from .. import grounding_dino, sam2

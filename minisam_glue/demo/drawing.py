@@ -4,6 +4,7 @@ A shape is a signed distance function, so that its edge is anti-aliased, its out
 mask is exact. Pixel (row i, column j) has its centre at (j + 0.5, i + 0.5). All randomness comes from the
 generator that is passed in. Left out: perspective, and shapes made of several parts.
 """
+
 import io
 import math
 from collections.abc import Callable
@@ -31,6 +32,7 @@ SMALL = 7.0  # pixels of radius below which a figure is drawn plain: no outline,
 
 
 # --- Shapes: signed distances, negative inside, of outlines that fit into the unit disc ---------------------
+
 
 def box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
     """Exact along the sides; beyond the corners too small."""
@@ -84,9 +86,11 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 # --- Figures -----------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Figure:
     """One shape with its place (pixels) and its style. An outlined shape covers all that its outline encloses."""
+
     shape: str
     colour: str
     rgb: Rgb
@@ -106,6 +110,7 @@ class Figure:
 @dataclass(frozen=True)
 class Footprint:
     """A figure in its window of the frame: coordinates in radii, not turned, and distances in pixels."""
+
     window: tuple[slice, slice]
     x: np.ndarray
     y: np.ndarray
@@ -154,6 +159,7 @@ def cast_shadow(canvas: np.ndarray, figure: Figure, offset: tuple[float, float],
 
 def hsv(hue: float, saturation: float, value: float) -> Rgb:
     """Hue in degrees, the rest from 0 to 1."""
+
     def channel(n: int) -> float:
         k = (n + hue / 60) % 6
         return value - value * saturation * max(0.0, min(k, 4 - k, 1.0))
@@ -167,6 +173,7 @@ def paint_of(colour: str, rng: Rng) -> Rgb:
 
 
 # --- Grounds -----------------------------------------------------------------------------------------------
+
 
 def muted(rng: Rng, low: float = 0.15, high: float = 0.85) -> np.ndarray:
     """A dull colour (3,), which none of the eight names would be used for."""
@@ -211,8 +218,8 @@ def natural(rng: Rng, height: int, width: int) -> np.ndarray:
     base, out = muted(rng, 0.25, 0.75), np.zeros((height, width, 3), dtype=np.float32)
     roughness, contrast = rng.uniform(0.4, 0.75), rng.uniform(0.06, 0.3)
     for octave in range(rng.integers(2, 6)):
-        layer = clouds(rng, height, width, 2.0 * 2 ** octave)
-        out += contrast * roughness ** octave * (0.85 * layer[..., :1] + 0.15 * layer)
+        layer = clouds(rng, height, width, 2.0 * 2**octave)
+        out += contrast * roughness**octave * (0.85 * layer[..., :1] + 0.15 * layer)
     return base + out
 
 
@@ -253,9 +260,11 @@ def background(rng: Rng, height: int, width: int) -> np.ndarray:
 
 # --- Wear --------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Wear:
     """What the camera and the file do to a picture; the same for all frames of a clip."""
+
     exposure: float
     cast: Rgb  # gain of each channel
     blur: float  # pixels
@@ -266,9 +275,13 @@ class Wear:
 def random_wear(rng: Rng) -> Wear:
     """Every other picture is clean in each respect."""
     often = rng.random(4) < 0.5
-    return Wear(rng.uniform(0.88, 1.06) if often[0] else 1.0, tuple(rng.uniform(0.96, 1.0, 3)),
-                rng.uniform(0.3, 1.0) if often[1] else 0.0, rng.uniform(0.005, 0.05) if often[2] else 0.0,
-                int(rng.integers(55, 96)) if often[3] else 0)
+    return Wear(
+        rng.uniform(0.88, 1.06) if often[0] else 1.0,
+        tuple(rng.uniform(0.96, 1.0, 3)),
+        rng.uniform(0.3, 1.0) if often[1] else 0.0,
+        rng.uniform(0.005, 0.05) if often[2] else 0.0,
+        int(rng.integers(55, 96)) if often[3] else 0,
+    )
 
 
 def finish(canvas: np.ndarray, wear: Wear, rng: Rng) -> np.ndarray:

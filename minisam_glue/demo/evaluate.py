@@ -6,6 +6,7 @@ Seeds are held out (see scenes.py). Average precision follows COCO: 101 recall p
 steps of 0.05, all phrases of all scenes pooled. J and F follow DAVIS (Perazzi et al., CVPR 2016), over all
 frames but the first. Left out: COCO's limits on area and number of boxes.
 """
+
 import argparse
 import json
 from collections import defaultdict
@@ -31,6 +32,7 @@ BATCH = 16
 
 
 # --- Boxes ------------------------------------------------------------------------------------------------
+
 
 def hits(found: Detections, truth: Scene, level: float) -> list[bool]:
     """Of each box, best first, whether it is the first on an object of its phrase with an IoU of at least `level`."""
@@ -74,20 +76,33 @@ def judge_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, flo
             silent.append(not set(shown) & set(truth.absent))
         objects, number = objects + sum(label >= 0 for label in truth.labels), number + 1
     precisions = [average_precision(np.array(scores), np.array(column, dtype=bool), objects) for column in hit]
-    return {"scenes": number, "objects": objects, "ap50": precisions[0], "ap": float(np.mean(precisions)),
-            "attributes": float(np.mean(right)) if right else 0.0, "attribute_boxes": len(right),
-            "silence": float(np.mean(silent)) if silent else 0.0, "silence_scenes": len(silent)}
+    return {
+        "scenes": number,
+        "objects": objects,
+        "ap50": precisions[0],
+        "ap": float(np.mean(precisions)),
+        "attributes": float(np.mean(right)) if right else 0.0,
+        "attribute_boxes": len(right),
+        "silence": float(np.mean(silent)) if silent else 0.0,
+        "silence_scenes": len(silent),
+    }
 
 
 def detections(detector: Detector, scenes: Iterator[Scene]) -> Iterator[tuple[Scene, Detections]]:
     """Each scene with what the detector finds in it."""
     while some := list(islice(scenes, BATCH)):
-        found = detector.detect([s.image for s in some], [[p.text for p in s.phrases] for s in some],
-                                box_threshold=LOWEST, text_threshold=LOWEST, batch_size=BATCH)
+        found = detector.detect(
+            [s.image for s in some],
+            [[p.text for p in s.phrases] for s in some],
+            box_threshold=LOWEST,
+            text_threshold=LOWEST,
+            batch_size=BATCH,
+        )
         yield from zip(some, found)
 
 
 # --- Masks in images --------------------------------------------------------------------------------------
+
 
 def mask_iou(found: Tensor, true: Tensor) -> Tensor:
     """Of bool masks (..., H, W); 1 where both are empty."""
@@ -121,8 +136,13 @@ def judge_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
         by_click += mask_iou(best, masks).tolist()
         small += ((truth.boxes[:, 2:] - truth.boxes[:, :2]).max(1) < 16).tolist()
     by_box, small = np.array(by_box), np.array(small, dtype=bool)
-    return {"mask_objects": len(by_box), "box_iou": mean(by_box), "box_iou_small": mean(by_box[small]),
-            "box_iou_other": mean(by_box[~small]), "click_iou": mean(by_click)}
+    return {
+        "mask_objects": len(by_box),
+        "box_iou": mean(by_box),
+        "box_iou_small": mean(by_box[small]),
+        "box_iou_other": mean(by_box[~small]),
+        "click_iou": mean(by_click),
+    }
 
 
 def judge_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
@@ -158,6 +178,7 @@ def match(table: Tensor) -> list[float]:
 
 # --- Masks in clips ---------------------------------------------------------------------------------------
 
+
 def seeded(film: Clip) -> list[int]:
     """The objects that can be pointed out on the first frame: at least SMALLEST pixels long there."""
     sides = (film.boxes[0, :, 2:] - film.boxes[0, :, :2]).max(1)
@@ -175,7 +196,7 @@ def boundary_f(found: Tensor, true: Tensor) -> Tensor:
     H, W = found.shape[1:]
     reach = int(np.ceil(0.008 * np.hypot(H, W)))
     offset = torch.arange(-reach, reach + 1)
-    disc = (offset ** 2 + offset[:, None] ** 2 <= reach ** 2).float()[None, None]
+    disc = (offset**2 + offset[:, None] ** 2 <= reach**2).float()[None, None]
     one, two = borders(found), borders(true)
     near_one, near_two = (F.conv2d(b.float()[:, None], disc, padding=reach)[:, 0] > 0 for b in (one, two))
     count = [b.flatten(1).sum(1) for b in (one & near_two, one, two & near_one, two)]
@@ -235,9 +256,15 @@ def judge_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> dict
             pair = [objects.index(i) for i in film.leads]
             switches.append(switched(found[:, pair], true[:, pair]))
     figures = {f"jf{kind}": (mean(regions[kind]) + mean(contours[kind])) / 2 for kind in sorted(regions)}
-    return figures | {"j": mean(regions[""]), "f": mean(contours[""]), "clip_objects": len(regions[""]),
-                      "crossings": len(switches), "switches": mean(switches),
-                      "absent_frames": len(empty), "absent_empty": mean(empty)}
+    return figures | {
+        "j": mean(regions[""]),
+        "f": mean(contours[""]),
+        "clip_objects": len(regions[""]),
+        "crossings": len(switches),
+        "switches": mean(switches),
+        "absent_frames": len(empty),
+        "absent_empty": mean(empty),
+    }
 
 
 def mean(values: list | np.ndarray) -> float:
@@ -247,8 +274,10 @@ def mean(values: list | np.ndarray) -> float:
 
 # --- All of it --------------------------------------------------------------------------------------------
 
-def evaluate(detector: Detector | None, model: SAM2 | None, scenes: Iterable[Scene],
-             clips: Callable[[], Iterable[Clip]]) -> dict[str, float]:
+
+def evaluate(
+    detector: Detector | None, model: SAM2 | None, scenes: Iterable[Scene], clips: Callable[[], Iterable[Clip]]
+) -> dict[str, float]:
     """All figures that can be had from the given models; those of track_without_memory begin with no_memory_."""
     scenes, figures = list(scenes), {}
     if detector:
@@ -277,8 +306,10 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
     """The models whose files are given."""
-    return (load_detector(args.detector, args.device) if args.detector else None,
-            load_segmenter(args.segmenter, args.device) if args.segmenter else None)
+    return (
+        load_detector(args.detector, args.device) if args.detector else None,
+        load_segmenter(args.segmenter, args.device) if args.segmenter else None,
+    )
 
 
 def main() -> None:

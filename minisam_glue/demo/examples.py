@@ -1,7 +1,8 @@
 """The pictures and the clip of examples/, drawn with seeds that training never saw.
 
-    python -m minisam_glue.demo.examples      # writes them again
+python -m minisam_glue.demo.examples      # writes them again
 """
+
 from pathlib import Path
 
 from PIL import Image

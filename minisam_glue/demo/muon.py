@@ -3,6 +3,7 @@
 A gradient is mostly a few strong directions, and AdamW leaves the weak ones to last. Muon replaces the singular values
 of the momentum by ones, by five turns of a polynomial that drives them there, so that all directions learn alike.
 """
+
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -33,8 +34,12 @@ def flat(weight: Tensor) -> Tensor:
 def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     """The weights that mix channels: of linear layers, attention and convolutions, but not of embeddings."""
     layers = (module for module in model.modules() if not isinstance(module, nn.Embedding))
-    weights = (getattr(layer, name, None) for layer in layers for name in ("weight", "in_proj_weight")
-               if getattr(layer, "groups", 1) == 1)
+    weights = (
+        getattr(layer, name, None)
+        for layer in layers
+        for name in ("weight", "in_proj_weight")
+        if getattr(layer, "groups", 1) == 1
+    )
     wide = (w for w in weights if w is not None and w.dim() > 1 and min(flat(w).shape) >= LEAST)
     return list({id(w): w for w in wide}.values())
 

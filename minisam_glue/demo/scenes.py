@@ -6,14 +6,29 @@
 A seed names one scene for ever (of one version of this file). Seeds below TRAINING_FROM are held out:
 training starts there, evaluation and examples stay below. Left out: anything but flat shapes.
 """
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .drawing import (COLOURS, SHAPES, SMALL, Figure, Footprint, Rng, background, cast_shadow, draw, finish,
-                      footprint, paint_of, random_wear, stamp)
+from .drawing import (
+    COLOURS,
+    SHAPES,
+    SMALL,
+    Figure,
+    Footprint,
+    Rng,
+    background,
+    cast_shadow,
+    draw,
+    finish,
+    footprint,
+    paint_of,
+    random_wear,
+    stamp,
+)
 
 TRAINING_FROM = 1_000_000  # the first seed of training; those below are for tests, evaluation and examples
 SMALLEST = 6  # pixels of the longer side of a visible part
@@ -27,6 +42,7 @@ Size = tuple[int, int]  # height, width
 @dataclass(frozen=True)
 class Phrase:
     """A noun phrase, and the colour and shape it asks for; None = any."""
+
     text: str
     colour: str | None
     shape: str | None
@@ -39,6 +55,7 @@ class Phrase:
 @dataclass
 class Scene:
     """An image of n objects. The row of an object is its id; no object matches two of the phrases."""
+
     image: np.ndarray  # uint8 (H, W, 3)
     masks: np.ndarray  # bool (n, H, W), the visible parts
     boxes: np.ndarray  # float32 (n, 4), xyxy, pixels: the extents of the masks
@@ -55,6 +72,7 @@ class Scene:
 @dataclass
 class Clip:
     """T frames of n objects. The column of an object is its id; where it can't be seen mask and box are empty."""
+
     frames: np.ndarray  # uint8 (T, H, W, 3)
     masks: np.ndarray  # bool (T, n, H, W)
     boxes: np.ndarray  # float32 (T, n, 4), xyxy, pixels
@@ -67,6 +85,7 @@ class Clip:
 
 def extents(masks: np.ndarray) -> np.ndarray:
     """Boxes (..., 4), xyxy float32, around the True pixels of masks (..., H, W); 0, 0, 0, 0 where there are none."""
+
     def ends(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return line.argmax(-1), line.shape[-1] - line[..., ::-1].argmax(-1)
 
@@ -76,6 +95,7 @@ def extents(masks: np.ndarray) -> np.ndarray:
 
 
 # --- Figures -----------------------------------------------------------------------------------------------
+
 
 def random_style(rng: Rng, colour: str, radius: float, shape: str) -> dict[str, object]:
     """Outline and filling: plain; outlined around a fainter or (if not round) empty inside; or with a thin edge."""
@@ -108,9 +128,19 @@ def random_figure(rng: Rng, colour: str, shape: str, size: Size, radius: float |
     upright = rng.random() < 0.3
     angle = rng.normal(0, 0.1) if upright else rng.uniform(0, 2 * math.pi)
     shading = rng.uniform(-0.14, 0.14, 2) if rng.random() < 0.5 else (0.0, 0.0)
-    return Figure(shape, colour, x=x, y=y, radius=radius, angle=angle, squash=rng.uniform(0.88, 1.14),
-                  proportion=rng.random(), softness=rng.uniform(0.6, 1.6), shading=tuple(shading),
-                  **random_style(rng, colour, radius, shape))
+    return Figure(
+        shape,
+        colour,
+        x=x,
+        y=y,
+        radius=radius,
+        angle=angle,
+        squash=rng.uniform(0.88, 1.14),
+        proportion=rng.random(),
+        softness=rng.uniform(0.6, 1.6),
+        shading=tuple(shading),
+        **random_style(rng, colour, radius, shape),
+    )
 
 
 def random_cast(rng: Rng, number: int) -> list[tuple[str, str]]:
@@ -121,8 +151,12 @@ def random_cast(rng: Rng, number: int) -> list[tuple[str, str]]:
     while len(cast) < number:
         colour, shape = cast[rng.integers(len(cast))]
         keep = rng.choice(4, p=(0.15, 0.35, 0.35, 0.15)) if related else 3  # both, the colour, the shape, nothing
-        cast.append((colour if keep in (0, 1) else str(rng.choice(colours)),
-                     shape if keep in (0, 2) else str(rng.choice(shapes))))
+        cast.append(
+            (
+                colour if keep in (0, 1) else str(rng.choice(colours)),
+                shape if keep in (0, 2) else str(rng.choice(shapes)),
+            )
+        )
     return cast
 
 
@@ -147,6 +181,7 @@ def place(masks: list[np.ndarray], areas: list[int], mask: np.ndarray) -> list[n
 
 
 # --- Captions ----------------------------------------------------------------------------------------------
+
 
 def wording(rng: Rng, colour: str | None, shape: str | None, number: int) -> Phrase:
     """The phrase for `number` objects of this colour and shape, worded in one of several ways."""
@@ -185,6 +220,7 @@ def random_caption(rng: Rng, figures: list[Figure]) -> tuple[list[Phrase], list[
 
 
 # --- Images ------------------------------------------------------------------------------------------------
+
 
 def random_size(rng: Rng) -> Size:
     """Any aspect from 1:2 to 2:1, the shorter side from 96 to 224 pixels."""
@@ -236,8 +272,10 @@ def wander(rng: Rng, figure: Figure, time: np.ndarray, size: Size) -> Path:
     height, width = size
     speed, bend = rng.normal(0, 0.6, 2) * (width, height), rng.uniform(0, 0.1, 2) * (width, height)
     phase, rate = rng.uniform(0, 2 * math.pi, 3), rng.uniform(1, 3, 3) * math.pi
-    x, y = (start + speed[i] * time + bend[i] * np.sin(rate[i] * time + phase[i])
-            for i, start in enumerate((figure.x, figure.y)))
+    x, y = (
+        start + speed[i] * time + bend[i] * np.sin(rate[i] * time + phase[i])
+        for i, start in enumerate((figure.x, figure.y))
+    )
     radius = figure.radius * np.exp(rng.uniform(0, 0.35) * np.sin(rate[2] * time + phase[2]))
     x, y = (fold(p, figure.radius, length - figure.radius) for p, length in ((x, width), (y, height)))
     return np.stack((x, y, radius, figure.angle + rng.normal(0, 2) * time), -1)
@@ -297,8 +335,9 @@ def set_off(figure: Figure, ground: np.ndarray) -> Figure:
     return replace(figure, veil=1.0, stroke=max(0.09, 1.2 / figure.radius), stroke_rgb=(tone,) * 3)
 
 
-def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160),
-         chosen: Sequence[int] | None = None) -> Clip:
+def clip(
+    seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160), chosen: Sequence[int] | None = None
+) -> Clip:
     """The clip of this seed, on a slowly moving ground. `kind`: one of KINDS, else the seed chooses.
 
     crossing: two look-alikes pass through each other. occlusion: an object passes behind a larger one and
@@ -317,7 +356,7 @@ def clip(seed: int, kind: str | None = None, frames: int = 60, size: Size = (120
     pan = np.rint(reach * (1 + np.sin(rng.uniform(0, 4, 2) * time[:, None] + rng.uniform(0, 6, 2)))).astype(int)
     pictures, masks = [], []
     for t in range(frames) if chosen is None else chosen:
-        canvas = ground[pan[t, 0]:, pan[t, 1]:][:height, :width].copy()
+        canvas = ground[pan[t, 0] :, pan[t, 1] :][:height, :width].copy()
         visible: list[np.ndarray] = []
         for figure, path in zip(figures, paths):
             x, y, radius, angle = path[t].tolist()

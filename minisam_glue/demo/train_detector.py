@@ -10,6 +10,7 @@ knows ImageNet and a BERT that knows English). Then the whole model names all ob
 last, mosaics and scenes with captions in turn. The loop, the folder of the run and what is left out: training.py. The
 result is detector.pt in that folder.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -20,12 +21,11 @@ from torch import Tensor
 
 from ..boxes import xyxy_to_cxcywh
 from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
-from ..grounding_dino.detector import Caption, normalise, pack_captions
+from ..grounding_dino.detector import Caption, pack_captions, preprocess
 from ..grounding_dino.geometry import Shapes, cell_centres
 from ..grounding_dino.losses import LOSS_WEIGHTS, Target, detection_loss, focal_loss, token_map
 from ..grounding_dino.transformer import contrastive_logits
-from . import training
-from . import SIDES, VOCABULARY
+from . import SIDES, VOCABULARY, training
 from .drawing import COLOURS, SHAPES, Figure
 from .evaluate import judge_detector
 from .scenes import TRAINING_FROM, Scene, random_size, scene
@@ -40,6 +40,7 @@ JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches it
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
+
     steps: int = 19_400
     batch_size: int = 4
     cooldown: float = 0.085
@@ -60,6 +61,7 @@ class Recipe(training.Recipe):
 @dataclass
 class Figures:
     """Cut-outs with a figure in the middle of each."""
+
     images: Tensor  # (N, 3, FIGURE_SIDE, FIGURE_SIDE), normalised
     names: Tensor  # (N, 2), as of `names_of`
 
@@ -73,7 +75,7 @@ def cut_out(scenes: list[Scene], widest: float, rng: np.random.Generator) -> Fig
     """All figures of the scenes; a cut-out is 1.04 to 2 * `widest` times as long as its figure."""
     images = []
     for s in scenes:
-        whole = normalise(s.image, (min(s.image.shape[:2]), max(s.image.shape[:2])))[None]  # of its size
+        whole = preprocess(s.image, (min(s.image.shape[:2]), max(s.image.shape[:2])))[None]  # of its size
         size = np.array(s.image.shape[1::-1])  # width, height
         for box in s.boxes:
             length = max(box[2:] - box[:2])
@@ -88,6 +90,7 @@ def cut_out(scenes: list[Scene], widest: float, rng: np.random.Generator) -> Fig
 @dataclass
 class Batch:
     """B pictures of one size with a caption each."""
+
     images: Tensor  # (B, 3, H, W), normalised
     ids: Tensor  # (B, L)
     real: Tensor  # (B, L), False at padding
@@ -110,12 +113,12 @@ def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int
     L = max(len(caption.ids) for caption in captions)
     ids = torch.full((len(scenes), L), tokenizer.ids["[PAD]"])
     for row, caption in zip(ids, captions):
-        row[:len(caption.ids)] = torch.tensor(caption.ids)
+        row[: len(caption.ids)] = torch.tensor(caption.ids)
     targets = []
     for s, caption in zip(scenes, captions):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
         targets.append(to_target(s, named, token_map(caption.spans, [s.labels[i] for i in named], len(caption.ids))))
-    images = torch.stack([normalise(s.image, sides) for s in scenes])
+    images = torch.stack([preprocess(s.image, sides) for s in scenes])
     real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
     return Batch(images, ids, real, targets)
 
@@ -127,8 +130,8 @@ def mosaic(scenes: list[Scene]) -> Scene:
     masks = np.zeros((sum(len(s.masks) for s in scenes), 2 * height, 2 * width), bool)
     for s, (y, x) in zip(scenes, ((0, 0), (0, width), (height, 0), (height, width))):
         first = sum(map(len, parts))
-        image[y:y + height, x:x + width] = s.image
-        masks[first:first + len(s.masks), y:y + height, x:x + width] = s.masks
+        image[y : y + height, x : x + width] = s.image
+        masks[first : first + len(s.masks), y : y + height, x : x + width] = s.masks
         parts.append(s.boxes + np.float32([x, y, x, y]))
     return Scene(image, masks, np.concatenate(parts), [f for s in scenes for f in s.figures], [], [-1] * len(masks))
 
@@ -136,15 +139,15 @@ def mosaic(scenes: list[Scene]) -> Scene:
 def name_all(scenes: list[Scene], words: Caption, sides: tuple[int, int]) -> Batch:
     """Scenes of one size, their captions aside -> a batch in which each object is called by colour and shape."""
     ids, names = torch.tensor([words.ids] * len(scenes)), names_of([f for s in scenes for f in s.figures])
-    L, colour_words, shape_words = len(words.ids), words.spans, words.spans[len(COLOURS):]
+    L, colour_words, shape_words = len(words.ids), words.spans, words.spans[len(COLOURS) :]
     targets, owners, first = [], [], 0
     for s in scenes:
-        colours, shapes = names[first:first + len(s.boxes)].T.tolist()
+        colours, shapes = names[first : first + len(s.boxes)].T.tolist()
         tokens = token_map(colour_words, colours, L) | token_map(shape_words, shapes, L)
         targets.append(to_target(s, list(range(len(s.boxes))), tokens))
         owners.append(torch.from_numpy(np.where(s.masks.any(0), s.masks.argmax(0) + first, -1)))
         first += len(s.boxes)
-    images = torch.stack([normalise(s.image, sides) for s in scenes])
+    images = torch.stack([preprocess(s.image, sides) for s in scenes])
     return Batch(images, ids, torch.ones_like(ids, dtype=torch.bool), targets, names, torch.stack(owners))
 
 
@@ -157,8 +160,10 @@ def naming_losses(likeness: Tensor, owners: Tensor, names: Tensor) -> dict[str, 
     owner = owners[seen]
     weight = 1 / torch.bincount(owner, minlength=len(names))[owner].float()
     parts = likeness[seen].split([len(some) for some in NAMES.values()], 1)
-    return {kind: (F.cross_entropy(part, truth, reduction="none") * weight).sum() / weight.sum()
-            for kind, part, truth in zip(NAMES, parts, names[owner].T)}
+    return {
+        kind: (F.cross_entropy(part, truth, reduction="none") * weight).sum() / weight.sum()
+        for kind, part, truth in zip(NAMES, parts, names[owner].T)
+    }
 
 
 def figure_losses(model: GroundingDINO, figures: Figures, words: Caption) -> dict[str, Tensor]:
@@ -170,7 +175,7 @@ def figure_losses(model: GroundingDINO, figures: Figures, words: Caption) -> dic
     levels, of_levels = model.encode_image(figures.images.to(device)), []
     for level in levels:
         margin = level.shape[-1] // 6
-        middle = level[..., margin:level.shape[2] - margin, margin:level.shape[3] - margin].mean((2, 3))
+        middle = level[..., margin : level.shape[2] - margin, margin : level.shape[3] - margin].mean((2, 3))
         likeness = (middle @ names.T / math.sqrt(names.shape[1]))[:, None]  # (N, C) -> (N, 1, names)
         of_levels.append(naming_losses(likeness, torch.arange(len(truth), device=device)[:, None], truth))
     losses = {kind: sum(level[kind] for level in of_levels) / len(levels) for kind in NAMES}
@@ -180,8 +185,9 @@ def figure_losses(model: GroundingDINO, figures: Figures, words: Caption) -> dic
 def owners_of_cells(owners: Tensor, shapes: Shapes) -> Tensor:
     """Of pixels (B, H, W) -> of the cells (B, S): what is seen at the centre of each."""
     H, W = owners.shape[1:]
-    centres = [cell_centres(h, w, owners.device) * torch.tensor([W / w, H / h], device=owners.device)
-               for h, w in shapes]
+    centres = [
+        cell_centres(h, w, owners.device) * torch.tensor([W / w, H / h], device=owners.device) for h, w in shapes
+    ]
     x, y = torch.cat(centres).long().T
     return owners[:, y, x]
 
@@ -199,7 +205,7 @@ def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device:
         own = (sides.prod(2).sqrt() / PROPOSAL).log2().round().clamp(0, len(shapes) - 1)  # (n, 1)
         away = ((centres - middle).abs() / sides).amax(2).where(level == own, torch.inf)  # (n, S), in sides
         near = (away < 0.3) | (away == away.amin(1, keepdim=True))
-        row[:, :target.tokens.shape[1]] = (near[:, :, None] & target.tokens.to(device)[:, None]).any(0)
+        row[:, : target.tokens.shape[1]] = (near[:, :, None] & target.tokens.to(device)[:, None]).any(0)
     return wanted
 
 
@@ -224,7 +230,7 @@ def all_losses(model: GroundingDINO, batch: Batch, words: Caption) -> dict[str, 
     *decoder, encoder = model.refine(memory, candidates, transformer.choose(rating, geometry), geometry, text)
     wanted = cells_of_objects(shapes, batch.targets, batch.ids.shape[1], device)
     losses, first = detection_loss(decoder, batch.targets), detection_loss([encoder], batch.targets)
-    similarity = contrastive_logits(candidates, text)[:, :wanted.shape[1]]
+    similarity = contrastive_logits(candidates, text)[:, : wanted.shape[1]]
     losses |= {"first_l1": first["l1"], "first_giou": first["giou"], "dense": dense_loss(similarity, wanted)}
     losses["total"] = losses["total"] + losses["dense"] + sum(LOSS_WEIGHTS[k] * first[k] for k in ("l1", "giou"))
     if batch.names is not None:
@@ -241,6 +247,7 @@ def all_losses(model: GroundingDINO, batch: Batch, words: Caption) -> dict[str, 
 
 class DetectorTask:
     """Scenes of one size, which differs from step to step, each with its caption."""
+
     name = "detector"
 
     def __init__(self, recipe: Recipe):
@@ -250,8 +257,10 @@ class DetectorTask:
     def build(self) -> GroundingDINO:
         model = GroundingDINO(PRESETS["demo"])
         transformer = model.transformer
-        words, queries = transformer.encoder.text_layers[-1].norm2, (transformer.enc_output_norm,
-                                                                     transformer.decoder.norm)
+        words, queries = (
+            transformer.encoder.text_layers[-1].norm2,
+            (transformer.enc_output_norm, transformer.decoder.norm),
+        )
         with torch.no_grad():
             # Normed queries times normed words would begin with logits of +-10.
             words.weight.fill_(0.1)
@@ -272,7 +281,7 @@ class DetectorTask:
         if step < recipe.figure_steps + recipe.mosaic_steps or step % 2:
             size = tuple(max(72, length // 2) for length in size)
             scenes = [scene(first + i, size) for i in range(count)]
-            return name_all([mosaic(scenes[i:i + 4]) for i in range(0, count, 4)], self.words, sides)
+            return name_all([mosaic(scenes[i : i + 4]) for i in range(0, count, 4)], self.words, sides)
         return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, sides)
 
     def losses(self, model: GroundingDINO, batch: Batch | Figures) -> dict[str, Tensor]:

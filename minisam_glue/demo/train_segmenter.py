@@ -9,6 +9,7 @@ and more steps show short clips instead: prompted on the first frame, tracked th
 gradients through the memories. The model is called as image_predictor.py and video_tracker.py call it. The loop
 and the folder of the run: training.py. Left out: prompts on several frames of a clip.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ JITTER = 0.1  # largest deviation of the corners of a prompted box, in sides of 
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
     """All that the result depends on."""
+
     steps: int = 17_200
     cooldown: float = 0.144
     batch_size: int = 4  # images a step and process
@@ -61,6 +63,7 @@ class Recipe(training.Recipe):
 @dataclass
 class Batch:
     """K clips of T frames (an image is a clip of one) and O of their objects, in the model's pixels."""
+
     images: Tensor  # (K * T, 3, S, S), the frames of the first clip first
     owner: Tensor  # (O,): the clip of each object
     truth: Tensor  # (T, O, S / 2, S / 2): share of each pixel that the object covers
@@ -73,18 +76,21 @@ class Batch:
 
 # --- Batches ----------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Sample:
     """An image or clip as the model sees it."""
+
     images: Tensor  # (T, 3, S, S)
     truth: Tensor  # (T, n, S / 2, S / 2)
     boxes: Tensor  # (n, 2, 2)
 
 
-def prepare(frames: np.ndarray, masks: np.ndarray, boxes: np.ndarray, keep: np.ndarray, rng: np.random.Generator,
-            side: int) -> Sample:
+def prepare(
+    frames: np.ndarray, masks: np.ndarray, boxes: np.ndarray, keep: np.ndarray, rng: np.random.Generator, side: int
+) -> Sample:
     """Frames (T, H, W, 3), masks (T, n, H, W) and first boxes (n, 4) in pixels, of which `keep` are shown."""
-    (T, H, W), read = frames.shape[:3], image_pixels if len(frames) == 1 else frame_pixels
+    (_, H, W), read = frames.shape[:3], image_pixels if len(frames) == 1 else frame_pixels
     images = torch.cat([read(frame, side, torch.device("cpu")) for frame in frames])
     truth = shrink(torch.from_numpy(masks[:, keep]).float(), side // 2)
     boxes = boxes[keep].reshape(-1, 2, 2)
@@ -96,8 +102,16 @@ def prepare(frames: np.ndarray, masks: np.ndarray, boxes: np.ndarray, keep: np.n
 def collate(samples: list[Sample], numbers: list[int], opening: str, corrections: int, seed: int) -> Batch:
     """Samples of equally many frames -> a batch, the objects of the first sample first."""
     owner = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.boxes) for s in samples]))
-    return Batch(torch.cat([s.images for s in samples]), owner, torch.cat([s.truth for s in samples], 1),
-                 torch.cat([s.boxes for s in samples]), numbers, opening, corrections, seed)
+    return Batch(
+        torch.cat([s.images for s in samples]),
+        owner,
+        torch.cat([s.truth for s in samples], 1),
+        torch.cat([s.boxes for s in samples]),
+        numbers,
+        opening,
+        corrections,
+        seed,
+    )
 
 
 def image_sample(seed: int, objects: int, rng: np.random.Generator, side: int) -> Sample:
@@ -137,6 +151,7 @@ def random_frames(rng: np.random.Generator, count: int) -> tuple[np.ndarray, lis
 
 
 # --- Prompts ----------------------------------------------------------------------------------------------
+
 
 def error_clicks(wrong: Tensor, inside: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A random pixel of each region `wrong` and its label, positive in `inside`: both bool (O, h, w).
@@ -195,6 +210,7 @@ def best_mask(out: Decoded) -> Tensor:
 
 # --- Losses -----------------------------------------------------------------------------------------------
 
+
 def mask_losses(out: Decoded, truth: Tensor) -> dict[str, Tensor]:
     """Means over objects; truth (O, h, w) at twice the size of the masks, the share of each pixel that is covered.
 
@@ -208,8 +224,11 @@ def mask_losses(out: Decoded, truth: Tensor) -> dict[str, Tensor]:
     found, true = logits > 0, target > 0.5
     iou = (found & true).sum((2, 3)) / (found | true).sum((2, 3)).clamp(min=1)
     best = (FOCAL * focal + dice).argmin(1, keepdim=True)
-    parts = {"focal": focal.gather(1, best)[:, 0], "dice": dice.gather(1, best)[:, 0],
-             "iou": (out.ious - iou).abs().mean(1)}
+    parts = {
+        "focal": focal.gather(1, best)[:, 0],
+        "dice": dice.gather(1, best)[:, 0],
+        "iou": (out.ious - iou).abs().mean(1),
+    }
     # An absent object teaches its absence alone.
     losses = {name: (value * there).sum() / there.sum().clamp(min=1) for name, value in parts.items()}
     return losses | {"presence": F.binary_cross_entropy_with_logits(out.presence, there.float())}
@@ -220,8 +239,9 @@ def take(pictures: ImageFeatures, rows: Tensor) -> ImageFeatures:
     return ImageFeatures(pictures.tokens[rows], (pictures.high[0][rows], pictures.high[1][rows]))
 
 
-def first_frame(model: SAM2, features: ImageFeatures, batch: Batch,
-                generator: torch.Generator) -> tuple[list[Decoded], ObjectOutput]:
+def first_frame(
+    model: SAM2, features: ImageFeatures, batch: Batch, generator: torch.Generator
+) -> tuple[list[Decoded], ObjectOutput]:
     """The answers to the prompts, and what goes to memory."""
     if batch.opening == "mask" and len(batch.truth) > 1:  # a video takes a given mask as it is
         side = (model.config.image_size,) * 2
@@ -267,7 +287,7 @@ def head_start(model: SAM2) -> None:
         if isinstance(attention, RotaryAttention):
             for projection in (attention.q_proj, attention.k_proj):
                 # Channels: those turned by x, then those turned by y, each with the largest angles first.
-                projection.bias.zero_().view(2, -1)[:, :len(projection.bias) // 8] = 1.5
+                projection.bias.zero_().view(2, -1)[:, : len(projection.bias) // 8] = 1.5
         elif isinstance(attention, Attention):
             torch.nn.init.orthogonal_(attention.q_proj.weight, gain=1.5)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
@@ -275,6 +295,7 @@ def head_start(model: SAM2) -> None:
 
 class SegmenterTask:
     """Images first, then more and more clips among them."""
+
     name = "segmenter"
 
     def __init__(self, recipe: Recipe, config: SAM2Config = PRESETS["demo"]):

@@ -11,6 +11,7 @@ their gradients: on a CPU, two of one thread each train faster than one of two t
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_detector
 """
+
 import argparse
 import copy
 import dataclasses
@@ -38,6 +39,7 @@ LOG_EVERY, SAVE_EVERY, JUDGE_EVERY = 50, 250, 2500  # steps
 @dataclass(frozen=True)
 class Recipe:
     """What the result of any training depends on."""
+
     steps: int = 12_000
     batch_size: int = 16  # of each process
     processes: int = 1
@@ -61,6 +63,7 @@ class Recipe:
 
 class Task(Protocol):
     """What is trained."""
+
     name: str  # of the file of weights
     recipe: Recipe
 
@@ -118,8 +121,10 @@ class Trainer:
         if state["step"] <= min(self.recipe.plateau, dataclasses.replace(self.recipe, steps=saved["steps"]).plateau):
             changed -= {"steps"}
         if changed:
-            raise ValueError(f"{self.out} holds a run with another {', '.join(sorted(changed))}: repeat its settings, "
-                             "or choose another --out")
+            raise ValueError(
+                f"{self.out} holds a run with another {', '.join(sorted(changed))}: repeat its settings, "
+                "or choose another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"]):
@@ -135,9 +140,16 @@ class Trainer:
         if self.rank > 0:
             return
         with whole_file(self.out / name) as path:
-            torch.save({"recipe": dataclasses.asdict(self.recipe), "step": self.step,
-                        "model": self.model.state_dict(), "average": self.average.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}, path)
+            torch.save(
+                {
+                    "recipe": dataclasses.asdict(self.recipe),
+                    "step": self.step,
+                    "model": self.model.state_dict(),
+                    "average": self.average.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                },
+                path,
+            )
 
     def run(self, workers: int) -> None:
         """Train to the last step and write the weights."""
@@ -218,8 +230,9 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run (default %(default)s)")
     parser.add_argument("--steps", type=int, default=recipe.steps, help="steps of the optimiser (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=recipe.batch_size,
-                        help="scenes a step and process (default %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=recipe.batch_size, help="scenes a step and process (default %(default)s)"
+    )
     parser.add_argument("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -229,8 +242,9 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     if processes > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
         args.device = own_gpu() if args.device == "cuda" else args.device
-    recipe = dataclasses.replace(recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr,
-                                 seed=args.seed)
+    recipe = dataclasses.replace(
+        recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr, seed=args.seed
+    )
     try:
         trainer = Trainer(task(recipe), args.out, args.device, rank)
     except ValueError as error:

@@ -5,6 +5,7 @@ It differs from plain BERT in its inputs: position ids that begin again in every
 that lets a token see its own phrase only (Grounding DINO, arXiv 2303.05499, section 3.4). Left out:
 dropout, and the second segment of a sentence pair (its embedding is in the checkpoint, and stays).
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class BertConfig:
     """The defaults are bert-base-uncased."""
+
     vocab_size: int = 30522
     hidden_size: int = 768
     num_layers: int = 12
@@ -66,9 +68,12 @@ class BertLayer(nn.Module):
         def dense_norm(inputs: int) -> nn.ModuleDict:
             return nn.ModuleDict({"dense": nn.Linear(inputs, C), "LayerNorm": nn.LayerNorm(C, eps=1e-12)})
 
-        self.attention = nn.ModuleDict({
-            "self": nn.ModuleDict({name: nn.Linear(C, C) for name in ("query", "key", "value")}),
-            "output": dense_norm(C)})
+        self.attention = nn.ModuleDict(
+            {
+                "self": nn.ModuleDict({name: nn.Linear(C, C) for name in ("query", "key", "value")}),
+                "output": dense_norm(C),
+            }
+        )
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(C, hidden)})
         self.output = dense_norm(hidden)
 

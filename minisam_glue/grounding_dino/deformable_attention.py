@@ -5,6 +5,7 @@ points of every level; a point is a bilinear mix of four cells. The whole sum ov
 corners is one weighted gather (`embedding_bag`), which needs no copy of the values: the temporaries
 are the row numbers and weights. Its gradient has to sort those rows, so training samples map by map.
 """
+
 import math
 from functools import lru_cache
 
@@ -56,8 +57,12 @@ def deformable_sample(value: Tensor, shapes: Shapes, locations: Tensor, weights:
     line = (line * width + (start + image)) * h + head
     rows = line[..., :, None, :] + (column * h)[..., None, :, :]  # (B, Q, h, 2, 2, N)
     share = (weights.flatten(3).float()[..., None, :] * down)[..., :, None, :] * across[..., None, :, :]
-    out = F.embedding_bag(rows.view(B * Q * h, -1), value.reshape(B * S * h, d), mode="sum",
-                          per_sample_weights=share.view(B * Q * h, -1).to(value.dtype))
+    out = F.embedding_bag(
+        rows.view(B * Q * h, -1),
+        value.reshape(B * S * h, d),
+        mode="sum",
+        per_sample_weights=share.view(B * Q * h, -1).to(value.dtype),
+    )
     return out.view(B, Q, h * d)
 
 

@@ -8,6 +8,7 @@ is moved to the text's side, by associativity (equal up to rounding):
     image reads   (p u) Wo         =  p (u Wo)
 Left out: dropout, stochastic depth, and the official clamp of scores to +-50000.
 """
+
 import torch
 from torch import Tensor, nn
 

@@ -3,6 +3,7 @@
 Papers: Deformable DETR, arXiv 2010.04159, sections 4.1 and A.4; DINO, arXiv 2203.03605. All of it is
 float32, whatever the precision of the model, and cached: equal shapes pay once.
 """
+
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ Shapes = tuple[tuple[int, int], ...]  # (height, width) in cells, of each level
 @dataclass(frozen=True)
 class Geometry:
     """B images on one canvas of S cells, all levels in a row; each image fills the top left of its levels."""
+
     shapes: Shapes
     mask: Tensor | None  # (B, S), True at padding; None where there is none
     position: Tensor  # (B, S, C), sine embedding
@@ -36,7 +38,7 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
 def sine_embedding(x: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
     """(...) -> (..., features): sine and cosine in turn, over 2 pi x / temperature^(2i / features)."""
     exponent = 2 * (torch.arange(features, device=x.device) // 2) / features
-    angle = x[..., None].float() * (2 * math.pi) / temperature ** exponent
+    angle = x[..., None].float() * (2 * math.pi) / temperature**exponent
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2)
 
 
@@ -54,6 +56,7 @@ def inside_mask(height: int, width: int, valid: Tensor) -> Tensor:
 
 def map_position(height: int, width: int, valid: Tensor, channels: int) -> Tensor:
     """(B, height, width, channels) for images of valid (B, 2) = (h, w) cells: y first, temperature 20."""
+
     def axis(length: int, filled: Tensor) -> Tensor:  # -> (B, length), from 0 to 1 over the image
         count = torch.arange(1, length + 1, device=valid.device)
         return torch.minimum(count, filled[:, None]) / (filled[:, None] + 1e-6)
@@ -66,6 +69,7 @@ def map_position(height: int, width: int, valid: Tensor, channels: int) -> Tenso
 
 def scaled_valid(sizes: list[tuple[int, int]], canvas: tuple[int, int], shapes: Shapes) -> tuple[Shapes, ...]:
     """Valid cells of each image and level, when images of (h, w) pixels lie on one canvas (nearest sampling)."""
+
     def cells(filled: int, length: int, number: int) -> int:
         line = (torch.arange(length) < filled).float()
         return int(F.interpolate(line[None, None], size=number).sum())
@@ -80,8 +84,9 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def build_geometry(shapes: Shapes, valid: tuple[Shapes, ...], channels: int, queries: int,
-                   device: torch.device) -> Geometry:
+def build_geometry(
+    shapes: Shapes, valid: tuple[Shapes, ...], channels: int, queries: int, device: torch.device
+) -> Geometry:
     """Geometry of B = len(valid) images on levels of the given shapes; at least `queries` proposals each."""
     with torch.inference_mode(False):  # the cache serves training too
         cells = torch.tensor(valid, device=device)  # (B, levels, 2), (h, w)
@@ -91,10 +96,18 @@ def build_geometry(shapes: Shapes, valid: tuple[Shapes, ...], channels: int, que
         position = [map_position(*shape, cells[:, i], channels).flatten(1, 2) for i, shape in enumerate(shapes)]
         ratios = size / canvas
         centre = torch.cat([cell_centres(*shape, device) / size[:, i, None] for i, shape in enumerate(shapes)], 1)
-        side = torch.cat([torch.full((h * w,), 0.05 * 2.0 ** i, device=device) for i, (h, w) in enumerate(shapes)])
+        side = torch.cat([torch.full((h * w,), 0.05 * 2.0**i, device=device) for i, (h, w) in enumerate(shapes)])
         boxes = torch.cat((centre, side[None, :, None].expand(len(valid), -1, 2)), -1)  # (B, S, 4)
         usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & inside
         logits = torch.log(boxes / (1 - boxes)).masked_fill(~usable[..., None], torch.inf)
         mask, missing = None if bool(inside.all()) else ~inside, max(0, queries - inside.shape[1])
-        return Geometry(shapes, mask, torch.cat(position, 1), ratios, centre[:, :, None] * ratios[:, None], usable,
-                        F.pad(logits, (0, 0, 0, missing), value=torch.inf), F.pad(~inside, (0, missing), value=True))
+        return Geometry(
+            shapes,
+            mask,
+            torch.cat(position, 1),
+            ratios,
+            centre[:, :, None] * ratios[:, None],
+            usable,
+            F.pad(logits, (0, 0, 0, missing), value=torch.inf),
+            F.pad(~inside, (0, missing), value=True),
+        )

@@ -4,6 +4,7 @@ Paper: arXiv 2303.05499, section 3.5, with the weights of its appendix; matching
 2005.12872; focal loss, arXiv 1708.02002. The official project published none of it. Left out: denoising
 queries, and the averaging of the number of boxes over several processes.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ LOSS_WEIGHTS = {"similarity": 1.0, "l1": 5.0, "giou": 2.0}
 @dataclass
 class Target:
     """The n objects of one image."""
+
     boxes: Tensor  # (n, 4), cxcywh as fractions of the image
     tokens: Tensor  # (n, L), True at the text tokens that name the object
 
@@ -40,18 +42,20 @@ def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     probability = logits.sigmoid()
     missed = wanted * (1 - probability) + (1 - wanted) * probability
     weight = wanted * ALPHA + (1 - wanted) * (1 - ALPHA)
-    return weight * missed ** 2 * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    return weight * missed**2 * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
 
 
 @torch.no_grad()
 def match(logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
     """The query for each of the n objects of an image, from its logits (Q, L) and boxes (Q, 4): no query twice."""
     tokens, truth = target.tokens.to(logits.device).float(), target.boxes.to(boxes)
-    logits = logits[:, :tokens.shape[1]].float()
+    logits = logits[:, : tokens.shape[1]].float()
     positive, negative = (focal_loss(logits, torch.full_like(logits, wanted)) for wanted in (1.0, 0.0))
-    cost = {"similarity": (positive - negative) @ (tokens / tokens.sum(1, keepdim=True)).T,
-            "l1": torch.cdist(boxes.float(), truth.float(), p=1),
-            "giou": -generalized_box_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(truth.float()))}
+    cost = {
+        "similarity": (positive - negative) @ (tokens / tokens.sum(1, keepdim=True)).T,
+        "l1": torch.cdist(boxes.float(), truth.float(), p=1),
+        "giou": -generalized_box_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(truth.float())),
+    }
     total = sum(MATCH_WEIGHTS[name] * value for name, value in cost.items())  # (Q, n)
     return torch.tensor(hungarian(total.T.cpu().numpy()), dtype=torch.long, device=boxes.device)
 
@@ -60,13 +64,16 @@ def head_loss(prediction: Prediction, targets: list[Target], chosen: list[Tensor
     """Sums of the losses of one head; chosen[b] (n,) are the queries matched to the objects of image b."""
     wanted = torch.zeros_like(prediction.logits)
     for b, (target, queries) in enumerate(zip(targets, chosen)):
-        wanted[b, queries, :target.tokens.shape[1]] = target.tokens.to(wanted)
+        wanted[b, queries, : target.tokens.shape[1]] = target.tokens.to(wanted)
     boxes = torch.cat([prediction.boxes[b, queries] for b, queries in enumerate(chosen)])
     truth = torch.cat([target.boxes for target in targets]).to(boxes)
     overlap = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)).diagonal()
     real = ~prediction.logits.isneginf()  # no text padding
-    return {"similarity": focal_loss(prediction.logits[real].float(), wanted[real].float()).sum(),
-            "l1": (boxes - truth).abs().sum(), "giou": (1 - overlap).sum()}
+    return {
+        "similarity": focal_loss(prediction.logits[real].float(), wanted[real].float()).sum(),
+        "l1": (boxes - truth).abs().sum(),
+        "giou": (1 - overlap).sum(),
+    }
 
 
 def detection_loss(predictions: list[Prediction], targets: list[Target]) -> dict[str, Tensor]:

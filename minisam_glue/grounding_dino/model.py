@@ -3,6 +3,7 @@
 Paper: Liu et al., arXiv 2303.05499. Checkpoints and key names: IDEA-Research/GroundingDINO. Left out:
 training with denoising queries. Prompts, thresholds and pixels are the business of detector.py.
 """
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ IGNORED_KEYS = {
 @dataclass(frozen=True)
 class GroundingDINOConfig:
     """Sizes of a model. `hidden_dim`: a multiple of 32 from 64 on; `separators`: ids of tokens that end a phrase."""
+
     swin: SwinConfig
     bert: BertConfig = field(default_factory=BertConfig)
     hidden_dim: int = 256
@@ -45,17 +47,23 @@ PRESETS = {
     # groundingdino_swinb_cogcoor.pth, 232 M parameters
     "swin-b": GroundingDINOConfig(SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 12)),
     # minisam_glue/demo, 2,485,354 parameters; the vocabulary is demo/vocab.txt
-    "demo": GroundingDINOConfig(SwinConfig(24, (1, 2, 2, 1), (2, 4, 8, 8), 5),
-                                BertConfig(vocab_size=124, hidden_size=64, num_layers=2, num_heads=4,
-                                           intermediate_size=128, max_positions=256),
-                                hidden_dim=96, feedforward_dim=256, encoder_layers=3, decoder_layers=3,
-                                num_queries=60, separators=(2, 3, 5, 6)),
+    "demo": GroundingDINOConfig(
+        SwinConfig(24, (1, 2, 2, 1), (2, 4, 8, 8), 5),
+        BertConfig(vocab_size=124, hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_positions=256),
+        hidden_dim=96,
+        feedforward_dim=256,
+        encoder_layers=3,
+        decoder_layers=3,
+        num_queries=60,
+        separators=(2, 3, 5, 6),
+    ),
 }
 
 
 @dataclass
 class Prediction:
     """Q queries of B images against L text tokens."""
+
     logits: Tensor  # (B, Q, L), before the sigmoid; -inf at padding
     boxes: Tensor  # (B, Q, 4), cxcywh as fractions of each image
 
@@ -72,8 +80,16 @@ class GroundingDINO(nn.Module):
         self.feat_map = nn.Linear(config.bert.hidden_size, C)
         convolutions = [nn.Conv2d(c, C, 1) for c in channels] + [nn.Conv2d(channels[-1], C, 3, stride=2, padding=1)]
         self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(32, C)) for conv in convolutions)
-        self.transformer = Transformer(C, HEADS, config.feedforward_dim, config.encoder_layers, config.decoder_layers,
-                                       config.num_queries, LEVELS, POINTS)
+        self.transformer = Transformer(
+            C,
+            HEADS,
+            config.feedforward_dim,
+            config.encoder_layers,
+            config.decoder_layers,
+            config.num_queries,
+            LEVELS,
+            POINTS,
+        )
         self.bbox_embed = self.transformer.decoder.bbox_embed  # official files hold it under both names
         self.initialise()
 
@@ -120,8 +136,9 @@ class GroundingDINO(nn.Module):
         memory, words = self.transformer.encode(levels, geometry, text)
         return memory, geometry, Text(words, text.real, text.positions, text.attention)
 
-    def refine(self, memory: Tensor, candidates: Tensor, chosen: Tensor, geometry: Geometry,
-               text: Text) -> list[Prediction]:
+    def refine(
+        self, memory: Tensor, candidates: Tensor, chosen: Tensor, geometry: Geometry, text: Text
+    ) -> list[Prediction]:
         """Image memory and candidates (B, S, C), of which Q are chosen, (B, Q) -> predictions, as from `ground`."""
         features, start = self.transformer.propose(candidates, chosen, geometry)
         hidden, references = self.transformer.decode(memory, start, geometry, text)
@@ -165,8 +182,11 @@ def load_official(model: GroundingDINO, state: dict[str, Tensor]) -> None:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     wanted = model.state_dict()
     state = {key: value for key, value in state.items() if key in wanted or key not in IGNORED_KEYS}
-    wrong = {"missing": wanted.keys() - state.keys(), "not known": state.keys() - wanted.keys(),
-             "of another shape": {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape}}
+    wrong = {
+        "missing": wanted.keys() - state.keys(),
+        "not known": state.keys() - wanted.keys(),
+        "of another shape": {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape},
+    }
     if any(wrong.values()):
         report = "; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys)
         raise ValueError(f"the checkpoint is not of this model: {report}. Choose the preset that fits the file")

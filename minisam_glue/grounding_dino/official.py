@@ -3,6 +3,7 @@
 It can merge phrases, cut words and return "" (which is why detector.py scores whole phrases instead);
 it is here for those who compare. Behaviour: groundingdino/util/inference.py of IDEA-Research/GroundingDINO.
 """
+
 from bisect import bisect_left
 
 from torch import Tensor
@@ -16,8 +17,9 @@ def preprocess_caption(caption: str) -> str:
     return caption if caption.endswith(".") else caption + "."
 
 
-def decode_words(similarity: Tensor, ids: list[int], tokenizer: WordPieceTokenizer, threshold: float,
-                 left: int = 0, right: int = 255) -> str:
+def decode_words(
+    similarity: Tensor, ids: list[int], tokenizer: WordPieceTokenizer, threshold: float, left: int = 0, right: int = 255
+) -> str:
     """Words strictly between two columns with similarity (L,), after the sigmoid, above the threshold."""
     passing = (similarity > threshold).nonzero()[:, 0].tolist()
     return tokenizer.decode([ids[i] for i in passing if left < i < right]).replace(".", "")
@@ -31,8 +33,15 @@ def decode_best_phrase(similarity: Tensor, ids: list[int], tokenizer: WordPieceT
     return decode_words(similarity, ids, tokenizer, threshold, ends[right - 1], ends[right])
 
 
-def predict(logits: Tensor, boxes: Tensor, caption: str, tokenizer: WordPieceTokenizer, box_threshold: float,
-            text_threshold: float, remove_combined: bool = False) -> tuple[Tensor, Tensor, list[str]]:
+def predict(
+    logits: Tensor,
+    boxes: Tensor,
+    caption: str,
+    tokenizer: WordPieceTokenizer,
+    box_threshold: float,
+    text_threshold: float,
+    remove_combined: bool = False,
+) -> tuple[Tensor, Tensor, list[str]]:
     """Raw logits (Q, L) and boxes (Q, 4) -> kept boxes (n, 4), scores (n,) and words, in the order of the queries."""
     similarity = logits.sigmoid()
     scores = similarity.amax(1)

@@ -4,6 +4,7 @@ Paper: Liu et al., arXiv 2103.14030, section 3. Key names are those of the offic
 `backbone.0`. Left out: absolute position embeddings, stochastic depth and the classification head.
 Padding is not masked: windows see it as the official ones do.
 """
+
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -20,6 +21,7 @@ PATCH = 4
 @dataclass(frozen=True)
 class SwinConfig:
     """Channels of stage 0 (doubled at each stage), blocks and heads of each stage, window side in tokens."""
+
     embed_dim: int
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
@@ -28,7 +30,7 @@ class SwinConfig:
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of the maps that the backbone returns."""
-        return tuple(self.embed_dim * 2 ** i for i in range(1, len(self.depths)))
+        return tuple(self.embed_dim * 2**i for i in range(1, len(self.depths)))
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -43,6 +45,7 @@ def relative_position_index(window: int) -> Tensor:
 @lru_cache(maxsize=16)
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """(windows, N, N): -100 between tokens that only the roll has brought into one window, else 0."""
+
     def band(length: int) -> Tensor:
         position = torch.arange(length, device=device)
         return (position >= length - window).int() + (position >= length - shift).int()
@@ -177,7 +180,7 @@ class Swin(nn.Module):
         self.layers = nn.ModuleList()
         for i, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
             last = i == len(config.depths) - 1
-            self.layers.append(Stage(config.embed_dim * 2 ** i, depth, heads, config.window_size, last))
+            self.layers.append(Stage(config.embed_dim * 2**i, depth, heads, config.window_size, last))
         for i, channels in enumerate(config.channels, 1):
             self.add_module(f"norm{i}", nn.LayerNorm(channels))
 

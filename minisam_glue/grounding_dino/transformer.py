@@ -3,12 +3,14 @@
 Paper: Grounding DINO, arXiv 2303.05499, sections 3.2 to 3.4 and figure 3; the boxes follow DINO,
 arXiv 2203.03605. Left out: dropout, denoising queries, and the options that no published weights use.
 """
+
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import MLP
 from .chunks import rows_at_once
 from .deformable_attention import MSDeformAttn
 from .fusion import BiAttentionBlock
@@ -18,6 +20,7 @@ from .geometry import Geometry, Shapes, box_embedding, inverse_sigmoid, sine_emb
 @dataclass
 class Text:
     """Encoded captions. `attention` is True where a token may look: its own phrase."""
+
     features: Tensor  # (B, L, C)
     real: Tensor  # (B, L), False at padding
     positions: Tensor  # (B, L), from 0 in every phrase
@@ -46,19 +49,6 @@ class Attention(nn.Module):
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in projections)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, *sizes: int):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x), inplace=True)
-        return self.layers[-1](x)
 
 
 class TextLayer(nn.Module):
@@ -129,8 +119,9 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.catext_norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, position: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry,
-                text: Text) -> Tensor:
+    def forward(
+        self, x: Tensor, position: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry, text: Text
+    ) -> Tensor:
         """x, position (B, Q, C); boxes (B, Q, levels, 4) as fractions of the canvas; text: that of the encoder."""
         at = x + position
         x = self.norm2(x + self.self_attn(at, at, x))
@@ -149,8 +140,9 @@ class Decoder(nn.Module):
         self.ref_point_head = MLP(2 * dim, dim, dim)
         self.bbox_embed = nn.ModuleList([MLP(dim, dim, dim, 4)] * layers)
 
-    def forward(self, x: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry,
-                text: Text) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, x: Tensor, boxes: Tensor, memory: Tensor, geometry: Geometry, text: Text
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """x (B, Q, C), boxes (B, Q, 4) cxcywh as fractions of each image.
 
         -> the normed output of every layer, and the boxes that entered every layer and left the last.
@@ -173,8 +165,17 @@ class Decoder(nn.Module):
 class Transformer(nn.Module):
     """Level maps and text -> refined queries."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, encoder_layers: int, decoder_layers: int, queries: int,
-                 levels: int, points: int):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        encoder_layers: int,
+        decoder_layers: int,
+        queries: int,
+        levels: int,
+        points: int,
+    ):
         super().__init__()
         self.encoder = Encoder(dim, heads, hidden, encoder_layers, levels, points)
         self.decoder = Decoder(dim, heads, hidden, decoder_layers, levels, points)
@@ -210,8 +211,9 @@ class Transformer(nn.Module):
         proposals = geometry.proposals.gather(1, chosen[..., None].expand(-1, -1, 4))
         return features, self.enc_out_bbox_embed(features).float() + proposals
 
-    def decode(self, memory: Tensor, boxes: Tensor, geometry: Geometry,
-               text: Text) -> tuple[list[Tensor], list[Tensor]]:
+    def decode(
+        self, memory: Tensor, boxes: Tensor, geometry: Geometry, text: Text
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Start from learned queries at boxes (B, Q, 4), before the sigmoid; see Decoder."""
         queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
         return self.decoder(queries, boxes.detach().sigmoid(), memory, geometry, text)

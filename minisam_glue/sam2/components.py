@@ -3,6 +3,7 @@
 Follows what the official code (facebookresearch/sam2) does where its CUDA extension is built; this version
 needs no compiler and gives the same masks on every machine. Left out: labels of large components.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -4,12 +4,14 @@ Hiera: Ryali et al., arXiv 2306.00989; absolute window position embedding: Bolya
 SAM 2: arXiv 2408.00714, appendix D.1. Maps are (B, H, W, C). Left out: stochastic depth and the coarsest
 neck level's output, which SAM 2 computes and drops.
 """
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import MLP, ParameterCache
+from ..layers import MLP
+from .layers import ParameterCache
 
 CPU_TOKENS = 4096
 
@@ -109,13 +111,20 @@ class Hiera(nn.Module):
     windows holds a window size per stage; the blocks whose index is in global_blocks see the whole map.
     """
 
-    def __init__(self, dim: int, heads: int, stages: tuple[int, ...], global_blocks: tuple[int, ...],
-                 windows: tuple[int, ...], background: tuple[int, int]):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        stages: tuple[int, ...],
+        global_blocks: tuple[int, ...],
+        windows: tuple[int, ...],
+        background: tuple[int, int],
+    ):
         super().__init__()
         self.patch_embed = PatchEmbed(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, *background))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, dim, windows[0], windows[0]))
-        self.stage_ends = [sum(stages[:i + 1]) - 1 for i in range(len(stages))]
+        self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
         self.blocks = nn.ModuleList()
         for stage, depth in enumerate(stages):
             for i in range(depth):
@@ -128,6 +137,7 @@ class Hiera(nn.Module):
 
     def position(self, height: int, width: int) -> Tensor:
         """The coarse embedding stretched over the map plus the window embedding repeated: (1, H, W, C)."""
+
         def make() -> Tensor:
             coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
             size = self.pos_embed_window.shape[-1]

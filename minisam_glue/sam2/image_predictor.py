@@ -6,6 +6,7 @@
 
 SAM 2, arXiv 2408.00714. Left out: the automatic mask generator (a grid of points over the whole image).
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from .pixels import Array, image_pixels, numbers, prompt_points
 class Prediction:
     """masks (B, M, H, W): bool, or logits if asked for; scores (B, M): predicted IoU, 0 to 1;
     low_res (B, M, S / 4, S / 4): logits clamped to +-32, to be given back as a mask prompt."""
+
     masks: Tensor
     scores: Tensor
     low_res: Tensor
@@ -60,8 +62,16 @@ class ImagePredictor:
         self.sizes = [a.shape[:2] for a in arrays]
 
     @torch.inference_mode()
-    def predict(self, boxes: Array | None = None, points: Array | None = None, labels: Array | None = None,
-                mask: Array | None = None, multimask: bool = False, logits: bool = False, image: int = 0) -> Prediction:
+    def predict(
+        self,
+        boxes: Array | None = None,
+        points: Array | None = None,
+        labels: Array | None = None,
+        mask: Array | None = None,
+        multimask: bool = False,
+        logits: bool = False,
+        image: int = 0,
+    ) -> Prediction:
         """Masks for B prompts on one image.
 
         boxes: (4,) or (B, 4) xyxy pixels. points: (P, 2) or (B, P, 2) xy pixels, with labels of the same leading
@@ -77,12 +87,13 @@ class ImagePredictor:
         xy, labels, mask = self.prompts(boxes, points, labels, mask, self.sizes[image])
         parts = []
         for i in range(0, max(len(xy), 1), self.chunk):
-            chunk = (None if t is None else t[i:i + self.chunk] for t in (xy, labels, mask))
+            chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
             parts.append(self.decode(image, *chunk, multimask, logits))
         return Prediction(*(torch.cat([getattr(p, name) for p in parts]) for name in ("masks", "scores", "low_res")))
 
-    def prompts(self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None,
-                size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def prompts(
+        self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Checked prompts as points (B, P, 2), labels (B, P) and mask (B, 1, S / 4, S / 4) or None, on the device."""
         device = self.model.device
         found = prompt_points(boxes, points, labels, size, self.model.config.image_size)
@@ -90,8 +101,10 @@ class ImagePredictor:
             side = self.model.config.image_size // 4
             mask = numbers(mask, "mask")
             if mask.shape[-2:] != (side, side) or mask.ndim > 4 or (mask.ndim == 4 and mask.shape[1] != 1):
-                raise ValueError(f"mask has shape {tuple(mask.shape)}: give logits ({side}, {side}) or "
-                                 f"(B, 1, {side}, {side}), such as low_res of an earlier prediction")
+                raise ValueError(
+                    f"mask has shape {tuple(mask.shape)}: give logits ({side}, {side}) or "
+                    f"(B, 1, {side}, {side}), such as low_res of an earlier prediction"
+                )
             mask = mask.reshape(-1, 1, side, side).to(device)
         if mask is None and (found is None or not found[0].shape[1]):
             raise ValueError("no prompt: give boxes, points with labels, or a mask")
@@ -105,8 +118,9 @@ class ImagePredictor:
             xy, labels, mask = xy.expand(B, -1, -1), labels.expand(B, -1), mask.expand(B, -1, -1, -1)
         return xy, labels, mask
 
-    def decode(self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool,
-               logits: bool) -> Prediction:
+    def decode(
+        self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool, logits: bool
+    ) -> Prediction:
         """One chunk of prompts."""
         (H, W), features, count = self.sizes[image], self.features[image], 3 if multimask else 1
         if not len(xy):

@@ -1,12 +1,13 @@
-"""Parts that the modules of SAM 2 share: norms, MLP, attention, sine position encodings, a cache.
+"""Parts that the modules of SAM 2 share: norms, attention, sine position encodings, a cache.
 
 Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714. Token layout throughout:
 (B, N, C), batch first, N = height * width in raster order. Left out: dropout and stochastic depth, which
 act in training alone.
 """
+
 import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Callable
 
 import torch
 import torch.nn as nn
@@ -25,20 +26,6 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class MLP(nn.Module):
-    """Linear layers of sizes dims[0] -> ... -> dims[-1] with an activation between them."""
-
-    def __init__(self, *dims: int, activation: Callable[[Tensor], Tensor] = F.relu):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:]))
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
 
 
 class Attention(nn.Module):
@@ -65,8 +52,10 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, N, C), k and v (B or 1, M, Ck) -> (B, N, C)."""
         B = max(q.shape[0], k.shape[0])
-        q, k, v = (self.split(proj(x)).expand(B, -1, -1, -1) for proj, x in
-                   ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+        q, k, v = (
+            self.split(proj(x)).expand(B, -1, -1, -1)
+            for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
         x = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, d) -> (B, N, h * d)
 
@@ -128,6 +117,7 @@ class ParameterCache:
 @torch.inference_mode(False)  # a table made while tracking must serve training too
 def sine_position_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     """The sine encoding of each cell of a grid as (height * width, dim): y in the first half, x in the second."""
+
     def encode(n: int) -> Tensor:
         position = torch.arange(1, n + 1, dtype=torch.float32, device=device)
         position = position / (n + 1e-6) * 2 * math.pi

@@ -4,6 +4,7 @@ SAM: arXiv 2304.02643, appendix A; object score and stability fallback: SAM 2, a
 The finest maps are kept in nested order: for each image token its 2 x 2 children, for each of those its 2 x 2
 children. The upscaling is then plain matrix products, and only finished masks are brought to raster order.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import MLP, Attention, LayerNorm2d
+from ..layers import MLP
+from .layers import Attention, LayerNorm2d
 
 # A single mask is stable if its area changes by less than this ratio when the threshold moves by +-DELTA logits.
 STABILITY, DELTA = 0.98, 0.05
@@ -89,6 +91,7 @@ class TwoWayTransformer(nn.Module):
 class Decoded:
     """masks: logits (B, M, 4 h, 4 w); ious (B, M): predicted quality, 0 to 1; tokens (B, M, C): the masks' own;
     presence (B,): logit, positive where the object is there."""
+
     masks: Tensor
     ious: Tensor
     tokens: Tensor
@@ -109,8 +112,12 @@ class MaskDecoder(nn.Module):
         self.mask_tokens = nn.Embedding(4, dim)  # 0: the single mask, 1-3: the three
         self.obj_score_token = nn.Embedding(1, dim)
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(dim, c1, 2, stride=2), LayerNorm2d(c1), nn.GELU(),
-            nn.ConvTranspose2d(c1, c0, 2, stride=2), nn.GELU())
+            nn.ConvTranspose2d(dim, c1, 2, stride=2),
+            LayerNorm2d(c1),
+            nn.GELU(),
+            nn.ConvTranspose2d(c1, c0, 2, stride=2),
+            nn.GELU(),
+        )
         self.conv_s0 = nn.Conv2d(dim, c0, 1)
         self.conv_s1 = nn.Conv2d(dim, c1, 1)
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim, c0) for _ in range(4))
@@ -126,14 +133,14 @@ class MaskDecoder(nn.Module):
 
     def hyper(self, tokens: Tensor, first: int) -> Tensor:
         """The weights of masks first, first + 1, ... from their tokens: (B, M, C) -> (B, M, c0)."""
-        mlps = self.output_hypernetworks_mlps[first:first + tokens.shape[1]]
+        mlps = self.output_hypernetworks_mlps[first : first + tokens.shape[1]]
         return torch.stack([mlp(token) for mlp, token in zip(mlps, tokens.unbind(1))], 1)
 
     def render(self, up: Tensor, hyper: Tensor) -> Tensor:
         """up (B, N, 16, c0), hyper (B, M, c0) -> mask logits (B, M, 4 h, 4 w)."""
         B, N, cells, _ = up.shape
         masks = hyper @ up.flatten(1, 2).mT  # (B, M, N * 16)
-        return unnest(masks.view(B, -1, N, cells), round(N ** 0.5))
+        return unnest(masks.view(B, -1, N, cells), round(N**0.5))
 
     def best(self, up: Tensor, tokens: Tensor, ious: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the three masks only the one with the highest predicted IoU: mask, iou, index among 1-3 from 0."""
@@ -153,8 +160,15 @@ class MaskDecoder(nn.Module):
             masks, ious1 = masks.index_copy(0, unstable, better), ious1.index_copy(0, unstable, better_ious)
         return masks, ious1
 
-    def forward(self, image: Tensor, image_pe: Tensor, sparse: Tensor, high: tuple[Tensor, Tensor], multimask: bool,
-                best_only: bool = False) -> Decoded:
+    def forward(
+        self,
+        image: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        high: tuple[Tensor, Tensor],
+        multimask: bool,
+        best_only: bool = False,
+    ) -> Decoded:
         """image (B or 1, N, C) with the dense prompt added, sparse (B, P, C), high = (s0, s1) as in upscale.
 
         multimask: three masks, or with best_only the best of them. Otherwise one, in training always the single mask.

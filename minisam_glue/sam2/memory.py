@@ -4,6 +4,7 @@ arXiv 2408.00714, section 4 and appendix D.1; rotary position embedding: Su et a
 axial form of Heo et al., arXiv 2403.13298. A bank holds prompted frames, the last six memories and fifteen
 object pointers. Left out: dropout, and the random choice of memories that training makes.
 """
+
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -103,7 +104,7 @@ class RotaryAttention(Attention):
     def forward(self, x: Tensor, k: Tensor, v: Tensor, pointers: int = 0) -> Tensor:
         """x (B or 1, N, C), k and v (B, F * N + pointers, Ck) -> (B, N, C)."""
         N, M = x.shape[1], k.shape[1] - pointers
-        cos, sin = rotary_table(round(N ** 0.5), self.q_proj.out_features, x.device)
+        cos, sin = rotary_table(round(N**0.5), self.q_proj.out_features, x.device)
         # Weights come with even and odd channels as pairs. Both sides are reordered to halves: the products agree.
         order = torch.arange(self.q_proj.out_features, device=x.device).view(-1, 2).T.flatten()
         q = rotate(F.linear(x, self.q_proj.weight[order], self.q_proj.bias[order]), cos, sin)
@@ -137,7 +138,7 @@ def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int 
                 weights, shrink = scores.sub_(top).exp_(), (before - top).exp()
                 total = total * shrink + weights.sum(1, keepdim=True)
                 result = result * shrink + weights.to(values.dtype) @ values
-            out[b, i * rows:(i + 1) * rows] = result / total
+            out[b, i * rows : (i + 1) * rows] = result / total
     return out
 
 
@@ -193,6 +194,7 @@ class MemoryAttention(nn.Module):
 @dataclass
 class FrameMemory:
     """What a frame leaves behind for one object. tokens and logits are dropped when no later frame needs them."""
+
     pointer: Tensor  # (C,)
     presence: Tensor  # (), logit
     tokens: Tensor | None  # (N, mem_dim), bfloat16
@@ -205,6 +207,7 @@ class Recall:
 
     recent: (temporal slot, memory), slot 0 for prompted frames, 6 for the newest; pointers: (offset in frames, memory).
     """
+
     recent: list[tuple[int, FrameMemory]]
     pointers: list[tuple[int, FrameMemory]]
 
@@ -217,6 +220,7 @@ class Recall:
 @dataclass
 class MemoryBank:
     """The memories of one object by frame index: prompted frames in the order of their prompts, and tracked ones."""
+
     prompted: dict[int, FrameMemory] = field(default_factory=dict)
     tracked: dict[int, FrameMemory] = field(default_factory=dict)
 
@@ -227,11 +231,13 @@ class MemoryBank:
         """At most `limit` prompted frames: the nearest before, the nearest from `frame` on, then the nearest others."""
         if limit is None or len(self.prompted) <= limit:
             return list(self.prompted)
-        chosen = [max((t for t in self.prompted if t < frame), default=None),
-                  min((t for t in self.prompted if t >= frame), default=None)]
+        chosen = [
+            max((t for t in self.prompted if t < frame), default=None),
+            min((t for t in self.prompted if t >= frame), default=None),
+        ]
         chosen = [t for t in chosen if t is not None]
         others = sorted((t for t in self.prompted if t not in chosen), key=lambda t: abs(t - frame))
-        return chosen + others[:limit - len(chosen)]
+        return chosen + others[: limit - len(chosen)]
 
     def recall(self, frame: int, reverse: bool, stride: int, limit: int | None, pointer_count: int) -> Recall:
         """What `frame` attends to when time runs forwards or in reverse."""

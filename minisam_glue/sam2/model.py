@@ -4,6 +4,7 @@ Ravi et al., arXiv 2408.00714. Attribute names are the official state-dict keys,
 and without a table. Methods are the stages of the paper's figure 3: encode_image, condition (on memory),
 decode, encode_memory. Left out: training, and options that have one value in every published checkpoint.
 """
+
 from dataclasses import dataclass, replace
 from os import PathLike
 
@@ -12,8 +13,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers import MLP
 from .hiera import Hiera, ImageEncoder, Neck
-from .layers import MLP, shrink, sine_position_1d, sine_position_2d
+from .layers import shrink, sine_position_1d, sine_position_2d
 from .mask_decoder import Decoded, MaskDecoder, nest
 from .memory import POINTERS, SLOTS, MemoryAttention, MemoryEncoder, Recall
 from .prompt_encoder import NO_POINT, PromptEncoder
@@ -25,6 +27,7 @@ ABSENT = -1024.0  # mask logit of an object that is not in the frame
 class SAM2Config:
     """Sizes of the trunk, the four switches that tell 2.1 (all true) from 2.0 (all false), and sizes that only the
     demo changes."""
+
     embed_dim: int = 96
     num_heads: int = 1
     stages: tuple[int, ...] = (1, 2, 7, 2)
@@ -46,24 +49,48 @@ class SAM2Config:
         if self.image_size <= 0 or self.image_size % 32:
             raise ValueError(f"image_size {self.image_size}: give a positive multiple of 32")
         if self.dim % 32 or self.mem_dim % 4 or self.dim % self.mem_dim:
-            raise ValueError(f"dim {self.dim} and mem_dim {self.mem_dim}: give a multiple of 32, and a divisor of it "
-                             "that is a multiple of 4")
+            raise ValueError(
+                f"dim {self.dim} and mem_dim {self.mem_dim}: give a multiple of 32, and a divisor of it "
+                "that is a multiple of 4"
+            )
 
 
 TINY = SAM2Config()
 SMALL = replace(TINY, stages=(1, 2, 11, 2), global_att_blocks=(7, 10, 13))
-BASE_PLUS = replace(TINY, embed_dim=112, num_heads=2, stages=(2, 3, 16, 3), global_att_blocks=(12, 16, 20),
-                    window_pos_embed_bkg_spatial_size=(14, 14))
-LARGE = replace(TINY, embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_att_blocks=(23, 33, 43),
-                window_spec=(8, 4, 16, 8))
-DEMO = SAM2Config(embed_dim=16, stages=(2, 2, 3, 1), global_att_blocks=(5, 6), window_spec=(8, 8, 8, 8),
-                  image_size=384, dim=96, mem_dim=32, mlp_dim=224, memory_layers=2, mask_width=3)
+BASE_PLUS = replace(
+    TINY,
+    embed_dim=112,
+    num_heads=2,
+    stages=(2, 3, 16, 3),
+    global_att_blocks=(12, 16, 20),
+    window_pos_embed_bkg_spatial_size=(14, 14),
+)
+LARGE = replace(
+    TINY, embed_dim=144, num_heads=2, stages=(2, 6, 36, 4), global_att_blocks=(23, 33, 43), window_spec=(8, 4, 16, 8)
+)
+DEMO = SAM2Config(
+    embed_dim=16,
+    stages=(2, 2, 3, 1),
+    global_att_blocks=(5, 6),
+    window_spec=(8, 8, 8, 8),
+    image_size=384,
+    dim=96,
+    mem_dim=32,
+    mlp_dim=224,
+    memory_layers=2,
+    mask_width=3,
+)
 
 
 def first_release(config: SAM2Config) -> SAM2Config:
     """The 2.0 form of a 2.1 configuration."""
-    return replace(config, no_obj_embed_spatial=False, add_tpos_enc_to_obj_ptrs=False,
-                   proj_tpos_enc_in_obj_ptrs=False, use_signed_tpos_enc_to_obj_ptrs=False)
+    return replace(
+        config,
+        no_obj_embed_spatial=False,
+        add_tpos_enc_to_obj_ptrs=False,
+        proj_tpos_enc_in_obj_ptrs=False,
+        use_signed_tpos_enc_to_obj_ptrs=False,
+    )
 
 
 PRESETS = {
@@ -86,18 +113,20 @@ class ImageFeatures:
 
     begun: where memory attention begins, the same for all objects, made by the first of them.
     """
+
     tokens: Tensor
     high: tuple[Tensor, Tensor]  # (B, N, 16, c0), (B, N, 4, c1), channels as in MaskDecoder
     begun: Tensor | None = None  # (1, N, C)
 
     def __getitem__(self, i: int) -> "ImageFeatures":
         """The features of one image, as a batch of one."""
-        return ImageFeatures(self.tokens[i:i + 1], (self.high[0][i:i + 1], self.high[1][i:i + 1]))
+        return ImageFeatures(self.tokens[i : i + 1], (self.high[0][i : i + 1], self.high[1][i : i + 1]))
 
 
 @dataclass
 class ObjectOutput:
     """logits (B, S / 4, S / 4) fp32, pointer (B, C), presence (B,): logit, positive where the object is there."""
+
     logits: Tensor
     pointer: Tensor
     presence: Tensor
@@ -109,8 +138,14 @@ class SAM2(nn.Module):
     def __init__(self, config: SAM2Config):
         super().__init__()
         self.config, dim, mem_dim = config, config.dim, config.mem_dim
-        trunk = Hiera(config.embed_dim, config.num_heads, config.stages, config.global_att_blocks,
-                      config.window_spec, config.window_pos_embed_bkg_spatial_size)
+        trunk = Hiera(
+            config.embed_dim,
+            config.num_heads,
+            config.stages,
+            config.global_att_blocks,
+            config.window_spec,
+            config.window_pos_embed_bkg_spatial_size,
+        )
         self.image_encoder = ImageEncoder(trunk, Neck(dim, [config.embed_dim << i for i in range(4)]))
         self.sam_prompt_encoder = PromptEncoder(dim, config.image_size)
         self.sam_mask_decoder = MaskDecoder(dim, config.mlp_dim, config.mask_width)
@@ -153,16 +188,30 @@ class SAM2(nn.Module):
         s1 = self.image_encoder.folded(1, middle, self.sam_mask_decoder.conv_s1)
         return ImageFeatures(tokens.flatten(1, 2), (nest(s0, self.grid), nest(s1, self.grid)))
 
-    def decode(self, tokens: Tensor, high: tuple[Tensor, Tensor], points: Tensor, labels: Tensor,
-               mask: Tensor | None, multimask: bool, best_only: bool = False) -> Decoded:
+    def decode(
+        self,
+        tokens: Tensor,
+        high: tuple[Tensor, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        multimask: bool,
+        best_only: bool = False,
+    ) -> Decoded:
         """Image tokens (B or 1, N, C) and prompts in the model's pixels -> masks; see PromptEncoder, MaskDecoder."""
         sparse, dense = self.sam_prompt_encoder(points, labels, mask)
         image_pe = self.sam_prompt_encoder.image_position()
         return self.sam_mask_decoder(tokens + dense, image_pe, sparse, high, multimask, best_only)
 
-    def decode_object(self, tokens: Tensor, high: tuple[Tensor, Tensor], points: Tensor | None = None,
-                      labels: Tensor | None = None, mask: Tensor | None = None,
-                      multimask: bool = False) -> ObjectOutput:
+    def decode_object(
+        self,
+        tokens: Tensor,
+        high: tuple[Tensor, Tensor],
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        multimask: bool = False,
+    ) -> ObjectOutput:
         """As decode, for video: the best mask, the object pointer, and what absence makes of both."""
         if points is None:
             points, labels = self.no_points(len(tokens))
@@ -170,8 +219,7 @@ class SAM2(nn.Module):
 
     def no_points(self, count: int) -> tuple[Tensor, Tensor]:
         """What the official model gives where nothing is prompted: one point that is none, (count, 1, 2), its label."""
-        return (torch.zeros(count, 1, 2, device=self.device),
-                torch.full((count, 1), NO_POINT, device=self.device))
+        return (torch.zeros(count, 1, 2, device=self.device), torch.full((count, 1), NO_POINT, device=self.device))
 
     def as_object(self, out: Decoded) -> ObjectOutput:
         """The mask of the highest predicted IoU and its pointer, or what absence makes of both."""
@@ -221,9 +269,17 @@ class SAM2(nn.Module):
     def condition(self, features: ImageFeatures, recalls: list[Recall], pointer_count: int = POINTERS) -> Tensor:
         """The frame as each object's memories see it: (B, N, C). The recalls, one per object, have one layout."""
         dtype = features.tokens.dtype
-        memory = torch.stack([torch.cat([*(m.tokens.to(dtype) for _, m in r.recent),
-                                         *(m.pointer.to(dtype).view(-1, self.config.mem_dim) for _, m in r.pointers)])
-                              for r in recalls])  # (B, F * N + p P, c): a pointer is p tokens
+        memory = torch.stack(
+            [
+                torch.cat(
+                    [
+                        *(m.tokens.to(dtype) for _, m in r.recent),
+                        *(m.pointer.to(dtype).view(-1, self.config.mem_dim) for _, m in r.pointers),
+                    ]
+                )
+                for r in recalls
+            ]
+        )  # (B, F * N + p P, c): a pointer is p tokens
         position = self.memory_position(recalls[0], pointer_count)
         if features.begun is None:
             place = sine_position_2d(self.grid, self.grid, self.config.dim, self.device)
@@ -263,8 +319,10 @@ def preset_of(state: dict[str, Tensor]) -> str:
     for name, config in PRESETS.items():
         if (sum(config.stages), config.embed_dim, config.no_obj_embed_spatial) == (depth, width, later):
             return name
-    raise ValueError(f"weights of {depth} trunk blocks and width {width} belong to none of {', '.join(PRESETS)}: "
-                     "give their configuration")
+    raise ValueError(
+        f"weights of {depth} trunk blocks and width {width} belong to none of {', '.join(PRESETS)}: "
+        "give their configuration"
+    )
 
 
 def load(path: str | PathLike, preset: str | SAM2Config | None = None) -> SAM2:

@@ -4,23 +4,17 @@ Preprocessing as in the official predictors (facebookresearch/sam2): the whole i
 images are resized as floats with antialiased bilinear weights, video frames as bytes with Pillow's bicubic.
 Left out: reading files, which is the caller's.
 """
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..pixels import normalise
 from .layers import shrink
 from .prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 Array = np.ndarray | Tensor | list | tuple
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """(B, 3, S, S) in 0..1 -> zero mean, unit deviation of ImageNet."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pixels - mean) / std
 
 
 def image_pixels(image: np.ndarray, size: int, device: torch.device) -> Tensor:
@@ -67,15 +61,18 @@ def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Te
     if points.numel() == 0:
         points = points.reshape(*points.shape[:-1], 2) if points.ndim > 1 else points.reshape(0, 2)
     if points.ndim not in (2, 3) or points.shape[-1] != 2 or labels.shape != points.shape[:-1]:
-        raise ValueError(f"points have shape {tuple(points.shape)} and labels {tuple(labels.shape)}: "
-                         "give (P, 2) and (P,), or (B, P, 2) and (B, P)")
+        raise ValueError(
+            f"points have shape {tuple(points.shape)} and labels {tuple(labels.shape)}: "
+            "give (P, 2) and (P,), or (B, P, 2) and (B, P)"
+        )
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError("labels must be 1 for positive and 0 for negative points")
     return (points, labels.long()) if points.ndim == 3 else (points[None], labels.long()[None])
 
 
-def prompt_points(boxes: Array | None, points: Array | None, labels: Array | None,
-                  size: tuple[int, int], target: int) -> tuple[Tensor, Tensor] | None:
+def prompt_points(
+    boxes: Array | None, points: Array | None, labels: Array | None, size: tuple[int, int], target: int
+) -> tuple[Tensor, Tensor] | None:
     """Boxes and clicks in pixels of an image of size (H, W) -> points (B, P, 2) in the model's pixels, labels (B, P).
 
     Corners come before clicks; one set of clicks serves all boxes. None without boxes and clicks.

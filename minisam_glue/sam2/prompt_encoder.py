@@ -4,6 +4,7 @@ SAM: Kirillov et al., arXiv 2304.02643, appendix A; random Fourier features: Tan
 A box is two points with labels of their own, so there is one path for both. Left out: the separate box
 input of SAM 1, which SAM 2's predictors never use.
 """
+
 import math
 
 import torch
@@ -41,9 +42,14 @@ class PromptEncoder(nn.Module):
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, dim)
         self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, 4, 2, stride=2), LayerNorm2d(4), nn.GELU(),
-            nn.Conv2d(4, 16, 2, stride=2), LayerNorm2d(16), nn.GELU(),
-            nn.Conv2d(16, dim, 1))
+            nn.Conv2d(1, 4, 2, stride=2),
+            LayerNorm2d(4),
+            nn.GELU(),
+            nn.Conv2d(4, 16, 2, stride=2),
+            LayerNorm2d(16),
+            nn.GELU(),
+            nn.Conv2d(16, dim, 1),
+        )
         self.no_mask_embed = nn.Embedding(1, dim)
         self.image_position_cache = ParameterCache()
 

@@ -9,6 +9,7 @@
 SAM 2, arXiv 2408.00714, sections 4 and 5. What is held does not grow with the number of frames: of each object
 the prompted frames, six memories, fifteen pointers. Left out: reading and writing of video.
 """
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +33,7 @@ class FrameResult:
 
     Masks of absent objects are empty. Objects come in the order in which they were first prompted.
     """
+
     frame: int
     ids: list[int]
     low_res: Tensor
@@ -58,6 +60,7 @@ class FrameResult:
 @dataclass
 class TrackedObject:
     """An object's memories; by frame, the direction in which it was tracked and the clicks it got."""
+
     id: int
     cohort: int
     bank: MemoryBank = field(default_factory=MemoryBank)
@@ -80,11 +83,25 @@ class VideoTracker:
     stride: memories of every stride-th frame, instead of the last six.
     """
 
-    def __init__(self, model: SAM2, frame_count: int | None = None, chunk: int | None = None, keep_all: bool = False,
-                 sticky: bool = True, max_hole: int = 8, max_sprinkle: int = 0, non_overlap: bool = False,
-                 max_prompted: int | None = None, stride: int = 1):
-        for name, value, least in (("frame_count", frame_count, 1), ("chunk", chunk, 1), ("stride", stride, 1),
-                                   ("max_prompted", max_prompted, 2)):
+    def __init__(
+        self,
+        model: SAM2,
+        frame_count: int | None = None,
+        chunk: int | None = None,
+        keep_all: bool = False,
+        sticky: bool = True,
+        max_hole: int = 8,
+        max_sprinkle: int = 0,
+        non_overlap: bool = False,
+        max_prompted: int | None = None,
+        stride: int = 1,
+    ):
+        for name, value, least in (
+            ("frame_count", frame_count, 1),
+            ("chunk", chunk, 1),
+            ("stride", stride, 1),
+            ("max_prompted", max_prompted, 2),
+        ):
             if value is not None and value < least:
                 raise ValueError(f"{name} {value}: give at least {least}")
         self.model, self.keep_all, self.sticky = model, keep_all, sticky
@@ -116,8 +133,10 @@ class VideoTracker:
             raise ValueError(f"frame {frame}: frames count from 0")
         array = to_rgb(image)
         if self.size not in (None, array.shape[:2]):
-            raise ValueError(f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
-                             "call reset() before another video")
+            raise ValueError(
+                f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
+                "call reset() before another video"
+            )
         pixels = frame_pixels(array, self.model.config.image_size, self.model.device)
         self.features, self.size, self.frame = self.model.encode_image(pixels), array.shape[:2], frame
         if not self.keep_all:
@@ -127,8 +146,15 @@ class VideoTracker:
                 obj.clicks.clear()
 
     @torch.inference_mode()
-    def prompt(self, object_id: int, box: Array | None = None, points: Array | None = None, labels: Array | None = None,
-               mask: Array | None = None, keep_clicks: bool = False) -> FrameResult:
+    def prompt(
+        self,
+        object_id: int,
+        box: Array | None = None,
+        points: Array | None = None,
+        labels: Array | None = None,
+        mask: Array | None = None,
+        keep_clicks: bool = False,
+    ) -> FrameResult:
         """Mark an object, new or known, on the current frame, and get all objects' masks there.
 
         box: (4,) xyxy, points: (P, 2) xy with labels (P,), 1 positive and 0 negative, in pixels of the video; or a
@@ -152,8 +178,9 @@ class VideoTracker:
         self.remember_prompt(obj, out)
         return self.result()
 
-    def clicks_prompt(self, obj: TrackedObject, box: Array | None, points: Array | None, labels: Array | None,
-                      keep_clicks: bool) -> tuple[Tensor, Tensor]:
+    def clicks_prompt(
+        self, obj: TrackedObject, box: Array | None, points: Array | None, labels: Array | None, keep_clicks: bool
+    ) -> tuple[Tensor, Tensor]:
         """Checked clicks as points (1, P, 2) in the model's pixels and labels (1, P)."""
         found = prompt_points(box, points, labels, self.size, self.model.config.image_size)
         if found is None or not found[0].numel():
@@ -216,7 +243,7 @@ class VideoTracker:
             obj.visited[self.frame] = reverse
         for group in groups.values():
             for i in range(0, len(group), self.chunk):
-                self.track_group(*zip(*group[i:i + self.chunk]))
+                self.track_group(*zip(*group[i : i + self.chunk]))
         self.passes += 1
         return self.result()
 
@@ -238,16 +265,18 @@ class VideoTracker:
         """
         if self.features is None:
             raise ValueError("no frame yet: call step or seek first")
-        xy, labels = (t.to(self.model.device) for t in
-                      prompt_points(boxes, None, None, self.size, self.model.config.image_size))
+        xy, labels = (
+            t.to(self.model.device) for t in prompt_points(boxes, None, None, self.size, self.model.config.image_size)
+        )
         tokens, parts = self.features.tokens + self.model.no_mem_embed, []
         for i in range(0, len(xy), self.chunk):
             part = slice(i, i + self.chunk)
             parts.append(self.model.decode_object(tokens, self.features.high, xy[part], labels[part]))
         if not parts:
             side = self.model.config.image_size // 4
-            return ObjectOutput(tokens.new_zeros(0, side, side), tokens.new_zeros(0, tokens.shape[2]),
-                                tokens.new_zeros(0))
+            return ObjectOutput(
+                tokens.new_zeros(0, side, side), tokens.new_zeros(0, tokens.shape[2]), tokens.new_zeros(0)
+            )
         return ObjectOutput(*(torch.cat(t) for t in zip(*((p.logits, p.pointer, p.presence) for p in parts))))
 
     def recall(self, obj: TrackedObject, reverse: bool) -> Recall:
@@ -264,11 +293,22 @@ class VideoTracker:
         logits = [absent if m is None or m.logits is None else m.logits for m in memories]
         presence = [absent[0, 0] if m is None else m.presence.float() for m in memories]
         low_res = torch.stack(logits) if logits else absent.new_zeros(0, side, side)
-        return FrameResult(self.frame, list(self.objects), low_res,
-                           torch.stack(presence) if presence else absent.new_zeros(0), self.size, self.non_overlap)
+        return FrameResult(
+            self.frame,
+            list(self.objects),
+            low_res,
+            torch.stack(presence) if presence else absent.new_zeros(0),
+            self.size,
+            self.non_overlap,
+        )
 
-    def propagate(self, frames: Iterable[np.ndarray | Image.Image], start: int | None = None, reverse: bool = False,
-                  count: int | None = None) -> Iterator[FrameResult]:
+    def propagate(
+        self,
+        frames: Iterable[np.ndarray | Image.Image],
+        start: int | None = None,
+        reverse: bool = False,
+        count: int | None = None,
+    ) -> Iterator[FrameResult]:
         """Track through a video: from frame `start`, by default the earliest prompted one, to its end or beginning.
 
         frames: the whole video from frame 0 on; an iterator, or for reverse a sequence. Each frame is read when it
@@ -288,10 +328,15 @@ class VideoTracker:
 
     def state(self) -> dict:
         """All that later frames depend on, as numbers and tensors that torch.save takes: see restore."""
-        objects = [{"id": obj.id, "cohort": obj.cohort,
-                    "prompted": {t: dict(vars(memory)) for t, memory in obj.bank.prompted.items()},
-                    "tracked": {t: dict(vars(memory)) for t, memory in obj.bank.tracked.items()}}
-                   for obj in self.objects.values()]
+        objects = [
+            {
+                "id": obj.id,
+                "cohort": obj.cohort,
+                "prompted": {t: dict(vars(memory)) for t, memory in obj.bank.prompted.items()},
+                "tracked": {t: dict(vars(memory)) for t, memory in obj.bank.tracked.items()},
+            }
+            for obj in self.objects.values()
+        ]
         return {"frame": self.frame, "size": self.size, "passes": self.passes, "objects": objects}
 
     def restore(self, state: dict) -> None:
@@ -303,9 +348,18 @@ class VideoTracker:
         self.frame, self.passes = state["frame"], state["passes"]
         self.size = state["size"] and tuple(state["size"])
         for kept in state["objects"]:
-            banks = ({t: FrameMemory(**{name: None if value is None else value.to(self.model.device)
-                                        for name, value in memory.items()}) for t, memory in kept[bank].items()}
-                     for bank in ("prompted", "tracked"))
+            banks = (
+                {
+                    t: FrameMemory(
+                        **{
+                            name: None if value is None else value.to(self.model.device)
+                            for name, value in memory.items()
+                        }
+                    )
+                    for t, memory in kept[bank].items()
+                }
+                for bank in ("prompted", "tracked")
+            )
             self.objects[kept["id"]] = TrackedObject(kept["id"], kept["cohort"], MemoryBank(*banks))
 
     def remove(self, object_id: int) -> None:

@@ -4,6 +4,7 @@ Everything is inside the file, so that it opens from a disk without a network. A
 bounding box in three colours (none, tint, outline), some hundred bytes, placed in per cent of the picture. Labels
 are text, never markup; beyond that, the page's security policy lets no script but its own run. Left out: videos.
 """
+
 import hashlib
 import io
 from base64 import b64encode
@@ -15,8 +16,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from .draw import OPACITY, colour_of, ink_on, mask_box, shrink, stroke_width
-from .files import whole_file
+from ..files import whole_file
+from ..masks import erode, mask_box
+from .overlay import OPACITY, colour_of, ink_on, stroke_width
 
 LONGEST_SIDE = 4096  # pixels of the embedded picture: it is seen at the size of a window, and JPEG ends at 65,535
 
@@ -103,6 +105,7 @@ PAGE = """<!DOCTYPE html>
 
 class Record(Protocol):
     """What a page needs of an object: box is xyxy in pixels, mask bool (H, W)."""
+
     id: int
     label: str
     score: float | None
@@ -120,11 +123,18 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -
         if record.mask.shape != (height, width):
             raise ValueError(f"the mask of #{record.id} is {record.mask.shape} but the image {(height, width)}")
     page = PAGE.format(
-        title=escape(_clean(Path(path).stem)), width=width, height=height, ratio=width / height, picture=_jpeg(image),
+        title=escape(_clean(Path(path).stem)),
+        width=width,
+        height=height,
+        ratio=width / height,
+        picture=_jpeg(image),
         layers="\n".join(_layer(number, record) for number, record in enumerate(records)),
         rows="\n".join(_row(number, record) for number, record in enumerate(records)),
-        count=f"{len(records)} of {len(records)}", style=STYLE, script=SCRIPT,
-        script_hash=b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode())
+        count=f"{len(records)} of {len(records)}",
+        style=STYLE,
+        script=SCRIPT,
+        script_hash=b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+    )
     with whole_file(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # arguments may hold bytes that are no text
 
@@ -139,19 +149,24 @@ def _layer(number: int, record: Record) -> str:
     height, width = record.mask.shape
     bounds = mask_box(record.mask)
     left, top, right, bottom = bounds or record.box
-    place = (f"left: {100 * left / width:.5g}%; top: {100 * top / height:.5g}%; "
-             f"width: {100 * (right - left) / width:.5g}%; height: {100 * (bottom - top) / height:.5g}%")
+    place = (
+        f"left: {100 * left / width:.5g}%; top: {100 * top / height:.5g}%; "
+        f"width: {100 * (right - left) / width:.5g}%; height: {100 * (bottom - top) / height:.5g}%"
+    )
     inside = f'<img alt="" src="{_png(record.mask[top:bottom, left:right], record)}">' if bounds else ""
     kind = "layer" + " boxed" * (bounds is None) + " high" * (top < height / 20)  # high: no room above for its number
-    return (f'<div class="{kind}" id="layer{number}" style="{_colours(record)}; {place}">{inside}'
-            f"<b>#{record.id}</b></div>")
+    return (
+        f'<div class="{kind}" id="layer{number}" style="{_colours(record)}; {place}">{inside}<b>#{record.id}</b></div>'
+    )
 
 
 def _row(number: int, record: Record) -> str:
     score = "" if record.score is None else f"{record.score:.2f}"
-    return (f'<li><label><input type="checkbox" checked data-layer="layer{number}">'
-            f'<span class="swatch" style="{_colours(record)}">#{record.id}</span>'
-            f"<bdi>{escape(_clean(record.label))}</bdi><span>{score}</span></label></li>")
+    return (
+        f'<li><label><input type="checkbox" checked data-layer="layer{number}">'
+        f'<span class="swatch" style="{_colours(record)}">#{record.id}</span>'
+        f"<bdi>{escape(_clean(record.label))}</bdi><span>{score}</span></label></li>"
+    )
 
 
 def _colours(record: Record) -> str:
@@ -161,7 +176,7 @@ def _colours(record: Record) -> str:
 
 def _png(inside: np.ndarray, record: Record) -> str:
     """The object's tint and, just inside its edge, its outline; nothing elsewhere."""
-    outline = inside & ~shrink(inside, stroke_width(*record.mask.shape))
+    outline = inside & ~erode(inside, stroke_width(*record.mask.shape))
     layer = Image.fromarray(inside.astype(np.uint8) + outline)
     layer.putpalette(colour_of(record.id) * 4)
     return _data_uri(layer, "PNG", bits=2, transparency=bytes([0, OPACITY, 255, 255]), optimize=True)

@@ -3,6 +3,7 @@
 Videos and cameras need PyAV (the extra `cli`), the rest Pillow. FFmpeg may open only the containers below: others are
 lists that name further files and addresses (HLS, concat, SDP), or text that it would paint letter by letter.
 """
+
 import io
 import os
 import re
@@ -15,13 +16,26 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from .pictures import (IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, MediaError, decode, frame_of, is_picture, list_folder,
-                       open_picture, read_image, reason)
+from .images import (
+    IMAGE_SUFFIXES,
+    MAX_BYTES,
+    MAX_PIXELS,
+    MediaError,
+    decode,
+    frame_of,
+    is_picture,
+    list_folder,
+    open_picture,
+    read_image,
+    reason,
+)
 
-DEFAULT_FPS = 25.0          # of sources that state no rate: frame folders and pipes
-REORDERED = 16              # frames by which a video's storage order may differ from its display order, at most
-CONTAINERS = ("mov,matroska,webm,avi,mpeg,mpegts,asf,flv,ogg,mxf,nut,rm,dv,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,"
-              "yuv4mpegpipe")  # FFmpeg's names; mov is mp4 too
+DEFAULT_FPS = 25.0  # of sources that state no rate: frame folders and pipes
+REORDERED = 16  # frames by which a video's storage order may differ from its display order, at most
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,asf,flv,ogg,mxf,nut,rm,dv,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,"
+    "yuv4mpegpipe"
+)  # FFmpeg's names; mov is mp4 too
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
 
 
@@ -57,6 +71,7 @@ def open_video(path: str | Path):
 
 class Reader:
     """What Frames needs of a source: name, fps, size (width, height), count or None, seekable, damaged, read."""
+
     count: int | None = None
     seekable = True
     damaged = 0
@@ -217,6 +232,7 @@ class _Video(Reader):
 
 class _Live(Reader):
     """A source that is read once, forward; the frame that told the size is kept for the reading."""
+
     seekable = False
 
     def _begin(self, pictures: Iterator[np.ndarray]) -> None:
@@ -244,7 +260,8 @@ class _Camera(_Live):
         self.name, which = source, source.removeprefix("camera:")
         av = load_av(source)
         kind, device = {"darwin": ("avfoundation", which), "win32": ("dshow", f"video={which}")}.get(
-            sys.platform, ("v4l2", f"/dev/video{which}"))
+            sys.platform, ("v4l2", f"/dev/video{which}")
+        )
         try:
             self.container = av.open(device, format=kind, options={"framerate": "30"} if kind == "avfoundation" else {})
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -258,6 +275,7 @@ class _Camera(_Live):
 
 class _Pipe(_Live):
     """PNG or JPEG pictures back to back on standard input, as `ffmpeg -f image2pipe -c:v mjpeg -` writes them."""
+
     name = "standard input"
 
     def __init__(self, fps: float):
@@ -303,7 +321,7 @@ class _Pipe(_Live):
         at = 8
         while True:
             self._need(at + 8)
-            length, kind = int.from_bytes(self.data[at:at + 4], "big"), self.data[at + 4:at + 8]
+            length, kind = int.from_bytes(self.data[at : at + 4], "big"), self.data[at + 4 : at + 8]
             at += 12 + length  # length, kind, content, checksum
             self._need(at)
             if kind == b"IEND":
@@ -313,13 +331,13 @@ class _Pipe(_Live):
         at = 2
         while True:
             self._need(at + 2)
-            if self.data[at:at + 2] == b"\xff\xd9":
+            if self.data[at : at + 2] == b"\xff\xd9":
                 return at + 2
             if self.data[at] != 0xFF:
                 raise MediaError(f"{self.name}: a damaged JPEG picture")
             self._need(at + 4)
             scan = self.data[at + 1] == 0xDA
-            at += 2 + int.from_bytes(self.data[at + 2:at + 4], "big")
+            at += 2 + int.from_bytes(self.data[at + 2 : at + 4], "big")
             self._need(at)
             while scan and not (marker := MARKER.search(self.data, at)):
                 at = max(at, len(self.data) - 1)

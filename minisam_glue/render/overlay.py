@@ -4,22 +4,32 @@ Colours are those of Okabe and Ito, "Color Universal Design" (2008), which colou
 black; text is black or white, whichever contrasts more by WCAG 2.1 (section 1.4.3). Strokes and letters grow with the
 picture. Left out: fonts for scripts that Pillow's built-in Aileron lacks.
 """
+
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = np.array([[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0],
-                    [240, 228, 66], [0, 114, 178], [204, 121, 167]], np.uint8)
-OPACITY = 115       # of a mask, in 256ths
-SMALLEST_TEXT = 9   # pixels; below this letters run together
+from ..masks import erode, mask_box
+
+COLOURS = np.array(
+    [[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0], [240, 228, 66], [0, 114, 178], [204, 121, 167]],
+    np.uint8,
+)
+OPACITY = 115  # of a mask, in 256ths
+SMALLEST_TEXT = 9  # pixels; below this letters run together
 LONGEST_TEXT = 200  # letters, of which as many are shown as the picture is wide enough for
 
 
-def overlay(image: np.ndarray, masks: Sequence[np.ndarray] | np.ndarray | None = None, boxes: np.ndarray | None = None,
-            labels: Sequence[str] | None = None, scores: Sequence[float] | None = None,
-            ids: Sequence[int] | None = None) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    masks: Sequence[np.ndarray] | np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    labels: Sequence[str] | None = None,
+    scores: Sequence[float] | None = None,
+    ids: Sequence[int] | None = None,
+) -> np.ndarray:
     """A copy of uint8 RGB (H, W, 3) with translucent `masks` bool (O, H, W), their outlines, and label plates.
 
     boxes: xyxy in pixels (O, 4), drawn where there are no masks; a plate says `#id`, label and score, as given. An
@@ -78,15 +88,6 @@ def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.concatenate((image[top:bottom, left:right] * (alpha > 0), alpha), 2)
 
 
-def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """The pixels (left, top, right, bottom), the last two exclusive, that bound a bool mask (H, W); None if empty."""
-    rows = np.flatnonzero(mask.any(1))
-    if not len(rows):
-        return None
-    columns = np.flatnonzero(mask[rows[0]:rows[-1] + 1].any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def _count(image: np.ndarray, masks: object, *others: object) -> int:
     """How many objects there are. ValueError if what is given does not fit together."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -121,20 +122,7 @@ def _paint(out: np.ndarray, mask: np.ndarray, box: tuple[int, int, int, int], co
     for channel, value in enumerate(colour):  # a table of 256 results is faster than arithmetic on the pixels
         tinted = ((np.arange(256) * (256 - OPACITY) + value * OPACITY) >> 8).astype(np.uint8)
         np.copyto(part[..., channel], tinted[part[..., channel]], where=inside)
-    part[inside & ~shrink(inside, stroke)] = colour
-
-
-def shrink(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Bool (H, W) without the `steps` pixels along its edge; what is beyond the array counts as outside.
-
-    Erosion by a square and a diamond in turn, which together are nearly a disc.
-    """
-    core = np.pad(mask, 1)
-    for step in range(steps):
-        rows = core[:, 1:-1] & core[:, :-2] & core[:, 2:]
-        both = rows[1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] if step % 2 else rows[1:-1] & rows[:-2] & rows[2:]
-        core[1:-1, 1:-1] = both
-    return core[1:-1, 1:-1]
+    part[inside & ~erode(inside, stroke)] = colour
 
 
 def _frame(out: np.ndarray, box: tuple[int, int, int, int], colour: tuple, stroke: int) -> None:
@@ -159,15 +147,21 @@ def _label(out: np.ndarray, text: str, box: tuple, apex: int, colour: tuple, pla
     tall, wide = plate.shape[:2]
     left, top = _place(box, apex, wide, tall, width, height, plates)
     plates.append((left, top, left + wide, top + tall))
-    out[top:top + tall, left:left + wide] = plate
+    out[top : top + tall, left : left + wide] = plate
 
 
 def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int, plates: list) -> tuple[int, int]:
     """On top of the object's highest point, else inside it, below it, and then further and further away."""
     left, top, right, bottom = box
     lefts = [min(max(x, 0), width - wide) for x in (apex - wide // 2, left, right - wide)]
-    tops = [top - tall if top >= tall else top, top, bottom - tall, bottom, *range(top + tall, height, tall),
-            *range(top - 2 * tall, 0, -tall)]
+    tops = [
+        top - tall if top >= tall else top,
+        top,
+        bottom - tall,
+        bottom,
+        *range(top + tall, height, tall),
+        *range(top - 2 * tall, 0, -tall),
+    ]
     spots = [(x, min(max(y, 0), height - tall)) for y in tops for x in lefts]
     for x, y in spots:
         if not any(x < r and l < x + wide and y < b and t < y + tall for l, t, r, b in plates):
@@ -178,7 +172,7 @@ def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int,
 @lru_cache(maxsize=512)
 def _fitting_plate(text: str, colour: tuple, width: int, height: int) -> np.ndarray | None:
     """A plate for a picture of this size: letters shrink, then the text is cut; None if not even one letter fits."""
-    text = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT - 1] + "…"
+    text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
     size = round(8.5 + np.sqrt(width * height) / 84)
     while size > SMALLEST_TEXT and _extent(text, size)[0] > width:
         size -= 1

@@ -1,4 +1,5 @@
 """How far a video is: tqdm's bar on a terminal, else a plain line from time to time."""
+
 import sys
 import time
 

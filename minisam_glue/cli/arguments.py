@@ -1,4 +1,5 @@
 """From the words of a command line to inputs, what to look for in them, and a folder for the results of each."""
+
 import math
 import os
 import re
@@ -6,9 +7,9 @@ from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
-from . import media
-from .grounding_dino.detector import split_prompt
-from .pipeline import Clicks, Prompt
+from .. import media
+from ..grounding_dino.detector import split_prompt
+from ..pipeline import Clicks, Prompt
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
 
@@ -16,9 +17,11 @@ LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of t
 def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
     """Inputs and what to look for in them. ValueError if one is missing."""
     if args.box or args.point or args.mask:
-        clicks = Clicks([numbers(box, "--box", 4) for box in args.box],
-                        [numbers(p if p.count(",") == 2 else p + ",1", "--point", 3) for p in args.point],
-                        [media.read_image(path).any(2) for path in args.mask])
+        clicks = Clicks(
+            [numbers(box, "--box", 4) for box in args.box],
+            [numbers(p if p.count(",") == 2 else p + ",1", "--point", 3) for p in args.point],
+            [media.read_image(path).any(2) for path in args.mask],
+        )
         sources, prompt = args.words, clicks
         check_no_sentence(args.words)
     else:
@@ -41,7 +44,7 @@ def check_no_sentence(words: list[str]) -> None:
 
 
 def numbers(text: str, name: str, count: int) -> list[float]:
-    """"1,2,3" -> floats. ValueError unless they are so many, and finite."""
+    """ "1,2,3" -> floats. ValueError unless they are so many, and finite."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -84,5 +87,5 @@ def last_part(source: str) -> str:
     name = name.split("?")[0] if "://" in source else name
     name = re.sub(r'[\0-\x1f:*?"<>|]', "_", name).encode(errors="ignore")  # those of Windows are the most
     if len(name) > LONGEST_NAME:
-        name = name[:LONGEST_NAME // 2] + b"~" + name[-LONGEST_NAME // 2:]
+        name = name[: LONGEST_NAME // 2] + b"~" + name[-LONGEST_NAME // 2 :]
     return name.decode(errors="ignore").strip(". ") or "input"

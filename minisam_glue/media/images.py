@@ -3,6 +3,7 @@
 Only the formats below are tried: Pillow would run Ghostscript on an EPS file, whatever its name. Whatever a damaged
 file makes a decoder raise ends in one MediaError of one line.
 """
+
 import io
 import os
 import re
@@ -13,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .pixels import to_rgb
+from ..pixels import to_rgb
 
-MAX_PIXELS = 89_478_485     # of one picture: Pillow's own limit against decompression bombs
-MAX_BYTES = 1 << 28         # of one picture from a URL or a pipe
+MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
+MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"}  # their names in Pillow
 
@@ -43,8 +44,11 @@ def natural_key(path: str | Path) -> list[tuple[int, str]]:
 def list_folder(folder: str | Path, suffixes: set[str]) -> list[Path]:
     """The files in a folder that end so, in natural order, without hidden ones. MediaError if it can't be read."""
     try:
-        files = [path for path in Path(folder).iterdir()
-                 if path.suffix.lower() in suffixes and path.name[0] != "." and not os.path.isdir(path)]
+        files = [
+            path
+            for path in Path(folder).iterdir()
+            if path.suffix.lower() in suffixes and path.name[0] != "." and not os.path.isdir(path)
+        ]
     except OSError as error:
         raise MediaError(f"{folder}: {error.strerror}") from error
     return sorted(files, key=lambda path: natural_key(path.name))

@@ -1,10 +1,12 @@
 """Run lengths of masks: the strings below were written by pycocotools 2.0.11 (COCO API) for the masks beside them."""
+
 import json
 
 import numpy as np
 import pytest
 
-from minisam_glue.rle import decode, encode
+from minisam_glue.masks import decode_rle as decode
+from minisam_glue.masks import encode_rle as encode
 
 
 def disc() -> np.ndarray:
@@ -53,8 +55,8 @@ def test_strings_are_those_of_pycocotools_in_both_directions(make):
 def test_small_strings_worked_by_hand():
     """Columns of [[0, 1], [1, 1]]: 0 1 1 1, so the runs 1 3; 31 takes two characters, as bit 5 is the sign."""
     assert encode(np.array([[0, 1], [1, 1]])) == {"size": [2, 2], "counts": "13"}
-    assert encode(np.zeros((31, 1)))["counts"] == "o0"           # 31 = 11111, 0: 48 + 32 + 31 = "o", "0"
-    assert encode(np.zeros((16, 1)))["counts"] == "`0"           # 16 = 10000 alone would read as -16
+    assert encode(np.zeros((31, 1)))["counts"] == "o0"  # 31 = 11111, 0: 48 + 32 + 31 = "o", "0"
+    assert encode(np.zeros((16, 1)))["counts"] == "`0"  # 16 = 10000 alone would read as -16
     assert encode(np.array([[0, 1, 1, 0, 1]]))["counts"] == "121O"  # runs 1 2 1 1, the last as 1 - 2 = -1 = 11111
     assert decode({"size": [2, 2], "counts": [1, 3]}).tolist() == [[False, True], [True, True]]
 
@@ -73,23 +75,27 @@ def test_large_runs_are_kept():
     assert len(rle["counts"]) < 12 and np.array_equal(decode(rle), mask)
 
 
-@pytest.mark.parametrize("rle,words", [
-    ({"size": [2, 2], "counts": "12"}, "do not add up to 2 x 2"),
-    ({"size": [2, 2], "counts": ""}, "do not add up"),
-    ({"size": [2, 2], "counts": "5O"}, "do not add up"),
-    ({"size": [2, 2], "counts": [5, -1]}, "do not add up"),
-    ({"size": [2, 2], "counts": "1 3"}, "none of '0' to 'o'"),
-    ({"size": [2, 2], "counts": "1é"}, "none of '0' to 'o'"),
-    ({"size": [2, 2], "counts": b"1\xff"}, "none of '0' to 'o'"),
-    ({"size": [2, 2], "counts": "1`"}, "cut off"),
-    ({"size": [2, 2], "counts": "o" * 12 + "0"}, "a number of 13 characters"),
-    ({"size": [2, 2], "counts": [1.5, 2.5]}, "whole numbers"),
-    ({"size": [2, 2], "counts": None}, "whole numbers"),
-    ({"size": [2, -2], "counts": "4"}, r"no mask has the size \[2, -2\]"),
-    ({"size": [10 ** 9, 10 ** 9], "counts": [10 ** 18]}, "no mask has the size"),
-    ({"size": [4], "counts": "4"}, "no mask has the size"),
-    ({"counts": "4"}, "run lengths are"),
-    ("4", "run lengths are")])
+@pytest.mark.parametrize(
+    "rle,words",
+    [
+        ({"size": [2, 2], "counts": "12"}, "do not add up to 2 x 2"),
+        ({"size": [2, 2], "counts": ""}, "do not add up"),
+        ({"size": [2, 2], "counts": "5O"}, "do not add up"),
+        ({"size": [2, 2], "counts": [5, -1]}, "do not add up"),
+        ({"size": [2, 2], "counts": "1 3"}, "none of '0' to 'o'"),
+        ({"size": [2, 2], "counts": "1é"}, "none of '0' to 'o'"),
+        ({"size": [2, 2], "counts": b"1\xff"}, "none of '0' to 'o'"),
+        ({"size": [2, 2], "counts": "1`"}, "cut off"),
+        ({"size": [2, 2], "counts": "o" * 12 + "0"}, "a number of 13 characters"),
+        ({"size": [2, 2], "counts": [1.5, 2.5]}, "whole numbers"),
+        ({"size": [2, 2], "counts": None}, "whole numbers"),
+        ({"size": [2, -2], "counts": "4"}, r"no mask has the size \[2, -2\]"),
+        ({"size": [10**9, 10**9], "counts": [10**18]}, "no mask has the size"),
+        ({"size": [4], "counts": "4"}, "no mask has the size"),
+        ({"counts": "4"}, "run lengths are"),
+        ("4", "run lengths are"),
+    ],
+)
 def test_damaged_run_lengths_are_refused(rle, words):
     with pytest.raises(ValueError, match=words):
         decode(rle)

@@ -4,6 +4,7 @@ Every frame is uint8 RGB (H, W, 3) as one would see it on a screen: turned as EX
 dropped. Frames are read when they are asked for. Videos and cameras need PyAV (the extra `cli`), the rest Pillow.
 Left out: interlacing, sound (the writer copies it), changing the frame rate, network streams.
 """
+
 import glob
 import importlib.util
 import math
@@ -14,13 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .pictures import IMAGE_SUFFIXES, MediaError, is_url, list_folder, natural_key, open_picture, read_image
-from .sources import DEFAULT_FPS, Reader, load_av, open_source, open_video
+from .images import IMAGE_SUFFIXES, MediaError, is_url, list_folder, natural_key, open_picture
+from .sources import DEFAULT_FPS, Reader, open_source
 
-__all__ = ["Frames", "IMAGE_SUFFIXES", "MediaError", "VIDEO_SUFFIXES", "expand_inputs", "frames", "has_av", "is_moving",
-           "is_url", "load_av", "natural_key", "open_video", "read_image"]
-BACKWARD = 8                # frames held at a time while a source is read from its end
-LONGEST = 1e9               # seconds (30 years), and frames of a stride
+BACKWARD = 8  # frames held at a time while a source is read from its end
+LONGEST = 1e9  # seconds (30 years), and frames of a stride
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"}
 
 
@@ -134,17 +133,24 @@ class Frames:
         self.close()
 
 
-def frames(source: str | Path, start: float = 0.0, stride: int = 1, max_seconds: float | None = None,
-           fps: float = DEFAULT_FPS) -> Frames:
+def frames(
+    source: str | Path, start: float = 0.0, stride: int = 1, max_seconds: float | None = None, fps: float = DEFAULT_FPS
+) -> Frames:
     """Open a video, animation, folder of pictures, camera:N, or - (PNG or JPEG pictures one after another on stdin).
 
     From second `start`, each `stride`-th frame, `max_seconds` of the source at most; seconds are counted in frames at
     the average rate, which for folders and pipes is `fps`. MediaError if it can't be read or has no frame there.
     """
-    if not (0 <= start <= LONGEST and 1 <= stride <= LONGEST and 0 < fps <= LONGEST
-            and (max_seconds is None or 0 < max_seconds <= LONGEST)):
-        raise MediaError(f"start {start} must be at least 0, stride {stride} at least 1, max_seconds {max_seconds} "
-                         f"and fps {fps} above 0, and none above {LONGEST:g}")
+    if not (
+        0 <= start <= LONGEST
+        and 1 <= stride <= LONGEST
+        and 0 < fps <= LONGEST
+        and (max_seconds is None or 0 < max_seconds <= LONGEST)
+    ):
+        raise MediaError(
+            f"start {start} must be at least 0, stride {stride} at least 1, max_seconds {max_seconds} "
+            f"and fps {fps} above 0, and none above {LONGEST:g}"
+        )
     opened = Frames(open_source(str(source), fps), start, stride, max_seconds)
     if opened.count == 0:
         raise MediaError(f"{source}: no frame at or after {start} s, it has {opened.reader.count}")

@@ -1,4 +1,5 @@
 """One command of segment.py: inputs in order, pictures in batches, videos frame by frame, results into folders."""
+
 import json
 import signal
 import sys
@@ -10,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from . import media, weights
+from .. import media, weights
+from ..media.images import is_picture
+from ..models import Models, load_models
+from ..pipeline import FORWARD, Clicks, Thresholds, Tracking, segment_images
+from ..processes import own_gpu, rank_and_number
 from .arguments import folders_of, prompt_of
-from .models import Models, load_models
 from .outputs import VideoOutput, finished, save_picture
-from .pictures import is_picture
-from .pipeline import FORWARD, Clicks, Thresholds, Tracking, segment_images
-from .processes import own_gpu, rank_and_number
 from .progress import Progress
 
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
-SAVE_EVERY = 10.0   # seconds between saved states of a video
+SAVE_EVERY = 10.0  # seconds between saved states of a video
 
 
 def failed(error: Exception | str) -> int:
@@ -65,8 +66,11 @@ class Run:
     def expand(self, sources: list[str]) -> list[str]:
         if not self.args.frames:
             return media.expand_inputs(sources)
-        return [path for source in sources
-                for path in ([source] if Path(source).is_dir() else media.expand_inputs([source]))]
+        return [
+            path
+            for source in sources
+            for path in ([source] if Path(source).is_dir() else media.expand_inputs([source]))
+        ]
 
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. The exit status."""
@@ -132,8 +136,9 @@ class Run:
         seconds = (time.perf_counter() - begun) / max(len(images), 1)
         for source, result in zip(images, results):
             with self.models.stage("write"):
-                save_picture(self.folders[source], result, source, self.facts(), "crops" in self.args.save,
-                             self.args.html)
+                save_picture(
+                    self.folders[source], result, source, self.facts(), "crops" in self.args.save, self.args.html
+                )
             self.print_json({"source": source} | result.as_json())
             text = self.summary([o.label for o in result.objects], result.best)
             self.say(f"{source}: {text} ({seconds:.2f} s) -> {self.folders[source]}")
@@ -143,11 +148,20 @@ class Run:
         """One video, frame by frame. On Ctrl-C a file can be resumed; a camera or pipe is simply over."""
         args = self.args
         with media.frames(source, args.start, args.stride, args.max_seconds, args.fps) as video:
-            tracking = Tracking(self.models, self.prompt, self.thresholds, args.seed_frame, args.redetect,
-                                args.direction)
+            tracking = Tracking(
+                self.models, self.prompt, self.thresholds, args.seed_frame, args.redetect, args.direction
+            )
             sound = source if Path(source).is_file() and not is_picture(source) else None
-            output = VideoOutput(self.folders[source], video, self.picture_name(source), args.direction == FORWARD,
-                                 "masks" in args.save, "crops" in args.save, sound, args.resume)
+            output = VideoOutput(
+                self.folders[source],
+                video,
+                self.picture_name(source),
+                args.direction == FORWARD,
+                "masks" in args.save,
+                "crops" in args.save,
+                sound,
+                args.resume,
+            )
             try:
                 best = self.frames(source, video, tracking, output)
                 if self.stopped and video.seekable:
@@ -191,16 +205,36 @@ class Run:
 
     def settings(self) -> dict:
         """What the results of a video depend on, for comparison by --resume."""
-        args, names = self.args, ("weights", "detector", "sam", "dtype", "start", "stride", "max_seconds", "fps",
-                                  "seed_frame", "redetect", "direction", "box", "point", "mask", "save")
+        args, names = (
+            self.args,
+            (
+                "weights",
+                "detector",
+                "sam",
+                "dtype",
+                "start",
+                "stride",
+                "max_seconds",
+                "fps",
+                "seed_frame",
+                "redetect",
+                "direction",
+                "box",
+                "point",
+                "mask",
+                "save",
+            ),
+        )
         text = None if isinstance(self.prompt, Clicks) else self.prompt
         return {"prompt": text, "thresholds": asdict(self.thresholds)} | {name: getattr(args, name) for name in names}
 
     def check_settings(self, before: dict, source: str) -> None:
         changed = [name for name, value in self.settings().items() if before.get(name) != value]
         if changed:
-            raise ValueError(f"{self.folders[source]} holds an interrupted run with another {', '.join(changed)}: "
-                             "repeat its settings, choose another --out, or leave out --resume")
+            raise ValueError(
+                f"{self.folders[source]} holds an interrupted run with another {', '.join(changed)}: "
+                "repeat its settings, choose another --out, or leave out --resume"
+            )
 
     def picture_name(self, source: str) -> str:
         suffix = Path(source).suffix.lower()
@@ -216,7 +250,7 @@ class Run:
         return {"prompt": text, "thresholds": asdict(self.thresholds), "weights": self.args.weights or "official"}
 
     def summary(self, labels: list[str], best: tuple[str, float] | None) -> str:
-        """"2 car, 1 person", or a hint."""
+        """ "2 car, 1 person", or a hint."""
         return ", ".join(f"{count} {label}" for label, count in Counter(labels).items()) or self.nothing(best)
 
     def nothing(self, best: tuple[str, float] | None) -> str:
@@ -227,8 +261,9 @@ class Run:
         if score < 0.05:
             return f"{summary}: nothing here looks like it"
         lower = score - 0.01
-        options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text")
-                   if getattr(self.thresholds, name) > lower] or ["a larger --max-area"]
+        options = [
+            f"--{name}-threshold {lower:.2f}" for name in ("box", "text") if getattr(self.thresholds, name) > lower
+        ] or ["a larger --max-area"]
         return f"{summary}: try {' '.join(options)}"
 
     def say(self, text: str) -> None:

@@ -1,16 +1,18 @@
 """Overlays: what is painted where, and that labels can be read on small and on large pictures."""
+
 import numpy as np
 import pytest
 
-from minisam_glue import draw
-from minisam_glue.draw import colour_of, contrast, crop, mask_box, overlay
+from minisam_glue.masks import erode, mask_box
+from minisam_glue.render import overlay as draw
+from minisam_glue.render.overlay import colour_of, contrast, crop, overlay
 
 GREY = np.full((60, 80, 3), 100, np.uint8)
 
 
 def disc(height: int, width: int, x: float, y: float, radius: float) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
-    return (columns - x) ** 2 + (rows - y) ** 2 <= radius ** 2
+    return (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
 
 
 def changed(out: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -36,7 +38,7 @@ def test_an_outline_closes_at_the_border_of_the_picture():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_outlines_are_as_wide_as_asked_in_every_direction(steps):
     mask = disc(101, 101, 50, 50, 40.5)
-    ring = mask & ~draw.shrink(mask, steps)
+    ring = mask & ~erode(mask, steps)
     assert ring[50].sum() == ring[:, 50].sum() == 2 * steps
     assert np.diagonal(ring).sum() <= 2 * steps + 2
 
@@ -114,11 +116,15 @@ def test_a_crop_is_the_object_on_nothing():
         crop(GREY, np.zeros((60, 80), bool))
 
 
-@pytest.mark.parametrize("wrong,words", [
-    ({"image": GREY.astype(float)}, "uint8"),
-    ({"masks": np.ones((1, 5, 5), bool)}, "but the image"),
-    ({"masks": np.ones((1, 60, 80), bool), "labels": []}, "different lengths"),
-    ({"scores": [1], "ids": [1, 2]}, "diff")])
+@pytest.mark.parametrize(
+    "wrong,words",
+    [
+        ({"image": GREY.astype(float)}, "uint8"),
+        ({"masks": np.ones((1, 5, 5), bool)}, "but the image"),
+        ({"masks": np.ones((1, 60, 80), bool), "labels": []}, "different lengths"),
+        ({"scores": [1], "ids": [1, 2]}, "diff"),
+    ],
+)
 def test_what_does_not_fit_together_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         overlay(**{"image": GREY} | wrong)

@@ -4,6 +4,7 @@ Frames are written as they come and none is kept. A file gets its name only when
 WebP (the RIFF container of developers.google.com/speed/webp) animations are put together from still pictures that
 Pillow encodes; video is PyAV's (the extra `cli`). Left out: other codecs, variable frame rates.
 """
+
 import io
 import os
 import threading
@@ -15,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .files import whole_file
-from .pictures import MediaError
+from ..files import whole_file
+from .images import MediaError
 from .sources import load_av, open_video
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv"}
 COPIED_SOUND = {"aac", "mp3", "opus"}  # what browsers play inside mp4; other sound is encoded as AAC
-BT709, LIMITED_RANGE = 1, 1            # ITU-T H.273, tables 2 to 4, and FFmpeg's name for 16-235
-SLOWEST, FASTEST = 0.01, 1000.0        # frames per second that all formats can state; damaged files claim others
+BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273, tables 2 to 4, and FFmpeg's name for 16-235
+SLOWEST, FASTEST = 0.01, 1000.0  # frames per second that all formats can state; damaged files claim others
 
 
 class VideoWriter:
@@ -33,8 +34,14 @@ class VideoWriter:
     MediaError if the file can't be written or no frame came: there is then no file, and an older one stays as it was.
     """
 
-    def __init__(self, path: str | Path, fps: float, size: tuple[int, int], audio_from: str | Path | None = None,
-                 audio_start: float = 0.0):
+    def __init__(
+        self,
+        path: str | Path,
+        fps: float,
+        size: tuple[int, int],
+        audio_from: str | Path | None = None,
+        audio_start: float = 0.0,
+    ):
         self.path, self.size, self.count = Path(path), tuple(size), 0
         fps = min(max(fps, SLOWEST), FASTEST)
         suffix = self.path.suffix.lower()
@@ -56,8 +63,9 @@ class VideoWriter:
     def write(self, frame: np.ndarray) -> None:
         """Append a frame. ValueError if it is not uint8 RGB of the writer's size."""
         if frame.dtype != np.uint8 or frame.shape != (self.size[1], self.size[0], 3):
-            raise ValueError(f"a frame for {self.path} is uint8 {(self.size[1], self.size[0], 3)}, "
-                             f"not {frame.dtype} {frame.shape}")
+            raise ValueError(
+                f"a frame for {self.path} is uint8 {(self.size[1], self.size[0], 3)}, not {frame.dtype} {frame.shape}"
+            )
         try:
             if self.folder:
                 with whole_file(self.path / f"{self.count:06d}.png") as temporary:
@@ -103,12 +111,20 @@ class VideoWriter:
 
 
 class _Mp4:
-    def __init__(self, path: Path, suffix: str, fps: float, size: tuple[int, int], audio_from: str | Path | None,
-                 audio_start: float):
+    def __init__(
+        self,
+        path: Path,
+        suffix: str,
+        fps: float,
+        size: tuple[int, int],
+        audio_from: str | Path | None,
+        audio_start: float,
+    ):
         self.av = load_av(str(path))
         kind = {".mkv": "matroska", ".mov": "mov"}.get(suffix, "mp4")
-        self.output = self.av.open(str(path), "w", format=kind,
-                                   options={} if suffix == ".mkv" else {"movflags": "+faststart"})
+        self.output = self.av.open(
+            str(path), "w", format=kind, options={} if suffix == ".mkv" else {"movflags": "+faststart"}
+        )
         self.rate, self.frames = Fraction(fps).limit_denominator(1001), 0
         codec = "libx264" if "libx264" in self.av.codecs_available else "h264"
         self.stream = self.output.add_stream(codec, rate=self.rate, options={"crf": "20", "preset": "veryfast"})
@@ -128,7 +144,8 @@ class _Mp4:
         odd = [(0, side % 2) for side in frame.shape[:2]]
         padded = np.pad(frame, [*odd, (0, 0)], "edge") if (0, 1) in odd else np.ascontiguousarray(frame)
         picture = self.av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709")
+            format="yuv420p", dst_colorspace="ITU709"
+        )
         picture.pts, picture.time_base = self.frames, 1 / self.rate
         self.output.mux(self.stream.encode(picture))
         self.frames += 1
@@ -147,8 +164,11 @@ class _Mp4:
     def _sound(self, source, start: float) -> Iterator:
         """Packets of the sound, timed from second `start` of its source: copied, or as AAC."""
         copied = source.codec_context.name in COPIED_SOUND
-        target = (self.output.add_stream_from_template(source) if copied
-                  else self.output.add_stream("aac", rate=source.codec_context.sample_rate))
+        target = (
+            self.output.add_stream_from_template(source)
+            if copied
+            else self.output.add_stream("aac", rate=source.codec_context.sample_rate)
+        )
 
         def packets() -> Iterator:
             if start > 0:
@@ -165,6 +185,7 @@ class _Mp4:
                         yield from target.encode(item)
             if not copied:
                 yield from target.encode(None)
+
         return packets()
 
     def _decoded(self, source) -> Iterator:
@@ -223,7 +244,7 @@ class _Gif(_Animation):
                 at += 1 + data[at]
             at += 1
         delay = b"\x21\xf9\x04\0" + duration.to_bytes(2, "little") + b"\0\0"
-        self.file.write(delay + data[at:at + 9] + bytes([0x80 | table_bits]) + table + data[at + 10:-1])
+        self.file.write(delay + data[at : at + 9] + bytes([0x80 | table_bits]) + table + data[at + 10 : -1])
 
     def finish(self) -> None:
         self.file.write(b"\x3b")

@@ -4,6 +4,7 @@ Everything is made in `.unfinished` inside that folder and moved to its place wh
 to a journal there as they come (JSON lines), with the state of the tracking, from where an interrupted run goes on; at
 the end the journal becomes result.jsonl in the order of the frames.
 """
+
 import io
 import json
 import os
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .draw import crop
-from .files import whole_file
-from .media import Frames, MediaError
-from .page import write_page
-from .records import Segment, Segmented
-from .writer import VideoWriter
+from ..files import whole_file
+from ..media import Frames, MediaError
+from ..media.writer import VideoWriter
+from ..records import Segment, Segmented
+from ..render.overlay import crop
+from ..render.page import write_page
 
 UNFINISHED = ".unfinished"
 RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "page.html")
@@ -149,8 +150,17 @@ class VideoOutput:
     `state`. MediaError or OSError if it can't be written.
     """
 
-    def __init__(self, folder: Path, video: Frames, picture: str, in_order: bool, masks: bool = False,
-                 crops: bool = False, audio_from: str | None = None, resume: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        video: Frames,
+        picture: str,
+        in_order: bool,
+        masks: bool = False,
+        crops: bool = False,
+        audio_from: str | None = None,
+        resume: bool = False,
+    ):
         self.folder, self.video, self.in_order, self.masks, self.crops = folder, video, in_order, masks, crops
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
         self.state_path, self.start = self.unfinished / "state.pt", video.first / video.reader.fps  # seconds
@@ -225,8 +235,16 @@ class VideoOutput:
             raise MediaError(f"{source}: no frame came")
         self._draw_from_journal(frames)
         self.writer.close()
-        summary = {"source": source} | facts | {"fps": self.video.fps, "size": list(self.video.size[::-1]),
-                                                "frames": frames, "objects": self._write_lines()}
+        summary = (
+            {"source": source}
+            | facts
+            | {
+                "fps": self.video.fps,
+                "size": list(self.video.size[::-1]),
+                "frames": frames,
+                "objects": self._write_lines(),
+            }
+        )
         save_json(self.new / "result.json", summary)
         self.journal.close()
         self.state_path.unlink(missing_ok=True)  # what is moved away now can't be gone on with
@@ -246,8 +264,17 @@ class VideoOutput:
         return list(objects.values())
 
     def _summarise(self, objects: dict[int, dict], record: dict, frame: int) -> None:
-        kept = objects.setdefault(record["id"], {"id": record["id"], "label": record["label"], "score": record["score"],
-                                                 "first": frame, "last": frame, "frames": 0})
+        kept = objects.setdefault(
+            record["id"],
+            {
+                "id": record["id"],
+                "label": record["label"],
+                "score": record["score"],
+                "first": frame,
+                "last": frame,
+                "frames": 0,
+            },
+        )
         kept["score"] = max(kept["score"], record["score"])
         kept["last"], kept["frames"] = frame, kept["frames"] + 1
 

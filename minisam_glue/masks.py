@@ -1,17 +1,54 @@
-"""Masks as run lengths in the form of the COCO data set, compressed strings included.
+"""Masks as arrays: bounding box, overlap, erosion, and run lengths in the form of the COCO data set.
 
-"Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) names no format: the runs and the string are those that
-pycocotools writes (rleEncode and rleToString of its maskApi.c). Left out: merging and areas of encoded masks, polygons.
+"Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) names no format for run lengths: the runs and the
+compressed string are those that pycocotools writes (rleEncode and rleToString of its maskApi.c). Left out: merging and
+areas of encoded masks, polygons, connected components (sam2/components.py).
 """
+
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
-DIGITS = 7             # of 5 bits, at most, in a number of the string: enough for differences of runs below 2**32
+DIGITS = 7  # of 5 bits, at most, in a number of the string: enough for differences of runs below 2**32
 MOST_PIXELS = 1 << 32  # of a mask: pycocotools counts in 32 bits
 
 
-def encode(mask: np.ndarray) -> dict:
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The pixels (left, top, right, bottom), the last two exclusive, that bound a bool mask (H, W); None if empty."""
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """The box xyxy around a mask (H, W); zeros if it is empty."""
+    return tuple(map(float, mask_box(mask) or (0, 0, 0, 0)))
+
+
+def mask_iou(one: Tensor, other: Tensor) -> Tensor:
+    """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m)."""
+    a, b = one.flatten(1).float(), other.flatten(1).float()
+    both = a @ b.T
+    return both / (a.sum(1)[:, None] + b.sum(1) - both).clamp(min=1)
+
+
+def erode(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Bool (H, W) without the `steps` pixels along its edge; what is beyond the array counts as outside.
+
+    Erosion by a square and a diamond in turn, which together are nearly a disc.
+    """
+    core = np.pad(mask, 1)
+    for step in range(steps):
+        rows = core[:, 1:-1] & core[:, :-2] & core[:, 2:]
+        both = rows[1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] if step % 2 else rows[1:-1] & rows[:-2] & rows[2:]
+        core[1:-1, 1:-1] = both
+    return core[1:-1, 1:-1]
+
+
+def encode_rle(mask: np.ndarray) -> dict:
     """Bool (H, W) -> {"size": [H, W], "counts": compressed string}, as pycocotools does. ValueError if not 2-d."""
     mask = np.asarray(mask, bool)
     if mask.ndim != 2:
@@ -22,7 +59,7 @@ def encode(mask: np.ndarray) -> dict:
     return {"size": list(mask.shape), "counts": _to_string(np.diff(ends, prepend=0))}
 
 
-def decode(rle: dict) -> np.ndarray:
+def decode_rle(rle: dict) -> np.ndarray:
     """{"size": [H, W], "counts": str, bytes or list of runs} -> bool (H, W). ValueError if it is damaged."""
     height, width = _size(rle)
     counts = rle["counts"]

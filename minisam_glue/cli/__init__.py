@@ -1,0 +1,1 @@
+"""The command line: arguments, inputs in order, results into folders, progress."""
