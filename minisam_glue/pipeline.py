@@ -24,7 +24,7 @@ from .models import Models
 from .pixels import Picture, to_rgb
 from .records import Segment, Segmented
 from .sam2 import FrameResult, VideoTracker
-from .sam2.layers import shrink
+from .sam2.layers import resize_antialiased
 from .sam2.video_tracker import indexable
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -164,7 +164,7 @@ def _checked_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:
-    share = shrink(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
+    share = resize_antialiased(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
     return 20 * share[0] - 10
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..sam2 import PRESETS, SAM2, SAM2Config, build
-from ..sam2.layers import Attention, shrink
+from ..sam2.layers import Attention, resize_antialiased
 from ..sam2.mask_decoder import Decoded
 from ..sam2.memory import POINTERS, FrameMemory, MemoryBank, RotaryAttention
 from ..sam2.model import ImageFeatures, ObjectOutput
@@ -92,7 +92,7 @@ def prepare(
     """Frames (T, H, W, 3), masks (T, n, H, W) and first boxes (n, 4) in pixels, of which `keep` are shown."""
     (_, H, W), read = frames.shape[:3], image_pixels if len(frames) == 1 else frame_pixels
     images = torch.cat([read(frame, side, torch.device("cpu")) for frame in frames])
-    truth = shrink(torch.from_numpy(masks[:, keep]).float(), side // 2)
+    truth = resize_antialiased(torch.from_numpy(masks[:, keep]).float(), side // 2)
     boxes = boxes[keep].reshape(-1, 2, 2)
     noise = rng.normal(0, JITTER * rng.random((len(keep), 1, 1)), boxes.shape) * (boxes[:, 1:] - boxes[:, :1])
     corners = np.sort(boxes + noise, 1) / (W, H) * side

@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return weights @ v.flatten(1, 2) + self.out_proj.bias
 
 
-def shrink(x: Tensor, side: int) -> Tensor:
+def resize_antialiased(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) -> (B, C, side, side), bilinear with antialiasing. MPS has no such kernel: the CPU does it there."""
     source = x.cpu() if x.device.type == "mps" else x
     return F.interpolate(source, size=(side, side), mode="bilinear", antialias=True).to(x.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..layers import MLP
 from .hiera import Hiera, ImageEncoder, Neck
-from .layers import shrink, sine_position_1d, sine_position_2d
+from .layers import resize_antialiased, sine_position_1d, sine_position_2d
 from .mask_decoder import Decoded, MaskDecoder, nest
 from .memory import POINTERS, SLOTS, MemoryAttention, MemoryEncoder, Recall
 from .prompt_encoder import NO_POINT, PromptEncoder
@@ -240,7 +240,7 @@ class SAM2(nn.Module):
 
     def as_given(self, mask: Tensor, out: Decoded) -> ObjectOutput:
         """Mask prompts (B, 1, S, S) as they are, with the pointers that the decoder found."""
-        logits, there = shrink(20 * mask - 10, self.config.image_size // 4)[:, 0], mask.flatten(1).any(1)
+        logits, there = resize_antialiased(20 * mask - 10, self.config.image_size // 4)[:, 0], mask.flatten(1).any(1)
         pointer = torch.where(there[:, None], self.as_object(out).pointer, self.no_obj_ptr)
         return ObjectOutput(logits, pointer, 20.0 * there - 10)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pixels import normalise
-from .layers import shrink
+from .layers import resize_antialiased
 from .prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 
 Array = np.ndarray | Tensor | list | tuple
@@ -20,7 +20,7 @@ Array = np.ndarray | Tensor | list | tuple
 def image_pixels(image: np.ndarray, size: int, device: torch.device) -> Tensor:
     """uint8 (H, W, 3) -> (1, 3, size, size) for the image predictor. Bytes travel to the device, not floats."""
     pixels = torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255
-    return normalise(shrink(pixels, size))
+    return normalise(resize_antialiased(pixels, size))
 
 
 def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..pixels import to_rgb
 from .components import clean
-from .layers import shrink
+from .layers import resize_antialiased
 from .memory import POINTERS, FrameMemory, MemoryBank, Recall
 from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput
 from .pixels import Array, frame_pixels, numbers, prompt_points
@@ -204,7 +204,7 @@ class VideoTracker:
         mask = (mask > 0).float()[None, None]
         if mask.shape[2:] == (side, side):
             return mask
-        return (shrink(mask, side) >= 0.5).float()
+        return (resize_antialiased(mask, side) >= 0.5).float()
 
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
         """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
