@@ -2,11 +2,13 @@
 
     python tests/parity.py tests/golden/vit/*.npz tests/golden/tokenizers/*.json
     python tests/parity.py FILE.npz --device cuda --dtype bfloat16      # what a GPU or bf16 costs in accuracy
+    python tests/parity.py FILE.npz --forms plain                       # the papers' formulas alone
 
 Each golden file holds a configuration, a formula for the weights and the official outputs. The model
 is built from the configuration inside the file, so files with other seeds and sizes need no change
-here. A tokenizer's file is JSON: strings and their ids. For every output the largest absolute and
-relative difference is printed; the exit status is 0 only when all are within the file's tolerance.
+here. A tokenizer's file is JSON: strings and their ids. A family whose models have a fast.py runs both
+ways, as the papers' formulas ("plain") and after accelerate(model) ("fast"). For every output the largest
+absolute and relative difference is printed; the exit status is 0 only when all are within the file's tolerance.
 """
 
 import argparse
@@ -163,16 +165,22 @@ def split_json(value) -> tuple[list, np.ndarray]:
     return words, np.array(numbers, dtype=np.float64)
 
 
-def run_file(path: Path, device: str = "cpu", dtype: str = "float32") -> tuple[list[str], bool]:
+def forms_of(family: str) -> tuple[str, ...]:
+    """The forms a family runs in: FORMS of its module, ("plain", "fast") where it has a fast.py, else only "plain"."""
+    return getattr(importlib.import_module(f"parity_{family}"), "FORMS", ("plain",))
+
+
+def run_file(path: Path, device: str = "cpu", dtype: str = "float32", form: str = "plain") -> tuple[list[str], bool]:
     """Run our model on one golden file. Returns the printed rows and whether all are within tolerance.
 
     The family named in the file has a module parity_<family>.py beside this one with
-    run(golden, device, dtype) -> {output name: tensor}.
+    run(golden, device, dtype) -> {output name: tensor}; where it has fast forms, run(..., fast=True) uses them.
     """
     golden = Golden.load(Path(path))
     torch_dtype, widen = DTYPES[dtype]
+    family = importlib.import_module(f"parity_{golden.meta['family']}")
     with torch.no_grad():
-        got = importlib.import_module(f"parity_{golden.meta['family']}").run(golden, device, torch_dtype)
+        got = family.run(golden, device, torch_dtype, **({"fast": True} if form == "fast" else {}))
     rows = [compare(golden, name, got.get(name), widen) for name in golden.outputs]
     return [row for row, _ in rows], all(ok for _, ok in rows)
 
@@ -182,12 +190,22 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
+    parser.add_argument(
+        "--forms",
+        default="both",
+        choices=("plain", "fast", "both"),
+        help="the papers' formulas, what accelerate(model) makes of them, or both (default; where a family has both)",
+    )
     args = parser.parse_args()
     bad = 0
     for path in args.files:
-        rows, ok = run_file(path, args.device, args.dtype)
-        print(f"{path.parent.name}/{path.stem}: {'ok' if ok else 'OFF'}", *rows, sep="\n")
-        bad += not ok
+        forms = [form for form in forms_of(Golden.load(path).meta["family"]) if args.forms in (form, "both")]
+        results = {form: run_file(path, args.device, args.dtype, form) for form in forms}
+        for form, (rows, ok) in results.items():
+            print(f"{path.parent.name}/{path.stem} ({form}): {'ok' if ok else 'OFF'}", *rows, sep="\n")
+        if not forms:
+            print(f"{path.parent.name}/{path.stem}: has no {args.forms} form")
+        bad += not all(ok for _, ok in results.values())
     print(f"{len(args.files) - bad} of {len(args.files)} files within tolerance")
     return 1 if bad else 0
 

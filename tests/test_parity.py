@@ -10,14 +10,21 @@ import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted([*GOLDEN.glob("*/*.npz"), *GOLDEN.glob("tokenizers/*.json")])
-SLOW = [
-    pytest.param(f, marks=pytest.mark.slow) if "fullsize" in f.stem else f for f in FILES
-]  # models at their real size
+CASES = [
+    pytest.param(
+        path,
+        form,
+        id=f"{path.parent.name}-{path.stem}-{form}",
+        marks=[pytest.mark.slow] if "fullsize" in path.stem else [],  # models at their real size
+    )
+    for path in FILES
+    for form in parity.forms_of(path.parent.name)
+]
 
 
-@pytest.mark.parametrize("path", SLOW, ids=[f"{f.parent.name}-{f.stem}" for f in FILES])
-def test_our_model_reproduces_the_official_numbers(path):
-    rows, ok = parity.run_file(path)
+@pytest.mark.parametrize("path, form", CASES)
+def test_our_model_reproduces_the_official_numbers(path, form):
+    rows, ok = parity.run_file(path, form=form)
     assert ok, "\n".join(row for row in rows if not row.endswith("ok"))
 
 
