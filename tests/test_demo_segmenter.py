@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_demo_train import Oracle
+from helpers.demo_training import Oracle
 
 from minisam_glue.demo import evaluate, load_segmenter, train_segmenter
 from minisam_glue.demo.evaluate import boundary_f, innermost, judge_clips, judge_masks, mask_iou, match, seeded

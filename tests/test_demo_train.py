@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.demo_training import RECIPE, Oracle
 
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo import VOCABULARY, load_detector
@@ -35,23 +36,7 @@ from minisam_glue.grounding_dino.losses import Target
 from minisam_glue.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
-RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2, figure_steps=1, mosaic_steps=1)
 TASK = DetectorTask(RECIPE)
-
-
-class Oracle:
-    """Answers with the truth, or with what `spoil` makes of the labels."""
-
-    def __init__(self, scenes, spoil=lambda labels: labels):
-        self.by_image, self.spoil = {s.image.tobytes(): s for s in scenes}, spoil
-
-    def detect(self, images, prompts, **_):
-        return [self.answer(self.by_image[image.tobytes()]) for image in images]
-
-    def answer(self, s):
-        named = [i for i, label in enumerate(s.labels) if label >= 0]
-        labels = torch.tensor(self.spoil([s.labels[i] for i in named]), dtype=torch.long)
-        return Detections(torch.from_numpy(s.boxes[named]), torch.full((len(named),), 0.9), labels, [], [], ("", 0.0))
 
 
 @pytest.mark.slow  # 45 s
@@ -206,7 +191,7 @@ import pathlib, sys
 from dataclasses import replace
 import torch
 import torch.distributed as dist
-from test_demo_train import RECIPE
+from helpers.demo_training import RECIPE
 from minisam_glue.demo.train_detector import DetectorTask
 from minisam_glue.demo.training import Trainer, average_gradients
 dist.init_process_group("gloo")

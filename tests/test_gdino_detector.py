@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from gdino_tiny import TOKENIZER, tiny_model
+from helpers.gdino_tiny import TOKENIZER, tiny_model
 from parity_groundingdino import VOCABULARY
 from PIL import Image
 

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from gdino_tiny import CONFIG, TOKENIZER, tiny_model
+from helpers.gdino_tiny import CONFIG, TOKENIZER, tiny_model
 from torchvision.ops import box_iou
 
 from minisam_glue.assignment import hungarian

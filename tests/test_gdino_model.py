@@ -3,7 +3,7 @@
 import parity
 import pytest
 import torch
-from gdino_tiny import CONFIG, TOKENIZER, tiny_model
+from helpers.gdino_tiny import CONFIG, TOKENIZER, tiny_model
 
 from minisam_glue.grounding_dino import chunks
 from minisam_glue.grounding_dino import model as model_module

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
-import damage
 import numpy as np
 import pytest
+from helpers import damage
 from PIL import Image
 
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, sources

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny_segment import tiny_models
+from helpers.squares import H, W, film, picture
+from helpers.tiny_segment import tiny_models
 
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import (
@@ -16,21 +17,6 @@ from minisam_glue.pipeline import (
     segment_images,
     segment_video,
 )
-
-H, W = 40, 56
-
-
-def picture(*lefts: int, seed: int = 0, height: int = H, width: int = W) -> np.ndarray:
-    """Noise with a bright square at each of `lefts`."""
-    image = np.random.default_rng(seed).integers(0, 90, (height, width, 3), dtype=np.uint8)
-    for left in lefts:
-        image[10:22, left : left + 10] += 140
-    return image
-
-
-def film(count: int, empty: int = 0) -> list[np.ndarray]:
-    """A square that moves to the right; on the first `empty` frames there is none."""
-    return [picture(*[4 + 2 * t] if t >= empty else [], seed=t) for t in range(count)]
 
 
 def same(one, other) -> bool:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_segment import tiny_models
+from helpers.tiny_segment import tiny_models
 
 from minisam_glue.grounding_dino import Detections
 from minisam_glue.pipeline import Tracking

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import damage
 import pytest
 import torch
-from tiny_segment import tiny_models
+from helpers import damage
+from helpers.tiny_segment import tiny_models
 
 import segment
 from minisam_glue import demo

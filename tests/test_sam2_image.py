@@ -3,8 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.sam2_tiny import frames, tiny_model
 from PIL import Image
-from sam2_tiny import frames, tiny_model
 
 from minisam_glue.sam2 import ImagePredictor
 from minisam_glue.sam2.mask_decoder import STABILITY, stability

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sam2_tiny import tiny_model
+from helpers.sam2_tiny import tiny_model
 
 from minisam_glue.sam2.hiera import from_windows, to_windows
 from minisam_glue.sam2.layers import FEW, Attention, ParameterCache, sine_position_2d

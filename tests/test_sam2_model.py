@@ -5,7 +5,7 @@ from pathlib import Path
 import parity
 import pytest
 import torch
-from sam2_tiny import CONFIG, frames, tiny_model
+from helpers.sam2_tiny import CONFIG, frames, tiny_model
 
 from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, build, load, mask_decoder
 from minisam_glue.sam2.model import preset_of

@@ -4,7 +4,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from sam2_tiny import frames, tiny_model
+from helpers.sam2_tiny import frames, tiny_model
 
 from minisam_glue.sam2 import VideoTracker, compile_model
 

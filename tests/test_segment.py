@@ -3,44 +3,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.commands import command, lines, run_tiny, wait_for_frames
+from helpers.squares import film, picture, save, save_film
+from helpers.tiny_segment import BrightDetector, tiny_models
 from PIL import Image
-from test_pipeline import film, picture
-from tiny_segment import BrightDetector, tiny_models
 
-import segment
 from minisam_glue import media
 from minisam_glue.cli import run
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.masks import decode_rle
 from minisam_glue.pipeline import segment_image
-
-TINY = [sys.executable, str(Path(__file__).with_name("tiny_segment.py"))]
-
-
-def save(image: np.ndarray, path: Path) -> str:
-    Image.fromarray(image).save(path)
-    return str(path)
-
-
-def save_film(folder: Path, count: int, empty: int = 0) -> str:
-    folder.mkdir()
-    for t, image in enumerate(film(count, empty)):
-        save(image, folder / f"{t}.png")
-    return str(folder)
-
-
-def command(*words: object, models=None) -> int:
-    return segment.main([str(word) for word in words], models or tiny_models())
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_picture_gets_masks_records_cut_outs_and_a_page_that_agree(tmp_path):
@@ -232,20 +209,6 @@ def test_a_seed_frame_beyond_the_end_is_said(tmp_path, capsys):
     assert "seed frame 7" in capsys.readouterr().err
 
 
-def run_tiny(*words: object, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*TINY, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
-    )
-
-
-def wait_for_frames(journal: Path, count: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= count and journal.with_name("state.pt").exists():
-            return
-        time.sleep(0.002)
-
-
 @pytest.mark.parametrize("how, direction", [(signal.SIGKILL, "forward"), (signal.SIGINT, "both")])
 def test_a_run_that_was_stopped_goes_on_to_the_same_masks(how, direction, tmp_path):
     source = save_film(tmp_path / "film", 40)
@@ -339,7 +302,7 @@ def test_a_thousand_frames_take_no_more_memory_than_a_hundred(tmp_path):
             os.link(f"{source}/{t % 20}.png", f"{source}/{t}.png")
         measured = (
             "import sys, resource; sys.path.insert(0, {!r}); "
-            "import tiny_segment; from minisam_glue.cli import run; "
+            "from helpers import tiny_segment; from minisam_glue.cli import run; "
             "run.SAVE_EVERY = 1.0; code = tiny_segment.segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
         )

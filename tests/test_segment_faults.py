@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_pipeline import picture
-from test_segment import TINY, command, lines, save, save_film
-from tiny_segment import tiny_models
+from helpers.commands import TINY, command, lines
+from helpers.squares import picture, save, save_film
+from helpers.tiny_segment import tiny_models
 
 import segment
 from minisam_glue.cli import outputs, run

@@ -8,11 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers.commands import command, lines, run_tiny
+from helpers.squares import film, picture, save, save_film
+from helpers.tiny_segment import tiny_models
 from PIL import Image
-from test_pipeline import film, picture
-from test_segment import command, lines, run_tiny, save, save_film
-from test_weights import publish, server  # noqa: F401, fixtures
-from tiny_segment import tiny_models
 
 import segment
 from minisam_glue import media

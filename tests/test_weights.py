@@ -6,65 +6,13 @@ import os
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers.checkpoint_server import CONTENT, SHA256, Handler
 
 from minisam_glue import weights
-from minisam_glue.weights import CHECKPOINTS, Checkpoint, WeightsError
-
-CONTENT = bytes(range(256)) * 40
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """/whole knows no ranges; /drop hangs up after 3,000 bytes; /other is as long but different; /short is shorter."""
-
-    def do_GET(self):
-        self.server.asked.append((self.path, self.headers.get("Range")))
-        content = {"/other": CONTENT[::-1], "/short": CONTENT[:100]}.get(self.path, CONTENT)
-        if self.path == "/missing":
-            return self.send_error(404)
-        start = 0
-        if self.headers.get("Range") and self.path != "/whole":
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
-                return self.end_headers()
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start : start + 3000] if self.path == "/drop" else content[start:])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def publish(server, monkeypatch):
-    """publish("/whole", "/drop", size=..., sha256=...) puts a checkpoint called "tiny" into the table."""
-
-    def publish(*paths, size=len(CONTENT), sha256=SHA256):
-        urls = tuple(f"http://127.0.0.1:{server.server_port}{path}" for path in paths)
-        monkeypatch.setitem(CHECKPOINTS, "tiny", Checkpoint("sam 2", "tiny.pt", urls, size, sha256, "MIT"))
-        return urls
-
-    return publish
+from minisam_glue.weights import CHECKPOINTS, WeightsError
 
 
 def assert_whole(path: Path):

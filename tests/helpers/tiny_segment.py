@@ -1,6 +1,6 @@
 """segment.py with models small enough for tests and no detector that was trained: it finds bright things.
 
-python tests/tiny_segment.py INPUT "bright." --out DIR      # every other option is segment.py's
+python tests/helpers/tiny_segment.py INPUT "bright." --out DIR      # every other option is segment.py's
 """
 
 import sys
@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from sam2_tiny import tiny_model
-
 import segment
+from helpers.sam2_tiny import tiny_model
 from minisam_glue.cli import run
 from minisam_glue.grounding_dino import Detections
 from minisam_glue.grounding_dino.detector import split_prompt

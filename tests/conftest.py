@@ -1,0 +1,31 @@
+"""Fixtures that more than one test file uses."""
+
+import threading
+from http.server import ThreadingHTTPServer
+
+import pytest
+from helpers.checkpoint_server import CONTENT, SHA256, Handler
+
+from minisam_glue.weights import CHECKPOINTS, Checkpoint
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def publish(server, monkeypatch):
+    """publish("/whole", "/drop", size=..., sha256=...) puts a checkpoint called "tiny" into the table."""
+
+    def publish(*paths, size=len(CONTENT), sha256=SHA256):
+        urls = tuple(f"http://127.0.0.1:{server.server_port}{path}" for path in paths)
+        monkeypatch.setitem(CHECKPOINTS, "tiny", Checkpoint("sam 2", "tiny.pt", urls, size, sha256, "MIT"))
+        return urls
+
+    return publish
