@@ -24,7 +24,8 @@ import torch
 from minisam_glue import media, weights
 from minisam_glue.cli.run import Run, download, failed
 from minisam_glue.models import DETECTORS, DTYPES, SAMS, Models
-from minisam_glue.pipeline import DIRECTIONS, Thresholds
+from minisam_glue.prompts import Thresholds
+from minisam_glue.propagation import DIRECTIONS
 
 FORMATS = ("mp4", "gif", "webp", "png")
 

@@ -8,7 +8,8 @@ found = segment_image(models, read_image("street.jpg"), "car. person.")
 
 from .media import Frames, MediaError, frames, read_image
 from .models import Models, load_models
-from .pipeline import Clicks, Thresholds, segment_image, segment_images, segment_video
+from .pipeline import segment_image, segment_images, segment_video
+from .prompts import Clicks, Thresholds
 from .records import Segment, Segmented
 from .weights import WeightsError
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino import official
-from minisam_glue.grounding_dino.detector import Detector, Found, fit, merge, pack_captions, preprocess, split_prompt
+from minisam_glue.grounding_dino.detector import Detector, Found, fit, merge, pack_captions, preprocess
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 from minisam_glue.pixels import to_rgb
+from minisam_glue.prompts import split_phrases
 
 EVERYTHING = {"box_threshold": 0.0, "text_threshold": 0.0}
 
@@ -52,13 +53,13 @@ def test_labels_are_the_phrases_verbatim_with_their_index(detector):
     phrases = ["the RED car!", "Traffic Light", "dog"]
     found = detector.detect(picture(1), phrases, **EVERYTHING)
     assert len(found) and found.labels == [phrases[i] for i in found.indices]
-    assert split_prompt("Car,  a Dog on grass ;cat.") == ["Car", "a Dog on grass", "cat"]
+    assert split_phrases("Car,  a Dog on grass ;cat.") == ["Car", "a Dog on grass", "cat"]
 
 
 @pytest.mark.parametrize("prompt", ["", " . ; ", [], ["car", ""]])
 def test_an_empty_prompt_is_a_clear_error(prompt):
     with pytest.raises(ValueError, match="phrase: write it as"):
-        split_prompt(prompt)
+        split_phrases(prompt)
 
 
 @pytest.mark.parametrize("number", [1, 20, 300])

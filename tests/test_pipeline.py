@@ -4,19 +4,11 @@ import torch
 from helpers.squares import H, W, film, picture
 from helpers.tiny_segment import tiny_models
 
+from minisam_glue.identity import assign
 from minisam_glue.masks import mask_iou
-from minisam_glue.pipeline import (
-    BOTH,
-    MOST_PROMPTED,
-    REVERSE,
-    Clicks,
-    Thresholds,
-    Tracking,
-    assign,
-    segment_image,
-    segment_images,
-    segment_video,
-)
+from minisam_glue.pipeline import segment_image, segment_images, segment_video
+from minisam_glue.prompts import Clicks, Thresholds
+from minisam_glue.propagation import BOTH, MOST_PROMPTED, REVERSE, Tracking
 
 
 def same(one, other) -> bool:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from helpers.tiny_segment import tiny_models
 
-from minisam_glue.grounding_dino import Detections
-from minisam_glue.pipeline import Tracking
+from minisam_glue.propagation import Tracking
 from minisam_glue.records import Segment
 from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
+from minisam_glue.seeding import Seed, Seeds
 
 SIDE = 12
 
@@ -76,11 +76,8 @@ def reconcile(tracks: dict, found: list, forgotten: int = 0) -> tuple[list, dict
     tracking.known = {number: Segment(number, label, 0.5, (), None) for number, (label, _, _) in tracks.items()}
     if forgotten:  # an object of the way ahead, of which the way back knows nothing
         tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
-    labels = [label for label, _, _ in found]
-    boxes = torch.arange(len(found)).float()[:, None].repeat(1, 4)
-    scores = torch.tensor([0.9 - n / 10 for n in range(len(found))])
-    detections = Detections(boxes, scores, torch.zeros(len(found), dtype=torch.long), labels, labels, ("car", 0.9))
-    tracking._reconcile(detections, tracking.tracker.result())
+    seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
+    tracking._reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result())
     return tracking.tracker.prompted, {number: round(o.score, 3) for number, o in tracking.known.items()}
 
 

@@ -8,8 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from .. import media
-from ..grounding_dino.detector import split_prompt
-from ..pipeline import Clicks, Prompt
+from ..prompts import Clicks, Prompt, split_phrases
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
 
@@ -27,7 +26,7 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
     else:
         sources, prompt = args.words[:-1], args.words[-1] if args.words else ""
         if sources:
-            split_prompt(prompt)  # an empty one is an error before models are loaded
+            split_phrases(prompt)  # an empty one is an error before models are loaded
     if args.words and not sources:
         raise ValueError(f'one argument, {args.words[0]!r}, is not enough: python segment.py INPUT "what to look for."')
     if not sources:

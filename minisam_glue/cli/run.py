@@ -14,8 +14,10 @@ import torch
 from .. import media, weights
 from ..media.images import is_picture
 from ..models import Models, load_models
-from ..pipeline import FORWARD, Clicks, Thresholds, Tracking, segment_images
+from ..pipeline import segment_images
 from ..processes import own_gpu, rank_and_number
+from ..prompts import Clicks, Thresholds
+from ..propagation import FORWARD, Tracking
 from .arguments import folders_of, prompt_of
 from .outputs import VideoOutput, finished, save_picture
 from .progress import Progress

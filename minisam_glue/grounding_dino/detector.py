@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..boxes import area, cxcywh_to_xyxy, suppress
 from ..pixels import Picture, normalise, to_rgb
+from ..prompts import split_phrases
 from .geometry import Shapes
 from .model import MAX_TEXT, GroundingDINO
 from .official import decode_words
@@ -83,18 +84,6 @@ def prompts_of(prompts: Prompt | list[Prompt], number: int) -> list[Prompt]:
             "(the phrases of one prompt go into a list of their own)"
         )
     return prompts
-
-
-def split_prompt(prompt: Prompt) -> list[str]:
-    """Phrases, verbatim: of a string the parts between commas, semicolons and full stops; of a list its items."""
-    parts = re.split(r"[.,;]", prompt) if isinstance(prompt, str) else prompt
-    phrases = [part.strip() for part in parts]
-    if isinstance(prompt, str):
-        phrases = [phrase for phrase in phrases if phrase]
-    if not phrases or not all(phrases):
-        kind = "an empty" if phrases else "no"
-        raise ValueError(f'the prompt {prompt!r} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
-    return phrases
 
 
 def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Caption]:
@@ -237,7 +226,7 @@ class Detector:
             return self.detect(
                 [images], [prompts], box_threshold, text_threshold, nms_iou, class_agnostic, max_area, batch_size
             )[0]
-        phrases = [split_prompt(prompt) for prompt in prompts_of(prompts, len(images))]
+        phrases = [split_phrases(prompt) for prompt in prompts_of(prompts, len(images))]
         if isinstance(box_threshold, dict):
             check_names(box_threshold, phrases)
         if batch_size < 1:

@@ -16,8 +16,8 @@ import segment
 from helpers.sam2_tiny import tiny_model
 from minisam_glue.cli import run
 from minisam_glue.grounding_dino import Detections
-from minisam_glue.grounding_dino.detector import split_prompt
 from minisam_glue.models import Models
+from minisam_glue.prompts import split_phrases
 
 
 class BrightDetector:
@@ -29,7 +29,7 @@ class BrightDetector:
     def detect(
         self, images, prompts, box_threshold=0.35, text_threshold=0.25, nms_iou=None, max_area=1.0, batch_size=4
     ):
-        return [self.one(image, split_prompt(prompt), max_area) for image, prompt in zip(images, prompts)]
+        return [self.one(image, split_phrases(prompt), max_area) for image, prompt in zip(images, prompts)]
 
     def one(self, image: np.ndarray, names: list[str], max_area: float) -> Detections:
         self.looked += 1

@@ -1,0 +1,224 @@
+"""Masks from frame to frame: objects are seeded on one frame, tracked from there, and detected again now and then.
+
+SAM 2's memory carries the masks (sam2/video_tracker.py); which detection is which object is decided in identity.py.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import identity
+from .masks import box_around
+from .models import Models
+from .pixels import Picture, to_rgb
+from .prompts import Clicks, Prompt, Thresholds
+from .records import Segment, Segmented
+from .sam2 import FrameResult, VideoTracker
+from .sam2.video_tracker import indexable
+from .seeding import Seed, Seeds, find_seeds, seeds_of
+
+FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
+HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
+MOST_PROMPTED = 4  # frames of an object on which detection confirmed it that SAM 2 goes on to look at
+
+
+class Tracking:
+    """Objects through one video.
+
+    prompt: a sentence, or Clicks for the seed frame.
+    seed_frame: frame on which objects are marked. Default: the first frame in the direction of time; for a sentence
+    the first on which anything is found.
+    redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
+    direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the seed frame
+    back to the first, so that the frames before it come twice, at first without objects.
+    Memory does not grow with the number of frames. state() and restore() let another process go on.
+    ValueError for arguments that make no sense together.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        prompt: Prompt,
+        thresholds: Thresholds = Thresholds(),
+        seed_frame: int | None = None,
+        redetect: int = 0,
+        direction: str = FORWARD,
+    ):
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction {direction!r}: choose one of {', '.join(DIRECTIONS)}")
+        if redetect and isinstance(prompt, Clicks):
+            raise ValueError("redetect looks for a text again: boxes, points and masks say where, not what")
+        if redetect < 0 or (seed_frame or 0) < 0:
+            raise ValueError(f"redetect {redetect} and seed_frame {seed_frame} must not be negative")
+        self.models, self.prompt, self.thresholds = models, prompt, thresholds
+        self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
+        holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256**2
+        self.tracker = VideoTracker(models.sam, max_hole=holes, max_prompted=MOST_PROMPTED)
+        self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
+        self.reverse = direction == REVERSE
+        self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
+        self.seeded: dict | None = None  # the tracker right after seeding, from where the way back begins
+        self.seeded_at: int | None = None
+
+    # --- Frames in order ---
+
+    def run(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
+        """Go on to the end. frames: media.frames(...), a list or array, or any iterator if time only runs forward.
+
+        ValueError if the frames can't be read backward where that is needed, or end before the seed frame.
+        """
+        if self.direction != FORWARD and not getattr(frames, "seekable", indexable(frames)):
+            raise ValueError(
+                f"direction {self.direction} needs frames that can be read backward: a list, an array or "
+                "a file, no camera or pipe"
+            )
+        yield from self._pass(frames)
+        if self.seed_frame is not None and self.seeded is None:
+            raise ValueError(f"seed frame {self.seed_frame}: the video has no such frame, it ends before")
+        if self.direction == BOTH and not self.reverse and self.seeded_at:
+            self.reverse, self.next = True, self.seeded_at - 1
+            self.tracker.restore(self.seeded)
+            yield from self._pass(frames)
+
+    def _pass(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
+        """All frames that are left in the present direction."""
+        with self.models.stage("read"):
+            pairs = iter(numbered(frames, self.next, self.reverse))
+        while True:
+            with self.models.stage("read"):
+                index, image = next(pairs, (None, None))
+            if index is None:
+                return
+            result = self._step(index, to_rgb(image))
+            self.next = index - 1 if self.reverse else index + 1
+            yield result
+            if self.next < 0:
+                return
+
+    def _step(self, index: int, image: np.ndarray) -> Segmented:
+        """One frame: seed, or track and now and then detect again."""
+        if self.seeded is None:
+            return self._seed(index, image)
+        with self.models.stage("encode"):
+            self.tracker.seek(index, image)
+        again = self.redetect and (index - self.seeded_at) % self.redetect == 0
+        found = find_seeds(self.models, [image], self.prompt, self.thresholds)[0] if again else None
+        with self.models.stage("track"):
+            result = self.tracker.track(self.reverse)
+            if found is not None:
+                result = self._reconcile(found, result)
+            return self._record(index, image, result, found)
+
+    def _seed(self, index: int, image: np.ndarray) -> Segmented:
+        """Mark the objects, if this is the frame to do so."""
+        if self.seed_frame not in (None, index):
+            return Segmented(image, frame=index)
+        found = seeds_of(self.models, image, self.prompt, self.thresholds)
+        if not len(found) and self.seed_frame is None:
+            return Segmented(image, frame=index, best=found.best)
+        with self.models.stage("encode"):
+            self.tracker.seek(index, image)
+        with self.models.stage("track"):
+            for seed in found.objects:
+                self._add(index, seed)
+            result = self.tracker.track(self.reverse)
+            self.seeded, self.seeded_at = self.tracker.state(), index
+            return self._record(index, image, result, found)
+
+    # --- Detections and tracks ---
+
+    def _reconcile(self, found: Seeds, result: FrameResult) -> FrameResult:
+        """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again."""
+        looked = self.tracker.look_at_boxes(found.boxes)
+        detected, tracked = looked.logits > 0, result.low_res > 0
+        same = self._same_label(found, result)
+        confirmed = identity.confirm(detected, tracked, same)
+        for row, column in confirmed.items():
+            self.known[result.ids[column]].score = found.objects[row].score
+        new = identity.unclaimed(detected, tracked, same, confirmed)
+        lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
+        revived = {}
+        if new and lost:
+            remembered = self._remembered([result.ids[column] for column in lost])
+            revived = identity.revive(looked.pointer[new], remembered, same[new][:, lost])
+        for i, row in enumerate(new):
+            if i in revived:
+                self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
+            else:
+                self._add(result.frame, found.objects[row])
+        return self.tracker.result()
+
+    def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
+        """Bool (detections, objects) on the tracker's device."""
+        table = [[seed.label == self.known[number].label for number in result.ids] for seed in found.objects]
+        return torch.tensor(table, dtype=torch.bool, device=self.tracker.model.device).view(len(found), len(result.ids))
+
+    def _remembered(self, ids: list[int]) -> Tensor:
+        """The object pointers (n, C) that objects had when they were last prompted."""
+        banks = [self.tracker.objects[number].bank.prompted for number in ids]
+        return torch.stack([bank[max(bank)].pointer for bank in banks])
+
+    def _revive(self, number: int, logits: Tensor, score: float) -> None:
+        """Give a lost object the mask, logits (s, s), of the detection that shows it."""
+        full = F.interpolate(logits[None, None].float(), self.tracker.size, mode="bilinear", align_corners=False)
+        self.tracker.prompt(number, mask=(full[0, 0] > 0).float())
+        self.known[number].score = score
+
+    def _add(self, index: int, seed: Seed) -> None:
+        """A new object; its number is the next one that was never used."""
+        number = 1 + max(self.known, default=0)
+        self.tracker.prompt(number, **seed.as_prompt())
+        score = 1.0 if seed.score is None else seed.score
+        self.known[number] = Segment(number, seed.label, score, seed.box or (), None, index, index)
+
+    # --- Records ---
+
+    def _record(self, index: int, image: np.ndarray, result: FrameResult, found: Seeds | None) -> Segmented:
+        """The frame with the objects on it; their first and last frames are brought up to date."""
+        objects = []
+        for number, mask in zip(result.ids, result.masks().cpu().numpy()):
+            known = self.known[number]
+            if mask.any():
+                known.first, known.last = min(known.first, index), max(known.last, index)
+            objects.append(Segment(number, known.label, known.score, box_around(mask), mask, known.first, known.last))
+        return Segmented(image, objects, index, None if found is None else found.best)
+
+    def state(self) -> dict:
+        """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""
+        known = [
+            {"id": o.id, "label": o.label, "score": o.score, "first": o.first, "last": o.last}
+            for o in self.known.values()
+        ]
+        return {
+            "tracker": self.tracker.state(),
+            "known": known,
+            "reverse": self.reverse,
+            "next": self.next,
+            "seeded": self.seeded,
+            "seeded_at": self.seeded_at,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a state: the masks are those that an uninterrupted run gives."""
+        self.tracker.restore(state["tracker"])
+        self.known = {
+            o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"]) for o in state["known"]
+        }
+        self.reverse, self.next = state["reverse"], state["next"]
+        self.seeded, self.seeded_at = state["seeded"], state["seeded_at"]
+
+
+def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Iterator[tuple[int, Picture]]:
+    """(index, frame) from `start` on, or in reverse from it (None: from the last) to frame 0."""
+    if reverse and hasattr(frames, "numbered_backward"):  # media.Frames
+        return frames.numbered_backward(start)
+    if reverse:
+        last = len(frames) - 1 if start is None else start
+        return ((index, frames[index]) for index in range(last, -1, -1))
+    if hasattr(frames, "forward"):
+        return enumerate(frames.forward(start), start)
+    return islice(enumerate(frames), start, None)
