@@ -89,6 +89,11 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+def make_layer_scale(dim: int, init: float | None) -> nn.Module:
+    """LayerScale with the gain `init`, or nothing if that is None."""
+    return nn.Identity() if init is None else LayerScale(dim, init)
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drop a residual branch for a whole sample with probability p, scale the rest by 1/(1-p)."""
 

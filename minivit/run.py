@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from minivit import data as datasets
+from minivit.fast import accelerate
 from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
 from minivit.resnet import resnet18, resnet50
@@ -214,7 +215,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
             f"{path} does not fit the model it describes ({about['preset']}): it comes from another "
             "architecture or another version of this program"
         ) from None
-    return model.to(device).eval(), state
+    return accelerate(model.to(device)).eval(), state
 
 
 # ---- what the command line does -------------------------------------------------------------------------

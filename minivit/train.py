@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minivit.augment import Augment, normalise
 from minivit.data import Dataset, Split
 from minivit.ema import EMA
+from minivit.fast import accelerate
 from minivit.files import write_atomically
 from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
@@ -114,7 +115,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device
         self.teacher, self.describe = teacher, describe or {}
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.dtype = choose_precision(config.amp, device)
+        self.model = accelerate(model.to(device, memory_format=torch.channels_last), self.dtype)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.data = data
         self.train_split, self.val_split = data.train.to(device), data.val.to(device) if data.val else None
@@ -123,7 +125,6 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = adamw(self.model, config.lr, config.weight_decay)
         self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
-        self.dtype = choose_precision(config.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.strong = Augment(
             data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter, config.erasing

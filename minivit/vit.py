@@ -12,15 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.attention import (
-    Attention,
-    ClassAttention,
-    DecomposedPositionBias,
-    RelativePositionBias,
-    TalkingHeadsAttention,
-    TokenBias,
-)
-from minivit.layers import MLP, ConvStem, DropPath, LayerScale, PatchEmbed, drop_path_rates, sincos_2d
+from minivit.attention import Attention, check_heads
+from minivit.cait import ClassBlock, TalkingHeadsAttention
+from minivit.layers import MLP, ConvStem, DropPath, PatchEmbed, drop_path_rates, make_layer_scale, sincos_2d
+from minivit.position_bias import DecomposedPositionBias, RelativePositionBias, TokenBias
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,7 @@ class ViTConfig:
         height, width = self.size
         if height % self.patch or width % self.patch:
             raise ValueError(f"patch {self.patch} does not divide a {height}x{width} image; " + self._mend())
-        if self.dim % self.heads:
-            raise ValueError(f"width {self.dim} does not divide into {self.heads} heads")
+        check_heads(self.dim, self.heads)
         if self.class_attention and not self.class_token:
             raise ValueError("class-attention blocks need the class token")
         if self.pool == "cls" and not self.class_token:
@@ -138,10 +132,10 @@ PRESETS: dict[str, ViTConfig] = {
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C).
+    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C). ViT, equations 2 and 3.
 
-    With `first`, only the first tokens are computed, (B, first, C): what is left of the last block when
-    nothing but the special tokens is read after it.
+    tokens: how many of the N are special tokens, which come first. forward takes the patch grid
+    (down, across) for the convolution inside the MLP.
     """
 
     def __init__(self, config: ViTConfig, drop_path: float, tokens: int):
@@ -150,42 +144,16 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.attn = attention(config.dim, config.heads, config.dropout, config.qk_norm)
         self.bias = make_position_bias(config, tokens)
-        self.ls1 = make_layer_scale(config)
+        self.ls1 = make_layer_scale(config.dim, config.layer_scale)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio), config.dropout, config.mlp_conv)
-        self.ls2 = make_layer_scale(config)
+        self.ls2 = make_layer_scale(config.dim, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], first: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         bias = self.bias() if self.bias is not None else None
-        x = x[:, :first] + self.drop_path(self.ls1(self.attn(self.norm1(x), bias, first)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), grid if first is None else None)))
-
-
-class ClassBlock(nn.Module):
-    """CaiT's class-attention block: the T tokens read the patches, which stay as they are.
-
-    tokens (B, T, C), patches (B, N, C) -> updated tokens (B, T, C). Nothing but the layer norm and the
-    attention touches the patches, so the block costs little more than its T tokens.
-    """
-
-    def __init__(self, config: ViTConfig, drop_path: float):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = ClassAttention(config.dim, config.heads, config.dropout)
-        patches = config.grid[0] * config.grid[1]
-        self.bias = TokenBias(patches, config.heads, config.tokens) if config.relative_bias != "none" else None
-        self.ls1 = make_layer_scale(config)
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = MLP(config.dim, int(config.dim * config.tail_mlp_ratio), config.dropout)
-        self.ls2 = make_layer_scale(config)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        both = self.norm1(torch.cat([tokens, patches], dim=1))
-        bias = self.bias() if self.bias is not None else None
-        tokens = tokens + self.drop_path(self.ls1(self.attn(both, tokens.shape[1], bias)))
-        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), grid)))
 
 
 class VisionTransformer(nn.Module):
@@ -214,7 +182,7 @@ class VisionTransformer(nn.Module):
         rates = drop_path_rates(config.drop_path, config.depth)
         full = config.depth - config.class_attention
         self.blocks = nn.ModuleList(Block(config, rate, tokens) for rate in rates[:full])
-        self.class_blocks = nn.ModuleList(ClassBlock(config, rate) for rate in rates[full:])
+        self.class_blocks = nn.ModuleList(make_class_block(config, rate) for rate in rates[full:])
         # timm's names: `norm` normalises all tokens, `fc_norm` the mean of the patches.
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pool == "cls" else nn.Identity()
         self.fc_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pool == "mean" else nn.Identity()
@@ -222,26 +190,18 @@ class VisionTransformer(nn.Module):
         self.head_dist = nn.Linear(dim, config.classes) if config.distillation else None
         init_weights(self)
 
-    def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        logits = self.heads(self.features(x, all_tokens=self.config.pool == "mean"))
-        if each_head:
-            return logits
-        return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
+    def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:
+        logits = self.heads(self.features(x))
+        return logits if each_head else sum(logits) / len(logits)
 
-    def features(self, x: Tensor, all_tokens: bool = True) -> Tensor:
-        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm.
-
-        Without `all_tokens` the T special tokens alone, (B, T, C): the last block is then spared the
-        outputs that nobody reads.
-        """
+    def features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm, special tokens first."""
         x = self.embed(x)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            alone = i == last and not all_tokens and not self.config.class_attention
-            x = block(x, self.config.grid, self.config.tokens if alone else None)
+        for block in self.blocks:
+            x = block(x, self.config.grid)
         if self.config.class_attention:
             x = self.class_attention_tail(x)
-        return self.norm(x if all_tokens else x[:, : self.config.tokens])
+        return self.norm(x)
 
     def embed(self, x: Tensor) -> Tensor:
         """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
@@ -288,9 +248,14 @@ def make_position_bias(config: ViTConfig, tokens: int) -> nn.Module | None:
     return kind and kind(config.grid, config.heads, tokens)
 
 
-def make_layer_scale(config: ViTConfig) -> nn.Module:
-    """LayerScale, or nothing if the configuration has none."""
-    return nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
+def make_class_block(config: ViTConfig, drop_path: float) -> ClassBlock:
+    """One block of the class-attention tail."""
+    patches = config.grid[0] * config.grid[1]
+    bias = None if config.relative_bias == "none" else TokenBias(patches, config.heads, config.tokens)
+    hidden = int(config.dim * config.tail_mlp_ratio)
+    return ClassBlock(
+        config.dim, config.heads, hidden, config.dropout, drop_path, config.layer_scale, config.norm_eps, bias
+    )
 
 
 def init_weights(model: VisionTransformer) -> None:

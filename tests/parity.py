@@ -73,10 +73,15 @@ class Golden:
         if name in self.stored:
             return torch.from_numpy(self.stored[name])
         spec = self.meta["inputs"][name]
+        seed = spec["seed"] + self.meta.get("seed_offset", 0)
         if spec.get("kind", "standard_normal") != "standard_normal":
             raise ValueError(f"input {name} is of kind {spec['kind']!r}: its family module has to draw it")
-        values = np.random.RandomState(spec["seed"]).standard_normal(tuple(spec["shape"]))
+        values = np.random.RandomState(seed).standard_normal(tuple(spec["shape"]))
         return torch.from_numpy(values.astype(np.float32))
+
+    def formula(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The weight of one official state-dict entry, with the file's salt."""
+        return formula(name, tuple(shape), self.meta.get("salt", ""))
 
     def tolerance(self, name: str) -> tuple[float, float, float]:
         """Absolute and relative tolerance, and the share of values that has to keep it.
@@ -165,9 +170,11 @@ def split_json(value) -> tuple[list, np.ndarray]:
     return words, np.array(numbers, dtype=np.float64)
 
 
-def forms_of(family: str) -> tuple[str, ...]:
-    """The forms a family runs in: FORMS of its module, ("plain", "fast") where it has a fast.py, else only "plain"."""
-    return getattr(importlib.import_module(f"parity_{family}"), "FORMS", ("plain",))
+def forms_of(family: str, case: str) -> tuple[str, ...]:
+    """The forms a case runs in: FORMS of its family's module, ("plain", "fast") where it has a fast.py, else only
+    "plain". ONE_FORM of the module names cases that no fast form takes part in."""
+    module = importlib.import_module(f"parity_{family}")
+    return ("plain",) if case in getattr(module, "ONE_FORM", ()) else getattr(module, "FORMS", ("plain",))
 
 
 def run_file(path: Path, device: str = "cpu", dtype: str = "float32", form: str = "plain") -> tuple[list[str], bool]:
@@ -199,7 +206,8 @@ def main() -> int:
     args = parser.parse_args()
     bad = 0
     for path in args.files:
-        forms = [form for form in forms_of(Golden.load(path).meta["family"]) if args.forms in (form, "both")]
+        meta = Golden.load(path).meta
+        forms = [form for form in forms_of(meta["family"], meta["case"]) if args.forms in (form, "both")]
         results = {form: run_file(path, args.device, args.dtype, form) for form in forms}
         for form, (rows, ok) in results.items():
             print(f"{path.parent.name}/{path.stem} ({form}): {'ok' if ok else 'OFF'}", *rows, sep="\n")

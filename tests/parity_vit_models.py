@@ -1,23 +1,48 @@
 """Golden cases of the ViT models and their parts: our modules with the official formula weights."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from parity import Golden, formula, formula_state
+from parity import Golden
 from torch import Tensor, nn
 
-from minivit.attention import Attention, ClassAttention, RelativePositionBias, TalkingHeadsAttention
+from minivit.attention import Attention
+from minivit.cait import ClassAttention, ClassBlock, TalkingHeadsAttention
+from minivit.fast import accelerate
 from minivit.layers import DropPath, LayerScale, drop_path_rates
+from minivit.position_bias import RelativePositionBias
 from minivit.pretrained import infer_config, load_state, resize_position_embedding, to_our_names
-from minivit.vit import Block, ClassBlock, VisionTransformer, ViTConfig
+from minivit.vit import Block, VisionTransformer, ViTConfig
 
 
-def special_rule(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The formula, with LayerScale's gains at 0.3 + 0.1 noise as the files' notes ask."""
-    value = formula(name, shape)
-    is_gain = name.rpartition(".")[2] in ("gamma_1", "gamma_2", "gamma")
-    return value + 0.3 if is_gain else value
+@dataclass
+class Case:
+    """One golden file, and how our modules are run on it: device, precision, plain or fast form."""
+
+    golden: Golden
+    device: str
+    dtype: torch.dtype
+    fast: bool = False
+
+    @property
+    def config(self) -> dict:
+        return self.golden.config
+
+    def input(self, name: str) -> Tensor:
+        return self.golden.input(name).to(self.device, self.dtype)
+
+    def weights(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """The formula, with LayerScale's gains at 0.3 + 0.1 noise as the files' notes ask."""
+        gains = ("gamma_1", "gamma_2", "gamma")
+        state = {name: self.golden.formula(name, shape) for name, shape in shapes.items()}
+        return {name: value + 0.3 * (name.rpartition(".")[2] in gains) for name, value in state.items()}
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module on the device, in the precision and form of this run."""
+        module = module.to(self.device, self.dtype).eval()
+        return accelerate(module, self.dtype) if self.fast else module
 
 
 def official_names(c: dict, prefix_tokens: int, late: bool = False) -> dict[str, tuple[int, ...]]:
@@ -79,51 +104,46 @@ def class_block_names(prefix: str, dim: int, hidden: int) -> dict:
 
 
 def timm_model(
-    golden: Golden,
-    prefix_tokens: int,
-    device: str,
-    dtype: torch.dtype,
-    late: bool = False,
-    rename: dict[str, str] | None = None,
+    case: Case, prefix_tokens: int, late: bool = False, rename: dict[str, str] | None = None
 ) -> VisionTransformer:
     """Our model with formula weights under timm's names; `rename` replaces official name beginnings."""
-    names = official_names(golden.config, prefix_tokens, late)
+    names = official_names(case.config, prefix_tokens, late)
     for old, new in (rename or {}).items():
         names = {name.replace(old, new, 1) if name.startswith(old) else name: shape for name, shape in names.items()}
-    return model_of(
-        {name: special_rule(name, shape) for name, shape in names.items()}, golden.config["num_heads"], device, dtype
-    )
+    return model_of(case, case.weights(names))
 
 
-def model_of(official: dict[str, Tensor], heads: int, device: str, dtype: torch.dtype) -> VisionTransformer:
+def model_of(case: Case, official: dict[str, Tensor]) -> VisionTransformer:
+    """Our model with the weights of an official state dict."""
     state = to_our_names(official)
-    model = VisionTransformer(infer_config(state, heads))
+    model = VisionTransformer(infer_config(state, case.config["num_heads"]))
     assert load_state(model, state) == []
-    return model.to(device, dtype).eval()
+    return case.place(model)
 
 
-def vit(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    x = golden.input("x").to(device, dtype)
-    model = timm_model(golden, 1, device, dtype)
+def vit(case: Case) -> dict:
+    x = case.input("x")
+    model = timm_model(case, 1)
     out = {"tokens": model.features(x), "logits": model(x)}
-    if "logits_avgpool" in golden.outputs:
-        out["logits_avgpool"] = timm_model(golden, 1, device, dtype, rename={"norm.": "fc_norm."})(x)
+    if "logits_avgpool" in case.golden.outputs:
+        out["logits_avgpool"] = timm_model(case, 1, rename={"norm.": "fc_norm."})(x)
     return out
 
 
-def deit(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    x, model = golden.input("x").to(device, dtype), timm_model(golden, 2, device, dtype)
+def deit(case: Case) -> dict:
+    x, model = case.input("x"), timm_model(case, 2)
     heads = model(x, each_head=True)
     return {"tokens": model.features(x), "logits_eval": model(x), "head_cls": heads[0], "head_dist": heads[1]}
 
 
-def cait(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    x, model = golden.input("x").to(device, dtype), timm_model(golden, 1, device, dtype, late=True)
+def cait(case: Case) -> dict:
+    x, model = case.input("x"), timm_model(case, 1, late=True)
     return {"tokens": model.features(x), "logits": model(x)}
 
 
-def torchvision_state(c: dict) -> dict[str, Tensor]:
+def torchvision_state(case: Case) -> dict[str, Tensor]:
     """Formula weights under torchvision's names, for a configuration in torchvision's or timm's words."""
+    c = case.config
     dim, patch = c.get("hidden_dim", c.get("embed_dim")), c["patch_size"]
     hidden = c.get("mlp_dim") or int(dim * c["mlp_ratio"])
     depth, patches = c.get("num_layers", c.get("depth")), (c.get("image_size", c.get("img_size")) // patch) ** 2
@@ -142,12 +162,12 @@ def torchvision_state(c: dict) -> dict[str, Tensor]:
         names |= linear(f"{p}self_attention.out_proj", dim, dim) | norm(f"{p}ln_2", dim)
         names |= linear(f"{p}mlp.0", hidden, dim) | linear(f"{p}mlp.3", dim, hidden)
     names |= norm("encoder.ln", dim) | linear("heads.head", c["num_classes"], dim)
-    return formula_state(names)
+    return case.weights(names)
 
 
-def torchvision_vit(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    x = golden.input("x").to(device, dtype)
-    model = model_of(torchvision_state(golden.config), golden.config["num_heads"], device, dtype)
+def torchvision_vit(case: Case) -> dict:
+    x = case.input("x")
+    model = model_of(case, torchvision_state(case))
     out = {
         "tokens_in": model.embed(x),
         "tokens_out": model.features(x),
@@ -164,14 +184,13 @@ def torchvision_vit(golden: Golden, device: str, dtype: torch.dtype) -> dict:
 
 
 def with_formula(
+    case: Case,
     module: nn.Module,
     official: dict[str, tuple[int, ...]],
-    device: str,
-    dtype: torch.dtype,
     name_of: Callable[[dict], dict] = lambda state: state,
 ) -> nn.Module:
-    module.load_state_dict(name_of({name: special_rule(name, shape) for name, shape in official.items()}))
-    return module.to(device, dtype).eval()
+    module.load_state_dict(name_of(case.weights(official)))
+    return case.place(module)
 
 
 def under(prefix: str) -> Callable[[dict], dict]:
@@ -184,24 +203,22 @@ def under(prefix: str) -> Callable[[dict], dict]:
     return name_of
 
 
-def class_attention(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    dim = golden.config["dim"]
+def class_attention(case: Case) -> dict:
+    dim = case.config["dim"]
     names = {k: v for projection in ("q", "k", "v", "proj") for k, v in linear(projection, dim, dim).items()}
 
     def name_of(state: dict) -> dict:
         keys, values = ({p: state.pop(f"{n}.{p}") for p in ("weight", "bias")} for n in "kv")
         return state | {f"kv.{p}": torch.cat([keys[p], values[p]]) for p in ("weight", "bias")}
 
-    module = with_formula(ClassAttention(dim, golden.config["num_heads"]), names, device, dtype, name_of)
-    return {"y": module(golden.input("x").to(device, dtype), 1)}
+    module = with_formula(case, ClassAttention(dim, case.config["num_heads"]), names, name_of)
+    return {"y": module(case.input("x"), 1)}
 
 
-def talking_heads(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    dim, heads = golden.config["dim"], golden.config["num_heads"]
+def talking_heads(case: Case) -> dict:
+    dim, heads = case.config["dim"], case.config["num_heads"]
     names = linear("qkv", 3 * dim, dim) | linear("proj", dim, dim) | talking_names("", heads)
-    return {
-        "y": with_formula(TalkingHeadsAttention(dim, heads), names, device, dtype)(golden.input("x").to(device, dtype))
-    }
+    return {"y": with_formula(case, TalkingHeadsAttention(dim, heads), names)(case.input("x"))}
 
 
 def cait_config(c: dict) -> ViTConfig:
@@ -220,89 +237,82 @@ def cait_config(c: dict) -> ViTConfig:
     )
 
 
-def cait_block(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    dim, hidden = golden.config["dim"], int(golden.config["dim"] * golden.config["mlp_ratio"])
-    names = block_names("", dim, hidden) | gains("", dim) | talking_names("attn.", golden.config["num_heads"])
+def cait_block(case: Case) -> dict:
+    dim, hidden = case.config["dim"], int(case.config["dim"] * case.config["mlp_ratio"])
+    names = block_names("", dim, hidden) | gains("", dim) | talking_names("attn.", case.config["num_heads"])
     cait = {"blocks_token_only.": torch.empty(0)}  # what tells the layout apart
 
     def name_of(state: dict) -> dict:
         ours = to_our_names({f"blocks.0.{name}": tensor for name, tensor in state.items()} | cait)
         return {name.split(".", 2)[2]: tensor for name, tensor in ours.items() if name.startswith("blocks.0.")}
 
-    block = with_formula(Block(cait_config(golden.config), 0.0, 0), names, device, dtype, name_of)
-    return {"y": block(golden.input("x").to(device, dtype), (4, 4))}
+    block = with_formula(case, Block(cait_config(case.config), 0.0, 0), names, name_of)
+    return {"y": block(case.input("x"), (4, 4))}
 
 
-def cait_class_block(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    dim, hidden = golden.config["dim"], int(golden.config["dim"] * golden.config["mlp_ratio"])
+def cait_class_block(case: Case) -> dict:
+    dim, hidden = case.config["dim"], int(case.config["dim"] * case.config["mlp_ratio"])
     block = with_formula(
-        ClassBlock(cait_config(golden.config), 0.0),
+        case,
+        ClassBlock(dim, case.config["num_heads"], hidden, layer_scale=0.1, norm_eps=1e-5),
         class_block_names("", dim, hidden),
-        device,
-        dtype,
         under("blocks_token_only.0."),
     )
-    return {"y": block(golden.input("x_cls").to(device, dtype), golden.input("x").to(device, dtype))}
+    return {"y": block(case.input("x_cls"), case.input("x"))}
 
 
-def layer_scale(golden: Golden, device: str, dtype: torch.dtype) -> dict:
-    dim = golden.config["dim"]
-    module = with_formula(LayerScale(dim, 0.1), {"gamma": (dim,)}, device, dtype)
-    return {"y": module(golden.input("x").to(device, dtype)), "init_gamma": LayerScale(4, 1e-5).gamma}
+def layer_scale(case: Case) -> dict:
+    dim = case.config["dim"]
+    module = with_formula(case, LayerScale(dim, 0.1), {"gamma": (dim,)})
+    return {"y": module(case.input("x")), "init_gamma": LayerScale(4, 1e-5).gamma}
 
 
-def relative_position_bias(golden: Golden, device: str, dtype: torch.dtype) -> dict:
+def relative_position_bias(case: Case) -> dict:
     out = {}
-    for name, c in golden.config.items():
+    for name, c in case.config.items():
         bias = with_formula(
-            RelativePositionBias(tuple(c["window_size"]), c["num_heads"], c["prefix_tokens"]), c["keys"], device, dtype
+            case, RelativePositionBias(tuple(c["window_size"]), c["num_heads"], c["prefix_tokens"]), c["keys"]
         )
         out |= {
             f"{name}_index": bias.index.flatten(),
             f"{name}_table": bias.relative_position_bias_table,
             f"{name}_bias": bias(),
         }
-    return out | {"w4_added": golden.input("attn").to(device, dtype) + out["w4_bias"]}
+    return out | {"w4_added": case.input("attn") + out["w4_bias"]}
 
 
-def window_attention(golden: Golden, device: str, dtype: torch.dtype) -> dict:
+def window_attention(case: Case) -> dict:
     """Swin's windows are a batch of small images; its shift mask joins the bias."""
-    c, x = golden.config, golden.input("x").to(device, dtype)
+    c, x = case.config, case.input("x")
     dim, heads, grid = c["dim"], c["num_heads"], tuple(c["window_size"])
-    attention = with_formula(
-        Attention(dim, heads), linear("qkv", 3 * dim, dim) | linear("proj", dim, dim), device, dtype
-    )
+    attention = with_formula(case, Attention(dim, heads), linear("qkv", 3 * dim, dim) | linear("proj", dim, dim))
     table = {"relative_position_bias_table": ((2 * grid[0] - 1) * (2 * grid[1] - 1), heads)}
-    bias = with_formula(RelativePositionBias(grid, heads), table, device, dtype)()
-    mask = golden.input("mask").to(device, dtype)
+    bias = with_formula(case, RelativePositionBias(grid, heads), table)()
+    mask = case.input("mask")
     masks = mask.repeat(len(x) // len(mask), 1, 1).unsqueeze(1)  # window b takes mask b % windows: (B, 1, N, N)
     return {"y_nomask": attention(x, bias), "y_mask": attention(x, bias + masks)}
 
 
-def position_embeddings(golden: Golden, device: str, dtype: torch.dtype) -> dict:
+def position_embeddings(case: Case) -> dict:
     out = {}
-    for name in golden.outputs:
+    for name in case.golden.outputs:
         kind, *rest = name.split("_")
         tokens = int(rest[0][3:]) if kind == "timm" else 1
         grid = tuple(int(n) for n in rest[1 if kind == "timm" else 0].split("x"))
-        out[name] = resize_position_embedding(
-            golden.input(f"pre{tokens}").to(device),
-            tokens,
-            grid,
-            antialias=name.endswith("_aa"),
-            align_corners=kind == "tv",
-        )
+        embedding = case.golden.input(f"pre{tokens}").to(case.device)
+        antialias, align_corners = name.endswith("_aa"), kind == "tv"
+        out[name] = resize_position_embedding(embedding, tokens, grid, antialias, align_corners)
     return out
 
 
-def drop_path(golden: Golden, device: str, dtype: torch.dtype) -> dict:
+def drop_path(case: Case) -> dict:
     """Random: the share kept, what a kept sample is multiplied by, and the mean; and the rates over depth.
 
     The file's own 20,000 draws stray by up to 0.013; with many more of ours, only that remains.
     """
     torch.manual_seed(0)
-    n, out = 100 * golden.config["n"], {"rates_depth6_0.2": np.array(drop_path_rates(0.2, 6))}
-    for name in golden.outputs:
+    n, out = 100 * case.config["n"], {"rates_depth6_0.2": np.array(drop_path_rates(0.2, 6))}
+    for name in case.golden.outputs:
         if not name.startswith(("p0", "tv_row")):
             continue
         p = float(name.removeprefix("tv_row").removeprefix("p").removesuffix("_noscale"))
@@ -310,7 +320,7 @@ def drop_path(golden: Golden, device: str, dtype: torch.dtype) -> dict:
         assert torch.equal(y[:, 0], y[:, 1])  # a sample shares its fate
         kept = y[y > 0].mean() if "noscale" not in name else torch.tensor(1.0)
         stats = torch.stack([(y[:, 0] > 0).double().mean(), kept.double(), y.double().mean()])
-        out[name] = kept if "noscale" in name else stats[: golden.outputs[name].size]
+        out[name] = kept if "noscale" in name else stats[: case.golden.outputs[name].size]
     return out
 
 

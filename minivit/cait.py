@@ -1,0 +1,105 @@
+"""CaiT's parts: talking heads for the blocks over all tokens, class-attention for the last blocks.
+
+CaiT: Touvron et al., "Going deeper with Image Transformers", arXiv 2103.17239, section 3 and figure 2.
+Talking heads: Shazeer et al., arXiv 2003.02436. CaiT trains in two stages. In the first, patches attend
+to patches. In the second, the class-attention tail, only the special tokens (class, distillation)
+change, and the patches stay as the first stage left them.
+
+What class-attention leaves out of self-attention over T special tokens and N patches:
+
+- queries of the patches: the T special tokens alone ask, so the scores are T x (T + N), not
+  (T + N) x (T + N), and the cost grows linearly with N;
+- every update of the patches: no attention output, no residual and no MLP for them. The MLP of the
+  block sees T tokens.
+
+Nothing is left out of what the special tokens read: keys and values come from all T + N tokens, and the
+layer norm of each block, with weights of its own, is still applied to the patches before that.
+B is batch, C channels, h heads, d channels per head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.attention import Attention, check_heads, merge_heads, scaled_dot_product_attention, split_heads
+from minivit.layers import MLP, DropPath, make_layer_scale
+
+
+class TalkingHeadsAttention(Attention):
+    """Self-attention whose heads are mixed linearly before and after the softmax: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-6):
+        super().__init__(dim, heads, dropout, qk_norm, norm_eps)
+        self.proj_l = nn.Linear(heads, heads)  # CaiT's names: mixes the logits
+        self.proj_w = nn.Linear(heads, heads)  # mixes the weights
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, Q, N)
+        scores = mix_heads(scores, self.proj_l)
+        if bias is not None:
+            scores = scores + bias
+        return mix_heads(scores.softmax(dim=-1), self.proj_w) @ v
+
+
+def mix_heads(x: Tensor, linear: nn.Linear) -> Tensor:
+    """Apply a linear layer over the heads of (B, h, Q, N)."""
+    return linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ClassAttention(nn.Module):
+    """Attention of the T special tokens to all tokens, themselves included: (B, T + N, C) -> (B, T, C).
+
+    Equations 3 to 5 of the paper, with T tokens in place of one. ValueError if `heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        check_heads(dim, heads)
+        self.heads = heads
+        self.dropout = dropout
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
+        """x: (B, T + N, C), the special tokens first; tokens: T; bias: broadcastable to (B, h, T, T + N)."""
+        q = split_heads(self.q(x[:, :tokens]), self.heads)  # (B, h, T, d): only the special tokens ask
+        k, v = (split_heads(t, self.heads) for t in self.kv(x).chunk(2, dim=-1))  # each (B, h, T + N, d)
+        out = scaled_dot_product_attention(q, k, v, bias)  # (B, h, T, d)
+        return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)
+
+
+class ClassBlock(nn.Module):
+    """Block of the class-attention tail: special tokens (B, T, C), patches (B, N, C) -> new special tokens (B, T, C).
+
+    hidden: channels inside the MLP. drop_path: probability of dropping a branch. layer_scale: the gain
+    at the start, None for no LayerScale. position_bias: a module that gives scores (1, h, T, T + N).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-6,
+        position_bias: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = ClassAttention(dim, heads, dropout)
+        self.bias = position_bias
+        self.ls1 = make_layer_scale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, hidden, dropout)
+        self.ls2 = make_layer_scale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """The patches are read and not changed, so the caller passes the same ones to the next block."""
+        x = self.norm1(torch.cat([tokens, patches], dim=1))  # (B, T + N, C)
+        bias = self.bias() if self.bias is not None else None
+        tokens = tokens + self.drop_path(self.ls1(self.attn(x, tokens.shape[1], bias)))
+        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))

@@ -1,0 +1,107 @@
+"""Equal and faster forms of a model's parts, switched on for a whole model: `accelerate(model)`.
+
+The classes of attention.py, cait.py and vit.py are the papers' formulas. Each class here subclasses
+one of them, keeps its parameters and their names, and computes the same function with less work; its
+docstring has the algebra. Checkpoints fit both. The trainer and the command line switch the forms on;
+whoever reads, exports or changes the model needs none of them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minivit.attention import Attention, merge_heads, split_heads
+from minivit.cait import ClassAttention
+from minivit.vit import Block, VisionTransformer
+
+
+class FusedAttention(Attention):
+    """Self-attention through PyTorch's fused kernel, which never holds the (N, N) scores of a head in memory."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+
+
+class FoldedClassAttention(ClassAttention):
+    """Class-attention that never forms keys and values.
+
+    T queries meet T + N keys, and T is much smaller than N. With k = W_k x + b_k and v = W_v x + b_v,
+
+        q . k_n = (W_k^T q) . x_n + q . b_k     and     sum_n a_n v_n = W_v (sum_n a_n x_n) + b_v,
+
+    since the weights a_n sum to one. q . b_k is the same for all n, so the softmax takes it out. This
+    moves both projections from T + N tokens to T * h vectors.
+    """
+
+    def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
+        h, C = self.heads, x.shape[-1]
+        q = split_heads(self.q(x[:, :tokens]), h)  # (B, h, T, d)
+        d = q.shape[-1]
+        w_k, w_v = self.kv.weight.view(2, h, d, C).unbind(0)  # each (h, d, C)
+        b_v = self.kv.bias.view(2, h, 1, d)[1]
+        queries = (q * d**-0.5) @ w_k  # (B, h, T, C): W_k^T q
+        scores = (queries.flatten(1, 2) @ x.transpose(1, 2)).unflatten(1, (h, tokens))  # (B, h, T, T + N)
+        if bias is not None:
+            scores = scores + bias
+        weights = scores.softmax(dim=-1).to(x.dtype)
+        means = (weights.flatten(1, 2) @ x).unflatten(1, (h, tokens))  # (B, h, T, C): sum_n a_n x_n
+        out = means @ w_v.transpose(1, 2) + b_v  # (B, h, T, d)
+        return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)
+
+
+class HeadTokensTransformer(VisionTransformer):
+    """A Vision Transformer that spares its last block the tokens that no head reads.
+
+    With pool "cls" and no class-attention tail the heads read the T special tokens alone. Outputs of the
+    last block at the patches then reach no score: their queries, projections and MLP need not be
+    computed. Keys and values of all tokens are. `features` still gives all tokens.
+    """
+
+    def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:
+        if self.config.pool != "cls" or self.config.class_attention:
+            return super().forward(x, each_head)
+        x = self.embed(x)
+        for block in self.blocks[:-1]:
+            x = block(x, self.config.grid)
+        logits = self.heads(self.norm(run_block(self.blocks[-1], x, self.config.tokens)))
+        return logits if each_head else sum(logits) / len(logits)
+
+
+def run_block(block: Block, x: Tensor, tokens: int) -> Tensor:
+    """block(x)[:, :tokens] of x (B, T + N, C), with nothing else computed: (B, T, C)."""
+    bias = block.bias() if block.bias is not None else None
+    x = x[:, :tokens] + block.drop_path(block.ls1(run_attention(block.attn, block.norm1(x), tokens, bias)))
+    return x + block.drop_path(block.ls2(block.mlp(block.norm2(x))))
+
+
+def run_attention(attention: Attention, x: Tensor, tokens: int, bias: Tensor | None) -> Tensor:
+    """attention(x, bias)[:, :tokens] of x (B, T + N, C): queries of T tokens, keys and values of all."""
+    C = x.shape[-1]
+    weight, offset = attention.qkv.weight, attention.qkv.bias
+    q = F.linear(x[:, :tokens], weight[:C], offset[:C])
+    k, v = F.linear(x, weight[C:], offset[C:]).chunk(2, dim=-1)
+    q, k, v = (split_heads(t, attention.heads) for t in (q, k, v))
+    bias = None if bias is None else bias[:, :, :tokens]
+    out = attention.attend(attention.q_norm(q), attention.k_norm(k), v, bias)
+    return F.dropout(attention.proj(merge_heads(out)), attention.dropout, attention.training)
+
+
+FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    Attention: FusedAttention,
+    ClassAttention: FoldedClassAttention,
+    VisionTransformer: HeadTokensTransformer,
+}
+
+
+def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Give each part of `model` its faster form, in place, and return the model.
+
+    dtype: what the model will compute in. On a CPU in bf16 or fp16 the formula of self-attention stays:
+    there its backward pass is several times faster than the fused kernel's.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    keep = {Attention} if on_cpu and dtype != torch.float32 else set()
+    for module in model.modules():
+        if type(module) in FORMS and type(module) not in keep:
+            module.__class__ = FORMS[type(module)]
+    return model

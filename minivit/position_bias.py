@@ -1,0 +1,84 @@
+"""Learned scores for relative positions, added to the scores of attention before the softmax.
+
+Per offset: Swin, Liu et al., arXiv 2103.14030, section 3.2, with BEiT's three extra rows for a class
+token (arXiv 2106.08254, as published with its code). Per row and per column: the same idea with the
+table split into a sum. B is batch, N patches, h heads, T special tokens (class, distillation).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RelativePositionBias(nn.Module):
+    """A learned score for each offset between two patches, per head: one row of a table per (dy, dx).
+
+    Returns (1, h, T + N, T + N) for T special tokens (0 or 1) that come before the h * w patches. The
+    table's last three rows, there only with a special token, are its scores token -> patch,
+    patch -> token and token -> token. Layout as in Swin and BEiT.
+    """
+
+    def __init__(self, grid: tuple[int, int], heads: int, tokens: int = 0):
+        super().__init__()
+        if tokens > 1:
+            raise ValueError("the joint table knows one special token at most: use the decomposed bias")
+        offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets + 3 * tokens, heads))
+        dy, dx = patch_offsets(grid)
+        index = dy * (2 * grid[1] - 1) + dx
+        if tokens:
+            index = F.pad(index, (1, 0, 1, 0))
+            index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1).unsqueeze(0)
+
+
+class TokenBias(nn.Module):
+    """Learned scores of T special tokens, which have no place on the grid: to each other and to all patches.
+
+    Returns (1, h, T, T + N), the rows that class-attention adds.
+    """
+
+    def __init__(self, patches: int, heads: int, tokens: int):
+        super().__init__()
+        self.patches = patches
+        self.token_to_token = nn.Parameter(torch.zeros(heads, tokens, tokens))
+        self.token_to_patch = nn.Parameter(torch.zeros(heads, tokens, 1))
+
+    def forward(self) -> Tensor:
+        to_patches = self.token_to_patch.expand(-1, -1, self.patches)
+        return torch.cat([self.token_to_token, to_patches], dim=2).unsqueeze(0)
+
+
+class DecomposedPositionBias(nn.Module):
+    """A learned score per row offset plus one per column offset, per head: 2(h + w) - 2 numbers instead of 4hw.
+
+    Returns (1, h, T + N, T + N) for T special tokens that come before the patches. Their rows are
+    those of `TokenBias`; all patches see a special token with one more learned score.
+    """
+
+    def __init__(self, grid: tuple[int, int], heads: int, tokens: int = 0):
+        super().__init__()
+        self.row_table = nn.Parameter(torch.zeros(2 * grid[0] - 1, heads))
+        self.col_table = nn.Parameter(torch.zeros(2 * grid[1] - 1, heads))
+        dy, dx = patch_offsets(grid)
+        self.register_buffer("dy", dy, persistent=False)
+        self.register_buffer("dx", dx, persistent=False)
+        self.token_rows = TokenBias(len(dy), heads, tokens) if tokens else None
+        if tokens:
+            self.patch_to_token = nn.Parameter(torch.zeros(heads, 1, tokens))
+
+    def forward(self) -> Tensor:
+        bias = (self.row_table[self.dy] + self.col_table[self.dx]).permute(2, 0, 1)  # (N, N, h) -> (h, N, N)
+        if self.token_rows is None:
+            return bias.unsqueeze(0)
+        bias = torch.cat([self.patch_to_token.expand(-1, len(self.dy), -1), bias], dim=2)
+        return torch.cat([self.token_rows(), bias.unsqueeze(0)], dim=2)
+
+
+def patch_offsets(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column offset of each patch from each other one, shifted to start at 0: two (N, N) index tables."""
+    rows, cols = (g.flatten() for g in torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"))
+    return rows[:, None] - rows + grid[0] - 1, cols[:, None] - cols + grid[1] - 1

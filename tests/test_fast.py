@@ -1,0 +1,107 @@
+"""minivit/fast.py: each faster form equals the formula it replaces, in its outputs and its gradients."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from minivit.attention import Attention
+from minivit.cait import ClassAttention, TalkingHeadsAttention
+from minivit.fast import FORMS, FoldedClassAttention, FusedAttention, HeadTokensTransformer, accelerate
+from minivit.vit import VisionTransformer, ViTConfig
+
+TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=3, heads=2)
+VARIANTS = {
+    "plain": {},
+    "two heads": {"distillation": True, "relative_bias": "decomposed"},
+    "talking heads": {"talking_heads": True, "qk_norm": True},
+    "tail": {"class_attention": 1},
+    "tail of two heads": {"class_attention": 2, "distillation": True, "relative_bias": "decomposed"},
+    "cait": {"class_attention": 1, "tokens_enter_late": True, "talking_heads": True, "layer_scale": 0.1},
+    "mean": {"pool": "mean", "mlp_conv": True},
+}
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.3)
+    return module.double()
+
+
+def outputs_and_gradients(module: nn.Module, *inputs) -> list[torch.Tensor]:
+    out = module(*inputs)
+    out = torch.stack(out) if isinstance(out, tuple) else out
+    gradients = torch.autograd.grad(out.square().sum(), list(module.parameters()), materialize_grads=True)
+    return [out, *gradients]
+
+
+def assert_equal_forms(module: nn.Module, *inputs) -> None:
+    fast = accelerate(copy.deepcopy(module))
+    for a, b in zip(outputs_and_gradients(module, *inputs), outputs_and_gradients(fast, *inputs), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_fused_attention_equals_the_formula(with_bias, qk_norm):
+    bias = torch.randn(1, 3, 7, 7, dtype=torch.float64) if with_bias else None
+    assert_equal_forms(randomise(Attention(24, 3, qk_norm=qk_norm)), torch.randn(2, 7, 24, dtype=torch.float64), bias)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_folded_class_attention_equals_keys_and_values_written_out(tokens):
+    bias = torch.randn(1, 3, tokens, 7, dtype=torch.float64)
+    assert_equal_forms(randomise(ClassAttention(24, 3)), torch.randn(2, 7, 24, dtype=torch.float64), tokens, bias)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_an_accelerated_model_gives_the_same_scores_and_gradients(changes):
+    model = randomise(VisionTransformer(dataclasses.replace(TINY, **changes)))
+    assert_equal_forms(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), True)
+
+
+def test_an_accelerated_model_still_gives_the_features_of_all_tokens():
+    model, x = VisionTransformer(TINY).eval(), torch.randn(2, 3, 8, 8)
+    want = model.features(x)
+    torch.testing.assert_close(accelerate(model).features(x), want)
+
+
+def test_the_last_block_is_spared_the_tokens_that_no_head_reads():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, flops = VisionTransformer(dataclasses.replace(TINY, image_size=32, depth=1)), []
+    for form in (model, accelerate(copy.deepcopy(model))):
+        with FlopCounterMode(display=False) as counter:
+            form(torch.randn(1, 3, 32, 32))
+        flops.append(counter.get_total_flops())
+    assert flops[1] < 0.4 * flops[0]
+
+
+def test_accelerating_keeps_parameters_names_and_checkpoints():
+    model = VisionTransformer(dataclasses.replace(TINY, class_attention=1))
+    state, parameters = model.state_dict(), list(model.parameters())
+    fast = accelerate(model)
+    assert fast is model and isinstance(fast, HeadTokensTransformer)
+    assert all(p is q for p, q in zip(parameters, fast.parameters(), strict=True))
+    VisionTransformer(model.config).load_state_dict(fast.state_dict())
+    assert fast.state_dict().keys() == state.keys()
+
+
+def test_every_form_is_a_subclass_of_the_formula_it_replaces():
+    assert all(issubclass(form, plain) for plain, form in FORMS.items())
+
+
+def test_the_formula_of_self_attention_stays_where_it_is_faster():
+    def forms(dtype):
+        model = VisionTransformer(dataclasses.replace(TINY, class_attention=1))
+        return {type(module) for module in accelerate(model, dtype).modules()}
+
+    assert {FusedAttention, FoldedClassAttention} <= forms(torch.float32)
+    assert FusedAttention not in forms(torch.bfloat16) and {Attention, FoldedClassAttention} <= forms(torch.bfloat16)
+
+
+def test_talking_heads_have_no_other_form_than_the_paper_s():
+    assert type(accelerate(TalkingHeadsAttention(8, 2))) is TalkingHeadsAttention
