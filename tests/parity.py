@@ -97,7 +97,7 @@ class Golden:
 
 
 def formula(name: str, shape: tuple[int, ...], salt: str = "") -> torch.Tensor:
-    """The weight of one official state-dict entry, as golden/SPEC.md defines it."""
+    """The weight of one official state-dict entry, as golden/README.md defines it."""
     rng = np.random.RandomState(zlib.crc32((salt + name).encode("utf-8")))
     noise = rng.standard_normal(shape)
     if name.endswith("running_var"):
