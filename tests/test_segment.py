@@ -14,7 +14,7 @@ from helpers.tiny_segment import BrightDetector, tiny_models
 from PIL import Image
 
 from minisam_glue import media
-from minisam_glue.cli import run
+from minisam_glue.cli import video
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.masks import decode_rle
 from minisam_glue.pipeline import segment_image
@@ -242,7 +242,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(how, direction, tmp_pa
 
 
 def test_resume_refuses_other_settings_and_skips_what_is_finished(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
     source, out = save_film(tmp_path / "film", 6), tmp_path / "out"
     words = [source, "bright.", "--frames", "--out", out, "--format", "gif"]
 
@@ -302,8 +302,8 @@ def test_a_thousand_frames_take_no_more_memory_than_a_hundred(tmp_path):
             os.link(f"{source}/{t % 20}.png", f"{source}/{t}.png")
         measured = (
             "import sys, resource; sys.path.insert(0, {!r}); "
-            "from helpers import tiny_segment; from minisam_glue.cli import run; "
-            "run.SAVE_EVERY = 1.0; code = tiny_segment.segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
+            "from helpers import tiny_segment; from minisam_glue.cli import video; "
+            "video.SAVE_EVERY = 1.0; code = tiny_segment.main(sys.argv[1:], tiny_segment.tiny_models()); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
         )
         words = [source, "bright.", "--frames", "--redetect", "50", "--quiet", "--out", str(tmp_path / f"out{count}")]

@@ -13,7 +13,8 @@ from helpers.squares import picture, save, save_film
 from helpers.tiny_segment import tiny_models
 
 import segment
-from minisam_glue.cli import outputs, run
+from minisam_glue.cli import outputs, run, video
+from minisam_glue.cli.console import Console
 
 
 def files(folder: Path) -> list[str]:
@@ -32,7 +33,7 @@ def largest_file():
 @pytest.mark.parametrize("form", ["gif", "mp4", "png"])
 @pytest.mark.parametrize("size", [100, 700, 2500])
 def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_path, monkeypatch, capfd, largest_file):
-    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
     words = [
         save_film(tmp_path / "film", 4),
         "bright.",
@@ -89,7 +90,7 @@ def fail_on(call: int, function):
 @pytest.mark.parametrize("place, call", [("save_mask", 4), ("save_crop", 3), ("whole_file", 3), ("save_json", 1)])
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_a_video_that_filled_the_disk_goes_on_when_there_is_room(direction, place, call, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
     words = [
         save_film(tmp_path / "film", 6),
         "bright.",
@@ -119,15 +120,15 @@ def test_a_video_that_filled_the_disk_goes_on_when_there_is_room(direction, plac
 
 def interrupted(words: list, after: int, monkeypatch) -> int:
     """Ctrl-C while frame or picture number `after` is written, counted from 1."""
-    calls, print_json = [], run.Run.print_json
+    calls, record = [], Console.record
 
-    def press(self, record):
-        calls.append(print_json(self, record))
+    def press(self, line):
+        calls.append(record(self, line))
         if len(calls) == after:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "print_json", press)
+        patch.setattr(Console, "record", press)
         return command(*words)
 
 
@@ -158,7 +159,7 @@ def test_ctrl_c_while_models_load_is_quiet(tmp_path, monkeypatch, capsys):
 
 
 def test_a_second_ctrl_c_ends_at_once_and_the_last_state_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
     words = [save_film(tmp_path / "film", 6), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
     add = outputs.VideoOutput.add
 

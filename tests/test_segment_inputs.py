@@ -17,6 +17,7 @@ import segment
 from minisam_glue import media
 from minisam_glue.cli import run
 from minisam_glue.cli.arguments import folders_of
+from minisam_glue.cli.console import Console
 from minisam_glue.masks import decode_rle
 
 
@@ -76,14 +77,14 @@ def test_a_camera_ends_after_its_seconds_or_with_ctrl_c_and_is_complete(tmp_path
     as_camera(save_video(tmp_path / "view.mp4", 12, 5, sound=False), monkeypatch)
     assert command("camera:0", "bright.", "--max-seconds", 1, "--out", tmp_path / "a", "--format", "gif") == 0
     assert len(lines(tmp_path / "a" / "camera_0" / "result.jsonl")) == 5
-    print_json = run.Run.print_json
+    record = Console.record
 
-    def interrupt(self, record):
-        print_json(self, record)
-        if record["frame"] == 2:
+    def interrupt(self, line):
+        record(self, line)
+        if line["frame"] == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(run.Run, "print_json", interrupt)
+    monkeypatch.setattr(Console, "record", interrupt)
     assert command("camera:0", "bright.", "--out", tmp_path / "b", "--format", "gif") == 0
     assert [r["frame"] for r in lines(tmp_path / "b" / "camera_0" / "result.jsonl")] == [0, 1, 2]
 

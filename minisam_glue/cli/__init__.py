@@ -1,1 +1,23 @@
-"""The command line: arguments, inputs in order, results into folders, progress."""
+"""The command line: segment.py, and the command `minisam` of an installed package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..models import Models
+
+INTERRUPTED = 130  # the exit status after Ctrl-C
+
+
+def main(argv: list[str] | None = None, models: Models | None = None) -> int:
+    """Do what the command line says, with `models` if they are loaded already. Returns the exit status.
+
+    0 also when nothing is found; 2 for a usage or input error, told in one line; 130 after Ctrl-C.
+    """
+    try:
+        from .command import run_command  # torch takes seconds to import: Ctrl-C is quiet then, too
+
+        return run_command(argv, models)
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -3,13 +3,15 @@
 import sys
 import time
 
+from .console import count
+
 LINE_EVERY = 10.0  # seconds
 
 
 class Progress:
     """Frames done of `total` (None: unknown), frames per second, objects, time left; all on standard error.
 
-    done: frames that an earlier run did. Use it as a context manager and call step after each frame.
+    done: frames of an earlier run. Use it as a context manager and call step after each frame.
     """
 
     def __init__(self, name: str, total: int | None, shown: bool, done: int = 0):
@@ -32,12 +34,13 @@ class Progress:
             self.bar.update()
         elif self.shown and time.monotonic() - self.last > LINE_EVERY:
             self.last = time.monotonic()
-            print(self._line(objects), file=sys.stderr, flush=True)
+            print(self.line(objects), file=sys.stderr, flush=True)
 
-    def _line(self, objects: int) -> str:
+    def line(self, objects: int) -> str:
+        """ "clip.mp4: frame 20 of 90, 35 s left, 2.0 frames/s, 1 object"."""
         fps = (self.done - self.first) / (self.last - self.start)
         of = f" of {self.total}, {max(self.total - self.done, 0) / fps:.0f} s left" if self.total else ""
-        return f"{self.name}: frame {self.done}{of}, {fps:.1f} frames/s, {objects} objects"
+        return f"{self.name}: frame {self.done}{of}, {fps:.1f} frames/s, {count(objects, 'object')}"
 
     def __enter__(self) -> "Progress":
         return self

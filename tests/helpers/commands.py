@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-import segment
 from helpers.tiny_segment import tiny_models
+from minisam_glue.cli import main
 
 TINY = [sys.executable, str(Path(__file__).with_name("tiny_segment.py"))]
 
 
 def command(*words: object, models=None) -> int:
     """The exit status of segment.py in this process."""
-    return segment.main([str(word) for word in words], models or tiny_models())
+    return main([str(word) for word in words], models or tiny_models())
 
 
 def run_tiny(*words: object, **options) -> subprocess.Popen:

@@ -12,9 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import segment
 from helpers.sam2_tiny import tiny_model
-from minisam_glue.cli import run
+from minisam_glue.cli import main, video
 from minisam_glue.grounding_dino import Detections
 from minisam_glue.models import Models
 from minisam_glue.prompts import split_phrases
@@ -57,5 +56,5 @@ def tiny_models() -> Models:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run.SAVE_EVERY = 0.0  # a state after each frame, so that a killed test has one
-    sys.exit(segment.main(sys.argv[1:], tiny_models()))
+    video.SAVE_EVERY = 0.0  # a state after each frame, so that a killed test has one
+    sys.exit(main(sys.argv[1:], tiny_models()))

@@ -1,0 +1,39 @@
+"""One command from its first word to its exit status: whatever a user can mend becomes one line on standard error."""
+
+import os
+import sys
+
+import torch
+
+from ..models import Models
+from . import INTERRUPTED
+from .console import failed
+from .parser import parse_arguments
+from .run import Run, download
+
+
+def run_command(argv: list[str] | None, models: Models | None) -> int:
+    """See cli.main."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    try:
+        args = parse_arguments(argv)
+        return download(args) if args.download else Run(args, models).all()
+    except BrokenPipeError:  # the reader of --json - has gone
+        return 0
+    except (ValueError, OSError) as error:  # MediaError, WeightsError and other usage or input errors
+        return failed(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (torch.OutOfMemoryError, MemoryError):
+        return failed("out of memory: take a smaller --sam, --dtype bfloat16, or smaller pictures")
+    finally:
+        flush_output()
+
+
+def flush_output() -> None:
+    """Flush standard output now: where it can't be written, Python would fail again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

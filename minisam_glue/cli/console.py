@@ -1,0 +1,69 @@
+"""Text for people on the console: results, hints, warnings, errors, the time of each stage; and JSON lines."""
+
+import json
+import sys
+from collections import Counter
+
+from ..prompts import Thresholds
+
+USAGE_ERROR = 2  # the exit status
+HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
+
+
+def failed(error: Exception | str) -> int:
+    """Print one line on standard error. Returns the exit status of a usage or input error."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+class Console:
+    """What a run prints. quiet: errors and warnings only. json: a line per picture or frame on standard output,
+    everything else on standard error."""
+
+    def __init__(self, quiet: bool, json: bool):
+        self.quiet, self.json = quiet, json
+
+    def say(self, text: str) -> None:
+        """One line of progress or result."""
+        if not self.quiet:
+            print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line on standard error, also if quiet."""
+        print(f"warning: {text}", file=sys.stderr)
+
+    def record(self, record: dict) -> None:
+        """A JSON line, if they are asked for."""
+        if self.json:
+            print(json.dumps(record), flush=True)
+
+    def profile(self, seconds: Counter, total: float) -> None:
+        """The seconds of each stage and their share of the total, on standard error."""
+        stages = Counter(seconds)
+        stages["other"] = max(0.0, total - sum(seconds.values()))
+        for stage, spent in stages.most_common():
+            print(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", file=sys.stderr)
+
+
+def summary(labels: list[str], best: tuple[str, float] | None, thresholds: Thresholds) -> str:
+    """ "2 car, 1 person", or that nothing was found and what may help."""
+    counts = ", ".join(f"{count} {label}" for label, count in Counter(labels).items())
+    return counts or nothing_found(best, thresholds)
+
+
+def nothing_found(best: tuple[str, float] | None, thresholds: Thresholds) -> str:
+    """The best score, and the thresholds that would let it pass."""
+    if best is None:
+        return "nothing found"
+    label, score = best
+    text = f"nothing found; the best is {label!r} with {score:.2f}"
+    if score < HOPELESS:
+        return f"{text}: nothing here looks like it"
+    lower = score - 0.01
+    options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text") if getattr(thresholds, name) > lower]
+    return f"{text}: try {' '.join(options or ['a larger --max-area'])}"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 frame", "2 frames"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

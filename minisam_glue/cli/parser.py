@@ -1,0 +1,164 @@
+"""The flags of segment.py and `minisam`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .. import media, weights
+from ..models import DETECTORS, DTYPES, SAMS
+from ..prompts import Thresholds
+from ..propagation import DIRECTIONS
+
+DESCRIPTION = """Segment the objects that a sentence names, in images, folders, videos and cameras.
+
+    {program} img.jpg "car. person."                # segmented/img/: annotated.jpg, masks/, result.json
+    {program} photos/ "dog." --out dogs --html      # every picture and video of a folder; also globs and URLs
+    {program} clip.mp4 "car." --redetect 30         # detected on the first frame with a car, then tracked
+    {program} clip.mp4 --box 30,40,150,130          # a box, points or a mask instead of a sentence
+    {program} frames/ "car." --frames --fps 10      # a folder of pictures as one video
+    {program} camera:0 "person." --max-seconds 20   # Ctrl-C also ends it
+    {program} examples/hexagons.jpg "green hexagon." --weights demo    # small weights that come with the package
+    {program} --download all                        # download the official weights beforehand
+
+Each input gets its own folder under --out. Results appear there only when they are complete; --resume continues an
+interrupted video. Exit status: 0 (also if nothing is found), 2 for a usage or input error, 130 after Ctrl-C."""
+FORMATS = ("mp4", "gif", "webp", "png")
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line, as all others are, without the usage before it."""
+
+    def error(self, message: str) -> None:
+        raise ValueError(f"{message} (see {program()} --help)")
+
+
+def program() -> str:
+    """How the command was called: minisam, or python segment.py."""
+    name = Path(sys.argv[0]).name
+    return f"{Path(sys.executable).name or 'python'} {name}" if name.endswith(".py") else "minisam"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; None for sys.argv. ValueError for a malformed one."""
+    parser = Parser(
+        prog=program(),
+        usage='%(prog)s INPUT [INPUT ...] "PHRASE. PHRASE." [options]',
+        description=DESCRIPTION.format(program=program()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="INPUT",
+        help="images, folders, globs, URLs of images, videos, GIF, camera:0, or - for pictures on standard input; "
+        "put the sentence last, in quotes",
+    )
+    add_prompt_flags(parser.add_argument_group("what to look for, besides a sentence"))
+    add_video_flags(parser.add_argument_group("videos"))
+    add_output_flags(parser.add_argument_group("output"))
+    add_model_flags(parser.add_argument_group("models"))
+    return parser.parse_intermixed_args(argv)  # options may stand between inputs and sentence
+
+
+def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
+    defaults = Thresholds()
+    for flag, metavar, text in (
+        ("--box", "X1,Y1,X2,Y2", "an object by its box, in pixels; repeatable"),
+        (
+            "--point",
+            "X,Y[,0]",
+            "X,Y on the object; X,Y,0 on the background; repeatable, all points together are one object",
+        ),
+        ("--mask", "FILE", "mask image: non-black pixels are the object; repeatable"),
+    ):
+        group.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
+    for flag, default, text in (
+        ("--box-threshold", defaults.box, "score that a detection must exceed"),
+        ("--text-threshold", defaults.text, "score that a word of the phrase must exceed"),
+        ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed"),
+        ("--max-area", defaults.max_area, "largest box, as a share of the picture"),
+    ):
+        group.add_argument(flag, type=float, default=default, metavar="X", help=f"{text} (default %(default)s)")
+
+
+def add_video_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--frames", action="store_true", help="read each folder as one video, a picture per frame")
+    group.add_argument(
+        "--fps",
+        type=float,
+        default=media.DEFAULT_FPS,
+        metavar="X",
+        help="frames per second of folders and pipes, which state none (default %(default)s)",
+    )
+    group.add_argument("--start", type=float, default=0.0, metavar="S", help="second to begin at (default 0)")
+    group.add_argument("--max-seconds", type=float, metavar="S", help="seconds of the video to read (default: all)")
+    group.add_argument("--stride", type=int, default=1, metavar="N", help="read every N-th frame (default 1)")
+    group.add_argument(
+        "--seed-frame",
+        type=int,
+        metavar="N",
+        help="detect objects on frame N, counted from 0 at --start (default: the first frame with a detection)",
+    )
+    group.add_argument(
+        "--redetect",
+        type=int,
+        default=0,
+        metavar="N",
+        help="detect again every N frames: new objects join, lost ones return (default 0, never)",
+    )
+    group.add_argument(
+        "--direction",
+        choices=DIRECTIONS,
+        default=DIRECTIONS[0],
+        help="direction of tracking from the seed frame (default %(default)s)",
+    )
+    group.add_argument("--resume", action="store_true", help="continue interrupted videos, skip finished inputs")
+
+
+def add_output_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--out", type=Path, default=Path("segmented"), metavar="DIR", help="output folder (default %(default)s)"
+    )
+    group.add_argument(
+        "--save",
+        nargs="+",
+        choices=("masks", "crops"),
+        default=[],
+        help="also save masks of each frame (pictures always have them), or the objects cut out",
+    )
+    group.add_argument("--html", action="store_true", help="a web page per picture, to switch objects on and off")
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="format of annotated videos (default: gif for a GIF, else mp4, or webp without PyAV)",
+    )
+    group.add_argument("--json", choices=("-",), help="also print a JSON line per picture or frame to standard output")
+    group.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    group.add_argument("--profile", action="store_true", help="print the time of each stage at the end")
+
+
+def add_model_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="folder with the weights, or demo: small models for generated shapes that come with the package "
+        "(default: MINISAM_HOME or the user's cache; downloaded once)",
+    )
+    group.add_argument(
+        "--download",
+        nargs="+",
+        metavar="NAME",
+        help="download weights and exit: all, or some of " + ", ".join(weights.CHECKPOINTS),
+    )
+    group.add_argument(
+        "--detector", choices=DETECTORS, default=DETECTORS[0], help="size of Grounding DINO (default %(default)s)"
+    )
+    group.add_argument("--sam", choices=SAMS, help="size of SAM 2.1 (default: large on a GPU, else small)")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="precision of the models (default: float32 on a CPU, 16 bits on a GPU)",
+    )

@@ -1,0 +1,118 @@
+"""One video of a command: frame by frame into its output, saved from time to time, continued if it was interrupted."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import media
+from ..media.images import is_picture
+from ..propagation import FORWARD, Tracking
+from . import INTERRUPTED
+from .console import count, summary
+from .job import Job
+from .outputs import VideoOutput
+from .progress import Progress
+
+SAVE_EVERY = 10.0  # seconds between saved states of a video
+SETTINGS = (  # flags, besides sentence and thresholds, that the results of a video depend on
+    *("weights", "detector", "sam", "dtype", "start", "stride", "max_seconds", "fps"),
+    *("seed_frame", "redetect", "direction", "box", "point", "mask", "save"),
+)
+
+
+class VideoRun:
+    """One video, and the folder of its results."""
+
+    def __init__(self, job: Job, source: str, folder: Path):
+        self.job, self.source, self.folder = job, source, folder
+        self.args, self.console = job.args, job.console
+
+    def segment(self) -> int:
+        """The whole video, or up to Ctrl-C: then a file can be resumed; a camera or pipe is simply over.
+
+        Returns the exit status.
+        """
+        args, stage = self.args, self.job.models.stage
+        with media.frames(self.source, args.start, args.stride, args.max_seconds, args.fps) as video:
+            tracking = Tracking(
+                self.job.models, self.job.prompt, self.job.thresholds, args.seed_frame, args.redetect, args.direction
+            )
+            output = self.open_output(video)
+            try:
+                best = self.frames(video, tracking, output)
+                if self.job.stopped and video.seekable:
+                    self.save(tracking, output)
+                    output.abort()
+                    self.console.say("stopped and saved; continue with the same command and --resume")
+                    return INTERRUPTED
+                with stage("write"):
+                    result = output.finish(self.source, self.job.facts())
+            except BaseException:
+                output.abort()
+                raise
+        self.report(result, best, video.damaged)
+        return 0
+
+    def open_output(self, video: media.Frames) -> VideoOutput:
+        """The output folder, as --format, --save and --resume ask for it."""
+        sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
+        save, in_order = self.args.save, self.args.direction == FORWARD
+        return VideoOutput(
+            self.folder, video, self.picture_name(), in_order, "masks" in save, "crops" in save, sound, self.args.resume
+        )
+
+    def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
+        """Segment frame after frame into the output. Returns the best phrase and score of any detection."""
+        if output.state:
+            self.check_settings(output.state["settings"])
+            tracking.restore(output.state["tracking"])
+        best, saved = None, time.monotonic()
+        with Progress(self.source, video.count, not self.args.quiet, len(output.journal.places)) as progress:
+            for result in tracking.run(video):
+                with self.job.models.stage("write"):
+                    record = output.add(result)
+                self.console.record({"source": self.source} | record)
+                best = max(filter(None, (best, result.best)), key=lambda b: b[1], default=None)
+                progress.step(len(result.seen))
+                if self.job.stopped:
+                    break
+                if video.seekable and time.monotonic() - saved > SAVE_EVERY:
+                    self.save(tracking, output)
+                    saved = time.monotonic()
+        return best
+
+    def save(self, tracking: Tracking, output: VideoOutput) -> None:
+        """What --resume needs."""
+        output.save_state({"tracking": tracking.state(), "settings": self.settings()})
+
+    def settings(self) -> dict:
+        """What the results depend on, for comparison by --resume."""
+        fixed = {"prompt": self.job.sentence, "thresholds": asdict(self.job.thresholds)}
+        return fixed | {name: getattr(self.args, name) for name in SETTINGS}
+
+    def check_settings(self, before: dict) -> None:
+        """ValueError if an interrupted run had other settings."""
+        changed = [name for name, value in self.settings().items() if before.get(name) != value]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds an interrupted run with another {', '.join(changed)}: "
+                "repeat its settings, choose another --out, or leave out --resume"
+            )
+
+    def picture_name(self) -> str:
+        """The file name of the annotated video, or "annotated" for a folder of PNG."""
+        suffix = Path(self.source).suffix.lower()
+        kind = self.args.format or (suffix[1:] if suffix in (".gif", ".webp") else "mp4")
+        if kind == "mp4" and not self.args.format and not media.has_av():
+            self.console.say(
+                "without PyAV the annotated video is an animated WebP: pip install 'minivit-minisam[cli]' for mp4"
+            )
+            kind = "webp"
+        return "annotated" if kind == "png" else f"annotated.{kind}"
+
+    def report(self, result: dict, best: tuple[str, float] | None, damaged: int) -> None:
+        """The last line: how many frames, which objects, where."""
+        if damaged:
+            self.console.warn(f"{self.source}: {count(damaged, 'damaged piece')} left out")
+        text = summary([o["label"] for o in result["objects"]], best, self.job.thresholds)
+        self.console.say(f"{self.source}: {count(result['frames'], 'frame')}, {text} -> {self.folder}")
