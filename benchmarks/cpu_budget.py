@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from minivit import cli, run
 from minivit import data as datasets
-from minivit import run
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -110,11 +110,11 @@ def train_ours(data_root: Path, seconds: float, out: Path, seed: int, threads: i
     )  # 1 % for the hold-out
     trainer, _ = run.prepare(given | {"out": out, "epochs": epochs})
     start = time.process_time()
-    run.fit(trainer)
+    cli.fit(trainer)
     spent = time.process_time() - start
-    result = trainer.final_report() | {"cpu_minutes": spent / 60, "epochs": epochs}
+    result = run.final_report(trainer) | {"cpu_minutes": spent / 60, "epochs": epochs}
     (out / "budget.json").write_text(json.dumps(result, indent=1))
-    run.show_result(result, out)
+    cli.show_result(result, out)
     print(f"{epochs} epochs in {spent / 60:.1f} CPU minutes")
 
 

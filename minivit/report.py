@@ -178,7 +178,7 @@ def _csv(rows: Iterable[Iterable]) -> bytes:
 # ---------------------------------------------------------------------------------------------------- report.md
 
 
-def _percent(share: float, digits: int = 2) -> str:
+def percent(share: float, digits: int = 2) -> str:
     """A share in percent, cut and not rounded, so that no figure reads better than it is: 0.99999 -> 99.99."""
     scale = 10**digits
     # The small term undoes the binary representation only: 0.29 * 100 is 28.999999999999996.
@@ -197,8 +197,8 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     head = [
         ("images", report["images"]),
         ("classes", len(names)),
-        ("top-1 accuracy", _percent(report["top1"]) + " %"),
-        ("top-5 accuracy", _percent(report["top5"]) + " %"),
+        ("top-1 accuracy", percent(report["top1"]) + " %"),
+        ("top-5 accuracy", percent(report["top5"]) + " %"),
         *report["facts"].items(),
     ]
     lines = [f"# {report['title']}", "", *_table(["", ""], head)]
@@ -211,9 +211,9 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     lines += _table(
         ["class", "precision %", "recall %", "F1 %", "images"],
         [
-            *([row["class"], *(_percent(row[c]) for c in columns), row["support"]] for row in report["per_class"]),
+            *([row["class"], *(percent(row[c]) for c in columns), row["support"]] for row in report["per_class"]),
             *(
-                [f"**{kind} mean**", *(_percent(report[kind][c]) for c in columns), report["images"]]
+                [f"**{kind} mean**", *(percent(report[kind][c]) for c in columns), report["images"]]
                 for kind in ("macro", "weighted")
             ),
         ],
@@ -222,7 +222,7 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     mistakes = [(count, i, j) for i, row in enumerate(confusion) for j, count in enumerate(row) if count and i != j]
     mistakes = sorted(mistakes, key=lambda m: (-m[0], m[1], m[2]))[:15]
     lines += ["## Most frequent confusions", ""]
-    rows = [[names[i], names[j], count, _percent(count / support[i])] for count, i, j in mistakes]
+    rows = [[names[i], names[j], count, percent(count / support[i])] for count, i, j in mistakes]
     lines += _table(["true", "predicted", "images", "of the true class %"], rows) if rows else ["None.", ""]
 
     lines += ["## Confusion matrix", ""]
@@ -314,7 +314,7 @@ def _draw_curve(ax, points: Sequence[tuple], label: str, colour: str, is_accurac
     epochs, values = zip(*points)
     if is_accuracy:
         best = values.index(max(values))
-        label = f"{label}: best {_percent(values[best] / 100)} (epoch {epochs[best]})"
+        label = f"{label}: best {percent(values[best] / 100)} (epoch {epochs[best]})"
         ax.plot(epochs[best], values[best], "o", color=colour, markersize=5)
     ax.plot(epochs, values, color=colour, linewidth=1.6, label=label, marker="." if len(points) <= 30 else None)
 
@@ -380,7 +380,7 @@ def _print_cells(ax, values: np.ndarray, norm, cell: float, normalised: bool) ->
     """The number of each cell that does not read 0, where the cell (inches) is large enough to read it."""
     digits = 1 if normalised and cell >= 0.25 else 0
     texts = {
-        (i, j): _percent(values[i, j] / 100, digits) if normalised else str(values[i, j])
+        (i, j): percent(values[i, j] / 100, digits) if normalised else str(values[i, j])
         for i, j in zip(*np.nonzero(values))
     }
     texts = {at: text for at, text in texts.items() if float(text) > 0}
@@ -443,7 +443,7 @@ def _draw_prediction(ax, image: torch.Tensor, true: str, predicted: str, confide
     ax.set_yticks([])
     ax.spines[:].set(color="#bbbbbb" if right else VERMILION, linewidth=0.6 if right else 2.5)
     colour, mark = ("#222222", "\u2713") if right else (VERMILION, "\u2717")
-    said = f"{mark} {_short(predicted, 12)} {_percent(confidence, 0)} %"
+    said = f"{mark} {_short(predicted, 12)} {percent(confidence, 0)} %"
     for text, down, ink, weight in (
         (said, 4, colour, "normal" if right else "bold"),
         (f"true: {_short(true, 14)}", 15, GREY, "normal"),

@@ -1,30 +1,30 @@
-"""From arguments to a run: which data, model and settings a set of names means, and what is printed.
+"""From arguments to a run, and from a finished run to its report.
 
-The order in which an argument is looked for: the command line, the file of --config, the preset's
-recipe, `TrainConfig` and `ViTConfig`. The resolved whole goes to config.json and into each checkpoint.
+An argument is looked for in this order: the command line, the file of --config, the preset's recipe,
+`TrainConfig` and `ViTConfig`. All resolved arguments go to config.json, and the model's into each
+checkpoint. The test images are read once, by `final_report`.
 """
 
+import copy
 import dataclasses
 import json
 import platform
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from minivit import checkpoint
 from minivit import data as datasets
-from minivit.fast import accelerate
+from minivit.checkpoint import RESNETS, build_model
+from minivit.evaluate import top1
 from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
-from minivit.resnet import resnet18, resnet50
-from minivit.train import TrainConfig, Trainer, TrainingError, predict
-from minivit.vit import PRESETS, VisionTransformer, ViTConfig
-
-DATA = ("cifar10", "cifar100", "folder", "shapes")
-RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
+from minivit.report import percent, write_report
+from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.vit import PRESETS, ViTConfig
 
 # What a preset wants to be trained with, where it differs from TrainConfig.
 RECIPES: dict[str, dict] = {
@@ -53,7 +53,7 @@ RECIPES: dict[str, dict] = {
     },
     "vit-b16": {"epochs": 10, "batch_size": 128, "lr": 1e-4, "clean_epochs": 2, "ema_end": 0.999},
 }
-OTHER = {
+DEFAULTS = {
     "data": "cifar10",
     "data_root": Path("data"),
     "val_split": 0.02,
@@ -64,13 +64,18 @@ OTHER = {
     "teacher": None,
     "pretrained": None,
 }
+WEIGHTS = ("final", "final_ema", "best", "best_ema")
 TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
 
 
-def prepare(given: dict) -> tuple[Trainer, dict]:
-    """A trainer ready to fit, from the arguments that were given. Writes config.json into the run folder."""
+def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tuple[Trainer, dict]:
+    """Build a trainer from the arguments that were given, and resolve all others. Writes config.json.
+
+    say: is called with each line that a user wants to read. Raises ValueError (TrainingError, DataError,
+    CheckpointError among them) for what cannot be used, before anything is written.
+    """
     resume = given.pop("resume", None)
     if resume:
         given = {**read_config(resume / "config.json"), **given, "out": resume}
@@ -85,10 +90,10 @@ def prepare(given: dict) -> tuple[Trainer, dict]:
     torch.manual_seed(a["seed"])  # the weights the model starts with
     model = build_model(a["preset"], len(dataset.classes), {k: a[k] for k in MODEL_FIELDS & a.keys()})
     if a["pretrained"] and not resume:
-        print(load_pretrained(model, a["pretrained"]))
-    teacher = load_checkpoint(a["teacher"], device)[0].requires_grad_(False) if a["teacher"] else None
+        say(load_pretrained(model, a["pretrained"]))
+    teacher = checkpoint.load_model(a["teacher"], device)[0].requires_grad_(False) if a["teacher"] else None
     out = a["out"]
-    state = read_checkpoint(out / "last.pt") if resume else None
+    state = checkpoint.read(out / "last.pt") if resume else None
     if not resume and (out / "last.pt").exists():
         raise TrainingError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
     trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(a, model))
@@ -101,11 +106,11 @@ def prepare(given: dict) -> tuple[Trainer, dict]:
 
 def resolve(given: dict) -> dict:
     """Fill what was not given from the preset's recipe and the defaults."""
-    preset = given.get("preset", OTHER["preset"])
+    preset = given.get("preset", DEFAULTS["preset"])
     if preset not in PRESETS and preset not in RESNETS:
         raise TrainingError(f"there is no preset {preset!r}: choose from {', '.join([*PRESETS, *RESNETS])}")
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    a = {**OTHER, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
+    a = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
     if "clean_epochs" not in {**RECIPES.get(preset, {}), **given}:
         a["clean_epochs"] = min(a["clean_epochs"], a["epochs"] // 10)
     a.setdefault("out", Path("runs") / f"{a['data']}-{preset}")
@@ -134,23 +139,13 @@ def load_data(a: dict) -> datasets.Dataset:
     return datasets.hold_out(dataset, a["val_split"], a["seed"]) if a["val_split"] and not held_out else dataset
 
 
-def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
-    """A preset's model with some of its settings changed."""
-    if preset in RESNETS:
-        if overrides:
-            flag = next(iter(overrides)).replace("_", "-")
-            raise TrainingError(f"preset {preset} is a ResNet: --{flag} does not apply to it")
-        return RESNETS[preset](classes)
-    return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
-
-
 def describe_model(a: dict, model: nn.Module) -> dict:
     """What a checkpoint has to say about its model so that it can be built again."""
     overrides = {k: a[k] for k in MODEL_FIELDS & a.keys()}
     return {"preset": a["preset"], "overrides": overrides, "data": a["data"], "data_root": str(a["data_root"])}
 
 
-# ---- checkpoints and configurations on disk ------------------------------------------------------------
+# ---- config.json ----------------------------------------------------------------------------------------
 
 
 def read_config(path: Path) -> dict:
@@ -190,146 +185,61 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def read_checkpoint(path: Path) -> dict:
-    """The content of one of our checkpoints."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise TrainingError(f"there is no checkpoint {path}") from None
-    except Exception:
-        raise TrainingError(f"{path} cannot be read as a checkpoint: it is damaged, or another kind of file") from None
-    if not isinstance(state, dict) or "describe" not in state:
-        raise TrainingError(f"{path} is not a checkpoint of this program; official weights go to --pretrained")
-    return state
+# ---- the final report -----------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
-    """The averaged model of a checkpoint, in evaluation mode, and the checkpoint."""
-    state = read_checkpoint(path)
-    about = state["describe"]
-    model = build_model(about["preset"], len(state["classes"]), about["overrides"])
-    try:
-        model.load_state_dict(state["ema"])
-    except RuntimeError:
-        raise TrainingError(
-            f"{path} does not fit the model it describes ({about['preset']}): it comes from another "
-            "architecture or another version of this program"
-        ) from None
-    return accelerate(model.to(device)).eval(), state
+def final_report(trainer: Trainer) -> dict:
+    """Evaluate a finished run on the test images, once. Writes result.json and report/, returns the result.
 
-
-# ---- what the command line does -------------------------------------------------------------------------
-
-
-def fit(trainer: Trainer) -> bool:
-    """Train with a progress bar on a terminal, a line per epoch elsewhere. False when stopped and saved."""
-    c = trainer.config
-    print(
-        f"{trainer.describe['preset']}: {sum(p.numel() for p in trainer.model.parameters()) / 1e6:.2f}M parameters, "
-        f"{len(trainer.train_split)} images, {c.epochs} epochs, {trainer.device}, "
-        f"{str(trainer.dtype).removeprefix('torch.')}",
-        flush=True,
+    All weights of the run are measured, and one of them is chosen: by the hold-out, or without one the
+    EMA weights of the last epoch. Accuracies are shares in [0, 1].
+    """
+    evaluator, data, val = trainer.evaluator, trainer.data, trainer.val_split
+    candidates = weights_of(trainer)
+    chosen = "final_ema"
+    if val:
+        chosen = max(candidates, key=lambda name: evaluator.accuracy(candidates[name], val))
+    scores = {name: evaluator.predict(model, data.test.images).cpu() for name, model in candidates.items()}
+    result = {f"test_acc_{name}": top1(s, data.test.labels) for name, s in scores.items()}
+    result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": trainer.bad_steps}
+    result["val_acc"] = evaluator.accuracy(candidates[chosen], val) if val else None
+    write_report(
+        trainer.run / "report",
+        scores[chosen],
+        data.test.labels,
+        data.classes,
+        data.test.images.cpu(),
+        trainer.history,
+        title=f"{trainer.describe.get('preset', 'model')} on {trainer.describe.get('data', 'its test images')}",
+        facts=report_facts(result),
     )
-    bar, started, first = make_bar(trainer), time.perf_counter(), trainer.step
-
-    def on_step() -> None:
-        if bar is None:
-            return
-        if trainer.batch % 10 == 0:
-            loss, hits, images = (float(s) for s in trainer.sums)
-            bar.set_postfix(
-                epoch=f"{trainer.epoch + 1}/{c.epochs}",
-                loss=f"{loss / images:.3f}",
-                acc=f"{hits / images:.1%}",
-                lr=f"{trainer.lr:.1e}",
-                refresh=False,
-            )
-        bar.update(trainer.batch_size)
-
-    def on_epoch() -> None:
-        line = epoch_line(trainer, started, first)
-        print(line, flush=True) if bar is None else bar.write(line)
-
-    finished = trainer.fit(on_step=on_step, on_epoch=on_epoch)
-    if bar is not None:
-        bar.close()
-    return finished
+    write_atomically(trainer.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
+    return result
 
 
-def make_bar(trainer: Trainer):
-    """tqdm's bar over the steps, in images per second; None without a terminal or without tqdm."""
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(
-        total=trainer.total_steps * trainer.batch_size,
-        initial=trainer.step * trainer.batch_size,
-        unit="img",
-        unit_scale=True,
-        dynamic_ncols=True,
-    )
+def weights_of(trainer: Trainer) -> dict[str, nn.Module]:
+    """The weights a run offers: those of the last and of the best epoch, each as trained and as EMA."""
+    models = {"final": trainer.model, "final_ema": trainer.ema.module}
+    if trainer.best and trainer.best["epoch"] != trainer.epoch:
+        saved = checkpoint.read(trainer.run / "best.pt")
+        for name, state in (("best", saved["model"]), ("best_ema", saved["ema"])):
+            models[name] = copy.deepcopy(trainer.ema.module)
+            models[name].load_state_dict(state)
+    return models
 
 
-def epoch_line(trainer: Trainer, started: float, first: int) -> str:
-    """The last finished epoch in one line."""
-    row = trainer.history[-1]
-    left = (trainer.total_steps - trainer.step) * (time.perf_counter() - started) / max(trainer.step - first, 1)
-    held_out = f"  hold-out {row['val_acc']:.2%} (averaged {row['val_acc_ema']:.2%})" if "val_acc" in row else ""
-    return (
-        f"epoch {row['epoch']:>3}/{trainer.config.epochs}  loss {row['train_loss']:.4f}  acc {row['train_acc']:.2%}"
-        f"{held_out}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s  {left / 60:.0f} min left"
-    )
-
-
-def show_result(result: dict, folder: Path) -> None:
-    """The end of a run, in words."""
-    for name in ("final", "final_ema", "best", "best_ema"):
+def report_facts(result: dict) -> dict[str, str]:
+    """The rows of a result at the head of report.md, percentages cut to two decimals like all others there."""
+    held_out = result["val_acc"] is not None
+    facts = {"weights chosen by the hold-out" if held_out else "weights": weights_name(result["chosen"])}
+    for name in WEIGHTS:
         if f"test_acc_{name}" in result:
-            mark = "  <- chosen" + (" by the hold-out" if result["val_acc"] else "") if name == result["chosen"] else ""
-            print(f"test accuracy, {name.replace('_ema', ', averaged'):<16} {result[f'test_acc_{name}']:.2%}{mark}")
-    if result["val_acc"]:
-        print(f"hold-out accuracy of the chosen weights: {result['val_acc']:.2%}")
-    print(f"report: {folder / 'report' / 'report.md'}")
+            facts[f"test accuracy, {weights_name(name)}"] = f"{percent(result[f'test_acc_{name}'])} %"
+    if held_out:
+        facts["hold-out accuracy, chosen weights"] = f"{percent(result['val_acc'])} %"
+    return facts
 
 
-def evaluate(path: Path, given: dict) -> int:
-    """Accuracy of a checkpoint on the test images of the data it was trained on, or of --data."""
-    device = choose_device(given.get("device", "auto"))
-    model, state = load_checkpoint(path, device)
-    about = state["describe"]
-    a = resolve({"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given})
-    size = input_side(model)
-    dataset = datasets.load(a["data"], a["data_root"], size, state["config"]["seed"], a["skip_bad"])
-    if dataset.classes != state["classes"]:
-        known, there = (
-            f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (state["classes"], dataset.classes)
-        )
-        raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
-    scores = predict(model, dataset.test.images, state["mean"], state["std"], device).cpu()
-    hits = (scores.argmax(1) == dataset.test.labels).double().mean().item()
-    print(f"{path}: {hits:.2%} of {len(dataset.test)} test images ({a['data']})")
-    return 0
-
-
-def classify(path: Path, images: list[Path], given: dict) -> int:
-    """Classify image files: a line each, with the three likeliest classes."""
-    if not images:
-        raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
-    device = choose_device(given.get("device", "auto"))
-    model, state = load_checkpoint(path, device)
-    size = input_side(model)
-    for file in images:
-        image = datasets.read_image(file, size)
-        scores = predict(model, image[None], state["mean"], state["std"], device)[0]
-        best = scores.softmax(0).topk(min(3, len(scores)))
-        likeliest = (f"{state['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
-        print(f"{file}: {', '.join(likeliest)}")
-    return 0
-
-
-def input_side(model: nn.Module) -> int:
-    """The side in pixels at which images are read for a model: a ResNet takes any, and is trained on CIFAR's 32."""
-    return model.config.size[0] if hasattr(model, "config") else 32
+def weights_name(name: str) -> str:
+    """A name of WEIGHTS in words: "final_ema" -> "final EMA"."""
+    return name.replace("_ema", " EMA")

@@ -2,32 +2,31 @@
 
 One `Trainer` holds the whole state of a run, so that a checkpoint is a copy of it and a resumed run
 goes on bit for bit. Random numbers come from two places, both saved: `generator` draws the order of
-images and the augmentations, PyTorch's global one the dropout. Selection uses the hold-out only; the
-test set is read once, by `final_report`.
+images and the augmentations, PyTorch's global one the dropout. The best epoch is chosen by the hold-out;
+the trainer never reads the test images.
 """
 
-import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.augment import Augment, normalise
-from minivit.data import Dataset, Split
+from minivit import checkpoint
+from minivit.augment import Augment
+from minivit.data import Dataset
 from minivit.ema import EMA
+from minivit.evaluate import Evaluator, resize_to_model
 from minivit.fast import accelerate
 from minivit.files import write_atomically
 from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.optim import adamw, one_cycle, warmup_cosine
-from minivit.report import write_report
 
 
 class TrainingError(ValueError):
@@ -98,7 +97,7 @@ class Trainer:
     """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
 
     `teacher`, when given, is a module from normalised images to scores; its labels train the
-    distillation head, or the only head where there is one. Call `fit`, then `final_report`.
+    distillation head, or the only head if there is just one. Call `fit`, then run.final_report.
     """
 
     def __init__(
@@ -125,6 +124,7 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = adamw(self.model, config.lr, config.weight_decay)
         self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
+        self.evaluator = Evaluator(data.mean, data.std, device, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.strong = Augment(
             data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter, config.erasing
@@ -175,7 +175,7 @@ class Trainer:
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One update from uint8 images (B, 3, H, W) and labels (B,)."""
         clean = self.epoch >= self.config.epochs - self.config.clean_epochs
-        x = fit_size(self.model, (self.plain if clean else self.strong)(images, self.generator))
+        x = resize_to_model((self.plain if clean else self.strong)(images, self.generator), self.model)
         target = one_hot(labels, len(self.data.classes), 0.0 if clean else self.config.label_smoothing)
         if not clean:
             c = self.config
@@ -241,17 +241,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
-    # ---- evaluation --------------------------------------------------------------------------------
-
-    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Scores (N, classes), fp32, of uint8 images (N, 3, H, W)."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return predict(model, images, self.data.mean, self.data.std, self.device)
-
-    def accuracy(self, model: nn.Module, split: Split) -> float:
-        """Share of `split` that `model` gets right."""
-        hits = self.predict(model, split.images).argmax(1) == split.labels.to(self.device)
-        return hits.double().mean().item()
+    # ---- the end of an epoch ------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
         """Measure, log, and write the checkpoints of a finished epoch."""
@@ -266,8 +256,8 @@ class Trainer:
             "bad_steps": self.bad_steps,
         }
         if self.val_split:
-            row["val_acc"] = self.accuracy(self.model, self.val_split)
-            row["val_acc_ema"] = self.accuracy(self.ema.module, self.val_split)
+            row["val_acc"] = self.evaluator.accuracy(self.model, self.val_split)
+            row["val_acc_ema"] = self.evaluator.accuracy(self.ema.module, self.val_split)
         self.epoch, self.batch = self.epoch + 1, 0
         self.history.append(row)
         self.write_metrics()
@@ -281,51 +271,6 @@ class Trainer:
         """metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_atomically(self.run / "metrics.jsonl", lambda path: path.write_text(lines))
-
-    def final_report(self) -> dict:
-        """Read the test set, once: final and best, raw and averaged weights. Writes report/ for the chosen one.
-
-        The choice is the hold-out's; without one it is the averaged weights of the last epoch.
-        """
-        test = self.data.test
-        candidates = dict(self.candidates())
-        if self.val_split:
-            chosen = max(candidates, key=lambda name: self.accuracy(candidates[name], self.val_split))
-        else:
-            chosen = "final_ema"
-        scores = {name: self.predict(model, test.images).cpu() for name, model in candidates.items()}
-        labels = test.labels.cpu()
-        result = {f"test_acc_{name}": (s.argmax(1) == labels).double().mean().item() for name, s in scores.items()}
-        result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": self.bad_steps}
-        result["val_acc"] = self.accuracy(candidates[chosen], self.val_split) if self.val_split else None
-        facts = {"weights chosen by the hold-out" if self.val_split else "weights": chosen.replace("_ema", " averaged")}
-        for name in candidates:
-            facts[f"test, {name.replace('_ema', ' averaged')}"] = f"{100 * result[f'test_acc_{name}']:.2f} %"
-        if self.val_split:
-            facts["hold-out, chosen weights"] = f"{100 * result['val_acc']:.2f} %"
-        write_report(
-            self.run / "report",
-            scores[chosen],
-            labels,
-            self.data.classes,
-            test.images.cpu(),
-            self.history,
-            title=f"{self.describe.get('preset', 'model')} on {self.describe.get('data', 'its test images')}",
-            facts=facts,
-        )
-        write_atomically(self.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
-        return result
-
-    def candidates(self) -> Iterator[tuple[str, nn.Module]]:
-        """The weights a run offers: the last epoch's and the best epoch's, each raw and averaged."""
-        yield "final", self.model
-        yield "final_ema", self.ema.module
-        if self.best and self.best["epoch"] != self.epoch:
-            saved = torch.load(self.run / "best.pt", map_location=self.device, weights_only=True)
-            for name, state in (("best", saved["model"]), ("best_ema", saved["ema"])):
-                model = copy.deepcopy(self.ema.module)
-                model.load_state_dict(state)
-                yield name, model
 
     # ---- checkpoints -------------------------------------------------------------------------------
 
@@ -375,19 +320,5 @@ class Trainer:
         self.write_metrics()
 
     def save(self, path: Path) -> None:
-        write_atomically(path, lambda temporary: torch.save(self.state_dict(), temporary))
-
-
-def fit_size(model: nn.Module, x: Tensor) -> Tensor:
-    """Enlarge images (B, 3, H, W) to what the model takes, so that small ones stay small in memory."""
-    size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
-    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bicubic", antialias=True)
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> Tensor:
-    """Scores (N, classes), fp32, of uint8 images (N, 3, H, W), normalised and enlarged as in training."""
-    model.eval()
-    return torch.cat([model(fit_size(model, normalise(x.to(device), mean, std))).float() for x in images.split(500)])
+        """Write a checkpoint."""
+        checkpoint.save(path, self.state_dict())

@@ -94,14 +94,14 @@ def test_json_markdown_and_csv_hold_the_same_numbers(tmp_path):
 
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert "| device | CPU |" in text and "| dog\\|$x$ | cat | 1 | 25.00 |" in text
-    assert f"| top-1 accuracy | {report._percent(stored['top1'])} % |" in text
+    assert f"| top-1 accuracy | {report.percent(stored['top1'])} % |" in text
 
 
 @pytest.mark.parametrize(
     "share, shown", [(0.99999, "99.99"), (1.0, "100.00"), (0.29, "29.00"), (0.9123, "91.23"), (2 / 3, "66.66")]
 )
 def test_percentages_are_never_rounded_up(share, shown):
-    assert report._percent(share) == shown
+    assert report.percent(share) == shown
 
 
 def test_without_matplotlib_all_numbers_are_written_and_the_extra_is_named(tmp_path, monkeypatch, capsys):

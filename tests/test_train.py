@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minivit import data as datasets
+from minivit.run import final_report
 from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
 from minivit.vit import VisionTransformer, ViTConfig
 
@@ -132,7 +133,7 @@ def test_training_lowers_the_loss_and_the_average_follows(data, tmp_path):
     t = trainer(data, tmp_path, config, dataclasses.replace(MODEL, dropout=0.0, drop_path=0.0))
     t.fit()
     assert t.history[-1]["train_loss"] < 0.7 * t.history[0]["train_loss"]
-    assert t.accuracy(t.ema.module, data.train) > 0.5
+    assert t.evaluator.accuracy(t.ema.module, data.train) > 0.5
 
 
 def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
@@ -148,7 +149,7 @@ def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
     t = trainer(sealed, tmp_path, dataclasses.replace(CONFIG, epochs=1, clean_epochs=0))
     t.fit()
     Sealed.opened = True
-    result = t.final_report()
+    result = final_report(t)
     assert {"test_acc_final", "test_acc_final_ema", "test_acc", "val_acc", "chosen"} <= result.keys()
 
 
@@ -157,7 +158,7 @@ def test_the_report_offers_final_and_best_raw_and_averaged(data, tmp_path):
     t.fit()
     t.best = {"score": 1.0, "epoch": 1}  # so that best.pt is another epoch than the last
     t.save(tmp_path / "best.pt")
-    result = t.final_report()
+    result = final_report(t)
     assert all(0 <= result[f"test_acc_{name}"] <= 1 for name in ("final", "final_ema", "best", "best_ema"))
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert json.loads((tmp_path / "report" / "report.json").read_text())["top1"] == pytest.approx(result["test_acc"])

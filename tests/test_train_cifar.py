@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import train_cifar
+from minivit import run
 
 SCRIPT = Path(train_cifar.__file__)
 SMALL = [
@@ -125,7 +126,7 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(images, tmp_path):
     assert f"go on with: python train_cifar.py --resume {out}" in printed
     before = len((out / "metrics.jsonl").read_text().splitlines())
 
-    trainer, _ = train_cifar.run.prepare({"resume": out})
+    trainer, _ = run.prepare({"resume": out})
     trainer.fit(until=trainer.epoch + 1)
     assert len((out / "metrics.jsonl").read_text().splitlines()) == before + 1
 
@@ -135,7 +136,16 @@ def test_help_explains_every_flag(capsys):
         train_cifar.main(["--help"])
     printed = capsys.readouterr().out
     assert end.value.code == 0 and "python train_cifar.py --patch 4 --depth 12" in printed
-    for words in ("data:", "model (", "optimisation:", "augmentation", "distillation:", "machine:", "(default 0.05)"):
+    for words in (
+        "task (",
+        "data:",
+        "model (",
+        "optimisation",
+        "augmentation",
+        "distillation:",
+        "machine:",
+        "(default 0.05)",
+    ):
         assert words in printed
 
 

@@ -1,0 +1,323 @@
+"""The command line of minivit: what may be asked for, what is done, and what is printed."""
+
+import argparse
+import functools
+import signal
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from minivit import checkpoint, run
+from minivit import data as datasets
+from minivit.evaluate import Evaluator
+from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.vit import PRESETS
+
+DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.
+
+    {command} --patch 4 --depth 12                      # preset cifar on CIFAR-10, from scratch
+    {command} --data shapes --preset shapes-demo        # no download, minutes on a CPU
+    {command} --data folder --data-root my_images       # train/<class>/*.jpg and test/<class>/*.jpg
+    {command} --preset vit-b16 --pretrained vit_b_16-c867db91.pth --lr 1e-4 --epochs 10
+    {command} --preset resnet18 --out runs/teacher      # a teacher for the next line
+    {command} --preset distilled --teacher runs/teacher/best.pt
+    {command} --resume runs/cifar                       # continue after Ctrl-C or a power cut
+    {command} --config runs/cifar/config.json --out runs/again
+    {command} --eval runs/cifar/best.pt
+    {command} --predict runs/cifar/best.pt cat.png dog.jpg
+
+A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
+last.pt and best.pt (checkpoints), result.json and report/. The hold-out (--val-split) chooses between
+epochs and between raw and EMA weights; the test images are read once, at the end.
+Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C."""
+
+DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+ON_OFF = {"action": argparse.BooleanOptionalAction}
+
+
+def main(argv: list[str] | None = None, command: str = "minivit") -> int:
+    """Run the command line and return its exit status.
+
+    A usage or input error is one line on standard error. command: how the user calls this program.
+    """
+    given = vars(parse_arguments(argv, command))
+    try:
+        if "eval" in given:
+            return evaluate(given.pop("eval"), given)
+        if "predict" in given:
+            path, *images = given.pop("predict")
+            return classify(path, images, given)
+        return train(given, command)
+    except (ValueError, OSError) as error:  # DataError, TrainingError, CheckpointError and files out of reach
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+# ---- arguments ------------------------------------------------------------------------------------------
+
+
+def parse_arguments(argv: list[str] | None, command: str) -> argparse.Namespace:
+    """Parse the command line. An argument that was not given is absent, so that presets and --config can fill it."""
+    parser = argparse.ArgumentParser(
+        prog=command,
+        usage=f"{command} [options]",
+        description=DESCRIPTION.format(command=command),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    for add_group in (
+        add_tasks,
+        add_data,
+        add_model,
+        add_optimisation,
+        add_augmentation,
+        add_distillation,
+        add_machine,
+    ):
+        add_group(parser)
+    return parser.parse_args(argv)
+
+
+def add_flag(group, name: str, help: str, **options) -> None:
+    """Add one flag; its help ends with the default of TrainConfig, where it has one."""
+    default = DEFAULTS.get(name[2:].replace("-", "_"))
+    if default is not None and options.get("action") is None:
+        help += f" (default {default})"
+    if options.get("type"):
+        options.setdefault("metavar", {int: "N", float: "X", Path: "PATH"}[options["type"]])
+    group.add_argument(name, help=help, **options)
+
+
+def add_tasks(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("task (training, unless one of these is given)"))
+    flag("--resume", "continue the run in this folder", metavar="RUN", type=Path)
+    flag("--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=Path)
+    flag("--eval", "print the accuracy of a checkpoint on the test images", metavar="CHECKPOINT", type=Path)
+    flag("--predict", "classify images with a checkpoint", nargs="+", metavar=("CHECKPOINT", "IMAGE"), type=Path)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("data"))
+    flag("--data", "data set (default cifar10); shapes are generated, without a download", choices=datasets.NAMES)
+    flag("--data-root", "folder of the CIFAR archive, or of train/ and test/ (default data)", type=Path)
+    flag("--val-split", "hold-out: a share below 1, or a number, of the training images (default 0.02)", type=float)
+    flag("--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("model (a preset, and changes to it)"))
+    flag("--preset", f"{', '.join([*PRESETS, *checkpoint.RESNETS])} (default cifar)", metavar="NAME")
+    flag("--image-size", "side of the model's input in pixels; smaller images are enlarged", type=int)
+    flag("--patch", "side of a patch in pixels", type=int)
+    flag("--dim", "embedding dimension of a token", type=int)
+    flag("--depth", "number of transformer blocks", type=int)
+    flag("--heads", "number of attention heads", type=int)
+    flag("--mlp-ratio", "hidden dimension of the MLP divided by the embedding dimension", type=float)
+    flag("--stem", "patch embedding: one linear map, or convolutions", choices=("patch", "conv"))
+    flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
+    flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
+    flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)
+    flag("--dropout", "dropout probability", type=float)
+    flag("--drop-path", "stochastic depth: drop probability of the last block", type=float)
+    flag("--pretrained", "torchvision or timm ViT weights to start from: .pth, .safetensors", metavar="FILE", type=Path)
+
+
+def add_optimisation(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("optimisation (a preset may have other defaults)"))
+    flag("--epochs", "passes over the training images", type=int)
+    flag("--batch-size", "images per step", type=int)
+    flag("--accumulate", "gradient accumulation: parts in which a batch goes through the model", type=int)
+    flag("--schedule", "learning rate schedule", choices=("cosine", "one-cycle"))
+    flag("--lr", "peak learning rate", type=float)
+    flag("--min-lr", "final learning rate of the cosine schedule", type=float)
+    flag("--warmup", "linear warm-up of the cosine schedule, as a share of all steps", type=float)
+    flag("--weight-decay", "AdamW's weight decay, applied to weight matrices only", type=float)
+    flag("--clip", "gradient clipping: largest norm, 0 for none", type=float)
+    flag("--ema-start", "EMA decay at the first step", type=float)
+    flag("--ema-end", "EMA decay at the last step", type=float)
+    flag("--patience", "early stopping: epochs without a better hold-out accuracy, 0 for never", type=int)
+    flag("--max-bad-steps", "stop after this many steps in a row with non-finite gradients", type=int)
+    flag("--seed", "random seed of weights, order and augmentation", type=int)
+
+
+def add_augmentation(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("augmentation and labels"))
+    flag("--crop", "random crop: padding in pixels, 0 for none", type=int)
+    flag("--flip", "random horizontal flip", **ON_OFF)
+    flag("--trivial-augment", "TrivialAugmentWide", **ON_OFF)
+    flag("--jitter", "strength of the colour jitter (brightness, contrast, saturation, hue), 0 for none", type=float)
+    flag("--erasing", "probability of random erasing", type=float)
+    flag("--mixup", "alpha of mixup, 0 for none", type=float)
+    flag("--cutmix", "alpha of CutMix, 0 for none", type=float)
+    flag("--mix-prob", "probability that a batch is mixed (mixup or CutMix)", type=float)
+    flag("--label-smoothing", "label smoothing", type=float)
+    flag("--clean-epochs", "last epochs with crop and flip only: no mixing, smoothing or other augmentation", type=int)
+
+
+def add_distillation(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("distillation"))
+    flag("--teacher", "checkpoint of the teacher", metavar="CHECKPOINT", type=Path)
+    flag("--distill-weight", "weight of the distillation loss, from 0 to 1", type=float)
+    flag("--distill-temperature", "temperature of soft distillation (default: hard distillation)", type=float)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    flag = functools.partial(add_flag, parser.add_argument_group("machine"))
+    flag("--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
+    flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
+    flag("--amp", "autocast precision; auto: bf16 if the hardware has it", choices=("auto", "bf16", "fp16", "off"))
+    flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
+    flag("--out", "run folder (default runs/<data>-<preset>)", type=Path)
+
+
+ADD_GROUPS = (add_tasks, add_data, add_model, add_optimisation, add_augmentation, add_distillation, add_machine)
+
+
+# ---- training -------------------------------------------------------------------------------------------
+
+
+def train(given: dict, command: str) -> int:
+    """Train or resume. Ctrl-C finishes the step, saves a checkpoint, and prints how to continue."""
+    trainer, _ = run.prepare(given, say=print)
+
+    def stop(signum, frame):
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        finished = fit(trainer)
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+    if not finished:
+        print(f"stopped in epoch {trainer.epoch + 1} and saved; go on with: {command} --resume {trainer.run}")
+        return 130
+    show_result(run.final_report(trainer), trainer.run)
+    return 0
+
+
+def fit(trainer: Trainer) -> bool:
+    """Train with a progress bar on a terminal, a line per epoch elsewhere. False when stopped and saved."""
+    print(first_line(trainer), flush=True)
+    bar, started, first = make_bar(trainer), time.perf_counter(), trainer.step
+
+    def on_step() -> None:
+        if bar is None:
+            return
+        if trainer.batch % 10 == 0:
+            loss, hits, images = (float(s) for s in trainer.sums)
+            bar.set_postfix(
+                epoch=f"{trainer.epoch + 1}/{trainer.config.epochs}",
+                loss=f"{loss / images:.3f}",
+                acc=f"{hits / images:.1%}",
+                lr=f"{trainer.lr:.1e}",
+                refresh=False,
+            )
+        bar.update(trainer.batch_size)
+
+    def on_epoch() -> None:
+        line = epoch_line(trainer, started, first)
+        print(line, flush=True) if bar is None else bar.write(line)
+
+    finished = trainer.fit(on_step=on_step, on_epoch=on_epoch)
+    if bar is not None:
+        bar.close()
+    return finished
+
+
+def make_bar(trainer: Trainer):
+    """A tqdm bar that counts images; None without a terminal or without tqdm."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(
+        total=trainer.total_steps * trainer.batch_size,
+        initial=trainer.step * trainer.batch_size,
+        unit="img",
+        unit_scale=True,
+        dynamic_ncols=True,
+    )
+
+
+def first_line(trainer: Trainer) -> str:
+    """What is about to be trained: preset, parameters, images, epochs, device, precision."""
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    precision = str(trainer.dtype).removeprefix("torch.")
+    return (
+        f"{trainer.describe['preset']}: {parameters / 1e6:.2f}M parameters, {len(trainer.train_split)} images, "
+        f"{trainer.config.epochs} epochs, {trainer.device}, {precision}"
+    )
+
+
+def epoch_line(trainer: Trainer, started: float, first: int) -> str:
+    """The last finished epoch, and the minutes left at the speed since `started` (perf_counter, at step `first`)."""
+    row = trainer.history[-1]
+    left = (trainer.total_steps - trainer.step) * (time.perf_counter() - started) / max(trainer.step - first, 1)
+    held_out = f"  hold-out {row['val_acc']:.2%} (EMA {row['val_acc_ema']:.2%})" if "val_acc" in row else ""
+    return (
+        f"epoch {row['epoch']:>3}/{trainer.config.epochs}  loss {row['train_loss']:.4f}  acc {row['train_acc']:.2%}"
+        f"{held_out}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s  {left / 60:.0f} min left"
+    )
+
+
+def show_result(result: dict, folder: Path) -> None:
+    """Print the test accuracy of all weights of a run, and where its report is."""
+    for name in run.WEIGHTS:
+        if f"test_acc_{name}" in result:
+            mark = "  <- chosen" + (" by the hold-out" if result["val_acc"] else "") if name == result["chosen"] else ""
+            print(f"test accuracy, {run.weights_name(name):<10} {result[f'test_acc_{name}']:.2%}{mark}")
+    if result["val_acc"]:
+        print(f"hold-out accuracy of the chosen weights: {result['val_acc']:.2%}")
+    print(f"report: {folder / 'report' / 'report.md'}")
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------
+
+
+def evaluate(path: Path, given: dict) -> int:
+    """Print the accuracy of a checkpoint on the test images of the data it was trained on, or of --data."""
+    device = run.choose_device(given.get("device", "auto"))
+    model, state = checkpoint.load_model(path, device)
+    about = state["describe"]
+    a = run.resolve({"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given})
+    dataset = datasets.load(a["data"], a["data_root"], input_side(model), state["config"]["seed"], a["skip_bad"])
+    if dataset.classes != state["classes"]:
+        known, there = (
+            f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (state["classes"], dataset.classes)
+        )
+        raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
+    accuracy = Evaluator(state["mean"], state["std"], device).accuracy(model, dataset.test)
+    print(f"{path}: {accuracy:.2%} of {len(dataset.test)} test images ({a['data']})")
+    return 0
+
+
+def classify(path: Path, images: list[Path], given: dict) -> int:
+    """Print the three most likely classes of each image file."""
+    if not images:
+        raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
+    device = run.choose_device(given.get("device", "auto"))
+    model, state = checkpoint.load_model(path, device)
+    evaluator = Evaluator(state["mean"], state["std"], device)
+    for file in images:
+        image = datasets.read_image(file, input_side(model))
+        scores = evaluator.predict(model, image[None])[0]
+        best = scores.softmax(0).topk(min(3, len(scores)))
+        likeliest = (f"{state['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
+        print(f"{file}: {', '.join(likeliest)}")
+    return 0
+
+
+def input_side(model) -> int:
+    """The side in pixels at which images are read for a model; a ResNet takes any, and is trained at CIFAR's 32."""
+    return model.config.size[0] if hasattr(model, "config") else 32
+
+
+if __name__ == "__main__":
+    sys.exit(main())
