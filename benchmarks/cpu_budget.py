@@ -62,7 +62,7 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
         img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    log = open(out / "metrics.jsonl", "a")  # noqa: SIM115, open until the process ends
+    log = open(out / "metrics.jsonl", "a")
     start, epoch, spent = time.process_time(), 0, 0.0
     while spent < seconds:
         for index in torch.randperm(len(x)).split(128):
@@ -140,8 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.side == "ours":
-        train_ours(args.data_root, 60 * args.cpu_minutes, args.out, args.seed, args.threads)
-        return
+        return train_ours(args.data_root, 60 * args.cpu_minutes, args.out, args.seed, args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     train_timm(args.data_root, 60 * args.cpu_minutes, args.out, args.seed)
 

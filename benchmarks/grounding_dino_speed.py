@@ -172,7 +172,7 @@ def worker(args) -> None:
     del weights
     forget_peak(args.device)
     print(json.dumps({"ready": args.worker, "torch": torch.__version__}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         start = time.perf_counter()
         with torch.inference_mode():
             logits, boxes = run(image)
@@ -324,8 +324,7 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        worker(args)
-        return
+        return worker(args)
     with tempfile.TemporaryDirectory() as name:
         write_inputs(Path(name), args.height, args.width)
         report = measure(args, name)

@@ -102,8 +102,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child process
     args = parser.parse_args()
     if args.here:
-        work(args.inputs[0], args)
-        return
+        return work(args.inputs[0], args)
     options = ["--sam", args.sam, "--max-seconds", str(args.max_seconds), "--threads", str(args.threads), "--here"]
     print(f"swin-t and sam2.1_hiera_{args.sam}, fp32, {args.threads} threads, torch {torch.__version__}")
     for source in args.inputs:

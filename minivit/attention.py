@@ -4,6 +4,7 @@ B is batch, N tokens, C channels, h heads, d channels per head (C = h * d). Left
 cross-attention. PyTorch's fused kernel, which computes the same, stands in fast.py.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,18 +34,30 @@ class Attention(nn.Module):
     """Multi-head self-attention (section 3.2.2): tokens (B, N, C) -> (B, N, C).
 
     qk_norm: layer-normalise queries and keys per head (ViT-22B, arXiv 2302.05442, section 2).
-    ValueError if `heads` does not divide `dim`.
+    qk_temperature: multiply the scores of each head by a learned number (LSA, arXiv 2112.13492, section 3.2).
+    biases: of both projections. ValueError if `heads` does not divide `dim`.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-6):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        qk_temperature: bool = False,
+        biases: bool = True,
+    ):
         super().__init__()
         check_heads(dim, heads)
         self.heads = heads
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=biases)
         self.q_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        if qk_temperature:
+            self.q_norm = Temperature(heads)
+        self.proj = nn.Linear(dim, dim, bias=biases)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x: (B, N, C); bias: scores that are added before the softmax, broadcastable to (B, h, N, N)."""
@@ -56,6 +69,17 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """q: (B, h, Q, d); k, v: (B, h, N, d) -> (B, h, Q, d)."""
         return scaled_dot_product_attention(q, k, v, bias)
+
+
+class Temperature(nn.Module):
+    """Multiply the queries (B, h, N, d) of each head, and so its scores, by a learned number that starts at 1."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+
+    def forward(self, q: Tensor) -> Tensor:
+        return q * self.temperature.to(q.dtype)  # in the precision of q: autocast has no rule for products
 
 
 def check_heads(dim: int, heads: int) -> None:

@@ -9,6 +9,7 @@ as arguments. Left out: expanding rotations, images that are not RGB, several er
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class Augment:
 
     mean, std: per channel, of values in [0, 1]. crop: padding in pixels, 0 for off. jitter: the largest
     relative change of brightness, contrast and saturation (a quarter of it, in turns, of hue).
-    erasing: the probability that a box of an image is set to the mean.
+    erasing: the probability that a box of an image is set to the mean. padding: zeros, or the mirrored image.
     """
 
     mean: Sequence[float]
@@ -49,12 +50,13 @@ class Augment:
     trivial_augment: bool = False
     jitter: float = 0.0
     erasing: float = 0.0
+    padding: Literal["zero", "reflect"] = "zero"
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"images are {x.dtype} {tuple(x.shape)}: give uint8 (B, 3, H, W)")
         if self.crop:
-            x = random_crop(x, self.crop, generator)
+            x = random_crop(x, self.crop, generator, self.padding)
         if self.flip:
             x = random_flip(x, generator)
         if self.trivial_augment:
@@ -74,17 +76,30 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 # ---- geometry: crop and flip ---------------------------------------------------------------------------
 
 
-def random_crop(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Zero-pad images (B, 3, H, W) by `padding` pixels on each side and cut a window of their size from each."""
-    return crop(x, padding, torch.randint(2 * padding + 1, (2, len(x)), generator=generator))
+def random_crop(x: Tensor, padding: int, generator: torch.Generator, mode: str = "zero") -> Tensor:
+    """Pad images (B, 3, H, W) by `padding` pixels on each side and cut a window of their size from each.
+
+    mode: "zero", or "reflect" for the mirrored border, which leaves no black bars.
+    """
+    return crop(x, padding, torch.randint(2 * padding + 1, (2, len(x)), generator=generator), mode)
 
 
-def crop(x: Tensor, padding: int, offset: Tensor) -> Tensor:
+def crop(x: Tensor, padding: int, offset: Tensor, mode: str = "zero") -> Tensor:
     """The windows of the padded images (B, 3, H, W) that start at row offset[0] and column offset[1], each (B,)."""
     top, left = offset.to(x.device)
     # (B, 3, H + 2p, W + 2p) -> a view (B, 3, 2p + 1, 2p + 1, H, W) of all windows -> one window each
-    windows = F.pad(x, [padding] * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
+    padded = F.pad(x, [padding] * 4) if mode == "zero" else reflect(x, padding)
+    windows = padded.unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
     return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def reflect(x: Tensor, padding: int) -> Tensor:
+    """Images (B, 3, H, W) with their border mirrored outwards, the edge itself not repeated; any dtype."""
+    rows, columns = (
+        (torch.arange(-padding, side + padding, device=x.device).abs() - (side - 1)).abs().neg() + (side - 1)
+        for side in x.shape[2:]
+    )
+    return x[:, :, rows][..., columns]
 
 
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:

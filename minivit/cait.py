@@ -28,8 +28,17 @@ from minivit.layers import MLP, DropPath, make_layer_scale
 class TalkingHeadsAttention(Attention):
     """Self-attention whose heads are mixed linearly before and after the softmax: (B, N, C) -> (B, N, C)."""
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, qk_norm: bool = False, norm_eps: float = 1e-6):
-        super().__init__(dim, heads, dropout, qk_norm, norm_eps)
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+        qk_temperature: bool = False,
+        biases: bool = True,
+    ):
+        super().__init__(dim, heads, dropout, qk_norm, norm_eps, qk_temperature, biases)
         self.proj_l = nn.Linear(heads, heads)  # CaiT's names: mixes the logits
         self.proj_w = nn.Linear(heads, heads)  # mixes the weights
 

@@ -60,16 +60,17 @@ class HeadTokensTransformer(VisionTransformer):
     def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:
         if self.config.pool != "cls" or self.config.class_attention:
             return super().forward(x, each_head)
+        grid = self.grid_of(x)
         x = self.embed(x)
         for block in self.blocks[:-1]:
-            x = block(x, self.config.grid)
-        logits = self.heads(self.norm(run_block(self.blocks[-1], x, self.config.tokens)))
+            x = block(x, grid)
+        logits = self.heads(self.norm(run_block(self.blocks[-1], x, self.config.tokens, grid)))
         return logits if each_head else sum(logits) / len(logits)
 
 
-def run_block(block: Block, x: Tensor, tokens: int) -> Tensor:
-    """block(x)[:, :tokens] of x (B, T + N, C), with nothing else computed: (B, T, C)."""
-    bias = block.bias() if block.bias is not None else None
+def run_block(block: Block, x: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:
+    """block(x, grid)[:, :tokens] of x (B, T + N, C), with nothing else computed: (B, T, C)."""
+    bias = block.bias(grid) if block.bias is not None else None
     x = x[:, :tokens] + block.drop_path(block.ls1(run_attention(block.attn, block.norm1(x), tokens, bias)))
     return x + block.drop_path(block.ls2(block.mlp(block.norm2(x))))
 
@@ -78,8 +79,9 @@ def run_attention(attention: Attention, x: Tensor, tokens: int, bias: Tensor | N
     """attention(x, bias)[:, :tokens] of x (B, T + N, C): queries of T tokens, keys and values of all."""
     C = x.shape[-1]
     weight, offset = attention.qkv.weight, attention.qkv.bias
-    q = F.linear(x[:, :tokens], weight[:C], offset[:C])
-    k, v = F.linear(x, weight[C:], offset[C:]).chunk(2, dim=-1)
+    q_offset, kv_offset = (None, None) if offset is None else (offset[:C], offset[C:])
+    q = F.linear(x[:, :tokens], weight[:C], q_offset)
+    k, v = F.linear(x, weight[C:], kv_offset).chunk(2, dim=-1)
     q, k, v = (split_heads(t, attention.heads) for t in (q, k, v))
     bias = None if bias is None else bias[:, :, :tokens]
     out = attention.attend(attention.q_norm(q), attention.k_norm(k), v, bias)

@@ -56,8 +56,9 @@ class MLP(nn.Module):
     distillation tokens, which come first in the sequence, pass it by.
     """
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv: bool = False):
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv: bool = False, activation: str = "gelu"):
         super().__init__()
+        self.activation = {"gelu": F.gelu, "silu": F.silu}[activation]
         self.fc1 = nn.Linear(dim, hidden)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if conv else None
         self.fc2 = nn.Linear(hidden, dim)
@@ -67,7 +68,7 @@ class MLP(nn.Module):
         x = self.fc1(x)
         if self.conv is not None and grid is not None:
             x = x + self._mix_neighbours(x, grid)
-        x = F.dropout(F.gelu(x), self.dropout, self.training)
+        x = F.dropout(self.activation(x), self.dropout, self.training)
         return F.dropout(self.fc2(x), self.dropout, self.training)
 
     def _mix_neighbours(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -86,7 +87,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+        return x * self.gamma.to(x.dtype)
 
 
 def make_layer_scale(dim: int, init: float | None) -> nn.Module:

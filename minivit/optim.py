@@ -55,6 +55,15 @@ def warmup_cosine(
     return _anneal(base_lr, min_lr, (step - warmup_steps) / (total_steps - warmup_steps))
 
 
+def warmup_linear(step: int, total_steps: int, warmup_steps: int, base_lr: float) -> float:
+    """Linear from base_lr / warmup_steps up to base_lr, then linear to 0 at total_steps."""
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
+    if step < warmup_steps:
+        return base_lr * (step + 1) / warmup_steps
+    return base_lr * max(total_steps - step, 0) / (total_steps - warmup_steps)
+
+
 def one_cycle(
     step: int,
     total_steps: int,

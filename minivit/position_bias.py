@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class RelativePositionBias(nn.Module):
     """A learned score for each offset between two patches, per head: one row of a table per (dy, dx).
 
-    Returns (1, h, T + N, T + N) for T special tokens (0 or 1) that come before the h * w patches. The
+    Returns (1, h, T + N, T + N) for T special tokens (0 or 1) that come before the h * w patches; of a
+    smaller `grid` of patches, whose offsets lie in the middle of the table, when one is given. The
     table's last three rows, there only with a special token, are its scores token -> patch,
     patch -> token and token -> token. Layout as in Swin and BEiT.
     """
@@ -22,6 +23,7 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         if tokens > 1:
             raise ValueError("the joint table knows one special token at most: use the decomposed bias")
+        self.grid, self.tokens = grid, tokens
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets + 3 * tokens, heads))
         dy, dx = patch_offsets(grid)
@@ -31,8 +33,12 @@ class RelativePositionBias(nn.Module):
             index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
         self.register_buffer("index", index, persistent=False)
 
-    def forward(self) -> Tensor:
-        return self.relative_position_bias_table[self.index].permute(2, 0, 1).unsqueeze(0)
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+        index = self.index
+        if grid is not None and grid != self.grid:
+            corner = upper_left(self.grid, grid, self.tokens).to(index.device)
+            index = index[corner][:, corner]
+        return self.relative_position_bias_table[index].permute(2, 0, 1).unsqueeze(0)
 
 
 class TokenBias(nn.Module):
@@ -61,6 +67,7 @@ class DecomposedPositionBias(nn.Module):
 
     def __init__(self, grid: tuple[int, int], heads: int, tokens: int = 0):
         super().__init__()
+        self.grid, self.tokens = grid, tokens
         self.row_table = nn.Parameter(torch.zeros(2 * grid[0] - 1, heads))
         self.col_table = nn.Parameter(torch.zeros(2 * grid[1] - 1, heads))
         dy, dx = patch_offsets(grid)
@@ -70,12 +77,21 @@ class DecomposedPositionBias(nn.Module):
         if tokens:
             self.patch_to_token = nn.Parameter(torch.zeros(heads, 1, tokens))
 
-    def forward(self) -> Tensor:
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
         bias = (self.row_table[self.dy] + self.col_table[self.dx]).permute(2, 0, 1)  # (N, N, h) -> (h, N, N)
-        if self.token_rows is None:
-            return bias.unsqueeze(0)
-        bias = torch.cat([self.patch_to_token.expand(-1, len(self.dy), -1), bias], dim=2)
-        return torch.cat([self.token_rows(), bias.unsqueeze(0)], dim=2)
+        if self.token_rows is not None:
+            bias = torch.cat([self.patch_to_token.expand(-1, len(self.dy), -1), bias], dim=2)
+            bias = torch.cat([self.token_rows()[0], bias], dim=1)
+        if grid is not None and grid != self.grid:
+            corner = upper_left(self.grid, grid, self.tokens).to(bias.device)
+            bias = bias[:, corner][..., corner]
+        return bias.unsqueeze(0)
+
+
+def upper_left(grid: tuple[int, int], smaller: tuple[int, int], tokens: int) -> Tensor:
+    """Indices, among T special tokens and a grid of patches, of the tokens and of a smaller grid in its corner."""
+    rows, cols = torch.arange(smaller[0]), torch.arange(smaller[1])
+    return torch.cat([torch.arange(tokens), (rows[:, None] * grid[1] + cols).flatten() + tokens])
 
 
 def patch_offsets(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ from minivit.attention import Attention, check_heads
 from minivit.cait import ClassBlock, TalkingHeadsAttention
 from minivit.layers import MLP, ConvStem, DropPath, PatchEmbed, drop_path_rates, make_layer_scale, sincos_2d
 from minivit.position_bias import DecomposedPositionBias, RelativePositionBias, TokenBias
+from minivit.stem import WhiteningStem
+
+STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem}
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ViTConfig:
     depth: int = 12  # blocks in all, the class-attention ones included
     heads: int = 8
     mlp_ratio: float = 4.0
-    stem: Literal["patch", "conv"] = "patch"
+    stem: Literal["patch", "conv", "whitening"] = "patch"
     position: Literal["learned", "sincos", "none"] = "learned"
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
     mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
@@ -41,6 +44,11 @@ class ViTConfig:
     tokens_enter_late: bool = False  # tokens join at the first class-attention block (CaiT), not at the first block
     talking_heads: bool = False
     qk_norm: bool = False
+    qk_temperature: bool = False  # a learned factor on the scores of each head, for sharp attention on few images
+    attention_biases: bool = True  # in the projections of attention
+    activation: Literal["gelu", "silu"] = "gelu"  # in the MLP; on a CPU SiLU costs half of GELU
+    smaller_images: bool = False  # takes smaller images too, for cheap first epochs: positions are interpolated
+    init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is what Muon keeps them at
     layer_scale: float | None = None  # the gain at the start
     dropout: float = 0.0
     drop_path: float = 0.0  # at the last block; rises linearly from 0 at the first
@@ -53,6 +61,10 @@ class ViTConfig:
         check_heads(self.dim, self.heads)
         if self.class_attention and not self.class_token:
             raise ValueError("class-attention blocks need the class token")
+        if self.qk_norm and self.qk_temperature:
+            raise ValueError("qk_norm has a learned factor already: leave qk_temperature out")
+        if self.smaller_images and self.class_attention:
+            raise ValueError("the class-attention tail takes images of one size: leave smaller_images out")
         if self.pool == "cls" and not self.class_token:
             raise ValueError("pool 'cls' needs the class token: take pool 'mean' without one")
 
@@ -74,6 +86,12 @@ class ViTConfig:
     def grid(self) -> tuple[int, int]:
         """Patches (down, across)."""
         return self.size[0] // self.patch, self.size[1] // self.patch
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether the model takes images of this size."""
+        smaller = height <= self.size[0] and width <= self.size[1]
+        fits = height % self.patch == width % self.patch == 0 < min(height, width)
+        return (height, width) == self.size or (self.smaller_images and smaller and fits)
 
     @property
     def tokens(self) -> int:
@@ -125,6 +143,23 @@ PRESETS: dict[str, ViTConfig] = {
         class_token=False,
         pool="mean",
     ),  # 0.7M, for a CPU
+    # Fast to train on two CPU cores: convolutions do the local work, three blocks of attention the rest.
+    "cifar-fast": ViTConfig(
+        dim=192,
+        depth=3,
+        heads=3,
+        mlp_ratio=2.0,
+        stem="whitening",
+        relative_bias="joint",
+        class_token=False,
+        pool="mean",
+        qk_temperature=True,
+        attention_biases=False,
+        activation="silu",
+        layer_scale=0.3,
+        smaller_images=True,
+        init="norm",
+    ),  # 1.4M
     "shapes-demo": ViTConfig(
         dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True, class_token=False, pool="mean"
     ),
@@ -135,23 +170,31 @@ class Block(nn.Module):
     """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C). ViT, equations 2 and 3.
 
     tokens: how many of the N are special tokens, which come first. forward takes the patch grid
-    (down, across) for the convolution inside the MLP.
+    (down, across) for the convolution inside the MLP and the position bias.
     """
 
     def __init__(self, config: ViTConfig, drop_path: float, tokens: int):
         super().__init__()
         attention = TalkingHeadsAttention if config.talking_heads else Attention
         self.norm1 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.attn = attention(config.dim, config.heads, config.dropout, config.qk_norm)
+        self.attn = attention(
+            config.dim,
+            config.heads,
+            config.dropout,
+            config.qk_norm,
+            qk_temperature=config.qk_temperature,
+            biases=config.attention_biases,
+        )
         self.bias = make_position_bias(config, tokens)
         self.ls1 = make_layer_scale(config.dim, config.layer_scale)
         self.norm2 = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.mlp = MLP(config.dim, int(config.dim * config.mlp_ratio), config.dropout, config.mlp_conv)
+        hidden = int(config.dim * config.mlp_ratio)
+        self.mlp = MLP(config.dim, hidden, config.dropout, config.mlp_conv, config.activation)
         self.ls2 = make_layer_scale(config.dim, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        bias = self.bias() if self.bias is not None else None
+        bias = self.bias(grid) if self.bias is not None else None
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), grid)))
 
@@ -168,7 +211,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         patches, dim = config.grid[0] * config.grid[1], config.dim
-        self.patch_embed = (ConvStem if config.stem == "conv" else PatchEmbed)(config.patch, dim)
+        self.patch_embed = STEMS[config.stem](config.patch, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.distillation else None
         tokens = 0 if config.tokens_enter_late else config.tokens
@@ -196,9 +239,10 @@ class VisionTransformer(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm, special tokens first."""
+        grid = self.grid_of(x)
         x = self.embed(x)
         for block in self.blocks:
-            x = block(x, self.config.grid)
+            x = block(x, grid)
         if self.config.class_attention:
             x = self.class_attention_tail(x)
         return self.norm(x)
@@ -206,17 +250,31 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
         B, _, H, W = x.shape
-        if (H, W) != self.config.size:
+        if not self.config.takes(H, W):
             raise ValueError(
                 f"this model takes {self.config.size[0]}x{self.config.size[1]} images, not {H}x{W}: "
                 "resize them, or build the model for that size"
             )
+        grid = self.grid_of(x)
         x = self.patch_embed(x)
         if not self.config.tokens_enter_late:
             x = torch.cat([*self.special_tokens(B), x], dim=1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed
+            x = x + self.positions(grid).to(x.dtype)
         return self.pos_dropout(x)
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """Patches (down, across) of images (B, 3, H, W)."""
+        return x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position embedding (1, T + N, C), interpolated to a grid of patches (down, across)."""
+        if grid == self.config.grid:
+            return self.pos_embed
+        T = self.pos_embed.shape[1] - self.config.grid[0] * self.config.grid[1]
+        patches = self.pos_embed[:, T:].mT.unflatten(2, self.config.grid)  # (1, N, C) -> (1, C, h, w)
+        patches = F.interpolate(patches, grid, mode="bilinear")
+        return torch.cat([self.pos_embed[:, :T], patches.flatten(2).mT], dim=1)
 
     def special_tokens(self, batch: int) -> list[Tensor]:
         """The class and distillation token, as far as there are any, each (B, 1, C)."""
@@ -273,6 +331,9 @@ def init_weights(model: VisionTransformer) -> None:
     | relative position bias                 | 0: no offset is preferred                      |
     | norms, LayerScale                      | as built: 1 and 0; the configured gain         |
 
+    With `init` "norm" linear layers and convolutions are normal noise of Frobenius norm sqrt(rows), heads a
+    tenth of that.
+
     The usual std of 0.02 for linear layers suits a width of 768; at 192 it makes the branches too faint
     to learn from at first.
     """
@@ -285,6 +346,15 @@ def init_weights(model: VisionTransformer) -> None:
             nn.init.normal_(module.weight, std=0.1) if module.groups > 1 else nn.init.kaiming_normal_(module.weight)
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if model.config.init == "norm" and isinstance(module, (nn.Linear, nn.Conv2d)):
+            init_norm(module.weight, 0.1 if name.startswith("head") else 1.0)
     for embedding in (model.cls_token, model.dist_token, model.pos_embed):
         if isinstance(embedding, nn.Parameter):
             nn.init.trunc_normal_(embedding, std=0.02, a=-0.04, b=0.04)
+
+
+def init_norm(weight: Tensor, gain: float = 1.0) -> None:
+    """Fill a weight (rows, ...) with normal noise of Frobenius norm gain * sqrt(rows)."""
+    nn.init.normal_(weight)
+    with torch.no_grad():
+        weight.mul_(gain * len(weight) ** 0.5 / weight.norm())

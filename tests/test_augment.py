@@ -38,6 +38,19 @@ def test_crops_are_windows_of_the_padded_images():
     assert torch.equal(augment.crop(x, 2, offset), torch.stack(windows))
 
 
+def test_reflected_borders_are_those_of_pytorch():
+    x = images()
+    expected = torch.nn.functional.pad(x.float(), [3] * 4, mode="reflect")
+    assert torch.equal(augment.reflect(x, 3).float(), expected)
+
+
+def test_a_crop_of_a_mirrored_border_shows_no_black():
+    x = torch.full((200, 3, 8, 8), 9, dtype=torch.uint8)
+    assert (augment.random_crop(x, 3, generator(), "reflect") == 9).all()
+    assert (Augment((0.5,) * 3, (0.5,) * 3, crop=3, padding="reflect")(x, generator()) < 0).all()
+    assert not (augment.random_crop(x, 3, generator()) == 9).all()
+
+
 def test_every_offset_of_a_crop_is_drawn_equally_often():
     x = torch.zeros(5000, 3, 5, 5, dtype=torch.uint8)
     x[:, :, 2, 2] = 1

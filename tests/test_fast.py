@@ -20,6 +20,7 @@ VARIANTS = {
     "tail": {"class_attention": 1},
     "tail of two heads": {"class_attention": 2, "distillation": True, "relative_bias": "decomposed"},
     "cait": {"class_attention": 1, "tokens_enter_late": True, "talking_heads": True, "layer_scale": 0.1},
+    "temperature": {"qk_temperature": True, "attention_biases": False, "relative_bias": "joint"},
     "mean": {"pool": "mean", "mlp_conv": True},
 }
 
@@ -61,6 +62,11 @@ def test_folded_class_attention_equals_keys_and_values_written_out(tokens):
 def test_an_accelerated_model_gives_the_same_scores_and_gradients(changes):
     model = randomise(VisionTransformer(dataclasses.replace(TINY, **changes)))
     assert_equal_forms(model, torch.randn(2, 3, 8, 8, dtype=torch.float64), True)
+
+
+def test_an_accelerated_model_takes_smaller_images_as_the_formula_does():
+    model = VisionTransformer(dataclasses.replace(TINY, image_size=16, smaller_images=True, relative_bias="joint"))
+    assert_equal_forms(randomise(model), torch.randn(2, 3, 8, 12, dtype=torch.float64))
 
 
 def test_an_accelerated_model_still_gives_the_features_of_all_tokens():

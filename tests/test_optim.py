@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minivit.optim import adamw, one_cycle, one_cycle_momentum, param_groups, warmup_cosine
+from minivit.optim import adamw, one_cycle, one_cycle_momentum, param_groups, warmup_cosine, warmup_linear
 from minivit.vit import VisionTransformer, ViTConfig
 
 TINY = {"image_size": 8, "dim": 8, "depth": 2, "heads": 2, "layer_scale": 0.1}
@@ -94,3 +94,12 @@ def test_one_cycle_works_for_runs_of_very_few_steps(total):
     lr = [one_cycle(step, total, 0.1) for step in range(total)]
     assert all(math.isfinite(value) and 0 < value <= 0.1 for value in lr)
     assert lr[0] == 0.1  # no room to climb
+
+
+def test_the_linear_schedule_rises_to_the_rate_and_falls_to_zero():
+    lr = [warmup_linear(step, 12, 2, 0.5) for step in range(13)]
+    assert lr[:3] == pytest.approx([0.25, 0.5, 0.5])
+    assert [a - b for a, b in zip(lr[2:], lr[3:])] == pytest.approx([0.05] * 10)
+    assert lr[-1] == 0
+    with pytest.raises(ValueError, match="12 warm-up steps do not fit into 12 steps"):
+        warmup_linear(0, 12, 12, 0.5)

@@ -16,6 +16,7 @@ PARAMETERS = {
     "vit-b16": 86_567_656,
     "cifar": 10_065_546,
     "cifar-small": 660_362,
+    "cifar-fast": 1_400_924,
     "shapes-demo": 171_738,
 }
 VARIANTS = {
@@ -34,6 +35,9 @@ VARIANTS = {
     "cait": {"class_attention": 2, "tokens_enter_late": True, "talking_heads": True, "layer_scale": 0.1},
     "qk norm": {"qk_norm": True},
     "dropout": {"dropout": 0.1, "drop_path": 0.1},
+    "smaller images": {"smaller_images": True, "relative_bias": "joint"},
+    "temperature, no biases": {"qk_temperature": True, "attention_biases": False, "activation": "silu"},
+    "talking heads with temperature": {"talking_heads": True, "qk_temperature": True, "attention_biases": False},
     "rectangle": {"image_size": (8, 16)},
 }
 
@@ -126,6 +130,8 @@ def test_an_image_of_another_size_is_named():
     "changes, words",
     [
         ({"heads": 3}, "does not divide into 3 heads"),
+        ({"qk_norm": True, "qk_temperature": True}, "qk_norm has a learned factor already"),
+        ({"smaller_images": True, "class_attention": 1}, "takes images of one size"),
         ({"class_token": False}, "pool 'cls' needs the class token"),
         ({"class_token": False, "pool": "mean", "class_attention": 1}, "class-attention blocks need the class token"),
     ],
@@ -133,3 +139,71 @@ def test_an_image_of_another_size_is_named():
 def test_settings_that_contradict_each_other_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(TINY, **changes)
+
+
+FAST = dataclasses.replace(PRESETS["cifar-fast"], image_size=16, dim=16, depth=2, heads=2)
+
+
+def test_smaller_images_see_the_middle_of_the_tables_of_relative_positions():
+    torch.manual_seed(0)
+    for kind in ("joint", "decomposed"):
+        block = VisionTransformer(dataclasses.replace(FAST, relative_bias=kind)).blocks[0]
+        for table in block.bias.parameters():
+            torch.nn.init.normal_(table)
+        smaller = VisionTransformer(dataclasses.replace(FAST, relative_bias=kind, image_size=8)).blocks[0]
+        middle = [
+            p.view(7, 7, -1)[2:5, 2:5].flatten(0, 1) if kind == "joint" else p[2:5] for p in block.bias.parameters()
+        ]
+        for own, value in zip(smaller.bias.parameters(), middle):
+            own.data = value
+        torch.testing.assert_close(block.bias((2, 2)), smaller.bias())
+
+
+def test_a_special_token_keeps_its_row_of_the_bias_on_a_smaller_grid():
+    for kind in ("joint", "decomposed"):
+        model = VisionTransformer(dataclasses.replace(FAST, relative_bias=kind, class_token=True, pool="cls"))
+        bias = model.blocks[0].bias
+        for table in bias.parameters():
+            torch.nn.init.normal_(table)
+        torch.testing.assert_close(bias((2, 2))[:, :, 0], bias()[:, :, 0, :5])
+        torch.testing.assert_close(bias((2, 2))[:, :, :, 0], bias()[:, :, :5, 0])
+
+
+def test_positions_of_a_smaller_grid_are_the_means_of_those_they_cover():
+    model = VisionTransformer(FAST)
+    expected = model.pos_embed.view(1, 2, 2, 2, 2, 16).mean((2, 4)).view(1, 4, 16)
+    torch.testing.assert_close(model.positions((2, 2)), expected)
+
+
+def test_a_model_for_smaller_images_names_those_that_it_does_not_take():
+    model = VisionTransformer(FAST).eval()
+    assert model(torch.randn(2, 3, 12, 8)).shape == (2, 10)
+    for side in (10, 20):
+        with pytest.raises(ValueError, match=f"not {side}x{side}"):
+            model(torch.randn(1, 3, side, side))
+
+
+def test_a_temperature_of_two_doubles_the_scores_of_its_head():
+    from minivit.attention import Attention
+
+    torch.manual_seed(0)
+    plain, warm = Attention(8, 2), Attention(8, 2, qk_temperature=True)
+    warm.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(1, 4, 8)
+    torch.testing.assert_close(warm(x), plain(x))
+    warm.q_norm.temperature.data[1] = 2
+    plain.qkv.weight.data[4:8] *= 2
+    plain.qkv.bias.data[4:8] *= 2
+    torch.testing.assert_close(warm(x), plain(x))
+    assert not torch.allclose(warm(x), Attention(8, 2)(x))
+
+
+def test_matrices_that_start_by_norm_have_norm_root_rows_and_faint_heads():
+    model = VisionTransformer(FAST)
+    for weight in (
+        model.patch_embed.down1.conv.weight,
+        model.blocks[0].attn.qkv.weight,
+        model.blocks[1].mlp.fc2.weight,
+    ):
+        assert weight.norm().item() == pytest.approx(len(weight) ** 0.5, rel=1e-5)
+    assert model.head.weight.norm().item() == pytest.approx(0.1 * 10**0.5, rel=1e-5)
