@@ -1,0 +1,126 @@
+"""Phrases and pictures to heat maps: pixels, tokens, templates and a cache around the network.
+
+CLIPSeg, arXiv 2112.10003. An image is encoded once for all its prompts, and a phrase once for all images. What is
+made of the heat maps (thresholds, instances, points) is the business of minisam_glue/heatmap.py.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from ..masks import mask_box
+from ..pixels import Picture, normalise, to_rgb
+from .model import CLIPSeg
+from .tokenizer import CLIPTokenizer
+
+TEXT_CACHE = 1024  # phrases
+PROMPTS_AT_ONCE = 16  # heat maps decoded together: they need about 20 MB each at 352 x 352 pixels
+
+
+def preprocess(picture: np.ndarray, size: int) -> Tensor:
+    """uint8 (H, W, 3) -> normalised (3, size, size). As officially, stretched with Pillow's bilinear filter."""
+    resized = Image.fromarray(np.ascontiguousarray(picture)).resize((size, size), Image.Resampling.BILINEAR)
+    return normalise(torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255)  # (H, W, 3) -> (3, H, W)
+
+
+def highlight(
+    picture: Picture, mask: np.ndarray, brightness: float = 0.1, blur: float = 2.0, context: float = 0.5
+) -> np.ndarray:
+    """A picture prompt that shows one object: background dark and blurred, cropped to the object (section 3.3).
+
+    mask: bool (H, W). brightness: factor of the background. blur: deviation of its Gaussian in pixels. context: margin
+    of the crop, as a share of the object's longer side. ValueError if the mask is empty or of another size.
+    """
+    image, box = to_rgb(picture), mask_box(np.asarray(mask, bool))
+    if box is None or mask.shape != image.shape[:2]:
+        raise ValueError(f"a mask {mask.shape} of {mask.sum()} pixels for a picture {image.shape[:2]}: show the object")
+    background = np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(ImageFilter.GaussianBlur(blur)))
+    image = np.where(mask[..., None], image, (background * brightness).astype(np.uint8))
+    left, top, right, bottom = box
+    margin = round(context * max(right - left, bottom - top))
+    return image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+
+
+class HeatMapper:
+    """A CLIPSeg model, its tokenizer and a cache of encoded phrases.
+
+    size: side in pixels of the square that pictures are stretched to; more shows smaller objects and costs more.
+    templates: a phrase is put into each of them, and the mean of their embeddings stands for it (CLIP, section 3.1.4).
+    ValueError if the model takes no such size, or a template has no {}.
+    """
+
+    def __init__(self, model: CLIPSeg, tokenizer: CLIPTokenizer, size: int = 352, templates: Sequence[str] = ("{}",)):
+        patch = model.config.clip.vision.patch_size
+        if size < patch or size % patch:
+            nearest = max(patch, round(size / patch) * patch)
+            raise ValueError(f"heat size {size}: give a multiple of {patch}, such as {nearest}")
+        wrong = [template for template in templates if "{}" not in template]
+        if wrong or not templates:
+            raise ValueError(f"template {''.join(wrong[:1])!r}: mark the place of the phrase with {{}}")
+        self.model, self.tokenizer, self.size, self.templates = model, tokenizer, size, tuple(templates)
+        self.texts: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def heat_maps(self, images: list[Picture], prompts: Sequence[str | Picture]) -> Tensor:
+        """Where each of P prompts is on each of B images: logits (B, P, size, size), float32 on the CPU.
+
+        prompts: phrases, or pictures of the object (see `highlight`). A heat map covers the whole image, stretched.
+        ValueError for no prompt, and for a phrase that is empty or longer than the model takes.
+        """
+        conditions = self.encode_prompts(prompts)
+        activations = self.model.encode_image(self.pixels(images))
+        size = (self.size, self.size)
+        parts = [self.model.decode(activations, some, size) for some in conditions.split(PROMPTS_AT_ONCE)]
+        return torch.cat(parts, 1).float().cpu()
+
+    def pixels(self, images: list[Picture]) -> Tensor:
+        """(B, 3, size, size) in the precision and on the device of the model."""
+        weight = self.model.decoder.film_mul.weight
+        return torch.stack([preprocess(to_rgb(image), self.size) for image in images]).to(weight.device, weight.dtype)
+
+    def encode_prompts(self, prompts: Sequence[str | Picture]) -> Tensor:
+        """Phrases and pictures -> conditions (P, D). ValueError as for `heat_maps`."""
+        if isinstance(prompts, str) or not len(prompts):
+            raise ValueError(f'prompts {prompts!r}: give a list of phrases or pictures, such as ["cat"]')
+        phrases = self.encode_phrases([prompt for prompt in prompts if isinstance(prompt, str)])
+        pictures = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        examples = iter(self.model.clip.encode_image(self.pixels(pictures)) if pictures else ())
+        return torch.stack([phrases[p] if isinstance(p, str) else next(examples) for p in prompts])
+
+    def encode_phrases(self, phrases: list[str]) -> dict[str, Tensor]:
+        """For each phrase its condition (D,), from the cache unless the text weights have changed since."""
+        clip = self.model.clip
+        weights = [*clip.text_model.parameters(), clip.text_projection.weight]
+        updates = sum(0 if w.is_inference() else w._version for w in weights)
+        device = weights[0].device
+        state = (device, weights[0].dtype, updates, torch.is_autocast_enabled(device.type), self.templates)
+        missing = [phrase for phrase in dict.fromkeys(phrases) if (phrase, state) not in self.texts]
+        if missing:
+            if not all(phrase.strip() for phrase in missing):
+                raise ValueError("an empty phrase: name what to look for")
+            ids = [self.tokens(template.replace("{}", phrase)) for phrase in missing for template in self.templates]
+            padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
+            for row, text in zip(padded, ids):
+                row[: len(text)] = torch.tensor(text)
+            encoded = clip.encode_text(padded.to(device)).unflatten(0, (len(missing), -1)).mean(1)
+            self.texts.update({(phrase, state): condition for phrase, condition in zip(missing, encoded)})
+        found = {phrase: self.texts[phrase, state] for phrase in phrases}
+        for phrase in phrases:
+            self.texts.move_to_end((phrase, state))
+        while len(self.texts) > TEXT_CACHE:
+            self.texts.popitem(last=False)
+        return found
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of one text, with the start and the end token. ValueError if there are none between, or too many."""
+        ids, most = self.tokenizer.encode(text), self.model.config.clip.text.max_tokens
+        if not 3 <= len(ids) <= most:
+            raise ValueError(
+                f"the phrase {text[:40]!r} has {len(ids) - 2} tokens: it must have 1 to {most - 2}; "
+                "shorten it or split it"
+            )
+        return ids

@@ -1,0 +1,233 @@
+"""Heat maps to instances: a threshold, connected components, boxes, and points to seed a segmenter with.
+
+Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE Trans. SMC 9 (1979), chooses the threshold.
+Confidences are used as the model gives them. They are not stretched to 0..1: an absent object lights up nothing.
+Left out: how the heat maps are made (clipseg/heat_mapper.py).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .masks import erode, mask_iou
+
+REFERENCE_SIDE = 352  # pixels of the square that min_area and border are stated for
+SURE = 0.5  # confidence from which the model itself says yes
+MOST_CANDIDATES = 4096  # pixels among which points are spread
+
+
+@dataclass(frozen=True)
+class HeatSettings:
+    """How instances are made of a heat map.
+
+    threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences that takes
+    Otsu's place where it finds no object before a background. floor: least confidence that either of them gives. Its
+    value suits no published model in particular: it is unmeasured for them. min_area, border: in pixels of a heat map
+    of 352 x 352, scaled for others. positives, negatives: points inside an instance and outside of its border.
+    ValueError for values that can't be.
+    """
+
+    threshold: float | None = None
+    percentile: float = 0.97
+    floor: float = 0.1
+    min_area: float = 300
+    positives: int = 8
+    negatives: int = 8
+    border: float = 5
+
+    def __post_init__(self):
+        shares = {"heat threshold": self.threshold or 0, "heat percentile": self.percentile, "heat floor": self.floor}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} {value}: give a number from 0 to 1")
+        counts = {"min area": self.min_area, "border": self.border}
+        for name, value in (counts | {"positives": self.positives, "negatives": self.negatives}).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} {value}: give a number from 0 on")
+
+
+@dataclass
+class HeatInstance:
+    """One connected region of a heat map, as a seed: box and points in pixels of the image."""
+
+    box: tuple[float, float, float, float]  # xyxy
+    score: float  # highest confidence inside
+    points: np.ndarray  # (n, 2) xy
+    labels: np.ndarray  # (n,): 1 inside, 0 outside
+    region: np.ndarray  # bool (S, S), the instance on the heat map's own grid
+
+
+# --- Threshold ---------------------------------------------------------------------------------------------
+
+
+def otsu(values: np.ndarray, bins: int = 256) -> float:
+    """The threshold that splits values of any shape into two classes of greatest variance between them.
+
+    Floats are counted in `bins` bins from their least to their greatest, integers each in a bin of its own. Returns
+    the centre of the last bin of the lower class, or the value itself if all are the same. The upper class lies
+    strictly above the threshold. ValueError if there are no values, or some are not finite.
+    """
+    values = np.asarray(values).ravel()
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("Otsu's threshold needs finite values, at least one")
+    if values.min() == values.max():
+        return float(values[0])
+    if np.issubdtype(values.dtype, np.integer):
+        values = values.astype(int)
+        centres = np.arange(values.min(), values.max() + 1)
+        counts = np.bincount(values - values.min())
+    else:
+        counts, edges = np.histogram(values, bins)
+        centres = (edges[:-1] + edges[1:]) / 2
+    moments = counts * centres.astype(float)
+    below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]  # pixels of each class, for each split
+    mean_below, mean_above = np.cumsum(moments)[:-1] / below, np.cumsum(moments[::-1])[::-1][1:] / above
+    between = below * above * (mean_below - mean_above) ** 2.0  # equation 14, times the square of all pixels
+    return float(centres[between.argmax()])
+
+
+def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
+    """The confidence (S, S) above which pixels are of the object: the one that is set, else Otsu's or a percentile's.
+
+    Otsu's splits any map in two. One whose upper class fills more than half of the map, at confidences that mean no,
+    has split the background: the percentile takes its place. A confident pixel is of the object whatever others are.
+    """
+    if settings.threshold is not None:
+        return settings.threshold
+    threshold = min(otsu(heat), SURE)
+    if threshold < SURE and (heat > threshold).mean() > 0.5:
+        threshold = min(float(np.quantile(heat, settings.percentile)), SURE)
+    return max(threshold, settings.floor)
+
+
+# --- Components --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Components:
+    """Measures of n components. areas (n,) pixels; boxes (n, 4) xyxy, right and bottom exclusive; centroids (n, 2) xy,
+    means of pixel indices."""
+
+    areas: np.ndarray
+    boxes: np.ndarray
+    centroids: np.ndarray
+
+
+def label_components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
+    """Bool (H, W) -> int32 (H, W): 0 outside, 1, 2, ... on each component, in raster order of its first pixel.
+
+    Runs of a row are joined with the runs of the row above that they touch: with 8 also at a corner, with 4 at a side.
+    """
+    H, W = mask.shape
+    change = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    row, start = np.nonzero(change == 1)  # runs, in raster order
+    end = np.nonzero(change == -1)[1]  # exclusive
+    corner, stride = int(connectivity == 8), W + 3
+    above = (row - 1) * stride
+    first = np.searchsorted(row * stride + end, above + start - corner, "right")
+    count = (np.searchsorted(row * stride + start, above + end + corner, "left") - first).clip(min=0)
+    lower = np.repeat(np.arange(len(row)), count)
+    upper = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    roots = join(len(row), lower, upper)
+    number = 1 + np.unique(roots, return_inverse=True)[1].reshape(-1)
+    steps = np.zeros(H * W + 1, np.int32)
+    steps[row * W + start] += number.astype(np.int32)
+    steps[row * W + end] -= number.astype(np.int32)
+    return np.cumsum(steps[:-1], dtype=np.int32).reshape(H, W)
+
+
+def join(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The least member of the set of each of `count` items, where items a[i] and b[i] are in one set."""
+    root = np.arange(count)
+    while True:
+        low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
+        if (low == high).all():
+            return root
+        np.minimum.at(root, high, low)
+        while (root[root] != root).any():
+            root = root[root]
+
+
+def measure_components(labels: np.ndarray) -> Components:
+    """Labels (H, W) from label_components -> areas, boxes and centroids, in the order of the labels."""
+    n = labels.max(initial=0)
+    y, x = np.nonzero(labels)
+    index = labels[y, x] - 1
+    areas = np.bincount(index, minlength=n)
+    low, high = np.full((n, 2), max(labels.shape)), np.zeros((n, 2), int)
+    np.minimum.at(low, index, np.stack((x, y), 1))
+    np.maximum.at(high, index, np.stack((x, y), 1) + 1)
+    sums = np.stack([np.bincount(index, weights=axis, minlength=n) for axis in (x, y)], 1)
+    return Components(areas, np.concatenate((low, high), 1), sums / np.maximum(areas, 1)[:, None])
+
+
+# --- Instances ---------------------------------------------------------------------------------------------
+
+
+def confidence(logits: Tensor, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Logits (S, S) -> confidences 0..1, float32, on the same grid or enlarged, as logits, to an image of (H, W)."""
+    if size is not None:
+        logits = F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
+    return logits.float().sigmoid().cpu().numpy()
+
+
+def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings) -> list[HeatInstance]:
+    """The regions of one heat map, logits (S, S), that covers an image of size (H, W), stretched. Best first."""
+    heat = confidence(logits)
+    S = len(heat)
+    labels = label_components(heat > choose_threshold(heat, settings))
+    found, scale = measure_components(labels), S / REFERENCE_SIDE
+    to_pixels = np.array([size[1], size[0]]) / S
+    instances = []
+    for number in 1 + np.flatnonzero(found.areas >= max(1, settings.min_area * scale**2)):
+        region = labels == number
+        points, signs = seed_points(heat, region, labels > 0, settings, round(settings.border * scale))
+        box = found.boxes[number - 1] * np.tile(to_pixels, 2)
+        score = float(heat[region].max())
+        instances.append(HeatInstance(tuple(map(float, box)), score, (points + 0.5) * to_pixels, signs, region))
+    return sorted(instances, key=lambda instance: -instance.score)
+
+
+def seed_points(
+    heat: np.ndarray, region: np.ndarray, foreground: np.ndarray, settings: HeatSettings, border: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 2) xy, as indices of pixels, and their labels (n,) for one region of a heat map (S, S).
+
+    Positives are spread over the more confident half of the region, inside its border where there is an inside.
+    Negatives are spread around it, at least the border's width away from any foreground.
+    """
+    sure = region & (heat >= np.median(heat[region]))
+    core = sure & erode(region, border)
+    positives = spread(core if core.any() else sure, heat, settings.positives)
+    ys, xs = np.nonzero(region)
+    margin = 2 * border + max(np.ptp(xs), np.ptp(ys)) // 2 + 1
+    around = np.zeros_like(region)
+    around[max(0, ys.min() - margin) : ys.max() + margin + 1, max(0, xs.min() - margin) : xs.max() + margin + 1] = True
+    negatives = spread(around & erode(~foreground, border), -heat, settings.negatives)
+    points = np.concatenate((positives, negatives))
+    return points, np.repeat([1, 0], [len(positives), len(negatives)])
+
+
+def spread(candidates: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` pixels of bool (H, W) as (n, 2) xy: the one of highest value, then each farthest from the rest."""
+    y, x = np.nonzero(candidates)
+    step = -(-len(y) // MOST_CANDIDATES) or 1
+    places, worth = np.stack((x, y), 1)[::step], value[y, x][::step]
+    chosen, distance = [], np.full(len(places), np.inf)
+    for _ in range(min(count, len(places))):
+        chosen.append(int(distance.argmax() if chosen else worth.argmax()))
+        distance = np.minimum(distance, ((places - places[chosen[-1]]) ** 2).sum(1))
+    return places[chosen]
+
+
+def agreement(masks: Tensor, region: np.ndarray) -> Tensor:
+    """IoU (M,) of bool masks (M, h, w) with a region (S, S), each of which covers the whole image.
+
+    A segmenter's best-scored mask may be the background; the one that agrees best with the heat map is not.
+    """
+    grid = torch.from_numpy(region).to(masks.device)[None, None].float()
+    small = F.interpolate(grid, masks.shape[-2:], mode="bilinear", align_corners=False, antialias=True)[0] > 0.5
+    return mask_iou(masks, small)[:, 0]
