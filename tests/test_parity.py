@@ -17,7 +17,7 @@ CASES = [
         path,
         form,
         id=f"{path.parent.name}-{path.stem}-{form}",
-        marks=[pytest.mark.slow] if "fullsize" in path.stem else [],  # models at their real size
+        marks=[pytest.mark.slow] if "full" in path.stem else [],  # models at their real size
     )
     for path in FILES
     for form in parity.forms_of(path.parent.name, path.stem)

@@ -57,13 +57,13 @@ def upsampling(channels: int, patch_size: int, refined: bool) -> nn.Module:
     """Features of patches (B, R, h, w) -> logits of pixels (B, 1, H, W)."""
     if not refined:
         return nn.ConvTranspose2d(channels, 1, patch_size, stride=patch_size)
-    step = patch_size // 4
+    first, second = patch_size // 4, 4
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.ReLU(),
-        nn.ConvTranspose2d(channels, channels // 2, step, stride=step),
+        nn.ConvTranspose2d(channels, channels // 2, first, stride=first),
         nn.ReLU(),
-        nn.ConvTranspose2d(channels // 2, 1, step, stride=step),
+        nn.ConvTranspose2d(channels // 2, 1, second, stride=second),
     )
 
 

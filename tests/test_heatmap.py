@@ -1,0 +1,230 @@
+"""Heat maps to thresholds, components, instances and seed points."""
+
+import time
+
+import numpy as np
+import parity
+import pytest
+import torch
+
+from minisam_glue.heatmap import (
+    HeatSettings,
+    agreement,
+    choose_threshold,
+    confidence,
+    find_instances,
+    label_components,
+    measure_components,
+    otsu,
+    seed_points,
+    spread,
+)
+
+FOLDER = parity.ROOT / "golden" / "clipseg"
+OTSU = parity.Golden.load(FOLDER / "postprocess_otsu.npz")
+COMPONENTS = parity.Golden.load(FOLDER / "postprocess_components.npz")
+
+
+def logit(heat: np.ndarray) -> torch.Tensor:
+    return torch.logit(torch.from_numpy(heat).float(), eps=1e-6)
+
+
+def blobs(*boxes, size: int = 352, low: float = 0.02, high: float = 0.9) -> torch.Tensor:
+    """Logits with rectangles xyxy of high confidence."""
+    heat = np.full((size, size), low)
+    for left, top, right, bottom in boxes:
+        heat[top:bottom, left:right] = high
+    return logit(heat)
+
+
+# --- Otsu's threshold --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OTSU.config["results"])
+def test_thresholds_and_foregrounds_are_exactly_those_of_the_references(name):
+    expected, levels = OTSU.config["results"][name], OTSU.stored["u8_" + name]
+    values = OTSU.stored["float_" + name]
+    assert otsu(levels) == expected["skimage_u8"]
+    assert (levels > otsu(levels)).sum() == expected["skimage_u8_fg"]
+    assert otsu(values) == expected["skimage_float_256"]
+    assert otsu(values, 64) == expected["skimage_float_64"]
+    assert (values > otsu(values)).sum() == expected["skimage_float_fg"]
+
+
+def test_otsu_maximises_the_variance_between_the_classes():
+    values = np.random.default_rng(0).integers(0, 40, 500)
+
+    def between(threshold: int) -> float:
+        low, high = values[values <= threshold], values[values > threshold]
+        return len(low) * len(high) * (low.mean() - high.mean()) ** 2 if len(low) and len(high) else 0.0
+
+    assert between(int(otsu(values))) == max(map(between, range(40)))
+
+
+@pytest.mark.parametrize("values", [np.zeros(0), np.array([0.0, np.nan]), np.array([np.inf])])
+def test_otsu_refuses_what_has_no_threshold(values):
+    with pytest.raises(ValueError, match="finite values"):
+        otsu(values)
+
+
+def test_a_percentile_takes_the_place_of_a_threshold_that_splits_the_background():
+    heat = np.random.default_rng(0).uniform(0.2, 0.3, (64, 64))
+    heat[:24] *= 0.1  # a darker third: Otsu takes the rest for the object
+    assert (heat > otsu(heat)).mean() > 0.5
+    chosen = choose_threshold(heat, HeatSettings(floor=0.0))
+    assert chosen == pytest.approx(np.quantile(heat, 0.97)) and (heat > chosen).mean() < 0.04
+
+
+def test_a_threshold_stays_between_the_floor_and_one_half():
+    heat = np.full((40, 40), 0.001)
+    heat[:5, :5] = 0.013
+    assert choose_threshold(heat, HeatSettings()) == 0.1
+    heat[:] = 0.8
+    heat[:20] = 0.97
+    assert choose_threshold(heat, HeatSettings()) == 0.5  # both are of the object
+    assert choose_threshold(heat, HeatSettings(threshold=0.9)) == 0.9
+
+
+# --- Components --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("name", COMPONENTS.stored)
+def test_components_are_exactly_those_of_the_references(name, connectivity):
+    labels = label_components(COMPONENTS.stored[name].astype(bool), connectivity)
+    assert np.array_equal(labels, COMPONENTS.outputs[f"{name}_labels{connectivity}"])
+    found, expected = measure_components(labels), COMPONENTS.outputs[f"{name}_stats{connectivity}"]
+    assert np.array_equal(found.boxes, np.concatenate((expected[:, :2], expected[:, :2] + expected[:, 2:4]), 1))
+    assert np.array_equal(found.areas, expected[:, 4])
+
+
+def test_components_of_a_spiral_are_one():
+    mask = np.zeros((41, 41), bool)
+    for k in range(0, 20, 2):  # squares in one another, each opened at one corner and joined to the next
+        mask[k, k : 41 - k] = mask[40 - k, k : 41 - k] = mask[k : 41 - k, k] = mask[k : 41 - k, 40 - k] = True
+        if k:
+            mask[k, k - 1] = True
+    assert label_components(mask, 4).max() == 1
+
+
+def test_components_of_a_large_mask_take_no_time():
+    mask = np.random.default_rng(0).random((1500, 1500)) > 0.6
+    start = time.perf_counter()
+    assert label_components(mask).max() > 1000
+    assert time.perf_counter() - start < 10
+
+
+# --- Instances ---------------------------------------------------------------------------------------------
+
+
+def test_each_region_is_an_instance_with_its_box_in_pixels_of_the_picture():
+    logits = blobs((10, 20, 60, 80), (200, 100, 300, 180))
+    one, two = sorted(find_instances(logits, (704, 176), HeatSettings()), key=lambda i: i.box)
+    assert one.box == (5, 40, 30, 160) and two.box == (100, 200, 150, 360)
+    assert one.score == pytest.approx(0.9, abs=1e-3) and one.region.sum() == 50 * 60
+
+
+def test_the_most_confident_instance_comes_first():
+    logits = blobs((10, 10, 60, 60)).maximum(blobs((100, 100, 160, 160), high=0.99))
+    assert [round(i.score, 2) for i in find_instances(logits, (352, 352), HeatSettings())] == [0.99, 0.9]
+
+
+@pytest.mark.parametrize("size, side", [(352, 17), (704, 34), (176, 8)])
+def test_regions_below_the_smallest_area_are_noise_at_any_size(size, side):
+    settings = HeatSettings()  # 300 pixels of 352 x 352: a square of 17.3
+    assert not find_instances(blobs((40, 40, 40 + side, 40 + side), size=size), (99, 99), settings)
+    assert len(find_instances(blobs((40, 40, 42 + side, 42 + side), size=size), (99, 99), settings)) == 1
+
+
+def test_an_absent_object_lights_up_nothing():
+    weak = blobs((50, 50, 150, 150), low=0.001, high=0.013)
+    assert not find_instances(weak, (352, 352), HeatSettings())
+    assert len(find_instances(weak, (352, 352), HeatSettings(threshold=0.005))) == 1  # unless one asks for it
+
+
+@pytest.mark.parametrize("value, count", [(0.0, 0), (0.3, 0), (1.0, 1)])
+def test_a_flat_heat_map_is_nothing_or_the_whole_picture(value, count):
+    found = find_instances(logit(np.full((32, 32), value)), (10, 20), HeatSettings())
+    assert [instance.box for instance in found] == [(0, 0, 20, 10)] * count
+
+
+def test_heat_maps_are_enlarged_as_logits():
+    logits = torch.tensor([[-8.0, 8.0]]).expand(2, 2)
+    wide = confidence(logits, (2, 4))
+    assert wide.shape == (2, 4)
+    np.testing.assert_allclose(wide[0], torch.tensor([-8.0, -4.0, 4.0, 8.0]).sigmoid().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"threshold": 1.5}, {"percentile": -0.1}, {"floor": float("nan")}, {"min_area": -1}, {"border": float("inf")},
+     {"positives": -1}, {"negatives": -2}],
+)  # fmt: skip
+def test_settings_that_can_not_be_are_refused(settings):
+    with pytest.raises(ValueError, match="give a number from 0"):
+        HeatSettings(**settings)
+
+
+# --- Seed points -------------------------------------------------------------------------------------------
+
+
+def test_positives_lie_inside_the_border_and_negatives_outside_of_it():
+    logits = blobs((100, 120, 180, 220), (240, 120, 300, 220))
+    for instance in find_instances(logits, (352, 352), HeatSettings()):
+        left, top, right, bottom = instance.box
+        for (x, y), sign in zip(instance.points, instance.labels):
+            if sign:
+                assert left + 5 <= x <= right - 5 and top + 5 <= y <= bottom - 5
+            else:
+                assert logits[int(y), int(x)] < 0
+                assert x <= left - 5 or x >= right + 5 or y <= top - 5 or y >= bottom + 5
+        assert instance.labels.tolist() == [1] * 8 + [0] * 8
+
+
+def test_positives_are_spread_over_the_confident_part():
+    heat = np.full((100, 100), 0.01)
+    heat[20:80, 20:80] = 0.4
+    heat[20:80, 50:80] = np.linspace(0.8, 0.9, 30)
+    region = heat > 0.3
+    points, signs = seed_points(heat, region, region, HeatSettings(), 3)
+    inside = points[signs == 1]
+    assert inside[:, 0].min() >= 50  # the more confident half
+    distances = np.linalg.norm(inside[:, None] - inside[None], axis=-1) + 1e9 * np.eye(8)
+    assert distances.min() > 8
+
+
+def test_a_region_thinner_than_the_border_still_has_positives():
+    region = np.zeros((50, 50), bool)
+    region[10, 5:45] = True
+    points, signs = seed_points(region * 0.9, region, region, HeatSettings(negatives=0), 5)
+    assert len(points) == 8 and all(region[y, x] for x, y in points)
+
+
+def test_no_negatives_are_made_up_where_the_object_fills_the_picture():
+    region = np.ones((50, 50), bool)
+    _, signs = seed_points(region * 0.9, region, region, HeatSettings(), 5)
+    assert signs.tolist() == [1] * 8
+
+
+def test_points_may_be_left_out():
+    instance = find_instances(blobs((50, 50, 90, 90)), (352, 352), HeatSettings(positives=0, negatives=0))[0]
+    assert instance.points.shape == (0, 2) and instance.labels.shape == (0,)
+
+
+def test_points_are_spread_from_the_best_pixel_to_the_farthest():
+    candidates, value = np.zeros((1, 101), bool), np.zeros((1, 101))
+    candidates[0, ::10] = True
+    value[0, 30] = 1
+    assert spread(candidates, value, 3)[:, 0].tolist() == [30, 100, 0]
+    assert spread(candidates & False, value, 3).shape == (0, 2)
+
+
+def test_of_several_masks_the_one_that_agrees_with_the_heat_map_is_known():
+    region = np.zeros((88, 88), bool)
+    region[20:60, 30:70] = True
+    small = torch.zeros(3, 32, 32, dtype=torch.bool)
+    small[0] = True
+    small[1, 7:22, 11:25] = True
+    small[2] = ~small[1]
+    iou = agreement(small, region)
+    assert iou.argmax() == 1 and iou[1] > 0.8 and iou[2] < 0.1
