@@ -169,7 +169,7 @@ def test_settings_that_can_not_be_are_refused(settings):
 
 
 def test_positives_lie_inside_the_border_and_negatives_outside_of_it():
-    logits = blobs((100, 120, 180, 220), (240, 120, 300, 220))
+    logits = blobs((100, 120, 180, 220), (200, 120, 260, 220))
     for instance in find_instances(logits, (352, 352), HeatSettings()):
         left, top, right, bottom = instance.box
         for (x, y), sign in zip(instance.points, instance.labels):
