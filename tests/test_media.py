@@ -16,7 +16,7 @@ import pytest
 from helpers import damage
 from PIL import Image
 
-from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, sources
+from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, sources, video
 from minisam_glue.media.writer import VideoWriter
 
 WIDTH, HEIGHT, FPS = 48, 32, 10
@@ -91,8 +91,8 @@ def test_seeking_among_key_frames_is_exact_and_spares_decoding(tmp_path, monkeyp
             output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(index % 30), format="rgb24")))
         output.mux(stream.encode(None))
     clip, decoded = frames(tmp_path / "a.mp4"), []
-    decode = sources._Video._decoded
-    monkeypatch.setattr(sources._Video, "_decoded", lambda *args: (decoded.append(1) or f for f in decode(*args)))
+    decode = video.Video._decoded
+    monkeypatch.setattr(video.Video, "_decoded", lambda *args: (decoded.append(1) or f for f in decode(*args)))
     assert [number_of(clip[index]) for index in (99, 11, 12, 13, 60, 59)] == [9, 11, 12, 13, 0, 29]
     assert len(decoded) < 200 and numbers(clip.backward(73)) == [index % 30 for index in range(73, -1, -1)]
 

@@ -163,14 +163,16 @@ class VideoOutput:
     ):
         self.folder, self.video, self.in_order, self.masks, self.crops = folder, video, in_order, masks, crops
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
-        self.state_path, self.start = self.unfinished / "state.pt", video.first / video.reader.fps  # seconds
+        self.state_path, self.start = self.unfinished / "state.pt", video.time(0)  # seconds
         self.drawn, self.state, self.journal, self.writer = 0, None, None, None
         if resume and self.state_path.is_file():
             self._reopen()
         try:
             if self.state is None:
                 self._begin()
-            self.writer = VideoWriter(self.new / picture, video.fps, video.size, audio_from, self.start)
+            self.writer = VideoWriter(
+                self.new / picture, video.fps, video.size, audio_from, self.start, video.pixel_aspect
+            )
             if self.in_order and self.state:
                 self._draw_from_journal(len(self.journal.places))
         except BaseException:
@@ -187,6 +189,7 @@ class VideoOutput:
         try:
             self.state = torch.load(self.state_path, map_location="cpu", weights_only=True)
             self.journal = Journal(self.unfinished / "journal.jsonl", self.state["journal"])
+            self.video.forget(self.state["lost"])
         except Exception as error:  # what is damaged makes torch raise nearly anything
             raise MediaError(f"{self.unfinished} is damaged: leave out --resume to begin anew") from error
         for path in list(self.new.rglob(".*.tmp")):  # of a process that was killed
@@ -195,7 +198,7 @@ class VideoOutput:
     def add(self, result: Segmented) -> dict:
         """One frame: journal, masks, cut-outs, and its picture if it is the next one. Returns its JSON record, with its
         time in seconds of the source."""
-        record = {"time": round(self.start + result.frame / self.video.fps, 4)} | result.as_json()
+        record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()
         self.journal.append(record)
         for segment in result.seen:
             if self.masks:
@@ -212,7 +215,7 @@ class VideoOutput:
         return folder / f"{frame:06d}.png"
 
     def _draw(self, result: Segmented) -> None:
-        self.writer.write(result.annotated())
+        self.writer.write(result.annotated(), self.video.time(result.frame))
         self.drawn += 1
 
     def _draw_from_journal(self, end: int) -> None:
@@ -224,7 +227,7 @@ class VideoOutput:
     def save_state(self, state: dict) -> None:
         """Let a later run go on after the frames so far. OSError if there is no room: an older state then stays."""
         content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
-        torch.save(state | {"journal": self.journal.size}, content)
+        torch.save(state | {"journal": self.journal.size, "lost": self.video.lost}, content)
         with whole_file(self.state_path) as path:
             path.write_bytes(content.getbuffer())
 
@@ -234,7 +237,7 @@ class VideoOutput:
         if not frames:
             raise MediaError(f"{source}: no frame came")
         self._draw_from_journal(frames)
-        self.writer.close()
+        self.writer.close(self.video.end)
         summary = (
             {"source": source}
             | facts

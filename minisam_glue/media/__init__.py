@@ -2,7 +2,7 @@
 
 from .images import IMAGE_SUFFIXES, MediaError, is_url, natural_key, read_image
 from .inputs import VIDEO_SUFFIXES, Frames, expand_inputs, frames, has_av, is_moving
-from .sources import DEFAULT_FPS, load_av, open_video
+from .video import DEFAULT_FPS, load_av, open_video
 
 __all__ = [
     "DEFAULT_FPS",

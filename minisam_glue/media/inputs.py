@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from .images import IMAGE_SUFFIXES, MediaError, is_url, list_folder, natural_key, open_picture
-from .sources import DEFAULT_FPS, Reader, open_source
+from .reader import TOLERANCE, Reader
+from .sources import open_source
+from .video import DEFAULT_FPS
 
 BACKWARD = 8  # frames held at a time while a source is read from its end
 LONGEST = 1e9  # seconds (30 years), and frames of a stride
@@ -67,35 +69,61 @@ def has_av() -> bool:
 class Frames:
     """The frames of a moving source: iterate over it, or use `forward` and `backward` from any frame.
 
-    fps: frames per second after the stride; size: (width, height); count: how many frames, as far as the file says,
-    else None; seekable: whether a single frame, or reading backward, is possible. `close` when done, or use `with`.
+    fps: frames per second after the stride, on average; size: (width, height); count: how many frames, as far as the
+    file says, else None; seekable: whether a single frame, or reading backward, is possible; pixel_aspect: width of a
+    pixel over its height; end: when the last frame read so far ends, in seconds of the source. `close` when done, or
+    use `with`. The times of frames are those of `time`.
     """
 
     def __init__(self, reader: Reader, start: float, stride: int, max_seconds: float | None):
         self.reader, self.stride = reader, stride
-        self.first = round(start * reader.fps)
-        self.limit = None if max_seconds is None else math.ceil(max(1, round(max_seconds * reader.fps)) / stride)
+        self.first = reader.first_from(start) if start else 0
         self.fps, self.size, self.seekable = reader.fps / stride, reader.size, reader.seekable
+        self.pixel_aspect, self.max_seconds = reader.pixel_aspect, max_seconds
+        self.latest, self.end = 0.0, 0.0
+        self.until = math.inf  # seconds of the source before which a frame must be
         self.count = self._count(reader.count)
 
     def _count(self, total: int | None) -> int | None:
+        """How many of so many frames are taken; at an uneven rate about as many, until they are read."""
         if total is None:
             return None
         left = max(0, math.ceil((total - self.first) / self.stride))
-        return left if self.limit is None else min(left, self.limit)
+        if self.max_seconds is None:
+            return left
+        return min(left, math.ceil(max(1, round(self.max_seconds * self.reader.fps)) / self.stride))
 
     @property
     def damaged(self) -> int:
         """Pieces of the source that were damaged and left out so far."""
         return self.reader.damaged
 
+    @property
+    def lost(self) -> list[int] | None:
+        """Frames that could not be decoded, for `forget` in another process that goes on with this source."""
+        return self.reader.lost
+
+    def forget(self, lost: list[int] | None) -> None:
+        """Number the frames as the process did that had these `lost`."""
+        self.reader.forget(lost)
+
+    def time(self, index: int) -> float:
+        """When frame `index` is shown, in seconds after the first frame of the source."""
+        return self.reader.time(self.first + index * self.stride)
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.forward()
 
     def forward(self, index: int = 0) -> Iterator[np.ndarray]:
         """Frames `index`, index + 1, ... to the end."""
-        left = None if self.limit is None else max(0, self.limit - index)
-        return islice(self.reader.read(self.first + index * self.stride, self.stride), left)
+        for timed in self.reader.read(self.first + index * self.stride, self.stride):
+            if self.max_seconds is not None and self.until == math.inf:
+                self.until = self.time(0) + self.max_seconds
+            if timed.time >= self.until - TOLERANCE and (index or timed.time > self.time(0)):
+                return
+            if timed.time >= self.latest:
+                self.latest, self.end = timed.time, timed.time + timed.length
+            yield timed.picture
 
     def backward(self, index: int | None = None) -> Iterator[np.ndarray]:
         """Frames `index` (default: the last), index - 1, ... 0. MediaError if the source can't be read backward."""
@@ -104,9 +132,15 @@ class Frames:
     def numbered_backward(self, index: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """As backward, each frame with its index; of a damaged source fewer may come than it claims to have."""
         self._need_seeking()
-        end = self._count(self.reader.exact_count()) if index is None else index + 1
+        end = self._exact_count() if index is None else index + 1
         for low in reversed(range(0, end, BACKWARD)):
             yield from reversed(list(enumerate(islice(self.forward(low), min(BACKWARD, end - low)), low)))
+
+    def _exact_count(self) -> int:
+        total = self.reader.exact_count(self.first)
+        if self.max_seconds is not None:
+            total = min(total, max(self.first + 1, self.reader.first_from(self.time(0) + self.max_seconds)))
+        return max(0, math.ceil((total - self.first) / self.stride))
 
     def __reversed__(self) -> Iterator[np.ndarray]:
         return self.backward()
@@ -138,8 +172,10 @@ def frames(
 ) -> Frames:
     """Open a video, animation, folder of pictures, camera:N, or - (PNG or JPEG pictures one after another on stdin).
 
-    From second `start`, each `stride`-th frame, `max_seconds` of the source at most; seconds are counted in frames at
-    the average rate, which for folders and pipes is `fps`. MediaError if it can't be read or has no frame there.
+    From the first frame at or after second `start`, each `stride`-th frame, and of these the ones that are shown before
+    `max_seconds` more have passed. Seconds are those of the source's own time stamps, counted from its first frame;
+    folders, pipes and the pages of a TIFF have `fps` frames in each. MediaError if it can't be read or has no frame
+    there.
     """
     if not (
         0 <= start <= LONGEST

@@ -1,25 +1,19 @@
-"""Moving sources, in: frame folders, animations, video files, cameras, a pipe. `media.frames` is their common face.
-
-Videos and cameras need PyAV (the extra `cli`), the rest Pillow. FFmpeg may open only the containers below: others are
-lists that name further files and addresses (HLS, concat, SDP), or text that it would paint letter by letter.
-"""
+"""Moving sources, in: frame folders, animations, cameras, a pipe; video files are video.py's. See `media.frames`."""
 
 import io
 import os
 import re
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 from PIL import Image
 
 from .images import (
     IMAGE_SUFFIXES,
     MAX_BYTES,
-    MAX_PIXELS,
     MediaError,
     decode,
     frame_of,
@@ -29,17 +23,14 @@ from .images import (
     read_image,
     reason,
 )
+from .reader import TOLERANCE, Reader, Timed, every, same_size
+from .video import Video, film_stream, load_av
 
-DEFAULT_FPS = 25.0  # of sources that state no rate: frame folders and pipes
-REORDERED = 16  # frames by which a video's storage order may differ from its display order, at most
-CONTAINERS = (
-    "mov,matroska,webm,avi,mpeg,mpegts,asf,flv,ogg,mxf,nut,rm,dv,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,"
-    "yuv4mpegpipe"
-)  # FFmpeg's names; mov is mp4 too
+NO_DURATION = 100  # milliseconds that browsers show a frame of an animation whose duration is stated as 0
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
 
 
-def open_source(source: str, fps: float) -> "Reader":
+def open_source(source: str, fps: float) -> Reader:
     """The reader for a source as `media.frames` takes it; `fps` is for those that state no rate. MediaError."""
     if source == "-":
         return _Pipe(fps)
@@ -50,41 +41,9 @@ def open_source(source: str, fps: float) -> "Reader":
     if not os.path.isfile(source):
         raise MediaError(f"{source}: no such file or folder")
     path = Path(source)
-    return _Animation(path) if path.suffix.lower() in IMAGE_SUFFIXES or is_picture(path) else _Video(path)
-
-
-def load_av(need: str) -> ModuleType:
-    """PyAV, or a MediaError that says how to install it."""
-    try:
-        import av
-    except ImportError as error:
-        raise MediaError(f"{need} needs PyAV: pip install 'minivit-minisam[cli]'") from error
-    av.logging.set_level(None)  # with any level, a decoding thread that logs can lock up with one that closes its file
-    return av
-
-
-def open_video(path: str | Path):
-    """PyAV's container of a video file, as a context manager. PyAV's errors, OSError."""
-    # "file:" because a name like a:b.mp4 is an address to FFmpeg otherwise
-    return load_av(str(path)).open(f"file:{path}", options={"format_whitelist": CONTAINERS})
-
-
-class Reader:
-    """What Frames needs of a source: name, fps, size (width, height), count or None, seekable, damaged, read."""
-
-    count: int | None = None
-    seekable = True
-    damaged = 0
-
-    def read(self, first: int, stride: int) -> Iterator[np.ndarray]:
-        """Frames first, first + stride, ... of the source, each read when asked for."""
-        raise NotImplementedError
-
-    def exact_count(self) -> int:
-        return self.count
-
-    def close(self) -> None:
-        pass
+    if path.suffix.lower() in IMAGE_SUFFIXES or is_picture(path):
+        return _Animation(path, fps)
+    return Video(path)
 
 
 class _Folder(Reader):
@@ -95,162 +54,120 @@ class _Folder(Reader):
         self.count = len(self.paths)
         self.size = read_image(self.paths[0]).shape[1::-1]
 
-    def read(self, first: int, stride: int) -> Iterator[np.ndarray]:
-        for path in self.paths[first::stride]:
-            yield _same_size(read_image(path), self.size, path)
-
-
-def _same_size(frame: np.ndarray, size: tuple[int, int], name: object) -> np.ndarray:
-    if frame.shape[1::-1] != size:
-        height, width = frame.shape[:2]
-        raise MediaError(f"{name}: {width}x{height} pixels, but the first frame has {size[0]}x{size[1]}")
-    return frame
+    def read(self, first: int, stride: int) -> Iterator[Timed]:
+        for number in range(first, self.count, stride):
+            path = self.paths[number]
+            yield Timed(self.time(number), stride / self.fps, same_size(read_image(path), self.size, path))
 
 
 class _Animation(Reader):
-    """GIF, WebP, APNG, TIFF, or a still picture as one frame; the first ten durations tell the rate."""
+    """GIF, WebP, APNG, AVIF; the pages of a TIFF, which state no durations; or a still picture as one frame."""
 
-    def __init__(self, path: Path):
-        self.name, self.path = str(path), path
+    def __init__(self, path: Path, fps: float):
+        self.name, self.path, self.starts = str(path), path, [0]  # milliseconds; of the frames so far, and the next
         try:
             with open_picture(path) as image:
-                self.count, self.size = getattr(image, "n_frames", 1), frame_of(image).shape[1::-1]
-                self.fps = self._rate(image)
+                self.count = getattr(image, "n_frames", 1)
+                self.length = 1000 / fps if image.format == "TIFF" else NO_DURATION
+                self.hidden = self._hidden(image)
+                self.count -= self.hidden
+            with open_picture(path) as image:
+                self.size = frame_of(image, self.hidden).shape[1::-1]
         except Exception as error:  # as in decode
             raise MediaError(f"{path}: {reason(error)}") from error
-
-    def _rate(self, image: Image.Image) -> float:
-        durations = []
-        for index in range(min(10, self.count)):
-            try:
-                frame_of(image, index)
-            except Exception:  # as in read
+        for _ in self._timed(0, 1):
+            if len(self.starts) > 10 or len(self.starts) > self.count:
                 break
-            durations.append(image.info.get("duration", 0))  # milliseconds; browsers show 0 as 100
-        return 1000 * len(durations) / sum(duration or 100 for duration in durations) if durations else DEFAULT_FPS
+        self.damaged = 0  # which is counted when the frames are used
+        self.fps = 1000 * (len(self.starts) - 1) / self.starts[-1] if self.starts[-1] else fps
 
-    def read(self, first: int, stride: int) -> Iterator[np.ndarray]:
+    def _hidden(self, image: Image.Image) -> int:
+        """1 if the first picture is one that is shown only where animation is not understood: an APNG may have it."""
+        if image.info.get("default_image") and self.count > 1:
+            with suppress(Exception):  # as in decode
+                frame_of(image, 1)
+                return 1
+        return 0
+
+    def read(self, first: int, stride: int) -> Iterator[Timed]:
+        return every(stride, self._timed(first, stride))
+
+    def _timed(self, first: int, stride: int) -> Iterator[Timed]:
+        """All frames from `first` on; those between the strides without a picture, where their length is known."""
         with open_picture(self.path) as image:
-            for index in range(first, self.count, stride):
+            for number in range(min(first, len(self.starts) - 1), self.count):
+                wanted, known = number >= first and (number - first) % stride == 0, number < len(self.starts) - 1
                 try:
-                    frame = frame_of(image, index)
+                    frame = None if known and not wanted else frame_of(image, number + self.hidden)
                 except Exception:  # the file ends early: what came before is good
                     self.damaged += 1
                     return
-                yield _same_size(frame, self.size, self.name)
+                if not known:
+                    self.starts.append(self.starts[-1] + (image.info.get("duration") or self.length))
+                if wanted:
+                    same_size(frame, self.size, self.name)
+                if number >= first:
+                    start, end = self.starts[number : number + 2]
+                    yield Timed(start / 1000, (end - start) / 1000, frame)
 
-    def exact_count(self) -> int:
+    def time(self, number: int) -> float:
+        self._read_on(lambda: number < len(self.starts))
+        return self.starts[number] / 1000
+
+    def first_from(self, seconds: float) -> int:
+        least = 1000 * (seconds - TOLERANCE)
+        self._read_on(lambda: least <= self.starts[-1])
+        before = bisect_left(self.starts, least)
+        return min(before, self.count) if before < len(self.starts) else self.count
+
+    def _read_on(self, far_enough) -> None:
+        """Learn further times, until that is true or the end is reached."""
+        if not far_enough():
+            for _ in self._timed(len(self.starts) - 1, 1):
+                if far_enough():
+                    break
+
+    def exact_count(self, first: int = 0) -> int:
         """Frames that can be decoded: the file may claim millions."""
-        return sum(1 for _ in self.read(0, 1))
-
-
-class _Video(Reader):
-    """A video file; each `read` opens it anew, so that several can go on at once."""
-
-    def __init__(self, path: Path):
-        self.name, self.path, self.times = str(path), path, None
-        self.av = load_av(self.name)
-        try:
-            with open_video(path) as container:
-                stream = container.streams.video[0]
-                self.fps = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-                self.count = stream.frames or None
-        except IndexError as error:
-            raise MediaError(f"{path}: no pictures in this file") from error
-        except OSError as error:
-            raise MediaError(f"{path}: {reason(error)}") from error
-        except (self.av.FFmpegError, ValueError) as error:
-            raise MediaError(f"{path}: not a video in a known format, or damaged") from error
-        self.size = None
-        first = next(self.read(0, 1), None)
-        if first is None:
-            raise MediaError(f"{path}: damaged, not one frame can be decoded")
-        self.size = first.shape[1::-1]
-
-    def read(self, first: int, stride: int) -> Iterator[np.ndarray]:
-        times = self._scan() if first else []
-        if first >= len(times) > 0:
-            return
-        with open_video(self.path) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if first and None not in times:
-                container.seek(times[max(0, first - REORDERED)], stream=stream)
-            found = 0 if not first or None in times else None  # how many frames precede the next one, once known
-            for frame in self._decoded(container, stream):
-                found = first if found is None and frame.pts >= times[first] else found
-                if found is None:
-                    continue
-                if found >= first and (found - first) % stride == 0:
-                    yield self._to_rgb(frame)
-                found += 1
-
-    def _decoded(self, container, stream) -> Iterator:
-        """Frames in the order of display; a packet that can't be decoded is counted and left out."""
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                decoded = packet.decode()
-            except self.av.error.InvalidDataError:
-                self.damaged += 1
-                continue
-            except self.av.error.EOFError:
-                return
-            except (self.av.FFmpegError, OSError):
-                self.damaged += 1
-                return
-            yield from decoded
-
-    def _to_rgb(self, frame) -> np.ndarray:
-        if frame.width * frame.height > MAX_PIXELS:
-            raise MediaError(f"{self.name}: {frame.width}x{frame.height} pixels are more than {MAX_PIXELS}")
-        turned = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)  # rotation: degrees to the left
-        if self.size not in (None, turned.shape[1::-1]):  # the size changes in the middle
-            turned = np.asarray(Image.fromarray(turned).resize(self.size, Image.Resampling.BILINEAR))
-        return np.ascontiguousarray(turned)
-
-    def _scan(self) -> list[int | None]:
-        """The time stamps of all frames in order of display, from the packets, without decoding them."""
-        if self.times is None:
-            self.times = []
-            with open_video(self.path) as container:
-                packets = container.demux(container.streams.video[0])
-                try:
-                    self.times = [packet.pts for packet in packets if packet.size and not packet.is_discard]
-                except (self.av.FFmpegError, OSError):
-                    self.damaged += 1
-            if None not in self.times:
-                self.times.sort()
-        return self.times
-
-    def exact_count(self) -> int:
-        return len(self._scan())
+        self._read_on(lambda: False)
+        return len(self.starts) - 1
 
 
 class _Live(Reader):
-    """A source that is read once, forward; the frame that told the size is kept for the reading."""
+    """A source that is read once, forward; the frame that comes next is kept, since it tells the size."""
 
     seekable = False
 
-    def _begin(self, pictures: Iterator[np.ndarray]) -> None:
-        self.pictures, self.held = pictures, next(pictures, None)
+    def _begin(self, frames: Iterator[Timed]) -> None:
+        self.frames, self.times, self.number, self.used = frames, [], 0, False
+        self.held = next(frames, None)
         if self.held is None:
             raise MediaError(f"{self.name}: no picture came")
-        self.size = self.held.shape[1::-1]
+        self.size = self.held.picture.shape[1::-1]
 
-    def read(self, first: int, stride: int) -> Iterator[np.ndarray]:
-        return islice(self._all(), first, None, stride)
-
-    def _all(self) -> Iterator[np.ndarray]:
+    def first_from(self, seconds: float) -> int:
+        while self.held is not None and self.held.time < seconds - TOLERANCE:
+            self._next()
         if self.held is None:
+            raise MediaError(f"{self.name}: no frame at or after {seconds} s, it has {self.number}")
+        return self.number
+
+    def read(self, first: int, stride: int) -> Iterator[Timed]:
+        if self.used:
             raise MediaError(f"{self.name}: a camera or pipe is read only once")
-        held, self.held = self.held, None
-        yield held
-        for picture in self.pictures:
-            yield _same_size(picture, self.size, self.name)
+        self.used = True
+        while self.held is not None:
+            if self.number >= first and (self.number - first) % stride == 0:
+                same_size(self.held.picture, self.size, self.name)
+                yield self.held._replace(length=self.held.length * stride)
+            self._next()
+
+    def _next(self) -> None:
+        self.times.append(self.held.time)
+        self.held, self.number = next(self.frames, None), self.number + 1
+
+    def time(self, number: int) -> float:
+        return self.held.time if number == self.number else self.times[number]
 
 
 class _Camera(_Live):
@@ -267,7 +184,16 @@ class _Camera(_Live):
         except (av.FFmpegError, OSError, ValueError) as error:
             raise MediaError(f"{source}: no such camera, or it is in use ({reason(error)})") from error
         self.fps = float(self.container.streams.video[0].average_rate or 30)
-        self._begin(frame.to_ndarray(format="rgb24") for frame in self.container.decode(video=0))
+        self._begin(self._timed())
+
+    def _timed(self) -> Iterator[Timed]:
+        """Frames at the times that the camera states; at an even rate if it states none."""
+        first, last = None, -1 / self.fps
+        for frame in self.container.decode(film_stream(self.container)):
+            first = frame.time if first is None else first
+            stated = last + 1 / self.fps if frame.time is None else frame.time - first
+            last = max(stated, last + 1e-6)
+            yield Timed(last, 1 / self.fps, frame.to_ndarray(format="rgb24"))
 
     def close(self) -> None:
         self.container.close()
@@ -281,7 +207,11 @@ class _Pipe(_Live):
     def __init__(self, fps: float):
         self.fps, self.data = fps, bytearray()
         self.stream = getattr(sys.stdin, "buffer", sys.stdin)
-        self._begin(decode(io.BytesIO(picture), self.name) for picture in iter(self._picture, b""))
+        pictures = enumerate(iter(self._picture, b""))
+        self._begin(Timed(self.time(n), 1 / fps, decode(io.BytesIO(picture), self.name)) for n, picture in pictures)
+
+    def time(self, number: int) -> float:
+        return number / self.fps
 
     def _picture(self) -> bytes:
         """The bytes of the next picture, b"" at the end. A last picture that is cut off is counted as damaged."""

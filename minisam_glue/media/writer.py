@@ -2,10 +2,12 @@
 
 Frames are written as they come and none is kept. A file gets its name only when it is complete. GIF (GIF89a) and
 WebP (the RIFF container of developers.google.com/speed/webp) animations are put together from still pictures that
-Pillow encodes; video is PyAV's (the extra `cli`). Left out: other codecs, variable frame rates.
+Pillow encodes; video is PyAV's (the extra `cli`). Each frame is shown from its own time to that of the next one, so
+that uneven rates stay as they are. Left out: other codecs; pixels that are not square, in GIF and WebP.
 """
 
 import io
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -18,20 +20,24 @@ from PIL import Image
 
 from ..files import whole_file
 from .images import MediaError
-from .sources import load_av, open_video
+from .video import Video, load_av, open_video
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv"}
 COPIED_SOUND = {"aac", "mp3", "opus"}  # what browsers play inside mp4; other sound is encoded as AAC
 BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273, tables 2 to 4, and FFmpeg's name for 16-235
-SLOWEST, FASTEST = 0.01, 1000.0  # frames per second that all formats can state; damaged files claim others
+SHORTEST, LONGEST = 0.001, 10_000.0  # seconds of a frame that can be written; damaged files claim others
+SOUND_AHEAD = 1.0  # seconds before the place where sound begins, to which is sought
+TICKS = 90_000  # a second of the video's clock has at least so many
 
 
 class VideoWriter:
     """Writes frames uint8 RGB (height, width, 3), one after another; use it as a context manager, or `close` it.
 
     `path` ends in .mp4 .m4v .mov .mkv (H.264 yuv420p, odd sizes padded by a pixel), .gif or .webp, or is a folder for
-    000000.png, 000001.png, ... `audio_from`: a video whose sound is taken over, from second `audio_start` on.
-    MediaError if the file can't be written or no frame came: there is then no file, and an older one stays as it was.
+    000000.png, 000001.png, ... `fps`: rate of frames that come without a time, and how long the last one is shown.
+    `audio_from`: a video whose sound is taken over, from `audio_start` seconds after its first frame on.
+    `pixel_aspect`: width of a pixel over its height, which video files state. MediaError if the file can't be written
+    or no frame came: there is then no file, and an older one stays as it was.
     """
 
     def __init__(
@@ -41,9 +47,12 @@ class VideoWriter:
         size: tuple[int, int],
         audio_from: str | Path | None = None,
         audio_start: float = 0.0,
+        pixel_aspect: Fraction = Fraction(1),
     ):
-        self.path, self.size, self.count = Path(path), tuple(size), 0
-        fps = min(max(fps, SLOWEST), FASTEST)
+        self.path, self.size, self.count, self.closed = Path(path), tuple(size), 0, False
+        self.waiting: np.ndarray | None = None  # the latest frame: how long it is shown, the next one tells
+        self.length = min(max(1 / fps, SHORTEST), LONGEST)
+        self.given, self.start = 0.0, 0.0  # times of the waiting frame: as given, and in the file
         suffix = self.path.suffix.lower()
         if suffix and suffix not in VIDEO | {".gif", ".webp"} and not self.path.is_dir():
             raise MediaError(f"{path}: can't write {suffix} files: choose .mp4, .gif, .webp or a folder for PNG frames")
@@ -54,14 +63,18 @@ class VideoWriter:
             (self.path if self.folder else self.path.parent).mkdir(parents=True, exist_ok=True)
             if suffix in VIDEO and not self.folder:
                 self.errors += (load_av(str(path)).FFmpegError,)
-                self.encoder = _Mp4(self.temporary, suffix, fps, self.size, audio_from, audio_start)
+                sound = None if audio_from is None else (audio_from, audio_start)
+                self.encoder = _Mp4(self.temporary, suffix, 1 / self.length, self.size, sound, pixel_aspect)
             elif not self.folder:
-                self.encoder = (_Gif if suffix == ".gif" else _WebP)(self.temporary, fps, self.size)
+                self.encoder = (_Gif if suffix == ".gif" else _WebP)(self.temporary, self.size)
         except self.errors as error:
             self._give_up(error)
 
-    def write(self, frame: np.ndarray) -> None:
-        """Append a frame. ValueError if it is not uint8 RGB of the writer's size."""
+    def write(self, frame: np.ndarray, time: float | None = None) -> None:
+        """Append a frame, shown at `time` in seconds, of which only differences count; None: at the writer's rate.
+
+        ValueError if it is not uint8 RGB of the writer's size.
+        """
         if frame.dtype != np.uint8 or frame.shape != (self.size[1], self.size[0], 3):
             raise ValueError(
                 f"a frame for {self.path} is uint8 {(self.size[1], self.size[0], 3)}, not {frame.dtype} {frame.shape}"
@@ -71,20 +84,33 @@ class VideoWriter:
                 with whole_file(self.path / f"{self.count:06d}.png") as temporary:
                     Image.fromarray(frame).save(temporary, "PNG", compress_level=3)
             else:
-                self.encoder.write(frame)
+                time = self.given + self.length * bool(self.count) if time is None else time
+                self._show_until(time)
+                self.waiting, self.given = frame.copy(), time
         except self.errors as error:
             self._give_up(error)
         self.count += 1
 
-    def close(self) -> None:
-        """Finish the file and give it its name."""
+    def _show_until(self, time: float) -> None:
+        """Write the frame that waits, if any."""
+        if self.waiting is not None:
+            begun = self.start
+            self.start += min(max(time - self.given, SHORTEST), LONGEST)
+            self.encoder.write(self.waiting, begun, self.start)
+
+    def close(self, end: float | None = None) -> None:
+        """Finish the file and give it its name. The last frame is shown until `end`, a time as those of `write`."""
+        if self.closed:
+            return
         try:
             if not self.count:
                 raise MediaError("no frame was written")
             if not self.folder:
+                self._show_until(self.given + self.length if end is None else end)
                 self.encoder.finish()
                 self.encoder.close()
                 os.replace(self.temporary, self.path)
+            self.closed = True
         except self.errors as error:
             self._give_up(error)
 
@@ -117,39 +143,51 @@ class _Mp4:
         suffix: str,
         fps: float,
         size: tuple[int, int],
-        audio_from: str | Path | None,
-        audio_start: float,
+        sound: tuple[str | Path, float] | None,
+        pixel_aspect: Fraction,
     ):
         self.av = load_av(str(path))
         kind = {".mkv": "matroska", ".mov": "mov"}.get(suffix, "mp4")
         self.output = self.av.open(
             str(path), "w", format=kind, options={} if suffix == ".mkv" else {"movflags": "+faststart"}
         )
-        self.rate, self.frames = Fraction(fps).limit_denominator(1001), 0
+        rate = Fraction(fps).limit_denominator(1001) or Fraction(1, 1001)
+        self.unit = Fraction(1, rate.numerator * math.ceil(TICKS / rate.numerator))  # so that an even rate is exact
         codec = "libx264" if "libx264" in self.av.codecs_available else "h264"
-        self.stream = self.output.add_stream(codec, rate=self.rate, options={"crf": "20", "preset": "veryfast"})
+        # Without B-frames each packet follows the one shown before it, so that its duration is its frame's.
+        self.stream = self.output.add_stream(codec, rate=rate, options={"crf": "20", "preset": "veryfast", "bf": "0"})
         self.stream.width, self.stream.height = (side + side % 2 for side in size)
         self.stream.pix_fmt = "yuv420p"
         context = self.stream.codec_context
+        context.time_base = self.unit
+        context.sample_aspect_ratio = pixel_aspect
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED_RANGE
+        self.lengths = {}  # time stamp -> duration, both in units, of the frames that the encoder holds
+        self.end = Fraction(0)
         self.input, self.sound, self.waiting = None, iter(()), None
-        if audio_from is not None:
-            self.input = open_video(audio_from)
+        if sound is not None:
+            self.input = open_video(sound[0])
             known = [stream for stream in self.input.streams.audio if stream.codec_context is not None]
             if known:
-                self.sound = self._sound(known[0], audio_start)
+                self.sound = self._sound(known[0], _beginning(sound[0]) + sound[1])
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, start: float, end: float) -> None:
         odd = [(0, side % 2) for side in frame.shape[:2]]
         padded = np.pad(frame, [*odd, (0, 0)], "edge") if (0, 1) in odd else np.ascontiguousarray(frame)
         picture = self.av.VideoFrame.from_ndarray(padded, format="rgb24").reformat(
             format="yuv420p", dst_colorspace="ITU709"
         )
-        picture.pts, picture.time_base = self.frames, 1 / self.rate
-        self.output.mux(self.stream.encode(picture))
-        self.frames += 1
-        self._mux_sound(self.frames / self.rate)
+        begun, ended = round(start / self.unit), round(end / self.unit)
+        picture.pts, picture.time_base = begun, self.unit
+        self.lengths[begun], self.end = ended - begun, ended * self.unit
+        self._mux(self.stream.encode(picture))
+        self._mux_sound(self.end)
+
+    def _mux(self, packets: list) -> None:
+        for packet in packets:
+            packet.duration = self.lengths.pop(packet.pts)
+            self.output.mux(packet)
 
     def _mux_sound(self, until: Fraction) -> None:
         """Write the sound up to `until` (seconds), so that the file's two streams stay side by side."""
@@ -172,7 +210,7 @@ class _Mp4:
 
         def packets() -> Iterator:
             if start > 0:
-                self.input.seek(int(start * self.av.time_base))
+                self._seek_sound(source, start)
             for item in self.input.demux(source) if copied else self._decoded(source):
                 if item.pts is None or item.pts * item.time_base < start:
                     continue
@@ -188,6 +226,16 @@ class _Mp4:
 
         return packets()
 
+    def _seek_sound(self, source, start: float) -> None:
+        """Go to a second of the sound; or to the beginning, if seeking ends behind that second."""
+        stamp = max(0, round((start - SOUND_AHEAD) / source.time_base))
+        with suppress(self.av.FFmpegError, OSError):
+            self.input.seek(stamp, stream=source)
+            stamps = (packet.pts for packet in self.input.demux(source))
+            first = next((stamp for stamp in stamps if stamp is not None), None)
+            late = first is None or first * source.time_base > start
+            self.input.seek(0 if late else stamp, stream=source)
+
     def _decoded(self, source) -> Iterator:
         """Pieces of the sound, without the damaged ones."""
         for packet in self.input.demux(source):
@@ -195,8 +243,8 @@ class _Mp4:
                 yield from packet.decode()
 
     def finish(self) -> None:
-        self.output.mux(self.stream.encode(None))
-        self._mux_sound(self.frames / self.rate)
+        self._mux(self.stream.encode(None))
+        self._mux_sound(self.end)
 
     def close(self) -> None:
         self.sound = iter(())
@@ -205,25 +253,33 @@ class _Mp4:
         self.output.close()
 
 
-class _Animation:
-    """What GIF and WebP share: durations that add up to the frame rate although each is a whole number of units."""
+def _beginning(path: str | Path) -> float:
+    """The time stamp of a video's first frame in seconds; 0 for a file without one."""
+    try:
+        return Video(Path(path)).origin
+    except MediaError:
+        return 0.0
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]):
-        self.fps, self.size, self.frames = fps, size, 0
+
+class _Animation:
+    """What GIF and WebP share: durations that add up to the time although each is a whole number of units."""
+
+    def __init__(self, path: Path, size: tuple[int, int]):
+        self.size, self.written = size, 0  # units
         self.file = path.open("wb")
         self.begin()
 
-    def write(self, frame: np.ndarray) -> None:
-        self.frames += 1
-        ends = (round(number * self.units / self.fps) for number in (self.frames - 1, self.frames))
-        self.add(Image.fromarray(frame), max(1, -next(ends) + next(ends)))
+    def write(self, frame: np.ndarray, start: float, end: float) -> None:
+        duration = min(max(1, round(end * self.units) - self.written), self.most)
+        self.written += duration
+        self.add(Image.fromarray(frame), duration)
 
     def close(self) -> None:
         self.file.close()
 
 
 class _Gif(_Animation):
-    units = 100  # durations in hundredths of a second
+    units, most = 100, (1 << 16) - 1  # durations in hundredths of a second, in two bytes
 
     def begin(self) -> None:
         width, height = (side.to_bytes(2, "little") for side in self.size)
@@ -251,7 +307,7 @@ class _Gif(_Animation):
 
 
 class _WebP(_Animation):
-    units = 1000  # durations in milliseconds
+    units, most = 1000, (1 << 24) - 1  # durations in milliseconds, in three bytes
 
     def begin(self) -> None:
         self.canvas = b"".join((side - 1).to_bytes(3, "little") for side in self.size)
