@@ -12,7 +12,7 @@ import pytest
 from helpers.checkpoint_server import CONTENT, SHA256, Handler
 
 from minisam_glue import weights
-from minisam_glue.weights import CHECKPOINTS, WeightsError
+from minisam_glue.weights import CHECKPOINTS, WeightsError, cache, transfer
 
 
 def assert_whole(path: Path):
@@ -78,7 +78,7 @@ def test_a_dropped_connection_is_taken_up_again(server, publish, tmp_path):
 
 
 def test_a_server_that_always_drops_at_one_place_is_given_up(publish, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "ATTEMPTS", 2)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
     monkeypatch.setattr(
         Handler,
         "do_GET",
@@ -163,7 +163,7 @@ def test_two_processes_share_one_download(server, publish, tmp_path):
 def test_the_lock_keeps_a_second_download_waiting(server, publish, tmp_path):
     publish("/ranges")
     thread = threading.Thread(target=weights.download, args=("tiny", tmp_path))
-    with weights._locked(tmp_path / ".tiny.pt.lock"):
+    with cache._locked(tmp_path / ".tiny.pt.lock"):
         thread.start()
         thread.join(0.2)
         assert thread.is_alive() and not server.asked
@@ -186,7 +186,7 @@ def test_a_folder_that_refuses_the_bytes_is_named(publish, tmp_path, monkeypatch
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(weights, "_append", refuse)
+    monkeypatch.setattr(transfer, "_append", refuse)
     publish("/ranges", "/whole")
     assert_refused(tmp_path, f"{tmp_path} can't take tiny.pt", os.strerror(code), "--weights demo")
 
@@ -194,7 +194,7 @@ def test_a_folder_that_refuses_the_bytes_is_named(publish, tmp_path, monkeypatch
 def test_a_full_disk_is_named(publish, tmp_path, monkeypatch):
     publish("/ranges")
     usage = type("usage", (), {"free": 100})
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: usage)
     assert_refused(tmp_path, "no room", "MINISAM_HOME")
 
 
