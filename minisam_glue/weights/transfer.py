@@ -23,7 +23,7 @@ from .table import Checkpoint
 CHUNK = 1 << 20  # bytes read at a time
 TIMEOUT = 30  # seconds without an answer before a connection counts as dropped
 ATTEMPTS = 5  # connections to one URL that may drop, each after less than a chunk, before the next URL is tried
-SLOWEST = 20_000  # bytes per second, on average: a transfer below that is given up
+GRACE, SLOWEST = 60, 20_000  # seconds, and bytes per second: a URL has GRACE + size / SLOWEST seconds
 LARGEST = 4 << 30  # bytes of a file whose size is unknown
 RETRIED = {408, 425, 429}  # HTTP statuses below 500 that say: ask again later
 
@@ -38,10 +38,12 @@ def get(url: str, part: Path, checkpoint: Checkpoint, progress: Callable[[int, i
     progress: called with the bytes so far and the bytes in all. OSError if the disk does not take them.
     """
     try:
-        with deadline(60 + (checkpoint.bytes or LARGEST) / SLOWEST) as connections:
-            return _get(url, part, checkpoint, progress, connections)
+        with deadline(GRACE + (checkpoint.bytes or LARGEST) / SLOWEST) as connections:
+            failure = _get(url, part, checkpoint, progress, connections)
     except Refused as refused:
-        return str(refused)
+        failure = str(refused)
+    # A server chooses some of the words: they must not steer a terminal.
+    return failure and "".join(c if c.isprintable() else "?" for c in failure)
 
 
 def verify(path: Path, checkpoint: Checkpoint) -> str | None:
@@ -64,7 +66,7 @@ def check_part(part: Path) -> None:
         raise FileExistsError(f"{part} is no regular file: remove it")
 
 
-def _get(url: str, part: Path, checkpoint: Checkpoint, progress: Callable, connections: "Connections") -> str:
+def _get(url: str, part: Path, checkpoint: Checkpoint, progress: Callable, connections: "Connections") -> str | None:
     """As get. A connection that drops is taken up again; one that brought less than a chunk counts as an attempt."""
     failure, attempt = "no answer", 0
     while attempt < ATTEMPTS:
