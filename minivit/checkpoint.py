@@ -2,7 +2,8 @@
 
 A checkpoint is the state of a `Trainer` (see Trainer.state_dict), a dict of tensors and plain values.
 It says how its model is built ("describe": preset and overrides), which classes it knows and how images
-are normalised, so that the file alone is enough to classify an image.
+are normalised, so that the file alone is enough to classify an image. `demo` in place of a path stands
+for the weights that come with this package, in fp16 and without the state of their training.
 """
 
 import dataclasses
@@ -16,11 +17,17 @@ from minivit.files import write_atomically
 from minivit.resnet import resnet18, resnet50
 from minivit.vit import PRESETS, VisionTransformer
 
+DEMO = Path(__file__).parent / "demo" / "cifar10.pt"
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: one line that names the file and what is wrong with it."""
+
+
+def find(path: Path) -> Path:
+    """The file that a user means: the weights that come with this package for the name `demo`, else `path`."""
+    return DEMO if str(path) == "demo" else path
 
 
 def save(path: Path, state: dict) -> None:
@@ -31,7 +38,7 @@ def save(path: Path, state: dict) -> None:
 def read(path: Path) -> dict:
     """Read a checkpoint onto the CPU and check what it holds. Never runs code from the file. Raises CheckpointError."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(find(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except Exception:  # zip, pickle and tensor readers each raise their own types
@@ -51,6 +58,11 @@ def is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in value.items())
 
 
+def name_classes(classes: list[str]) -> str:
+    """The number of classes and the first three of them, for a message."""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+
+
 def is_per_channel(value: object) -> bool:
     """Whether `value` is three numbers."""
     return isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(v, float | int) for v in value)
@@ -61,7 +73,7 @@ CHECKS = {
     "classes": lambda value: isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
     "mean": is_per_channel,
     "std": is_per_channel,
-    "model": is_state_dict,
+    "model": lambda value: value is None or is_state_dict(value),  # only a run that goes on needs it
     "ema": is_state_dict,
 }
 

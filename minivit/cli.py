@@ -26,6 +26,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --config runs/cifar/config.json --out runs/again
     {command} --eval runs/cifar/best.pt
     {command} --predict runs/cifar/best.pt cat.png dog.jpg
+    {command} --predict demo cat.png                    # demo: weights that come with minivit
 
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
 last.pt and best.pt (checkpoints), result.json and report/. The hold-out (--val-split) chooses between
@@ -94,8 +95,16 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("task (training, unless one of these is given)"))
     flag("--resume", "continue the run in this folder", metavar="RUN", type=Path)
     flag("--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=Path)
-    flag("--eval", "print the accuracy of a checkpoint on the test images", metavar="CHECKPOINT", type=Path)
-    flag("--predict", "classify images with a checkpoint", nargs="+", metavar=("CHECKPOINT", "IMAGE"), type=Path)
+    flag(
+        "--eval", "print the accuracy of a checkpoint, or of demo, on the test images", metavar="CHECKPOINT", type=Path
+    )
+    flag(
+        "--predict",
+        "classify images with a checkpoint, or with demo",
+        nargs="+",
+        metavar=("CHECKPOINT", "IMAGE"),
+        type=Path,
+    )
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -115,13 +124,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     flag("--depth", "number of transformer blocks", type=int)
     flag("--heads", "number of attention heads", type=int)
     flag("--mlp-ratio", "hidden dimension of the MLP divided by the embedding dimension", type=float)
-    flag("--stem", "patch embedding: one linear map, or convolutions", choices=("patch", "conv"))
+    flag("--stem", "patch embedding: one linear map, or convolutions", choices=("patch", "conv", "whitening"))
     flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
     flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
     flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)
     flag("--dropout", "dropout probability", type=float)
     flag("--drop-path", "stochastic depth: drop probability of the last block", type=float)
-    flag("--pretrained", "torchvision or timm ViT weights to start from: .pth, .safetensors", metavar="FILE", type=Path)
+    flag(
+        "--pretrained",
+        "ViT weights to start from: torchvision's or timm's .pth or .safetensors, or demo",
+        metavar="FILE",
+        type=Path,
+    )
 
 
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
@@ -129,10 +143,12 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     flag("--epochs", "passes over the training images", type=int)
     flag("--batch-size", "images per step", type=int)
     flag("--accumulate", "gradient accumulation: parts in which a batch goes through the model", type=int)
-    flag("--schedule", "learning rate schedule", choices=("cosine", "one-cycle"))
+    flag("--optimizer", "AdamW, or Muon for hidden matrices and AdamW for the rest", choices=("adamw", "muon"))
+    flag("--schedule", "learning rate schedule", choices=("cosine", "one-cycle", "linear"))
     flag("--lr", "peak learning rate", type=float)
+    flag("--adamw-lr", "peak learning rate of the parameters that Muon leaves to AdamW", type=float)
     flag("--min-lr", "final learning rate of the cosine schedule", type=float)
-    flag("--warmup", "linear warm-up of the cosine schedule, as a share of all steps", type=float)
+    flag("--warmup", "linear warm-up of the cosine and linear schedules, as a share of all steps", type=float)
     flag("--weight-decay", "AdamW's weight decay, applied to weight matrices only", type=float)
     flag("--clip", "gradient clipping: largest norm, 0 for none", type=float)
     flag("--ema-start", "EMA decay at the first step", type=float)
@@ -144,8 +160,16 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
 
 def add_augmentation(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("augmentation and labels"))
+    flag(
+        "--sizes",
+        "sides of the training images in pixels, each for an equal share of the epochs: 24 24 32",
+        type=int,
+        nargs="+",
+    )
     flag("--crop", "random crop: padding in pixels, 0 for none", type=int)
+    flag("--padding", "what the crop finds around the image", choices=("zero", "reflect"))
     flag("--flip", "random horizontal flip", **ON_OFF)
+    flag("--alternate-flip", "flip one half of the images in even epochs, the other half in odd ones", **ON_OFF)
     flag("--trivial-augment", "TrivialAugmentWide", **ON_OFF)
     flag("--jitter", "strength of the colour jitter (brightness, contrast, saturation, hue), 0 for none", type=float)
     flag("--erasing", "probability of random erasing", type=float)
@@ -158,7 +182,7 @@ def add_augmentation(parser: argparse.ArgumentParser) -> None:
 
 def add_distillation(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("distillation"))
-    flag("--teacher", "checkpoint of the teacher", metavar="CHECKPOINT", type=Path)
+    flag("--teacher", "checkpoint of the teacher, or demo", metavar="CHECKPOINT", type=Path)
     flag("--distill-weight", "weight of the distillation loss, from 0 to 1", type=float)
     flag("--distill-temperature", "temperature of soft distillation (default: hard distillation)", type=float)
 
@@ -289,9 +313,7 @@ def evaluate(path: Path, given: dict) -> int:
     a = run.resolve({"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given})
     dataset = datasets.load(a["data"], a["data_root"], input_side(model), state["config"]["seed"], a["skip_bad"])
     if dataset.classes != state["classes"]:
-        known, there = (
-            f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in (state["classes"], dataset.classes)
-        )
+        known, there = (checkpoint.name_classes(names) for names in (state["classes"], dataset.classes))
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
     accuracy = Evaluator(state["mean"], state["std"], device).accuracy(model, dataset.test)
     print(f"{path}: {accuracy:.2%} of {len(dataset.test)} test images ({a['data']})")
@@ -306,11 +328,13 @@ def classify(path: Path, images: list[Path], given: dict) -> int:
     model, state = checkpoint.load_model(path, device)
     evaluator = Evaluator(state["mean"], state["std"], device)
     for file in images:
-        image = datasets.read_image(file, input_side(model))
+        side = input_side(model)
+        image, size = datasets.read_image(file, side), datasets.image_size(file)
         scores = evaluator.predict(model, image[None])[0]
         best = scores.softmax(0).topk(min(3, len(scores)))
         likeliest = (f"{state['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
-        print(f"{file}: {', '.join(likeliest)}")
+        seen = "" if size == (side, side) else f"  ({size[0]}x{size[1]}: resized, centre crop of {side}x{side})"
+        print(f"{file}: {', '.join(likeliest)}{seen}")
     return 0
 
 

@@ -288,6 +288,13 @@ def read_image(path: str | Path, size: int) -> torch.Tensor:
         raise DataError(f"cannot decode {path}: {error}") from error
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels of an image file that `read_image` reads, upright."""
+    with Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(274, 1) > 4 else (width, height)  # EXIF orientation, on its side
+
+
 def _decode(data: bytes, size: int) -> np.ndarray:
     """Bytes of an image file -> uint8 (3, size, size). Raises DataError with the reason in a few words."""
     try:

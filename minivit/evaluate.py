@@ -45,7 +45,8 @@ def top1(scores: Tensor, labels: Tensor) -> float:
     return (scores.argmax(1) == labels.to(scores.device)).double().mean().item()
 
 
-def resize_to_model(x: Tensor, model: nn.Module) -> Tensor:
-    """Resize images (B, 3, H, W) to the size that the model takes, so that small data sets stay small in memory."""
+def resize_to_model(x: Tensor, model: nn.Module, side: int | None = None) -> Tensor:
+    """Resize images (B, 3, H, W) to `side`, or to what the model takes; so small data sets stay small in memory."""
     size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
+    size = (side, side) if side else size
     return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bicubic", antialias=True)

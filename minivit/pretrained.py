@@ -45,7 +45,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}): download it again") from None
-    state = state.get("model", state) if isinstance(state, dict) else state
+    if isinstance(state, dict):
+        state = state.get("model", state.get("ema", state))  # weights alone, or a checkpoint that holds them
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors: name a .pth or .safetensors file of weights")
     return state

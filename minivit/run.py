@@ -18,11 +18,13 @@ from torch import nn
 
 from minivit import checkpoint
 from minivit import data as datasets
+from minivit.augment import normalise
 from minivit.checkpoint import RESNETS, build_model
-from minivit.evaluate import top1
+from minivit.evaluate import resize_to_model, top1
 from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
 from minivit.report import percent, write_report
+from minivit.stem import WhiteningStem
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, ViTConfig
 
@@ -37,6 +39,25 @@ RECIPES: dict[str, dict] = {
         "mix_prob": 0.0,
         "erasing": 0.0,
         "clean_epochs": 0,
+        "ema_end": 0.998,
+    },
+    "cifar-fast": {
+        "epochs": 24,
+        "batch_size": 256,
+        "optimizer": "muon",
+        "schedule": "linear",
+        "warmup": 0.05,
+        "lr": 0.03,
+        "sizes": (24, 24, 32),
+        "crop": 3,
+        "padding": "reflect",
+        "alternate_flip": True,
+        "trivial_augment": False,
+        "mix_prob": 0.0,
+        "erasing": 0.0,
+        "clip": 0.0,
+        "clean_epochs": 0,
+        "ema_start": 0.98,
         "ema_end": 0.998,
     },
     "shapes-demo": {
@@ -89,9 +110,12 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     dataset = load_data(a)
     torch.manual_seed(a["seed"])  # the weights the model starts with
     model = build_model(a["preset"], len(dataset.classes), {k: a[k] for k in MODEL_FIELDS & a.keys()})
+    check_sizes(config.sizes, model, "the model")
     if a["pretrained"] and not resume:
-        say(load_pretrained(model, a["pretrained"]))
-    teacher = checkpoint.load_model(a["teacher"], device)[0].requires_grad_(False) if a["teacher"] else None
+        say(load_pretrained(model, checkpoint.find(a["pretrained"])))
+    elif not resume:
+        fit_whitening(model, dataset)
+    teacher = load_teacher(a["teacher"], dataset, config, device) if a["teacher"] else None
     out = a["out"]
     state = checkpoint.read(out / "last.pt") if resume else None
     if not resume and (out / "last.pt").exists():
@@ -111,6 +135,9 @@ def resolve(given: dict) -> dict:
         raise TrainingError(f"there is no preset {preset!r}: choose from {', '.join([*PRESETS, *RESNETS])}")
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     a = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
+    a["sizes"] = tuple(a["sizes"])
+    if a["sizes"] and preset in PRESETS:
+        a["smaller_images"] = True
     if "clean_epochs" not in {**RECIPES.get(preset, {}), **given}:
         a["clean_epochs"] = min(a["clean_epochs"], a["epochs"] // 10)
     a.setdefault("out", Path("runs") / f"{a['data']}-{preset}")
@@ -137,6 +164,40 @@ def load_data(a: dict) -> datasets.Dataset:
     dataset = datasets.load(a["data"], a["data_root"], side, a["seed"], a["skip_bad"])
     held_out = dataset.val is not None  # a folder with train, val and test brings its own
     return datasets.hold_out(dataset, a["val_split"], a["seed"]) if a["val_split"] and not held_out else dataset
+
+
+def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
+    """Raise TrainingError if a VisionTransformer does not take images of these sides."""
+    config = getattr(model, "config", None)
+    wrong = [side for side in sizes if config and not config.takes(side, side)]
+    if wrong:
+        step, height, width = (config.patch, *config.size)
+        fits = range(step, min(height, width) + 1, step) if config.smaller_images else [height]
+        near = sorted(sorted(fits, key=lambda side: abs(side - wrong[0]))[:2])
+        raise TrainingError(
+            f"--sizes {wrong[0]}: {name} takes no {wrong[0]}x{wrong[0]} images; "
+            f"the nearest that it takes: {', '.join(map(str, near))}"
+        )
+
+
+def fit_whitening(model: nn.Module, dataset: datasets.Dataset) -> None:
+    """Set the frozen first layer of a whitening stem from about 5,000 training images."""
+    stem = getattr(model, "patch_embed", None)
+    if isinstance(stem, WhiteningStem):
+        images = dataset.train.images[:: max(1, len(dataset.train) // 5000)]
+        stem.whiten.fit(resize_to_model(normalise(images, dataset.mean, dataset.std), model))
+
+
+def load_teacher(path: Path, dataset: datasets.Dataset, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The frozen model of a checkpoint whose labels are to be learned. Raises ValueError if it does not fit."""
+    teacher, state = checkpoint.load_model(path, device)
+    if state["classes"] != dataset.classes:
+        raise TrainingError(
+            f"the teacher {path} knows {checkpoint.name_classes(state['classes'])}, the data has "
+            f"{checkpoint.name_classes(dataset.classes)}: choose a teacher that was trained on the same classes"
+        )
+    check_sizes(config.sizes, teacher, "the teacher")
+    return teacher.requires_grad_(False)
 
 
 def describe_model(a: dict, model: nn.Module) -> dict:

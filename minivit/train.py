@@ -10,9 +10,9 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ from minivit.fast import accelerate
 from minivit.files import write_atomically
 from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
-from minivit.optim import adamw, one_cycle, warmup_cosine
+from minivit.muon import Muon
+from minivit.optim import adamw, one_cycle, warmup_cosine, warmup_linear
 
 
 class TrainingError(ValueError):
@@ -40,10 +41,12 @@ class TrainConfig:
     epochs: int = 300
     batch_size: int = 192
     accumulate: int = 1  # a batch goes through the model in this many parts
-    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "one-cycle", "linear"] = "cosine"
     lr: float = 1e-3
+    adamw_lr: float = 3e-3  # of what Muon leaves to AdamW: biases, norms, positions, heads
     min_lr: float = 1e-5
-    warmup: float = 0.04  # share of the steps in which the cosine's rate rises
+    warmup: float = 0.04  # share of the steps in which the rate of cosine and linear rises
     weight_decay: float = 0.05
     clip: float = 1.0  # largest gradient norm, 0 for none
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
@@ -52,8 +55,11 @@ class TrainConfig:
     max_bad_steps: int = 20  # non-finite steps in a row
     ema_start: float = 0.995
     ema_end: float = 0.9995
+    sizes: tuple[int, ...] = ()  # image sides, each for an equal share of the epochs; () for the model's own
     crop: int = 4
+    padding: Literal["zero", "reflect"] = "zero"
     flip: bool = True
+    alternate_flip: bool = False  # mirror half of the images in one epoch and the other half in the next
     trivial_augment: bool = True
     jitter: float = 0.0
     erasing: float = 0.25
@@ -67,6 +73,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise TrainingError(f"--{field.name.replace('_', '-')} {value}: choose from {', '.join(choices)}")
         for name in ("epochs", "batch_size", "accumulate", "lr", "max_bad_steps"):
             if getattr(self, name) <= 0:
                 raise TrainingError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
@@ -122,20 +132,32 @@ class Trainer:
         self.batch_size = min(config.batch_size, len(data.train))
         self.steps_per_epoch = len(data.train) // self.batch_size  # what is left over waits for the next shuffle
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.optimizer = adamw(self.model, config.lr, config.weight_decay)
+        self.optimizer = self.make_optimizer()
         self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
         self.evaluator = Evaluator(data.mean, data.std, device, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.strong = Augment(
-            data.mean, data.std, config.crop, config.flip, config.trivial_augment, config.jitter, config.erasing
+        flip = config.flip and not config.alternate_flip
+        self.plain = Augment(data.mean, data.std, config.crop, flip, padding=config.padding)
+        self.strong = replace(
+            self.plain, trivial_augment=config.trivial_augment, jitter=config.jitter, erasing=config.erasing
         )
-        self.plain = Augment(data.mean, data.std, config.crop, config.flip)
+        self.mirrored = torch.rand(len(data.train), generator=self.generator) < 0.5 if config.alternate_flip else None
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
         self.order = torch.empty(0, dtype=torch.int64)
         self.sums = [0.0, 0.0, 0]  # loss, hits, images of this epoch
         self.best: dict | None = None
         self.history: list[dict] = []
+        self.cpu_seconds = 0.0  # processor time of all threads up to the last finished epoch, evaluation included
+        self.clock = time.process_time()
         self.stop_requested = False
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """What `optimizer` names, over the model's parameters."""
+        c = self.config
+        if c.optimizer == "muon":
+            products = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+            return Muon(self.model, c.lr, adamw_lr=c.adamw_lr, dtype=products)
+        return adamw(self.model, c.lr, c.weight_decay)
 
     # ---- the loop ----------------------------------------------------------------------------------
 
@@ -167,15 +189,29 @@ class Trainer:
             if self.stop_requested:
                 return False
             index = self.order[self.batch * self.batch_size : (self.batch + 1) * self.batch_size].to(self.device)
-            self.train_step(self.train_split.images[index], self.train_split.labels[index])
+            self.train_step(self.flipped(index), self.train_split.labels[index])
             self.batch += 1
             on_step()
         return True
 
+    def flipped(self, index: Tensor) -> Tensor:
+        """The images at an index; with alternate_flip, the half of them whose turn it is in this epoch mirrored."""
+        images = self.train_split.images[index]
+        if self.mirrored is None:
+            return images
+        turn = (self.mirrored[index.cpu()] ^ bool(self.epoch % 2)).to(self.device)
+        return torch.where(turn[:, None, None, None], images.flip(3), images)
+
+    @property
+    def side(self) -> int | None:
+        """The side in pixels of this epoch's images, None for what the model takes."""
+        sizes = self.config.sizes
+        return sizes[self.epoch * len(sizes) // self.config.epochs] if sizes else None
+
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One update from uint8 images (B, 3, H, W) and labels (B,)."""
         clean = self.epoch >= self.config.epochs - self.config.clean_epochs
-        x = resize_to_model((self.plain if clean else self.strong)(images, self.generator), self.model)
+        x = resize_to_model((self.plain if clean else self.strong)(images, self.generator), self.model, self.side)
         target = one_hot(labels, len(self.data.classes), 0.0 if clean else self.config.label_smoothing)
         if not clean:
             c = self.config
@@ -235,11 +271,13 @@ class Trainer:
         c = self.config
         if c.schedule == "one-cycle":
             return one_cycle(self.step, self.total_steps, c.lr)
+        if c.schedule == "linear":
+            return warmup_linear(self.step, self.total_steps, int(c.warmup * self.total_steps), c.lr)
         return warmup_cosine(self.step, self.total_steps, int(c.warmup * self.total_steps), c.lr, c.min_lr)
 
     def set_lr(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group.get("gain", 1.0)
 
     # ---- the end of an epoch ------------------------------------------------------------------------
 
@@ -258,6 +296,9 @@ class Trainer:
         if self.val_split:
             row["val_acc"] = self.evaluator.accuracy(self.model, self.val_split)
             row["val_acc_ema"] = self.evaluator.accuracy(self.ema.module, self.val_split)
+        now = time.process_time()
+        self.cpu_seconds, self.clock = self.cpu_seconds + now - self.clock, now
+        row["cpu_minutes"] = self.cpu_seconds / 60
         self.epoch, self.batch = self.epoch + 1, 0
         self.history.append(row)
         self.write_metrics()
@@ -292,6 +333,7 @@ class Trainer:
             "bad_in_a_row": self.bad_in_a_row,
             "best": self.best,
             "history": self.history,
+            "cpu_seconds": self.cpu_seconds + time.process_time() - self.clock,
             "config": asdict(self.config),
             "describe": self.describe,
             "classes": self.data.classes,
@@ -301,7 +343,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a checkpoint of the same run: the schedule depends on all settings, so they must be the same."""
-        changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+        # A setting that is newer than the checkpoint had its default when the run began.
+        saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
+        changed = [k for k, v in asdict(self.config).items() if saved[k] != v]
         if changed:
             raise TrainingError(
                 f"this run was started with another {', '.join(changed)}: resume it with the same settings"
@@ -316,6 +360,7 @@ class Trainer:
             torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
         for name in ("epoch", "batch", "sums", "bad_steps", "bad_in_a_row", "best", "history"):
             setattr(self, name, state[name])
+        self.cpu_seconds, self.clock = state.get("cpu_seconds", 0.0), time.process_time()
         self.order = state["order"].cpu()
         self.write_metrics()
 

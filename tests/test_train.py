@@ -41,19 +41,26 @@ def assert_same_state(a: Trainer, b: Trainer) -> None:
     for x, y in ((a.model, b.model), (a.ema.module, b.ema.module)):
         assert all(torch.equal(p, q) for p, q in zip(x.state_dict().values(), y.state_dict().values()))
     for (p, s), (q, t) in zip(a.optimizer.state.items(), b.optimizer.state.items()):
-        assert all(torch.equal(s[k], t[k]) for k in s)
+        assert all(torch.equal(torch.as_tensor(s[k]), torch.as_tensor(t[k])) for k in s)
 
 
 def without_speed(rows):
-    return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("images_per_s", "cpu_minutes")} for row in rows]
 
 
-def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(data, tmp_path):
-    whole = trainer(data, tmp_path / "whole")
+FAST = dataclasses.replace(
+    CONFIG, optimizer="muon", schedule="linear", sizes=(8, 16), padding="reflect", alternate_flip=True
+)
+FAST_MODEL = dataclasses.replace(MODEL, stem="whitening", smaller_images=True, relative_bias="joint", init="norm")
+
+
+@pytest.mark.parametrize("config, model", [(CONFIG, MODEL), (FAST, FAST_MODEL)], ids=["adamw", "muon and sizes"])
+def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(config, model, data, tmp_path):
+    whole = trainer(data, tmp_path / "whole", config, model)
     whole.fit()
-    first = trainer(data, tmp_path / "parts")
+    first = trainer(data, tmp_path / "parts", config, model)
     first.fit(until=2)
-    second = trainer(data, tmp_path / "parts")
+    second = trainer(data, tmp_path / "parts", config, model)
     second.load_state_dict(torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
     second.fit()
     assert_same_state(whole, second)
@@ -84,6 +91,36 @@ def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
     other = trainer(data, tmp_path, dataclasses.replace(CONFIG, lr=2e-3, epochs=5))
     with pytest.raises(TrainingError, match="another epochs, lr"):
         other.load_state_dict(first.state_dict())
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(data, tmp_path):
+    first = trainer(data, tmp_path)
+    state = first.state_dict()
+    del state["config"]["optimizer"], state["config"]["sizes"], state["cpu_seconds"]
+    trainer(data, tmp_path).load_state_dict(state)
+    with pytest.raises(TrainingError, match="another optimizer, schedule, sizes"):
+        trainer(data, tmp_path, FAST, FAST_MODEL).load_state_dict(state)
+
+
+def test_each_size_has_an_equal_share_of_the_epochs(data, tmp_path):
+    run = trainer(data, tmp_path, dataclasses.replace(FAST, epochs=6, sizes=(8, 8, 16)), FAST_MODEL)
+    seen = []
+    run.model.patch_embed.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[-1]))
+    for run.epoch in range(6):
+        run.train_step(data.train.images[:4], data.train.labels[:4])
+    assert seen == [8, 8, 8, 8, 16, 16]
+
+
+def test_two_epochs_show_every_image_once_as_it_is_and_once_mirrored(data, tmp_path):
+    run = trainer(data, tmp_path, FAST, FAST_MODEL)
+    index, images = torch.arange(50), data.train.images
+    first = run.flipped(index)
+    run.epoch = 1
+    second = run.flipped(index)
+    as_is = (first == images).flatten(1).all(1)
+    assert 10 < as_is.sum() < 40
+    assert torch.equal(first[as_is], images[as_is]) and torch.equal(first[~as_is], images[~as_is].flip(3))
+    assert torch.equal(second[as_is], images[as_is].flip(3)) and torch.equal(second[~as_is], images[~as_is])
 
 
 def test_parts_of_a_batch_add_up_to_the_whole_batch(data, tmp_path):

@@ -92,9 +92,8 @@ def test_a_run_is_replayed_from_its_config_to_the_same_numbers(finished, tmp_pat
     assert train_cifar.main(["--config", str(finished / "config.json"), "--out", str(tmp_path / "again")]) == 0
 
     def metrics(run):
-        return [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in open(run / "metrics.jsonl")
-        ]
+        rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
+        return [{k: v for k, v in row.items() if k not in ("images_per_s", "cpu_minutes")} for row in rows]
 
     assert metrics(tmp_path / "again") == metrics(finished)
 
@@ -170,6 +169,10 @@ def test_help_explains_every_flag(capsys):
             "there is no weights file none.pth",
         ),
         (["--data", "shapes", "--epochs", "0"], "--epochs"),
+        (["--data", "shapes", "--sizes", "24", "30"], "--sizes 30: the model takes no 30x30 images"),
+        (["--data", "shapes", "--sizes", "40"], "the nearest that it takes: 28, 32"),
+        (["--data", "shapes", "--preset", "distilled", "--sizes", "24"], "takes images of one size"),
+        (["--data", "shapes", "--preset", "cifar-fast", "--patch", "8"], "patches of 4x4 pixels, not 8x8"),
         (["--data", "shapes", "--batch-size", "0"], "--batch-size"),
     ],
 )
@@ -179,6 +182,17 @@ def test_a_mistake_is_one_line_exit_two_and_nothing_written(arguments, words, ca
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_optimizer_that_does_not_exist_is_named_with_those_that_do(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        train_cifar.main(["--optimizer", "sgdx", "--out", "r"])
+    assert end.value.code == 2 and "'sgdx' (choose from" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": {"data": "shapes", "optimizer": "sgdx"}}))
+    assert train_cifar.main(["--config", "config.json", "--out", "r"]) == 2
+    assert capsys.readouterr().err == "error: --optimizer sgdx: choose from adamw, muon\n"
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_second_run_does_not_overwrite_the_first(finished, images, capsys):
@@ -227,3 +241,20 @@ def test_an_image_that_cannot_be_read_is_named_by_predict(finished, tmp_path, ca
 def test_a_trained_model_teaches_another(finished, images, tmp_path):
     arguments = command(images, tmp_path / "student", "--epochs", "1", "--teacher", str(finished / "best.pt"))
     assert train_cifar.main(arguments) == 0
+
+
+def test_a_teacher_of_other_classes_is_refused(finished, tmp_path, capsys):
+    teacher = ["--teacher", str(finished / "best.pt"), "--data", "shapes", "--preset", "shapes-demo"]
+    assert train_cifar.main([*teacher, "--out", str(tmp_path / "r")]) == 2
+    assert "knows 2 classes (bright, dark), the data has 10 classes (striped disc, checked disc" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_picture_of_another_size_is_resized_and_predict_says_so(finished, tmp_path, capsys):
+    Image.new("RGB", (50, 30), (200, 200, 200)).save(tmp_path / "wide.png")
+    assert (
+        train_cifar.main(["--predict", str(finished / "best.pt"), str(tmp_path / "wide.png"), "--device", "cpu"]) == 0
+    )
+    assert capsys.readouterr().out.endswith("%  (50x30: resized, centre crop of 16x16)\n")
