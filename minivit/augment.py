@@ -160,82 +160,68 @@ def apply_ops(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     return torch.empty_like(x).index_copy_(0, index, changed)
 
 
-def apply_op(x: Tensor, op: str, magnitude: Tensor, like: str = "pil", bilinear: bool = False, fill: int = 0) -> Tensor:
+def apply_op(x: Tensor, op: str, magnitude: Tensor) -> Tensor:
     """One operation of OPS on uint8 images (B, 3, H, W), each with its magnitude (B,).
 
-    torchvision gives two answers, one level apart in colours and further in rotations: `like` "pil" is
-    bit for bit the one on PIL images, mostly integers and so the same on every device; "tensor" the one
-    on tensors. `bilinear` and `fill` (for pixels from outside) concern shears, translations and rotations.
+    Bit for bit what torchvision does to a PIL image: mostly integer arithmetic, and so the same on every
+    device. Shears, translations and rotations take the nearest pixel, and 0 outside of the image.
+    Raises ValueError for an operation that is not in OPS.
     """
-    if op not in OPS or like not in ("pil", "tensor"):
-        raise ValueError(f"no operation {op!r} like {like!r}: choose from {', '.join(OPS)}, like 'pil' or 'tensor'")
+    if op not in OPS:
+        raise ValueError(f"no operation {op!r}: choose from {', '.join(OPS)}")
     if len(x) == 0 or op == "Identity":
         return x
     if op in ("AutoContrast", "Equalize"):
-        return _autocontrast(x, like) if op == "AutoContrast" else _equalize(x)
+        return _autocontrast(x) if op == "AutoContrast" else _equalize(x)
     if op in OPS[1:6]:
-        return _warp(x, *_inverse_affine(op, magnitude, *x.shape[2:]), like, bilinear, fill)
+        return _warp_nearest(x, *inverse_affine(op, magnitude, *x.shape[2:]))
     magnitude = magnitude.to(x.device).view(-1, 1, 1, 1)
     if op == "Posterize":
         return x & (256 - 2 ** (8 - magnitude.int())).to(torch.uint8)
     if op == "Solarize":
         return torch.where(x < magnitude, x, 255 - x)
-    return _blend(x, _degenerate(x, op, like), magnitude, like)
+    base = _degenerate(x, op)  # what factor 0 gives; factor 1 gives the image, and 1 + magnitude goes beyond it
+    return (base + (1 + magnitude) * (x.float() - base)).clamp_(0, 255).to(torch.uint8)
 
 
-def _blend(x: Tensor, other: Tensor | int, magnitude: Tensor, like: str) -> Tensor:
-    """Away from `other` by 1 + magnitude. The two sums are equal but for their rounding."""
-    x = x.float()
-    out = other + (1 + magnitude) * (x - other) if like == "pil" else (1 + magnitude) * x - magnitude * other
-    return out.clamp_(0, 255).to(torch.uint8)
-
-
-def _degenerate(x: Tensor, op: str, like: str) -> Tensor | int:
-    """What an image becomes at factor 0: black, grey, flat or smooth."""
+def _degenerate(x: Tensor, op: str) -> Tensor | int:
+    """The image at factor 0 of Brightness, Sharpness, Color or Contrast: black, smooth, grey, or its mean grey."""
     if op == "Brightness":
         return 0
     if op == "Sharpness":
-        return _smooth(x)
-    gray = _gray(x, like)
+        return smooth(x)
+    gray = _gray(x)
     if op == "Color":
         return gray
-    if like == "tensor":
-        return gray.float().mean((1, 2, 3), keepdim=True)
     total, count = gray.sum((1, 2, 3), keepdim=True), gray[0].numel()
     return (2 * total + count) // (2 * count)  # the rounded mean
 
 
-def _gray(x: Tensor, like: str) -> Tensor:
-    """Luma (ITU-R 601) of uint8 images (B, 3, H, W) as integers (B, 1, H, W): fixed-point, or truncated floats."""
-    red, green, blue = x.split(1, dim=1)
-    if like == "tensor":
-        return (0.2989 * red + 0.587 * green + 0.114 * blue).int()
-    return (19595 * red.int() + 38470 * green.int() + 7471 * blue.int() + 2**15) >> 16
+def _gray(x: Tensor) -> Tensor:
+    """Luma (ITU-R 601) of uint8 images (B, 3, H, W) as integers (B, 1, H, W), in 16.16 fixed point."""
+    red, green, blue = x.int().split(1, dim=1)
+    return (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
 
 
-def _smooth(x: Tensor) -> Tensor:
+def smooth(x: Tensor) -> Tensor:
     """The 3 x 3 mean with weight 5 for the centre and 1 around it, rounded; the border stays as it is."""
     wide = x.short()
     rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
     wide = wide.clone()
-    wide[:, :, 1:-1, 1:-1] = (total + 6) // 13  # rounded; there are no ties
+    wide[:, :, 1:-1, 1:-1] = (total + 6) // 13  # rounded; 13 is odd, so there are no ties
     return wide
 
 
-def _autocontrast(x: Tensor, like: str) -> Tensor:
+def _autocontrast(x: Tensor) -> Tensor:
     """Stretch each channel to 0..255; a channel of one value stays."""
     # PIL's table is in float64 (which Apple's GPUs lack) and truncates, so the order of its sums shows.
-    dtype, device = (torch.float32, x.device) if like == "tensor" else (torch.float64, _float64_device(x))
-    low, high = (value.flatten(2).to(device, dtype) for value in (x.amin((2, 3), True), x.amax((2, 3), True)))
-    level, white = torch.arange(256, device=device, dtype=dtype), torch.full_like(high, 255)
-    if like == "tensor":
-        table = (level - low) * (white * (high - low).reciprocal())
-    else:
-        scale = white / (high - low)
-        table = level * scale + -low * scale
-    table = torch.where(high > low, table.clamp(0, 255), level)
-    return _look_up(x, table.to(torch.uint8).to(x.device))
+    device = _float64_device(x)
+    low, high = (v.flatten(2).to(device, torch.float64) for v in (x.amin((2, 3), True), x.amax((2, 3), True)))
+    level = torch.arange(256, device=device, dtype=torch.float64)
+    scale = 255 / (high - low)
+    table = torch.where(high > low, (level * scale + -low * scale).clamp(0, 255), level)
+    return look_up(x, table.to(torch.uint8).to(x.device))
 
 
 def _equalize(x: Tensor) -> Tensor:
@@ -247,10 +233,10 @@ def _equalize(x: Tensor) -> Tensor:
     step = (levels.shape[2] - brightest) // 255
     table = (step // 2 + counts.cumsum(2) - counts) // step.clamp(min=1)
     table = torch.where(step > 0, table.clamp(max=255), torch.arange(256, device=x.device))
-    return _look_up(x, table.to(torch.uint8))
+    return look_up(x, table.to(torch.uint8))
 
 
-def _look_up(x: Tensor, table: Tensor) -> Tensor:
+def look_up(x: Tensor, table: Tensor) -> Tensor:
     """Replace each pixel of (B, 3, H, W) by its entry of (B, 3, 256)."""
     return table.gather(2, x.flatten(2).long()).view_as(x)
 
@@ -259,7 +245,7 @@ def _float64_device(x: Tensor) -> torch.device:
     return torch.device("cpu") if x.device.type == "mps" else x.device
 
 
-def _inverse_affine(op: str, magnitude: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def inverse_affine(op: str, magnitude: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """A (B, 2, 2) and t (B, 2) in float64: output pixel p (x, y from the image's centre) shows input pixel A p + t."""
     m = magnitude.to(_float64_device(magnitude), torch.float64)
     A, t = torch.eye(2, dtype=m.dtype, device=m.device).repeat(len(m), 1, 1), m.new_zeros(len(m), 2)
@@ -277,37 +263,21 @@ def _inverse_affine(op: str, magnitude: Tensor, height: int, width: int) -> tupl
     return A, t
 
 
-def _warp(x: Tensor, A: Tensor, t: Tensor, like: str, bilinear: bool, fill: int) -> Tensor:
-    """Images (B, 3, H, W) resampled at A p + t."""
-    if like == "tensor":
-        return _warp_by_grid(x, A, t, bilinear, fill)
-    centre = A.new_tensor([x.shape[3] / 2, x.shape[2] / 2])
-    t = t + ((A * -centre).sum(2) + centre)  # now from the top left corner
-    return (_warp_bilinear if bilinear else _warp_nearest)(x, A, t, fill)
-
-
-def _warp_nearest(x: Tensor, A: Tensor, t: Tensor, fill: int) -> Tensor:
-    """Nearest pixel in 16.16 fixed point, as PIL does it."""
-    first = t + A.sum(2) / 2  # where the middle of the first pixel comes from
+def _warp_nearest(x: Tensor, A: Tensor, t: Tensor) -> Tensor:
+    """Images (B, 3, H, W) resampled at A p + t, the nearest pixel, in 16.16 fixed point as PIL does it."""
+    first = from_corner(x, A, t) + A.sum(2) / 2  # where the middle of the first pixel comes from
     A, first = ((65536 * value + 0.5).floor().long().to(x.device) for value in (A, first))
-    column, row = (position >> 16 for position in _positions(x, A, first, 0))
-    return torch.where(_is_inside(x, column, row), _pick(x, column, row), fill)
+    column, row = (position >> 16 for position in positions(x, A, first, 0))
+    return torch.where(is_inside(x, column, row), pick(x, column, row), 0)
 
 
-def _warp_bilinear(x: Tensor, A: Tensor, t: Tensor, fill: int) -> Tensor:
-    """Between the four nearest pixels, the edge repeated by half a pixel; truncated, so every sum is in PIL's order."""
-    column, row = _positions(x, A.to(x.device), t.to(x.device), 0.5)
-    inside = _is_inside(x, column, row)
-    column, row = column - 0.5, row - 0.5
-    left, top = column.floor(), row.floor()
-    upper, lower = (
-        a + (b - a) * (column - left)
-        for a, b in ((_pick(x, left, line).to(row), _pick(x, left + 1, line).to(row)) for line in (top, top + 1))
-    )
-    return torch.where(inside, (upper + (lower - upper) * (row - top)).to(torch.uint8), fill)
+def from_corner(x: Tensor, A: Tensor, t: Tensor) -> Tensor:
+    """The t (B, 2) of the same map for pixel positions that count from the top left corner, not the centre."""
+    centre = A.new_tensor([x.shape[3] / 2, x.shape[2] / 2])
+    return t + ((A * -centre).sum(2) + centre)
 
 
-def _positions(x: Tensor, A: Tensor, t: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+def positions(x: Tensor, A: Tensor, t: Tensor, shift: float) -> tuple[Tensor, Tensor]:
     """Column and row, (B, 1, H, W) each, of A (p + shift) + t for every pixel p."""
     columns = torch.arange(x.shape[3], device=x.device) + shift
     rows = torch.arange(x.shape[2], device=x.device)[:, None] + shift
@@ -315,27 +285,15 @@ def _positions(x: Tensor, A: Tensor, t: Tensor, shift: float) -> tuple[Tensor, T
     return tuple(A[:, i, 0] * columns + A[:, i, 1] * rows + t[:, i] for i in (0, 1))
 
 
-def _is_inside(x: Tensor, column: Tensor, row: Tensor) -> Tensor:
+def is_inside(x: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Whether a pixel (column, row), each (B, 1, H, W), lies in the images (B, 3, H, W)."""
     return (row >= 0) & (row < x.shape[2]) & (column >= 0) & (column < x.shape[3])
 
 
-def _pick(x: Tensor, column: Tensor, row: Tensor) -> Tensor:
+def pick(x: Tensor, column: Tensor, row: Tensor) -> Tensor:
     """The pixels (B, 3, H, W) at column and row (B, 1, H, W), those outside taken from the edge."""
     index = row.long().clamp(0, x.shape[2] - 1) * x.shape[3] + column.long().clamp(0, x.shape[3] - 1)
     return x.flatten(2).gather(2, index.flatten(2).expand(-1, 3, -1)).view_as(x)
-
-
-def _warp_by_grid(x: Tensor, A: Tensor, t: Tensor, bilinear: bool, fill: int) -> Tensor:
-    """The same through float32 coordinates in -1..1 and grid_sample, as torchvision warps tensors."""
-    B, _, H, W = x.shape
-    columns, rows = (torch.arange(side, device=x.device) - (side - 1) / 2 for side in (W, H))
-    points = torch.stack([*torch.meshgrid(columns, rows, indexing="xy"), torch.ones(H, W, device=x.device)], dim=2)
-    theta = torch.cat([A, t[..., None]], dim=2).mT.to(x.device, torch.float32)  # (B, 3, 2)
-    grid = points.view(1, H * W, 3).expand(B, -1, -1).bmm(theta / theta.new_tensor([W / 2, H / 2])).view(B, H, W, 2)
-    image = torch.cat([x.float(), torch.ones_like(x[:, :1], dtype=torch.float32)], dim=1)
-    image = F.grid_sample(image, grid, "bilinear" if bilinear else "nearest", align_corners=False)
-    image, inside = image.split([3, 1], dim=1)
-    return (image * inside + (1 - inside) * fill).round().to(torch.uint8)
 
 
 # ---- colour jitter -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import torch
+from helpers.tensor_ops import WARPS, apply_tensor_op, warp_bilinear
 from torch import nn
 
 from minivit import augment, ema, losses, mix, optim
@@ -170,7 +171,12 @@ def train_trivialaugment(golden, device, dtype) -> dict:
         op, level, negative, bilinear, like = re.fullmatch(r"(\w+?)_(\d+)(n?)(_bilinear)?_(pil|tensor)", name).groups()
         magnitude = augment.MAGNITUDES[augment.OPS.index(op), int(level)] * (-1 if negative else 1)
         fill = 128 if bilinear else 0
-        changed = augment.apply_op(image, op, magnitude[None], like, bool(bilinear), fill)
+        if like == "tensor":
+            changed = apply_tensor_op(image.cpu(), op, magnitude[None], bool(bilinear), fill)
+        elif bilinear and op in WARPS:
+            changed = warp_bilinear(image, op, magnitude[None], fill)
+        else:
+            changed = augment.apply_op(image, op, magnitude[None])
         out[name] = changed[0].permute(1, 2, 0).cpu().numpy()
     return out
 

@@ -8,6 +8,7 @@ import parity
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from helpers.tensor_ops import apply_tensor_op
 from PIL import Image
 
 from minivit import augment
@@ -97,11 +98,11 @@ def test_each_operation_equals_torchvisions_on_pil_images_and_on_tensors(op):
     magnitude = torch.stack([row[3], row[17], row[30], row[3], row[17], row[30]])
     if augment.SIGNED[OPS.index(op)]:
         magnitude[3:] *= -1
-    ours = {like: augment.apply_op(x, op, magnitude, like) for like in ("pil", "tensor")}
+    on_pil, on_tensors = augment.apply_op(x, op, magnitude), apply_tensor_op(x, op, magnitude)
     for i, m in enumerate(magnitude.tolist()):
         pil = np.array(reference_op(Image.fromarray(x[i].permute(1, 2, 0).numpy()), op, m))
-        assert np.array_equal(ours["pil"][i].permute(1, 2, 0).numpy(), pil), (op, m)
-        assert torch.equal(ours["tensor"][i], reference_op(x[i], op, m)), (op, m)
+        assert np.array_equal(on_pil[i].permute(1, 2, 0).numpy(), pil), (op, m)
+        assert torch.equal(on_tensors[i], reference_op(x[i], op, m)), (op, m)
 
 
 def test_flat_images_survive_the_histogram_operations():
