@@ -19,6 +19,7 @@ import torch
 
 from . import demo, grounding_dino, sam2, weights
 from .grounding_dino import Detector, WordPieceTokenizer
+from .processes import interpreter
 from .sam2 import SAM2, ImagePredictor
 from .weights import Progress, WeightsError
 
@@ -31,12 +32,16 @@ Model = TypeVar("Model")
 
 @dataclass
 class Models:
-    """A detector (None where prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took."""
+    """A detector (None if prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took.
+
+    demo: whether these are the demo's small models, which know eight colours and eight shapes.
+    """
 
     detector: Detector | None
     sam: SAM2
     predictor: ImagePredictor = field(init=False)
     seconds: Counter = field(default_factory=Counter)
+    demo: bool = False
 
     def __post_init__(self):
         self.predictor = ImagePredictor(self.sam)
@@ -62,8 +67,8 @@ def load_models(
     """Models in eval mode.
 
     source: None for the download cache, a folder with the official files, or one with a detector.pt and segmenter.pt
-    of demo.train_detector and train_segmenter, "demo" for minisam_glue/demo itself; names of models are not looked at
-    then. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on a GPU
+    of demo.train_detector and train_segmenter, "demo" for minisam_glue/demo itself; model names are ignored in that
+    case. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on a GPU
     and small elsewhere. device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is
     float32 except on CUDA.
     WeightsError names a file that is missing or damaged, ValueError a name that does not exist.
@@ -71,22 +76,23 @@ def load_models(
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     folder = demo.FOLDER if source == "demo" else source
-    if folder is not None and (source == "demo" or (Path(folder) / demo.SEGMENTER).is_file()):
-        found = _load_demo(Path(folder), detector is not None)
+    is_demo = folder is not None and (source == "demo" or (Path(folder) / demo.SEGMENTER).is_file())
+    if is_demo:
+        text, segmenter = _load_demo(Path(folder), detector is not None)
     else:
-        found = _load_official(folder, detector, sam or ("large" if place.type == "cuda" else "small"), progress)
-    text, segmenter = found
+        size = sam or ("large" if place.type == "cuda" else "small")
+        text, segmenter = _load_official(folder, detector, size, progress)
     if text is not None:
         text.model.to(place, precision).eval()
-    return Models(text, segmenter.to(place, precision).eval())
+    return Models(text, segmenter.to(place, precision).eval(), demo=is_demo)
 
 
 def _load_official(
     folder: str | Path | None, detector: str | None, sam: str, progress: Progress | None
 ) -> tuple[Detector | None, SAM2]:
-    for name, names in ((detector, DETECTORS), (sam, SAMS)):
+    for kind, name, names in (("detector", detector, DETECTORS), ("sam", sam, SAMS)):
         if name is not None and name not in names:
-            raise ValueError(f"no model is called {name!r}: choose one of {', '.join(names)}")
+            raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
     checkpoint = f"sam2.1_hiera_{sam}"
     wanted = [checkpoint] if detector is None else [detector, "bert-vocab", checkpoint]
     files = {name: weights.fetch(name, folder, progress) for name in wanted}  # all of them before any is read
@@ -102,7 +108,7 @@ def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2
         if not (folder / name).is_file():
             raise WeightsError(
                 f"{folder / name} is missing: "
-                f"python -m minisam_glue.demo.train_{Path(name).stem} makes it"
+                f"{interpreter()} -m minisam_glue.demo.train_{Path(name).stem} makes it"
                 + ("; --box, --point and --mask do without" if name == demo.DETECTOR else "")
             )
     text = _read(demo.load_detector, folder / demo.DETECTOR) if with_detector else None
@@ -123,13 +129,13 @@ def _read(load: Callable[[Path], Model], path: Path) -> Model:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: CUDA, else MPS, else the CPU. ValueError for what this machine lacks."""
+    """A device by its name; auto: CUDA, else MPS, else the CPU. ValueError for what this machine lacks."""
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"no device is called {name!r}: choose auto, cpu, cuda, cuda:1 or mps")
+        raise ValueError(f"device {name!r}: there is no such device, choose auto, cpu, cuda, cuda:1 or mps")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -139,10 +145,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: float32; on CUDA bfloat16 where the hardware has it, else float16. ValueError for another name."""
+    """A precision by its name; auto: float32, on CUDA bfloat16 if the hardware has it, else float16.
+
+    ValueError for another name.
+    """
     if name != "auto":
         if name not in DTYPES:
-            raise ValueError(f"no dtype is called {name!r}: choose auto, {', '.join(DTYPES)}")
+            raise ValueError(f"dtype {name!r}: there is no such precision, choose auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     if device.type != "cuda":
         return torch.float32

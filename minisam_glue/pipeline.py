@@ -9,17 +9,19 @@ A sentence becomes boxes (seeding.py), boxes become masks (SAM 2), masks become 
 are pixels of the picture as given, boxes xyxy. Left out: files and command lines (media/, cli/).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .masks import box_around
 from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Thresholds
-from .propagation import FORWARD, Tracking
+from .propagation import FORWARD, Tracking, check_frames
 from .records import Segment, Segmented
 from .sam2.image_predictor import Prediction
 from .sam2.layers import resize_antialiased
@@ -37,7 +39,11 @@ def segment_image(models: Models, image: Picture, prompt: Prompt, thresholds: Th
 def segment_images(
     models: Models, images: list[Picture], prompt: Prompt, thresholds: Thresholds = Thresholds()
 ) -> list[Segmented]:
-    """As segment_image for several pictures, of any sizes, that go through the models together."""
+    """As segment_image for several pictures, of any sizes, that go through the models together.
+
+    ValueError for an empty list; TypeError for a path.
+    """
+    check_pictures(images)
     arrays = [to_rgb(image) for image in images]
     if isinstance(prompt, Clicks):
         return [_from_clicks(models, image, prompt) for image in arrays]
@@ -60,7 +66,24 @@ def segment_video(
     direction: str = FORWARD,
 ) -> Iterator[Segmented]:
     """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking."""
+    check_frames(frames)  # now, and not when the first frame is asked for
     return Tracking(models, prompt, thresholds, seed_frame, redetect, direction).run(frames)
+
+
+def check_pictures(images: Sequence[Picture]) -> None:
+    """TypeError or ValueError for what holds no pictures: None, one picture, a path, an empty list."""
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
+        raise TypeError("images is one picture: give a list of pictures, or call segment_image")
+    if isinstance(images, (str, bytes, Path)) or not hasattr(images, "__len__"):
+        raise TypeError(f"images is a {type(images).__name__}: give a list of pictures")
+    if not len(images):
+        raise ValueError("images is empty: give at least one picture")
+    for image in images:
+        if not isinstance(image, (Image.Image, np.ndarray)):
+            raise TypeError(
+                f"a picture is a PIL image or an array, not a {type(image).__name__}: "
+                "minisam_glue.read_image(path) reads a file"
+            )
 
 
 def _from_boxes(models: Models, seeds: Seeds, row: int) -> list[Segment]:

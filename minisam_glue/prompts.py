@@ -1,8 +1,10 @@
 """What may be asked for: a sentence, or boxes, points and masks; and which detections count.
 
-Coordinates are pixels of the picture as given, boxes xyxy.
+Coordinates are pixels of the picture as given, boxes xyxy. Each check names the argument first, so that a command line
+can put its flag there.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 Sentence = str | list[str]  # "car. dog." or ["car", "dog"]
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits that a detection must keep.
+    """Limits that a detection must keep. ValueError for a number out of its range.
 
-    box, text: scores that it must exceed, 0 to 1. nms: IoU above which overlapping boxes of one phrase are suppressed.
-    max_area: largest box, as a share of the picture.
+    box, text: scores that it must exceed, 0 to 1. nms: IoU above which overlapping boxes of one phrase are suppressed,
+    0 to 1. max_area: largest box, as a share of the picture, above 0 and up to 1.
     """
 
     box: float = 0.35
@@ -25,10 +28,21 @@ class Thresholds:
     nms: float = 0.7
     max_area: float = 1.0
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if (
+                isinstance(value, str)
+                or not as_numbers([value])
+                or not 0 <= value <= 1
+                or (name == "max_area" and value == 0)
+            ):
+                least = "above 0 and at most 1" if name == "max_area" else "from 0 to 1"
+                raise ValueError(f"{name} is {value!r}: give a number {least}")
+
 
 @dataclass(frozen=True)
 class Clicks:
-    """Boxes, points and masks in place of a sentence.
+    """Boxes, points and masks in place of a sentence. ValueError or TypeError for malformed ones.
 
     Each box and each mask is an object. All points together are one object, or correct the one box.
     boxes: xyxy. points: (x, y, 1 on the object or 0 on the background). masks: bool (H, W).
@@ -39,10 +53,29 @@ class Clicks:
     masks: Sequence[np.ndarray] = ()
 
     def __post_init__(self):
+        for name in ("boxes", "points", "masks"):
+            given = getattr(self, name)
+            if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+                raise TypeError(f"{name} is a {type(given).__name__}: give a list")
         if not (len(self.boxes) or len(self.points) or len(self.masks)):
-            raise ValueError("no prompt: give a text, boxes, points or masks")
+            raise ValueError("no prompt: give a sentence, boxes, points or masks")
+        for box in self.boxes:
+            check_box(box)
+        for point in self.points:
+            check_point(point)
         if len(self.points) and len(self.boxes) > 1:
             raise ValueError(f"points with {len(self.boxes)} boxes: points correct one box, or are given without one")
+        if len(self.points) and not len(self.boxes) and not any(point[2] for point in self.points):
+            raise ValueError(f"point {shown(self.points[0])}: give at least one point on the object, too, or its box")
+
+    def check_inside(self, size: Size) -> None:
+        """ValueError for a box, point or mask that does not belong to a picture of (height, width)."""
+        for box in self.boxes:
+            check_box_inside(box, size)
+        for point in self.points:
+            check_point_inside(point, size)
+        for mask in self.masks:
+            check_mask(mask, size)
 
 
 Prompt = Sentence | Clicks
@@ -51,9 +84,16 @@ Prompt = Sentence | Clicks
 def split_phrases(sentence: Sentence) -> list[str]:
     """Phrases, verbatim: the parts of a string between commas, semicolons and full stops; the items of a list.
 
-    ValueError if there is none, or an empty item.
+    A full stop or comma between two digits is part of a number: "1.5 l bottle" is one phrase. ValueError if there is
+    no phrase, or an empty item; TypeError for anything but a string or a list of strings.
     """
-    parts = re.split(r"[.,;]", sentence) if isinstance(sentence, str) else sentence
+    if isinstance(sentence, (bytes, Clicks)) or not isinstance(sentence, (str, list, tuple)):
+        raise TypeError(
+            f'a prompt is a sentence such as "car. dog.", a list of phrases, or Clicks, not {sentence!r:.80}'
+        )
+    parts = re.split(r";|(?<!\d)[.,]|[.,](?!\d)", sentence) if isinstance(sentence, str) else sentence
+    if not all(isinstance(part, str) for part in parts):
+        raise TypeError(f"a list of phrases holds strings, not {sentence!r:.80}")
     phrases = [part.strip() for part in parts]
     if isinstance(sentence, str):
         phrases = [phrase for phrase in phrases if phrase]
@@ -63,11 +103,73 @@ def split_phrases(sentence: Sentence) -> list[str]:
     return phrases
 
 
-def check_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+# --- Checks ------------------------------------------------------------------------------------------------
+
+
+def as_numbers(values: Sequence[float]) -> tuple[float, ...]:
+    """Finite floats of any sequence, array or tensor of numbers; an empty tuple for anything else."""
+    try:
+        numbers = () if isinstance(values, (str, bytes)) else tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        return ()
+    return numbers if all(map(math.isfinite, numbers)) else ()
+
+
+def shown(values: Sequence[float]) -> str:
+    """ "5,10,15,22", as on a command line."""
+    return ",".join(f"{float(value):g}" for value in values)
+
+
+def check_box(box: Sequence[float]) -> None:
+    """ValueError unless it is x1, y1, x2, y2 with x1 < x2 and y1 < y2."""
+    numbers = as_numbers(box)
+    if len(numbers) != 4:
+        raise ValueError(f"box {box!r:.80}: give the four numbers x1, y1, x2, y2 in pixels")
+    x1, y1, x2, y2 = numbers
+    if x1 == x2 or y1 == y2:
+        raise ValueError(f"box {shown(box)}: it has no area: x2 must be larger than x1, and y2 larger than y1")
+    if x1 > x2 or y1 > y2:
+        raise ValueError(f"box {shown(box)}: it is x1,y1,x2,y2 with x1 < x2 and y1 < y2, not x,y,width,height")
+
+
+def check_point(point: Sequence[float]) -> None:
+    """ValueError unless it is x, y, and 1 or 0."""
+    numbers = as_numbers(point)
+    if len(numbers) != 3 or numbers[2] not in (0, 1):
+        raise ValueError(f"point {point!r:.80}: give (x, y, 1) on the object or (x, y, 0) on the background")
+
+
+def check_box_inside(box: Sequence[float], size: Size) -> None:
+    """ValueError for relative coordinates, and for a box that lies outside a picture of (height, width)."""
+    height, width = size
+    if is_relative(box) and max(box) <= 1 < min(size):
+        pixels = shown(round(value * side) for value, side in zip(box, (width, height) * 2))
+        raise ValueError(f"box {shown(box)}: coordinates are pixels, not shares of the picture: give {pixels}")
+    x1, y1, x2, y2 = box
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        raise ValueError(f"box {shown(box)}: it lies outside the picture of {width} x {height} pixels")
+
+
+def check_point_inside(point: Sequence[float], size: Size) -> None:
+    """ValueError for relative coordinates, and for a point outside a picture of (height, width)."""
+    (x, y, _), (height, width) = point, size
+    if is_relative((x, y)) and max(x, y) < 1 < min(size):
+        pixels = shown((round(x * width), round(y * height)))
+        raise ValueError(f"point {shown(point[:2])}: coordinates are pixels, not shares of the picture: give {pixels}")
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"point {shown(point[:2])}: it lies outside the picture of {width} x {height} pixels")
+
+
+def is_relative(coordinates: Sequence[float]) -> bool:
+    """Whether they look like shares from 0 to 1: none is outside, and some are no whole numbers."""
+    return all(0 <= value <= 1 for value in coordinates) and any(value % 1 for value in coordinates)
+
+
+def check_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     """A mask as bool (H, W). ValueError if it is empty or not of the picture's size (height, width)."""
     mask = np.asarray(mask, bool)
     if mask.shape != tuple(size):
-        raise ValueError(f"the mask is {mask.shape} but the picture {tuple(size)} (height, width)")
+        raise ValueError(f"mask of {mask.shape} pixels (height, width) does not fit a picture of {tuple(size)}")
     if not mask.any():
-        raise ValueError("the mask is empty: it must show the object")
+        raise ValueError("mask is empty: it must show the object")
     return mask

@@ -5,17 +5,19 @@ SAM 2's memory carries the masks (sam2/video_tracker.py); which detection is whi
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from . import identity
 from .masks import box_around
 from .models import Models
 from .pixels import Picture, to_rgb
-from .prompts import Clicks, Prompt, Thresholds
+from .prompts import Clicks, Prompt, Thresholds, split_phrases
 from .records import Segment, Segmented
 from .sam2 import FrameResult, VideoTracker
 from .sam2.video_tracker import indexable
@@ -51,9 +53,13 @@ class Tracking:
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r}: choose one of {', '.join(DIRECTIONS)}")
         if redetect and isinstance(prompt, Clicks):
-            raise ValueError("redetect looks for a text again: boxes, points and masks say where, not what")
-        if redetect < 0 or (seed_frame or 0) < 0:
-            raise ValueError(f"redetect {redetect} and seed_frame {seed_frame} must not be negative")
+            raise ValueError(
+                "redetect needs a sentence: boxes, points and masks say where an object is, not what it is"
+            )
+        check_count("redetect", redetect)
+        check_count("seed_frame", 0 if seed_frame is None else seed_frame)
+        if not isinstance(prompt, Clicks):
+            split_phrases(prompt)
         self.models, self.prompt, self.thresholds = models, prompt, thresholds
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
         holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256**2
@@ -71,6 +77,7 @@ class Tracking:
 
         ValueError if the frames can't be read backward where that is needed, or end before the seed frame.
         """
+        check_frames(frames)
         if self.direction != FORWARD and not getattr(frames, "seekable", indexable(frames)):
             raise ValueError(
                 f"direction {self.direction} needs frames that can be read backward: a list, an array or "
@@ -78,7 +85,7 @@ class Tracking:
             )
         yield from self._pass(frames)
         if self.seed_frame is not None and self.seeded is None:
-            raise ValueError(f"seed frame {self.seed_frame}: the video has no such frame, it ends before")
+            raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
         if self.direction == BOTH and not self.reverse and self.seeded_at:
             self.reverse, self.next = True, self.seeded_at - 1
             self.tracker.restore(self.seeded)
@@ -128,6 +135,18 @@ class Tracking:
             result = self.tracker.track(self.reverse)
             self.seeded, self.seeded_at = self.tracker.state(), index
             return self._record(index, image, result, found)
+
+    def counted(self, total: int | None) -> tuple[int, int | None]:
+        """Frames that are done, and in all, of a video of `total` frames (None: unknown).
+
+        Frames that come twice count twice.
+        """
+        if self.direction == FORWARD or total is None:
+            return self.next or 0, total
+        if self.direction == REVERSE:
+            return (0 if self.next is None else total - 1 - self.next), total
+        seeded_at = self.seeded_at or 0
+        return (total + seeded_at - 1 - self.next if self.reverse else self.next), total + seeded_at
 
     # --- Detections and tracks ---
 
@@ -222,3 +241,24 @@ def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Ite
     if hasattr(frames, "forward"):
         return enumerate(frames.forward(start), start)
     return islice(enumerate(frames), start, None)
+
+
+# --- Checks ------------------------------------------------------------------------------------------------
+
+
+def check_frames(frames: object) -> None:
+    """TypeError or ValueError for what holds no frames: a path, None, one picture, an empty list."""
+    if isinstance(frames, (str, bytes, Path)):
+        raise TypeError(f"frames is the path {str(frames)!r}: open it with minisam_glue.frames(path)")
+    if isinstance(frames, Image.Image) or (isinstance(frames, np.ndarray) and frames.ndim in (2, 3)):
+        raise TypeError("frames is one picture: give a list, or an array (T, H, W, 3); segment_image takes one picture")
+    if not isinstance(frames, Iterable):
+        raise TypeError(f"frames is a {type(frames).__name__}: give a list, an iterator or minisam_glue.frames(path)")
+    if hasattr(frames, "__len__") and not len(frames):
+        raise ValueError("frames is empty: give at least one")
+
+
+def check_count(name: str, value: int) -> None:
+    """ValueError unless it is a whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} is {value!r}: give a whole number from 0")

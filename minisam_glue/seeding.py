@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .models import Models
-from .prompts import Clicks, Prompt, Sentence, Thresholds, check_mask
+from .prompts import Clicks, Prompt, Sentence, Size, Thresholds, check_mask
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -56,7 +56,7 @@ def find_seeds(models: Models, images: list[np.ndarray], sentence: Sentence, thr
     ValueError if there is no detector, or for an empty or too long sentence.
     """
     if models.detector is None:
-        raise ValueError("a text needs a detector: load the models with one")
+        raise ValueError("a sentence needs a detector: load the models with one")
     with models.stage("detect"):
         found = models.detector.detect(
             images,
@@ -73,11 +73,12 @@ def find_seeds(models: Models, images: list[np.ndarray], sentence: Sentence, thr
     ]
 
 
-def seeds_of_clicks(clicks: Clicks, size: tuple[int, int]) -> Seeds:
-    """Boxes, points and masks as seeds. ValueError if a mask is empty or not of the picture's size (height, width)."""
-    points = [tuple(point[:2]) for point in clicks.points]
-    labels = [point[2] for point in clicks.points]
-    boxed = [Seed(box=tuple(box), points=points, point_labels=labels) for box in clicks.boxes]
+def seeds_of_clicks(clicks: Clicks, size: Size) -> Seeds:
+    """Boxes, points and masks as seeds. ValueError for what does not belong to a picture of (height, width)."""
+    clicks.check_inside(size)
+    points = [tuple(map(float, point[:2])) for point in clicks.points]
+    labels = [int(point[2]) for point in clicks.points]
+    boxed = [Seed(box=tuple(map(float, box)), points=points, point_labels=labels) for box in clicks.boxes]
     if points and not boxed:
         boxed = [Seed(points=points, point_labels=labels)]
     return Seeds(boxed + [Seed(mask=check_mask(mask, size)) for mask in clicks.masks])

@@ -61,14 +61,11 @@ def test_boxes_points_and_masks_take_the_place_of_a_text():
     [
         (lambda: Clicks(), "no prompt"),
         (lambda: Clicks(boxes=[[0, 0, 1, 1]] * 2, points=[[0, 0, 1]]), "points correct one box"),
-        (
-            lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.ones((3, 3), bool)])),
-            r"the mask is \(3, 3\)",
-        ),
+        (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.ones((3, 3), bool)])), r"mask of \(3, 3\)"),
         (lambda: segment_image(tiny_models(), picture(), Clicks(masks=[np.zeros((H, W), bool)])), "empty"),
         (lambda: Tracking(tiny_models(), "x", direction="sideways"), "choose one of forward"),
-        (lambda: Tracking(tiny_models(), Clicks(boxes=[[0, 0, 1, 1]]), redetect=3), "looks for a text"),
-        (lambda: Tracking(tiny_models(), "x", seed_frame=-1), "negative"),
+        (lambda: Tracking(tiny_models(), Clicks(boxes=[[0, 0, 1, 1]]), redetect=3), "needs a sentence"),
+        (lambda: Tracking(tiny_models(), "x", seed_frame=-1), "whole number from 0"),
         (lambda: list(segment_video(tiny_models(), iter(film(2)), "x", direction=REVERSE)), "backward"),
     ],
 )

@@ -168,18 +168,18 @@ MISTAKES = [
     (["{empty}", "x"], "no pictures"),
     (["{text}", "x"], "not a"),
     (["{png}", "--box", "1,2,3"], "X1,Y1,X2,Y2"),
-    (["{png}", "--box", "9,9,1,1"], "x1 <= x2"),
+    (["{png}", "--box", "9,9,1,1"], "x1 < x2"),
     (["{png}", "--box", "nan,0,1,1"], "in pixels"),
     (["{png}", "--point", "1"], "X,Y"),
-    (["{png}", "--point", "1,1,5"], "labels must be 1"),
+    (["{png}", "--point", "1,1,5"], "on the background"),
     (["{png}", "--mask", "nowhere.png"], "nowhere.png"),
     (["{png}", "x", "--sam", "huge"], "invalid choice"),
     (["{png}", "x", "--colour"], "unrecognized"),
     (["{film}", "x", "--frames", "--stride", "0"], "stride"),
     (["{film}", "x", "--frames", "--start", "99"], "no frame"),
-    (["{film}", "x", "--frames", "--seed-frame", "-1"], "negative"),
+    (["{film}", "x", "--frames", "--seed-frame", "-1"], "--seed-frame"),
     (["camera:99", "x"], "camera"),
-    (["{film}", "--frames", "--redetect", "3", "--box", "1,1,9,9"], "redetect looks for a text"),
+    (["{film}", "--frames", "--redetect", "3", "--box", "1,1,9,9"], "--redetect needs a sentence"),
     (["{film}", "x", "--frames", "--box", "1,1,9,9"], "take the place of a sentence"),
     (["--download", "nothing"], "no weights are called"),
     (["http://127.0.0.1:9/x.jpg", "x"], "127.0.0.1"),
@@ -206,7 +206,7 @@ def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(words, message, 
 def test_a_seed_frame_beyond_the_end_is_said(tmp_path, capsys):
     source = save_film(tmp_path / "film", 3)
     assert command(source, "bright.", "--frames", "--seed-frame", 7, "--out", tmp_path / "out") == 2
-    assert "seed frame 7" in capsys.readouterr().err
+    assert "--seed-frame 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how, direction", [(signal.SIGKILL, "forward"), (signal.SIGINT, "both")])

@@ -148,7 +148,7 @@ def test_a_prompt_that_does_not_fit_one_of_many_pictures_names_it(tmp_path, caps
     mask = save(np.full((40, 56), 255, np.uint8), tmp_path / "mask.png")
     assert command(small, large, "--mask", mask, "--out", tmp_path / "out", "--quiet") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {large}: the mask is (40, 56)") and error.count("\n") == 1
+    assert error.startswith(f"error: {large}: --mask of (40, 56)") and error.count("\n") == 1
     assert (tmp_path / "out" / "a" / "result.json").exists() and not (tmp_path / "out" / "b").exists()
 
 

@@ -1,56 +1,149 @@
-"""From the words of a command line to inputs, what to look for in them, and a folder for the results of each."""
+"""From the words and flags of a command to inputs, what to look for in them, and a folder for the results of each."""
 
-import math
 import os
 import re
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from .. import media
-from ..prompts import Clicks, Prompt, split_phrases
+from ..prompts import Clicks, Prompt, as_numbers, split_phrases
+from .parser import parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
+ARGUMENTS = "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector"  # of the Python functions
+VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "format")
+SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector")
+OFFICIAL_FLAGS = ("detector", "sam")
+
+
+# --- What to look for --------------------------------------------------------------------------------------
 
 
 def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
-    """Inputs and what to look for in them. ValueError if one is missing."""
+    """Inputs and what to look for in them. ValueError if one is missing or malformed."""
+    example = f'{program()} INPUT "what to look for."'
+    if not args.words:
+        raise ValueError(f"nothing to do: {example} (see --help)")
     if args.box or args.point or args.mask:
-        clicks = Clicks(
-            [numbers(box, "--box", 4) for box in args.box],
-            [numbers(p if p.count(",") == 2 else p + ",1", "--point", 3) for p in args.point],
-            [media.read_image(path).any(2) for path in args.mask],
-        )
-        sources, prompt = args.words, clicks
         check_no_sentence(args.words)
-    else:
-        sources, prompt = args.words[:-1], args.words[-1] if args.words else ""
-        if sources:
-            split_phrases(prompt)  # an empty one is an error before models are loaded
-    if args.words and not sources:
-        raise ValueError(f'one argument, {args.words[0]!r}, is not enough: python segment.py INPUT "what to look for."')
+        if args.redetect:
+            raise ValueError("--redetect needs a sentence: --box, --point and --mask say where an object is, not what")
+        return args.words, clicks_of(args)
+    *sources, sentence = args.words
     if not sources:
-        raise ValueError('nothing to do: python segment.py INPUT "what to look for." (see --help)')
-    return sources, prompt
+        lacks = "a sentence" if is_input(sentence) else "an input"
+        raise ValueError(f"{sentence!r} alone is not enough, {lacks} is missing: {example}")
+    split_phrases(sentence)  # an empty one is an error before models are loaded
+    return sources, sentence
+
+
+def clicks_of(args: Namespace) -> Clicks:
+    """--box, --point and --mask. ValueError that begins with the flag."""
+    boxes = [numbers(box, "--box", 4) for box in args.box]
+    points = [numbers(point if point.count(",") == 2 else point + ",1", "--point", 3) for point in args.point]
+    masks = [read_mask(path) for path in args.mask]
+    try:
+        return Clicks(boxes, points, masks)
+    except ValueError as error:
+        raise ValueError(with_flag(error)) from error
+
+
+def numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
+    """ "1,2,3" -> floats. ValueError unless they are so many, and finite."""
+    values = as_numbers(text.split(","))
+    if len(values) != count:
+        raise ValueError(f"{flag} {text!r}: give {'X1,Y1,X2,Y2' if count == 4 else 'X,Y or X,Y,0'} in pixels")
+    return values
+
+
+def read_mask(path: str) -> np.ndarray:
+    """A mask image as bool (H, W). MediaError if it can't be read, ValueError if it is another kind of picture."""
+    try:
+        image = media.read_image(path)
+    except media.MediaError as error:
+        raise media.MediaError(f"--mask {error}") from error
+    inside = image.any(2)
+    share = inside.mean()
+    if share > 0.5:  # one object in one colour may be so large; a photograph has many colours
+        colours = image[inside].astype(int) @ (1 << 16, 1 << 8, 1)
+        if np.unique(colours, return_counts=True)[1].max() < len(colours) / 2:
+            raise ValueError(
+                f"--mask {path}: {share:.0%} of it is not black: a mask image is black everywhere but on the object"
+            )
+    return inside
+
+
+def with_flag(error: Exception) -> str:
+    """The message of an error; where it begins with an argument of the Python functions, the flag takes its place."""
+    message = str(error)
+    if type(error) is not ValueError:  # a MediaError begins with the name of a file, whatever that is
+        return message
+    return re.sub(rf"^({ARGUMENTS})(?=[ :])", lambda found: "--" + found[0].replace("_", "-"), message)
+
+
+# --- Inputs ------------------------------------------------------------------------------------------------
+
+
+def expand(sources: list[str], frames: bool) -> list[str]:
+    """Inputs one by one; with `frames` a folder is one input. MediaError for what is not there."""
+    inputs = []
+    for source in sources:
+        try:
+            inputs += [source] if frames and os.path.isdir(source) else media.expand_inputs([source])
+        except media.MediaError as error:
+            if os.path.exists(source) or looks_like_path(source):
+                raise
+            raise media.MediaError(f"{error}; put the sentence last, in quotes") from error
+    return list(dict.fromkeys(inputs))
+
+
+def looks_like_path(word: str) -> bool:
+    """Whether a word that is no file was meant as one: it has a folder, an ending or a wildcard."""
+    return bool(re.search(r"[/\\*?\[]|\.\w+$", word)) and " " not in word
+
+
+def is_input(word: str) -> bool:
+    """Whether a word names something to read."""
+    try:
+        return bool(media.expand_inputs([word]))
+    except media.MediaError:
+        return os.path.exists(word)
 
 
 def check_no_sentence(words: list[str]) -> None:
     """ValueError if the last of several words is no input, and so probably a sentence."""
-    try:
-        media.expand_inputs(words[1:][-1:])
-    except media.MediaError as error:
-        raise ValueError(f"{error}; --box, --point and --mask take the place of a sentence") from error
+    if len(words) > 1 and not is_input(words[-1]) and not looks_like_path(words[-1]):
+        raise ValueError(f"{words[-1]!r} is no input: --box, --point and --mask take the place of a sentence")
 
 
-def numbers(text: str, name: str, count: int) -> list[float]:
-    """ "1,2,3" -> floats. ValueError unless they are so many, and finite."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise ValueError(f"{name} {text!r}: give {'X1,Y1,X2,Y2' if count == 4 else 'X,Y or X,Y,0'} in pixels")
-    return values
+def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[bool]) -> list[str]:
+    """Notes on flags that change nothing for these inputs. moving: whether there are videos, pictures or both."""
+    defaults, folders = parse_arguments([]), any(map(os.path.isdir, inputs))
+    given = [name for name, value in vars(args).items() if value != getattr(defaults, name)]
+
+    def note(names: tuple[str, ...], why: str) -> list[str]:
+        flags = ["--" + name.replace("_", "-") for name in given if name in names]
+        return [f"{', '.join(flags)} {'does' if len(flags) == 1 else 'do'} nothing {why}"] if flags else []
+
+    notes = []
+    if moving == {False}:
+        notes += note(VIDEO_FLAGS, "for pictures")
+    if moving == {True}:
+        notes += note(("html",), "for videos")
+    if not folders:
+        notes += note(("frames",), "without a folder")
+        notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
+    if isinstance(prompt, Clicks):
+        notes += note(SENTENCE_FLAGS, "without a sentence")
+    if args.weights == "demo":
+        notes += note(OFFICIAL_FLAGS, "with --weights demo")
+    return notes
+
+
+# --- Folders of the results --------------------------------------------------------------------------------
 
 
 def folders_of(sources: list[str], out: Path) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import torch
 
 from ..models import Models
 from . import INTERRUPTED
+from .arguments import with_flag
 from .console import failed
 from .parser import parse_arguments
 from .run import Run, download
@@ -22,7 +23,7 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
     except BrokenPipeError:  # the reader of --json - has gone
         return 0
     except (ValueError, OSError) as error:  # MediaError, WeightsError and other usage or input errors
-        return failed(error)
+        return failed(with_flag(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except (torch.OutOfMemoryError, MemoryError):

@@ -1,7 +1,10 @@
 """The flags of segment.py and `minisam`."""
 
 import argparse
+import math
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import media, weights
@@ -23,6 +26,35 @@ DESCRIPTION = """Segment the objects that a sentence names, in images, folders, 
 Each input gets its own folder under --out. Results appear there only when they are complete; --resume continues an
 interrupted video. Exit status: 0 (also if nothing is found), 2 for a usage or input error, 130 after Ctrl-C."""
 FORMATS = ("mp4", "gif", "webp", "png")
+LONGEST = 1e9  # seconds and frames: 30 years
+FASTEST = 1000.0  # frames per second
+
+
+def number(least: float, most: float, above: bool = False) -> Callable[[str], float]:
+    """A type of argument: a number from `least` (above: more than that) to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or (above and value == least):
+            limits = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a number {limits}")
+        return value
+
+    return parse
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type of argument: a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,10}", text) or not least <= int(text) <= LONGEST:
+            raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a whole number from {least}")
+        return int(text)
+
+    return parse
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 def program() -> str:
     """How the command was called: minisam, or python segment.py."""
     name = Path(sys.argv[0]).name
-    return f"{Path(sys.executable).name or 'python'} {name}" if name.endswith(".py") else "minisam"
+    return f"{Path(sys.executable).name or 'python'} {name}" if name == "segment.py" else "minisam"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -58,7 +90,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_video_flags(parser.add_argument_group("videos"))
     add_output_flags(parser.add_argument_group("output"))
     add_model_flags(parser.add_argument_group("models"))
-    return parser.parse_intermixed_args(argv)  # options may stand between inputs and sentence
+    # Options may stand between inputs and sentence.
+    return parser.parse_intermixed_args(join_negative(sys.argv[1:] if argv is None else argv))
+
+
+def join_negative(argv: list[str]) -> list[str]:
+    """--box -20,5,40,30 -> --box=-20,5,40,30: argparse would take a value that begins with a minus for a flag."""
+    joined = []
+    for word in argv:
+        if joined and joined[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
@@ -74,35 +118,45 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
     ):
         group.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
     for flag, default, text in (
-        ("--box-threshold", defaults.box, "score that a detection must exceed"),
-        ("--text-threshold", defaults.text, "score that a word of the phrase must exceed"),
-        ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed"),
-        ("--max-area", defaults.max_area, "largest box, as a share of the picture"),
+        ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
+        ("--text-threshold", defaults.text, "score that a word of the phrase must exceed, 0 to 1"),
+        ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed, 0 to 1"),
+        ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
     ):
-        group.add_argument(flag, type=float, default=default, metavar="X", help=f"{text} (default %(default)s)")
+        share = number(0, 1, above=flag == "--max-area")
+        group.add_argument(flag, type=share, default=default, metavar="X", help=f"{text} (default %(default)s)")
 
 
 def add_video_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--frames", action="store_true", help="read each folder as one video, a picture per frame")
     group.add_argument(
         "--fps",
-        type=float,
+        type=number(0, FASTEST, above=True),
         default=media.DEFAULT_FPS,
         metavar="X",
         help="frames per second of folders and pipes, which state none (default %(default)s)",
     )
-    group.add_argument("--start", type=float, default=0.0, metavar="S", help="second to begin at (default 0)")
-    group.add_argument("--max-seconds", type=float, metavar="S", help="seconds of the video to read (default: all)")
-    group.add_argument("--stride", type=int, default=1, metavar="N", help="read every N-th frame (default 1)")
+    group.add_argument(
+        "--start", type=number(0, LONGEST), default=0.0, metavar="S", help="second to begin at (default 0)"
+    )
+    group.add_argument(
+        "--max-seconds",
+        type=number(0, LONGEST, above=True),
+        metavar="S",
+        help="seconds of the video to read (default: all)",
+    )
+    group.add_argument(
+        "--stride", type=whole_number(1), default=1, metavar="N", help="read every N-th frame (default 1)"
+    )
     group.add_argument(
         "--seed-frame",
-        type=int,
+        type=whole_number(0),
         metavar="N",
         help="detect objects on frame N, counted from 0 at --start (default: the first frame with a detection)",
     )
     group.add_argument(
         "--redetect",
-        type=int,
+        type=whole_number(0),
         default=0,
         metavar="N",
         help="detect again every N frames: new objects join, lost ones return (default 0, never)",

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from .. import media, weights
+from .. import demo, media, weights
 from ..models import Models, load_models
 from ..pipeline import segment_images
 from ..processes import own_gpu, rank_and_number
-from ..prompts import Clicks, Prompt, Thresholds
+from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from . import INTERRUPTED
-from .arguments import folders_of, prompt_of
+from .arguments import expand, folders_of, idle_flags, prompt_of, with_flag
 from .console import Console, failed, summary
 from .job import Job
 from .outputs import finished, save_picture
@@ -25,10 +25,22 @@ BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 def download(args: Namespace) -> int:
     """--download: files that are there already are kept; restricted licences are said. Returns the exit status."""
     names = list(weights.CHECKPOINTS) if args.download == ["all"] else args.download
+    unknown = [name for name in names if name not in weights.CHECKPOINTS]
+    if unknown:
+        known = ", ".join(weights.CHECKPOINTS)
+        raise ValueError(f"--download {unknown[0]}: no weights are called so; give all, or some of {known}")
     for name in names:
         print(weights.describe(name))
         print("  ", weights.fetch(name, args.weights, None if args.quiet else weights.progress_line()))
     return 0
+
+
+def make_folder(out: Path) -> None:
+    """--out. ValueError if it can't be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: can't be made a folder: {error.strerror or error}") from error
 
 
 class Run:
@@ -38,11 +50,13 @@ class Run:
         self.args, self.console = args, Console(args.quiet, bool(args.json))
         sources, prompt = prompt_of(args)
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
-        inputs = list(dict.fromkeys(self.expand(sources)))
+        inputs = expand(sources, args.frames)
         self.folders = folders_of(inputs, args.out)
         rank, ranks = rank_and_number()
         self.inputs = inputs[rank::ranks]
-        args.out.mkdir(parents=True, exist_ok=True)  # before the long loading: it may fail
+        if args.weights not in (None, "demo") and not Path(args.weights).is_dir():
+            raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
+        make_folder(args.out)  # before the long loading: it may fail
         self.job = Job(args, prompt, thresholds, models or self.load(prompt), self.console)
 
     def load(self, prompt: Prompt) -> Models:
@@ -54,22 +68,13 @@ class Run:
         progress = None if args.quiet else weights.progress_line()
         return load_models(args.weights, detector, args.sam, device, args.dtype, progress)
 
-    def expand(self, sources: list[str]) -> list[str]:
-        """Inputs one by one; with --frames a folder is one input."""
-        if not self.args.frames:
-            return media.expand_inputs(sources)
-        return [
-            path
-            for source in sources
-            for path in ([source] if Path(source).is_dir() else media.expand_inputs([source]))
-        ]
-
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. Returns the exit status."""
         previous = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
         status, begun = 0, time.perf_counter()
         try:
             groups = self.groups()
+            self.note(groups)
             for number, (moving, group) in enumerate(groups, 1):
                 status = max(status, self.one_group(moving, group))
                 if self.job.stopped:
@@ -81,6 +86,15 @@ class Run:
         if self.args.profile:
             self.console.profile(self.job.models.seconds, time.perf_counter() - begun)
         return status
+
+    def note(self, groups: list[tuple[bool, list[str]]]) -> None:
+        """Say what has no effect: flags, and words that the weights do not know."""
+        inputs = [source for _, group in groups for source in group]
+        for text in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
+            self.console.say(f"note: {text}")
+        foreign = demo.foreign(split_phrases(self.job.sentence)) if self.job.sentence and self.job.models.demo else []
+        if foreign:
+            self.console.say(f"note: the demo weights know {demo.KNOWN}; not {', '.join(map(repr, foreign))}")
 
     def stop(self, signum: int, frame: object) -> None:
         """Ctrl-C: end after the current frame; a second one ends at once."""
@@ -111,7 +125,8 @@ class Run:
         except OSError as error:  # of writing: "No space left on device" names no file
             return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
         except ValueError as error:
-            return failed(error if len(self.folders) == 1 or group[0] in str(error) else f"{group[0]}: {error}")
+            text = with_flag(error)
+            return failed(text if len(self.folders) == 1 or group[0] in text else f"{group[0]}: {text}")
 
     def pictures(self, group: list[str]) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from .. import media
 from ..media.images import is_picture
+from ..processes import interpreter
+from ..prompts import Clicks
 from ..propagation import FORWARD, Tracking
 from . import INTERRUPTED
 from .console import count, summary
@@ -37,6 +39,8 @@ class VideoRun:
             tracking = Tracking(
                 self.job.models, self.job.prompt, self.job.thresholds, args.seed_frame, args.redetect, args.direction
             )
+            if isinstance(self.job.prompt, Clicks):
+                self.job.prompt.check_inside(video.size[::-1])  # before there is a folder
             output = self.open_output(video)
             try:
                 best = self.frames(video, tracking, output)
@@ -67,13 +71,13 @@ class VideoRun:
             self.check_settings(output.state["settings"])
             tracking.restore(output.state["tracking"])
         best, saved = None, time.monotonic()
-        with Progress(self.source, video.count, not self.args.quiet, len(output.journal.places)) as progress:
+        with Progress(self.source, not self.args.quiet, *tracking.counted(video.count)) as progress:
             for result in tracking.run(video):
                 with self.job.models.stage("write"):
                     record = output.add(result)
                 self.console.record({"source": self.source} | record)
                 best = max(filter(None, (best, result.best)), key=lambda b: b[1], default=None)
-                progress.step(len(result.seen))
+                progress.step(len(result.seen), *tracking.counted(video.count))
                 if self.job.stopped:
                     break
                 if video.seekable and time.monotonic() - saved > SAVE_EVERY:
@@ -105,7 +109,8 @@ class VideoRun:
         kind = self.args.format or (suffix[1:] if suffix in (".gif", ".webp") else "mp4")
         if kind == "mp4" and not self.args.format and not media.has_av():
             self.console.say(
-                "without PyAV the annotated video is an animated WebP: pip install 'minivit-minisam[cli]' for mp4"
+                "without PyAV the annotated video is an animated WebP: for mp4 "
+                f"{interpreter()} -m pip install 'minivit-minisam[cli]'"
             )
             kind = "webp"
         return "annotated" if kind == "png" else f"annotated.{kind}"

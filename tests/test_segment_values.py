@@ -1,0 +1,298 @@
+"""Each number and choice of segment.py is checked where it enters: one line that names the flag, exit status 2."""
+
+import argparse
+import re
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import command
+from helpers.squares import film, picture, save, save_film
+from helpers.tiny_segment import tiny_models
+
+from minisam_glue import Clicks, Thresholds, demo, segment_image, segment_images, segment_video
+from minisam_glue.cli import main, parser
+from minisam_glue.cli.progress import Progress
+from minisam_glue.demo.drawing import COLOURS, SHAPES
+from minisam_glue.grounding_dino import WordPieceTokenizer
+from minisam_glue.grounding_dino.detector import pack_captions
+from minisam_glue.prompts import split_phrases
+from minisam_glue.propagation import Tracking
+
+# Flag -> values below, at and above its range, or that are none of its choices; and values that are taken.
+# The picture has 56 x 40 pixels, the clip 4 frames at 10 a second.
+NUMBERS = {
+    "--box-threshold": (("-0.01", "1.01", "35", "nan", "inf", "x", ""), ("0", "1", "0.5")),
+    "--text-threshold": (("-0.01", "1.01", "25", "nan", "-inf", "x"), ("0", "1")),
+    "--nms": (("-1", "1.5", "nan", "x"), ("0", "1")),
+    "--max-area": (("0", "-1", "1.01", "nan", "50%"), ("0.001", "1")),
+    "--fps": (("0", "-1", "1001", "nan", "x"), ("0.5", "1000")),
+    "--start": (("-0.1", "-1", "1e10", "nan", "x"), ("0", "0.1")),
+    "--max-seconds": (("0", "-1", "1e10", "nan", "x"), ("0.1", "1e9")),
+    "--stride": (("0", "-1", "1.5", "99999999999", "x"), ("1", "3")),
+    "--seed-frame": (("-1", "0.5", "x", "99999999999"), ("0", "3")),
+    "--redetect": (("-5", "2.5", "x", ""), ("0", "1")),
+}
+CHOICES = {
+    "--direction": (("sideways", "Forward", ""), ("forward", "reverse", "both")),
+    "--save": (("mask", ""), ("masks", "crops")),
+    "--format": (("avi", "MP4", ""), ("gif", "png")),
+    "--json": (("out.json", ""), ("-",)),
+    "--detector": (("swin-l", ""), ("swin-t", "swin-b")),
+    "--sam": (("huge", ""), ("tiny", "large")),
+    "--dtype": (("float64", "half", ""), ("auto", "float32")),
+    "--device": (("tpu", "cpu0", "cuda:99", ""), ("cpu",)),
+    "--weights": (("nowhere", ""), ()),
+    "--download": (("nothing", ""), ()),
+    "--out": (("{file}", "{file}/deeper"), ()),
+}
+PLACES = {
+    "--box": (
+        *("1,2,3", "1,2,3,4,5", "a,b,c,d", "nan,0,1,1", "0,0,inf,9", "", "9,9,1,1", "9,0,1,9"),  # malformed
+        *("5,5,5,9", "5,5,9,5", "5,5,5,5"),  # without area
+        *("56,0,60,9", "0,40,9,50", "-20,5,0,9", "-20,-20,-5,-5"),  # outside
+        *("0.1,0.1,0.5,0.5", "0,0,1,0.5"),  # shares of the picture
+    ),
+    "--point": (
+        *("1", "1,2,3,4", "x,y", "nan,1", "", "1,1,5", "1,1,0.5", "1,1,-1"),
+        *("56,10", "10,40", "-1,10", "10,-0.5", "5000,5000"),
+        *("0.5,0.5", "0.25,0.99", "9,15,0"),  # shares of the picture; only background
+    ),
+    "--mask": ("nowhere.png", "", "{file}", "{photograph}", "{black}", "{small}"),
+}
+TAKEN = {
+    "--box": ("0,0,56,40", "-20,5,20,30", "40,30,90,90", "0,0,1,1", "55.5,39.5,56,40"),
+    "--point": ("0,0", "55.9,39.9", "1,1", "9,15,1"),
+    "--mask": ("{square}", "{white}"),
+}
+WITHOUT_VALUE = {"--frames", "--resume", "--html", "--quiet", "--profile", "--help"}
+
+
+@pytest.fixture
+def places(tmp_path):
+    rng, square = np.random.default_rng(0), np.zeros((40, 56), np.uint8)
+    square[10:22, 5:15] = 255
+    (tmp_path / "file").write_text("words")
+    return {
+        "png": save(picture(5), tmp_path / "one.png"),
+        "film": save_film(tmp_path / "film", 4),
+        "file": tmp_path / "file",
+        "photograph": save(rng.integers(1, 255, (40, 56, 3), dtype=np.uint8), tmp_path / "photograph.png"),
+        "black": save(np.zeros((40, 56), np.uint8), tmp_path / "black.png"),
+        "small": save(square[:20], tmp_path / "small.png"),
+        "square": save(square, tmp_path / "square.png"),
+        "white": save(np.full((40, 56), 255, np.uint8), tmp_path / "white.png"),
+    }
+
+
+def refused(flag: str, words: list, capsys) -> str:
+    """What is wrong with the refusal of this command; an empty string if nothing is."""
+    status, printed = command(*words), capsys.readouterr()
+    lines = printed.err.splitlines()
+    good = status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and flag in lines[0]
+    return "" if good else f"{words[1:]}: status {status}, {lines}"
+
+
+@pytest.mark.parametrize("flag", [*NUMBERS, *CHOICES])
+def test_a_value_out_of_range_is_one_line_that_names_the_flag(flag, places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = [value.format(**places) for value in (NUMBERS | CHOICES)[flag][0]]
+    unloaded = {"--device", "--weights"}  # these are read when models are loaded
+    for value in values:
+        words = [places["film"], "bright.", "--frames", flag, value]
+        words += [] if flag == "--out" else ["--out", tmp_path / "out"]
+        if flag in unloaded:
+            status, lines = main(list(map(str, words))), capsys.readouterr().err.splitlines()
+            assert (status, len(lines)) == (2, 1) and flag in lines[0], (value, lines)
+        else:
+            assert refused(flag, words, capsys) == ""
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.parametrize("flag", [*NUMBERS, *CHOICES])
+def test_values_at_the_ends_of_a_range_are_taken(flag, places, tmp_path, capsys):
+    for value in (NUMBERS | CHOICES)[flag][1]:
+        words = [places["film"], "bright.", "--frames", flag, value, "--out", tmp_path / "out"]
+        words += [] if flag == "--format" else ["--format", "gif"]
+        words += [] if flag == "--fps" else ["--fps", 10]
+        assert command(*words, "--quiet") == 0, value
+
+
+@pytest.mark.parametrize("flag", PLACES)
+def test_a_box_point_or_mask_that_can_not_be_meant_is_one_line_that_names_the_flag(flag, places, tmp_path, capsys):
+    for source in (["png"], ["film", "--frames"]):
+        for value in PLACES[flag]:
+            words = [places[source[0]], *source[1:], flag, value.format(**places), "--out", tmp_path / "out"]
+            assert refused(flag, words, capsys) == ""
+    assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
+
+
+@pytest.mark.parametrize("flag", TAKEN)
+def test_boxes_points_and_masks_up_to_the_border_are_taken(flag, places, tmp_path):
+    for value in TAKEN[flag]:
+        words = [places["png"], flag, value.format(**places), "--out", tmp_path / "out", "--quiet"]
+        assert command(*words) == 0, value
+
+
+def test_every_flag_is_in_one_of_the_tables(monkeypatch):
+    made, add = [], argparse._ActionsContainer.add_argument
+
+    def noted(self, *names, **options):
+        made.extend(names)
+        return add(self, *names, **options)
+
+    monkeypatch.setattr(argparse._ActionsContainer, "add_argument", noted)
+    parser.parse_arguments([])
+    flags = {name for name in made if name.startswith("--")}
+    assert flags == {*NUMBERS, *CHOICES, *PLACES, *WITHOUT_VALUE}
+
+
+def test_relative_coordinates_are_answered_with_pixels(places, tmp_path, capsys):
+    assert command(places["png"], "--box", "0.1,0.1,0.5,0.5", "--out", tmp_path / "out") == 2
+    assert "give 6,4,28,20" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["{png}", "green", "hexagon"], "green: no such file or folder; put the sentence last, in quotes"),
+        (["bright.", "{png}"], "put the sentence last, in quotes"),
+        (["{png}"], "a sentence is missing"),
+        (["bright thing"], "an input is missing"),
+        (["nowhere.jpg", "x"], "no such file or folder"),
+        (["{film}", "--frames", "--redetect", "3", "--point", "9,15"], "--redetect needs a sentence"),
+        (["{film}", "x", "--frames", "--seed-frame", "4"], "--seed-frame 4: the video has no such frame"),
+        (["{png}", "--box", "1,1,9,9", "--box", "2,2,8,8", "--point", "9,15"], "points correct one box"),
+    ],
+)
+def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, capsys):
+    assert command(*(word.format(**places) for word in words), "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert ("in quotes" in error) == ("in quotes" in message)
+
+
+@pytest.mark.parametrize(
+    "words, note",
+    [
+        (["{png}", "bright.", "--redetect", "3"], "--redetect does nothing for pictures"),
+        (["{png}", "bright.", "--start", "2", "--stride", "2"], "--start, --stride do nothing for pictures"),
+        (["{png}", "bright.", "--frames"], "--frames does nothing without a folder"),
+        (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
+        (["{film}", "bright.", "--frames", "--html"], "--html does nothing for videos"),
+        (["{film}", "bright.", "--frames", "--redetect", "2", "--fps", "5"], ""),
+        (["{png}", "bright.", "--html", "--max-area", "0.9"], ""),
+    ],
+)
+def test_flags_without_effect_are_said_unless_quiet(words, note, places, tmp_path, capsys):
+    words = [*(word.format(**places) for word in words), "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert said == ([f"note: {note}"] if note else [])
+    assert command(*words, "--quiet") == 0 and capsys.readouterr().out == ""
+
+
+def test_a_full_stop_inside_a_number_ends_no_phrase():
+    assert split_phrases("1.5 l bottle. dog") == ["1.5 l bottle", "dog"]
+    assert split_phrases("1.5 l bottle, cat.") == ["1.5 l bottle", "cat"]
+    assert split_phrases("number 7. dog") == ["number 7", "dog"] and split_phrases("a.b,c;d") == ["a", "b", "c", "d"]
+
+
+def test_demo_weights_say_what_they_know():
+    assert demo.foreign(["green hexagon", "The red circles", "all shapes", "a 1.5 l bottle", "dog"]) == [
+        "a 1.5 l bottle",
+        "dog",
+    ]
+    words = set(re.findall(r"\w+", demo.KNOWN)) - {"and", "eight", "colours", "shapes"}
+    assert words == {*COLOURS, *SHAPES}
+
+
+def test_the_time_left_counts_the_frames_of_this_run_only(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress("clip.mp4", True, done=50, total=100)
+    for done in range(51, 61):
+        now[0] += 2.0
+        progress.step(1, done, 100)
+    assert progress.line(1) == "clip.mp4: frame 60 of 100, 80 s left, 0.5 frames/s, 1 object"
+    assert progress.line(2).endswith("2 objects")
+
+
+@pytest.mark.parametrize("direction, total", [("forward", 6), ("reverse", 6), ("both", 9)])
+def test_progress_counts_every_frame_that_comes_also_after_a_resume(direction, total):
+    settings = {"seed_frame": 3, "direction": direction}
+    tracking, frames = Tracking(tiny_models(), Clicks(boxes=[[10, 10, 20, 22]]), **settings), film(6)
+    counted = [tracking.counted(6) for _ in tracking.run(frames)]
+    assert [done for done, _ in counted] == list(range(1, total + 1)) and counted[-1][1] == total
+    first, second = (Tracking(tiny_models(), Clicks(boxes=[[10, 10, 20, 22]]), **settings) for _ in range(2))
+    run = first.run(frames)
+    for _ in range(total - 1):
+        next(run)
+    second.restore(first.state())
+    assert second.counted(6) == (total - 1, total)
+
+
+# --- The Python interface ----------------------------------------------------------------------------------
+
+BOX = [[5, 10, 15, 22]]
+
+
+@pytest.mark.parametrize(
+    "make, kind, message",
+    [
+        (lambda m, p: Clicks(points=[[9, 15]]), ValueError, r"point \[9, 15\]: give \(x, y, 1\)"),
+        (lambda m, p: Clicks(points=[[9, 15, 0]]), ValueError, "at least one point on the object"),
+        (lambda m, p: Clicks(boxes=None), TypeError, "boxes is a NoneType"),
+        (lambda m, p: Clicks(boxes=[None]), ValueError, "box None"),
+        (lambda m, p: Clicks(boxes=b"5,10"), TypeError, "boxes is a bytes"),
+        (lambda m, p: Clicks(boxes=[5, 10, 15, 22]), ValueError, "box 5: give the four numbers"),
+        (lambda m, p: Clicks(boxes=[[5, 10, float("nan"), 22]]), ValueError, "give the four numbers"),
+        (lambda m, p: Thresholds(box=35), ValueError, "box is 35: give a number from 0 to 1"),
+        (lambda m, p: Thresholds(text="0.3"), ValueError, "text is '0.3'"),
+        (lambda m, p: Thresholds(max_area=0), ValueError, "max_area is 0: give a number above 0"),
+        (lambda m, p: segment_image(m, p, None), TypeError, "a prompt is a sentence"),
+        (lambda m, p: segment_image(m, p, b"bright."), TypeError, "a prompt is a sentence"),
+        (lambda m, p: segment_image(m, p, []), ValueError, "no phrase"),
+        (lambda m, p: segment_image(m, p, [1, 2]), TypeError, "strings"),
+        (
+            lambda m, p: segment_image(m, p, Clicks(boxes=[[60, 0, 70, 9]])),
+            ValueError,
+            "outside the picture of 56 x 40",
+        ),
+        (lambda m, p: segment_image(m, None, "bright."), TypeError, "a picture is a PIL image or an array, not a None"),
+        (lambda m, p: segment_image(m, "one.png", "bright."), TypeError, r"minisam_glue.read_image\(path\)"),
+        (lambda m, p: segment_image(m, b"\x89PNG", "bright."), TypeError, "not a bytes"),
+        (lambda m, p: segment_images(m, p, "bright."), TypeError, "one picture"),
+        (lambda m, p: segment_images(m, [], "bright."), ValueError, "images is empty"),
+        (lambda m, p: segment_images(m, "folder", "bright."), TypeError, "images is a str"),
+        (lambda m, p: segment_video(m, "clip.mp4", "bright."), TypeError, r"minisam_glue.frames\(path\)"),
+        (lambda m, p: segment_video(m, p, "bright."), TypeError, "one picture"),
+        (lambda m, p: segment_video(m, None, "bright."), TypeError, "frames is a NoneType"),
+        (lambda m, p: segment_video(m, b"", "bright."), TypeError, "is the path"),
+        (lambda m, p: segment_video(m, [], "bright."), ValueError, "frames is empty"),
+        (lambda m, p: segment_video(m, [p], None), TypeError, "a prompt is a sentence"),
+        (lambda m, p: segment_video(m, [p], "bright.", redetect=-5), ValueError, "redetect is -5: give a whole number"),
+        (lambda m, p: segment_video(m, [p], "bright.", seed_frame=1.5), ValueError, "seed_frame is 1.5"),
+    ],
+)
+def test_a_mistake_in_python_is_told_when_it_is_made(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make(tiny_models(), picture(5))
+
+
+def test_arrays_of_any_library_are_boxes_and_points():
+    models, image = tiny_models(), picture(5)
+    expected = segment_image(models, image, Clicks(boxes=BOX, points=[[9, 15, 1]]))
+    for kind in (np.float32, np.int64):
+        clicks = Clicks(boxes=np.array(BOX, kind), points=np.array([[9, 15, 1]], kind))
+        assert np.array_equal(segment_image(models, image, clicks).masks, expected.masks)
+    clicks = Clicks(boxes=torch.tensor(BOX), points=torch.tensor([[9.0, 15.0, 1.0]]))
+    assert np.array_equal(segment_image(models, image, clicks).masks, expected.masks)
+
+
+def test_a_phrase_that_the_vocabulary_has_no_word_of_is_said():
+    tokenizer = WordPieceTokenizer.load(demo.VOCABULARY)
+    for phrase in ("图片", "Ωμέγα", "🦄 🦄"):
+        with pytest.raises(ValueError, match="phrase 1 .* has no word that the vocabulary knows"):
+            pack_captions(["dog", phrase], tokenizer)
+    assert len(pack_captions(["dog", "red 图"], tokenizer)) == 1
