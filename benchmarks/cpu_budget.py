@@ -64,7 +64,7 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
         img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    log = open(out / "metrics.jsonl", "a")
+    log = open(out / "metrics.jsonl", "a")  # noqa: SIM115, open until the process ends
     start, epoch, spent = time.process_time(), 0, 0.0
     while spent < seconds:
         for index in torch.randperm(len(x)).split(128):
@@ -153,7 +153,8 @@ def main() -> None:
             "seed": args.seed,
         }
         given |= vars(cli.parse_arguments(further, parser.prog))
-        return train_ours(given, 60 * args.cpu_minutes, args.out)
+        train_ours(given, 60 * args.cpu_minutes, args.out)
+        return
     if further:
         parser.error(f"the textbook has no {' '.join(further)}")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -172,7 +172,7 @@ def worker(args) -> None:
     del weights
     forget_peak(args.device)
     print(json.dumps({"ready": args.worker, "torch": torch.__version__}), flush=True)
-    for line in sys.stdin:
+    for _ in sys.stdin:
         start = time.perf_counter()
         with torch.inference_mode():
             logits, boxes = run(image)
@@ -324,7 +324,8 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args)
+        worker(args)
+        return
     with tempfile.TemporaryDirectory() as name:
         write_inputs(Path(name), args.height, args.width)
         report = measure(args, name)

@@ -186,7 +186,7 @@ def measure(args) -> dict:
             out["seconds"] = [timed(args.device, next, side.video(folder, objects))[0]]
         else:
             frames, last = [], clock(args.device)
-            for masks in side.video(folder, objects):
+            for _ in side.video(folder, objects):
                 now = clock(args.device)
                 frames.append(now - last)
                 last = now

@@ -102,7 +102,8 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child process
     args = parser.parse_args()
     if args.here:
-        return work(args.inputs[0], args)
+        work(args.inputs[0], args)
+        return
     options = ["--sam", args.sam, "--max-seconds", str(args.max_seconds), "--threads", str(args.threads), "--here"]
     print(f"swin-t and sam2.1_hiera_{args.sam}, fp32, {args.threads} threads, torch {torch.__version__}")
     for source in args.inputs:

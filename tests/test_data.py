@@ -440,7 +440,7 @@ def test_a_linear_model_stays_below_60_percent_on_shapes():
     torch.manual_seed(0)
     model = torch.nn.Linear(3072, 10)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=1e-2)
-    for step in range(300):
+    for _ in range(300):
         batch = torch.randint(0, len(x), (100,))
         loss = torch.nn.functional.cross_entropy(model(x[batch]), loaded.train.labels[batch])
         optimizer.zero_grad()

@@ -95,7 +95,7 @@ def test_any_aspect_is_drawn(scenes):
 def test_captions_say_what_is_there(scenes):
     for s in scenes:
         assert 1 <= len(s.phrases) <= 5
-        for row, (figure, label) in enumerate(zip(s.figures, s.labels)):
+        for figure, label in zip(s.figures, s.labels):
             fitting = [i for i, phrase in enumerate(s.phrases) if phrase.matches(figure)]
             assert fitting == ([label] if label >= 0 else [])
         for phrase in s.phrases:

@@ -140,7 +140,7 @@ def test_training_overfits_four_generated_images():
         optimizer.step()
         schedule.step()
     overlaps = []
-    for (picture, boxes, labels), found in zip(
+    for (_, boxes, labels), found in zip(
         data,
         Detector(model.eval(), TOKENIZER, (48, 48)).detect([picture for picture, _, _ in data], [COLOURS] * len(data)),
     ):

@@ -443,7 +443,7 @@ def test_a_name_with_a_colon_is_a_file_and_no_address(clips, tmp_path, monkeypat
 def test_damaged_sound_leaves_the_video_whole(tmp_path):
     rng = np.random.default_rng(0)
     whole = with_sound(tmp_path / "source.mkv", "flac").read_bytes()
-    for trial in range(12):
+    for _ in range(12):
         data = bytearray(whole)
         for at in rng.integers(len(data) // 4, len(data), 40):
             data[at] ^= 1 << rng.integers(8)
@@ -501,7 +501,10 @@ def test_inputs_are_found_in_natural_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     root = str(tmp_path)
-    names = lambda *args: [str(Path(found).relative_to(root)) for found in expand_inputs(args)]
+
+    def names(*args: str) -> list[str]:
+        return [str(Path(found).relative_to(root)) for found in expand_inputs(args)]
+
     assert names(root) == ["[odd].png", "clip.mp4", "F1.JPG", "f2.png", "f10.png"]
     assert names(f"{root}/f*.png", f"{root}/notes.txt") == ["f2.png", "f10.png", "notes.txt"]
     assert names(f"{root}/[odd].png") == ["[odd].png"] and names(f"{root}/**/x.png") == ["sub/x.png"]

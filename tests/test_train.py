@@ -40,7 +40,7 @@ def trainer(data, run, config=CONFIG, model=MODEL, **options) -> Trainer:
 def assert_same_state(a: Trainer, b: Trainer) -> None:
     for x, y in ((a.model, b.model), (a.ema.module, b.ema.module)):
         assert all(torch.equal(p, q) for p, q in zip(x.state_dict().values(), y.state_dict().values()))
-    for (p, s), (q, t) in zip(a.optimizer.state.items(), b.optimizer.state.items()):
+    for s, t in zip(a.optimizer.state.values(), b.optimizer.state.values()):
         assert all(torch.equal(torch.as_tensor(s[k]), torch.as_tensor(t[k])) for k in s)
 
 

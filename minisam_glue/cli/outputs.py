@@ -105,7 +105,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, size: int = 0):
-        self.file = open(path, "r+b" if size else "w+b")
+        self.file = open(path, "r+b" if size else "w+b")  # noqa: SIM115, close() ends it
         self.file.truncate(size)  # of a file that is shorter it makes zeros, which are no JSON
         self.places = {}  # frame -> offset and length: a few numbers are all that is held of a frame
         for line in self.file:

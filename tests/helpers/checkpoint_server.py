@@ -14,14 +14,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, self.headers.get("Range")))
         content = {"/other": CONTENT[::-1], "/short": CONTENT[:100]}.get(self.path, CONTENT)
         if self.path == "/missing":
-            return self.send_error(404)
+            self.send_error(404)
+            return
         start = 0
         if self.headers.get("Range") and self.path != "/whole":
             start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
-                return self.end_headers()
+                self.end_headers()
+                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
