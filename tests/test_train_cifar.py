@@ -92,7 +92,7 @@ def test_a_run_is_replayed_from_its_config_to_the_same_numbers(finished, tmp_pat
     assert train_cifar.main(["--config", str(finished / "config.json"), "--out", str(tmp_path / "again")]) == 0
 
     def metrics(run):
-        rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [{k: v for k, v in row.items() if k not in ("images_per_s", "cpu_minutes")} for row in rows]
 
     assert metrics(tmp_path / "again") == metrics(finished)

@@ -140,10 +140,7 @@ class Video(Reader):
             self._scan()
         if first >= len(self.stamps):
             return
-        if first and self.indexed:
-            frames = self._from(self.stamps[first])
-        else:
-            frames = islice(self._frames(None), first, None)
+        frames = self._from(self.stamps[first]) if first and self.indexed else islice(self._frames(None), first, None)
         for timed in every(stride, self._timed(frames, first)):
             yield timed._replace(picture=self._to_rgb(timed.picture))
 
