@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.ready
 	$(RUN) segment.py examples/hexagons.jpg "green hexagon. blue square." --weights demo --out runs/segmented
@@ -14,9 +14,18 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(RUN) -m pytest -q
 
+lint: $(VENV)/.lint
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) tests/typing/check.py
+
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable ".[cli,test]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --editable ".[lint]"
 	touch $@
 
 clean:
