@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers.commands import command, lines
 from PIL import Image
-from test_segment import command, lines
 
 from minisam_glue.cli.outputs import VideoOutput
 from minisam_glue.media import MediaError, frames
