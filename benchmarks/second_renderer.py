@@ -4,9 +4,9 @@
     python benchmarks/second_renderer.py --sheet sheet.png --photos DIR     # only look at what it draws
 
 Nothing of the drawing is shared with minisam_glue/demo: outlines are polygons, colours are names of CSS,
-edges come from reducing the picture, grounds are photographs, Pillow's noise or CSS colours. The captions
+edges come from reducing the picture, backgrounds are photographs, Pillow's noise or CSS colours. The captions
 are the same, as they are the task, and so are the ways in which objects move. Training never sees any of
-it. Without --photos the grounds are drawn.
+it. Without --photos the backgrounds are drawn.
 """
 
 import json
@@ -75,7 +75,7 @@ def outline(shape: str) -> Points:
     }[shape]
 
 
-def ground(rng: random.Random, width: int, height: int, photos: list[Path]) -> Image.Image:
+def draw_background(rng: random.Random, width: int, height: int, photos: list[Path]) -> Image.Image:
     """A part of a photograph, Pillow's noise in two colours, or a slope between two CSS colours."""
     if photos and rng.random() < 0.6:
         photo = ImageOps.exif_transpose(Image.open(rng.choice(photos))).convert("RGB")
@@ -124,7 +124,7 @@ def second_scene(seed: int, photos: list[Path]) -> Scene:
     """A scene of 1 to 6 objects, from 8 pixels to half the frame, as this renderer draws it."""
     rng = random.Random(seed)
     width, height = rng.randint(120, 320), rng.randint(120, 320)
-    picture, masks, figures, whole = ground(rng, width, height, photos), [], [], []
+    picture, masks, figures, whole = draw_background(rng, width, height, photos), [], [], []
     colours, shapes = rng.sample(list(INKS), 3), rng.sample(SHAPES, 3)  # few of each, so that they get mixed up
     wanted, tries = rng.randint(1, 6), 0
     while len(figures) < wanted and (tries < 60 or not figures):
@@ -150,11 +150,12 @@ def second_scene(seed: int, photos: list[Path]) -> Scene:
 
 
 def second_clip(seed: int, photos: list[Path], frames: int = 60) -> Clip:
-    """A clip of 120 x 160 pixels whose objects move as in minisam_glue/demo, each with a rim, on a passing ground."""
+    """A clip of 120 x 160 pixels whose objects move as in minisam_glue/demo, each with a rim, on a background
+    that passes."""
     rng, np_rng, kind, (height, width) = random.Random(seed), np.random.default_rng(seed), KINDS[seed % 4], (120, 160)
     figures, paths, leads = stage(np_rng, kind, np.linspace(0, 1, frames), (height, width))
     inks = {colour: ImageColor.getrgb(rng.choice(names)) for colour, names in INKS.items()}  # look-alikes share one
-    wide, pictures, masks = ground(rng, width + 40, height + 30, photos), [], []
+    wide, pictures, masks = draw_background(rng, width + 40, height + 30, photos), [], []
     for t in range(frames):
         left, top = round(40 * t / frames), round(30 * t / frames)
         picture, visible = wide.crop((left, top, left + width, top + height)), []
@@ -184,7 +185,7 @@ def sheet(photos: list[Path]) -> Image.Image:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--photos", type=Path, help="folder of photographs (.jpg, .jpeg, .png) for the grounds")
+    parser.add_argument("--photos", type=Path, help="folder of photographs (.jpg, .jpeg, .png) for the backgrounds")
     parser.add_argument("--sheet", type=Path, help="write a picture of some scenes here and stop")
     args = parser.parse_args()
     files = sorted(args.photos.iterdir()) if args.photos else []
@@ -193,14 +194,14 @@ def main() -> None:
         sheet(photos).save(args.sheet)
     elif args.detector or args.segmenter:
         seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
-        figures = evaluate(
+        metrics = evaluate(
             *models(args),
             (second_scene(seed, photos) for seed in seeds),
             lambda: (second_clip(seed, photos) for seed in films),
         )
-        print(json.dumps(figures, indent=1))
+        print(json.dumps(metrics, indent=1))
     else:
-        parser.error("give --detector or --segmenter to judge, or --sheet to see what is drawn")
+        parser.error("give --detector or --segmenter to evaluate, or --sheet to see what is drawn")
 
 
 if __name__ == "__main__":

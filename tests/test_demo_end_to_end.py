@@ -19,7 +19,7 @@ from PIL import Image
 
 import segment
 from minisam_glue.assignment import hungarian
-from minisam_glue.demo.evaluate import mask_iou
+from minisam_glue.demo.evaluate import broadcast_iou
 from minisam_glue.demo.scenes import Clip, Figure, clip, scene
 from minisam_glue.masks import decode_rle
 from minisam_glue.models import load_models
@@ -56,7 +56,7 @@ def boxes_of(boxes: np.ndarray) -> list[str]:
 
 def iou(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Bool (n, H, W) and (m, H, W) -> (n, m); 1 where both masks are empty."""
-    return mask_iou(torch.from_numpy(found)[:, None], torch.from_numpy(true)).numpy()
+    return broadcast_iou(torch.from_numpy(found)[:, None], torch.from_numpy(true)).numpy()
 
 
 def overlaps(found: np.ndarray, true: np.ndarray) -> list[float]:

@@ -129,7 +129,7 @@ def test_plurals_and_articles_are_english(scenes):
 
 
 def test_every_colour_looks_like_its_name():
-    """Median of the pixels inside filled figures, whatever ground, shading, noise, blur and JPEG do."""
+    """Median of the pixels inside filled figures, whatever background, shading, noise, blur and JPEG do."""
     seen = dict.fromkeys(COLOURS, 0)
     for seed in range(200):
         s = scene(seed, (96, 96))
@@ -202,9 +202,9 @@ def test_a_leaving_object_is_out_of_the_frame_and_returns(clips):
 def test_every_object_of_a_clip_sets_itself_off_from_the_ground():
     for seed in range(120):
         c = clip(seed, frames=2, size=(64, 96))
-        ground = c.frames[~c.masks.any(1)].mean(0) / 255
+        background = c.frames[~c.masks.any(1)].mean(0) / 255
         for figure in c.figures:
-            assert np.abs(ground - figure.stroke_rgb).max() > 0.1, (seed, figure)
+            assert np.abs(background - figure.stroke_rgb).max() > 0.1, (seed, figure)
 
 
 def test_chosen_frames_show_what_the_whole_clip_shows():

@@ -1,4 +1,4 @@
-"""Training and judging the demo segmenter."""
+"""Training and evaluating the demo segmenter."""
 
 import re
 from dataclasses import replace
@@ -9,10 +9,18 @@ import torch
 from helpers.demo_training import Oracle
 
 from minisam_glue.demo import evaluate, load_segmenter, train_segmenter
-from minisam_glue.demo.evaluate import boundary_f, innermost, judge_clips, judge_masks, mask_iou, match, seeded
+from minisam_glue.demo.evaluate import (
+    boundary_f,
+    broadcast_iou,
+    evaluate_clips,
+    evaluate_masks,
+    greedy_pairs,
+    innermost,
+    seeded,
+)
 from minisam_glue.demo.scenes import KINDS, TRAINING_FROM, clip, scene
 from minisam_glue.demo.train_segmenter import (
-    JUDGED,
+    EVALUATED,
     Recipe,
     SegmenterTask,
     best_mask,
@@ -119,7 +127,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     part.save()
     resumed = Trainer(TASK, tmp_path / "part", "cpu")
     resumed.run(0)
-    for one, two in ((whole.model, resumed.model), (whole.average, resumed.average)):
+    for one, two in ((whole.model, resumed.model), (whole.ema, resumed.ema)):
         for key, value in one.state_dict().items():
             assert torch.equal(value, two.state_dict()[key]), key
     assert (tmp_path / "part" / "segmenter.pt").exists()
@@ -127,32 +135,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 @pytest.mark.slow
 def test_training_overfits_two_scenes(tmp_path):
-    recipe = Recipe(steps=120, warmup_steps=10, averaging=0.9)
+    recipe = Recipe(steps=120, warmup_steps=10, ema_decay=0.9)
     trainer = Trainer(SegmenterTask(recipe, replace(PRESETS["demo"], image_size=128)), tmp_path, "cpu")
     scenes, rng = [scene(seed, (64, 64)) for seed in (4, 10)], np.random.default_rng(0)
     samples = [prepare(s.image[None], s.masks[None], s.boxes, np.arange(len(s.boxes)), rng, 128) for s in scenes]
     for step in range(120):
         trainer.update(collate(samples, [0], ("box", "click")[step % 2], 0, step))
-    figures = judge_masks(trainer.average, scenes)
-    assert figures["box_iou"] > 0.8 and figures["click_iou"] > 0.8, figures
+    metrics = evaluate_masks(trainer.ema, scenes)
+    assert metrics["box_iou"] > 0.8 and metrics["click_iou"] > 0.8, metrics
 
 
 @pytest.mark.slow
 def test_training_overfits_one_clip_which_takes_memory(tmp_path):
-    recipe = Recipe(steps=200, lr=1.5e-3, warmup_steps=10, averaging=0.9)
+    recipe = Recipe(steps=200, lr=1.5e-3, warmup_steps=10, ema_decay=0.9)
     trainer = Trainer(SegmenterTask(recipe, replace(PRESETS["demo"], image_size=128)), tmp_path, "cpu")
     film = clip(5, "crossing", 60, (48, 64), [0, 3, 6])
     for step in range(200):
         trainer.update(clip_batch(film, film.leads, seed=step, side=128))
-    masks = evaluate.track(trainer.average, film, list(film.leads))
-    assert mask_iou(masks, torch.from_numpy(film.masks[:, film.leads]))[1:].min() > 0.7
+    masks = evaluate.track(trainer.ema, film, list(film.leads))
+    assert broadcast_iou(masks, torch.from_numpy(film.masks[:, film.leads]))[1:].min() > 0.7
 
 
 def test_exported_weights_load_strictly_and_are_small(tmp_path):
     trainer = Trainer(SegmenterTask(RECIPE), tmp_path, "cpu")
-    export(trainer.average, tmp_path / "segmenter.pt")
+    export(trainer.ema, tmp_path / "segmenter.pt")
     loaded = load_segmenter(tmp_path / "segmenter.pt").state_dict()
-    for key, value in trainer.average.state_dict().items():
+    for key, value in trainer.ema.state_dict().items():
         assert loaded[key].dtype == value.dtype and torch.allclose(loaded[key], value, rtol=1e-3, atol=1e-6), key
     assert (tmp_path / "segmenter.pt").stat().st_size < 2.8e6
 
@@ -163,7 +171,7 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
     monkeypatch.setattr(train_segmenter, "clip", lambda seed, *rest: drawn.append(seed) or clip(seed, *rest))
     for step in range(RECIPE.steps):
         TASK.batch(step, step)
-    assert len(drawn) == len(set(drawn)) == 6 and min(drawn) >= TRAINING_FROM > max(JUDGED)
+    assert len(drawn) == len(set(drawn)) == 6 and min(drawn) >= TRAINING_FROM > max(EVALUATED)
 
 
 def test_truth_and_boxes_of_a_batch_lie_on_the_objects(monkeypatch):
@@ -256,15 +264,15 @@ def test_the_best_of_three_masks_is_taught_and_all_their_scores():
 
 def test_a_perfect_mask_scores_one_and_a_shifted_one_what_a_hand_finds():
     true = square(10, 10)
-    assert mask_iou(true, true) == boundary_f(true, true) == 1.0
+    assert broadcast_iou(true, true) == boundary_f(true, true) == 1.0
     # Two pixels aside: 80 of 120 pixels; 22 of each border's 40 pixels lie within one pixel of the other border.
     shifted = square(10, 12)
-    assert float(mask_iou(shifted, true)) == pytest.approx(2 / 3)
+    assert float(broadcast_iou(shifted, true)) == pytest.approx(2 / 3)
     assert float(boundary_f(shifted, true)) == pytest.approx(0.55)
     assert boundary_f(square(10, 11), true) == 1.0
     nothing = torch.zeros_like(true)
-    assert mask_iou(nothing, nothing) == boundary_f(nothing, nothing) == 1.0
-    assert mask_iou(nothing, true) == boundary_f(nothing, true) == 0.0
+    assert broadcast_iou(nothing, nothing) == boundary_f(nothing, nothing) == 1.0
+    assert broadcast_iou(nothing, true) == boundary_f(nothing, true) == 0.0
 
 
 def test_the_innermost_pixel_is_the_middle():
@@ -273,8 +281,8 @@ def test_the_innermost_pixel_is_the_middle():
 
 
 def test_masks_and_objects_are_matched_one_to_one():
-    assert match(torch.tensor([[0.9, 0.8], [0.7, 0.1], [0.6, 0.0]])) == pytest.approx([0.9, 0.1])
-    assert match(torch.zeros(0, 3)) == match(torch.zeros(2, 2)) == []
+    assert greedy_pairs(torch.tensor([[0.9, 0.8], [0.7, 0.1], [0.6, 0.0]])) == pytest.approx([0.9, 0.1])
+    assert greedy_pairs(torch.zeros(0, 3)) == greedy_pairs(torch.zeros(2, 2)) == []
 
 
 class TruePredictor:
@@ -294,11 +302,11 @@ class TruePredictor:
 def test_text_to_masks_counts_missed_objects_and_false_masks(monkeypatch):
     scenes = [s for s in (scene(seed, (48, 64)) for seed in range(12)) if len(s.phrases) > 1 and max(s.labels) > 0]
     monkeypatch.setattr(evaluate, "ImagePredictor", lambda model: TruePredictor(scenes))
-    figures = evaluate.judge_text_to_masks(Oracle(scenes), None, scenes)
-    assert figures["text_iou"] == 1.0 and figures["text_extra"] == 0.0 and figures["text_objects"] > 10
+    metrics = evaluate.evaluate_text_to_masks(Oracle(scenes), None, scenes)
+    assert metrics["text_iou"] == 1.0 and metrics["text_extra"] == 0.0 and metrics["text_objects"] > 10
     wrong = Oracle(scenes, lambda labels: [(label + 1) % 5 for label in labels])  # the masks of other phrases
-    figures = evaluate.judge_text_to_masks(wrong, None, scenes)
-    assert figures["text_iou"] == 0.0 and figures["text_extra"] == 1.0
+    metrics = evaluate.evaluate_text_to_masks(wrong, None, scenes)
+    assert metrics["text_iou"] == 0.0 and metrics["text_extra"] == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -316,18 +324,18 @@ def test_the_true_masks_score_one_and_swapped_look_alikes_are_counted(films, mon
         return torch.from_numpy(masks[:, objects])
 
     monkeypatch.setattr(evaluate, "track", truth)
-    figures = judge_clips(None, films)
-    assert figures["j"] == figures["f"] == figures["jf"] == figures["jf_occlusion"] == figures["absent_empty"] == 1.0
-    assert figures["crossings"] == 1 and figures["switches"] == 0.0 and figures["absent_frames"] > 0
+    metrics = evaluate_clips(None, films)
+    assert metrics["j"] == metrics["f"] == metrics["jf"] == metrics["jf_occlusion"] == metrics["absent_empty"] == 1.0
+    assert metrics["crossings"] == 1 and metrics["switches"] == 0.0 and metrics["absent_frames"] > 0
     monkeypatch.setattr(evaluate, "track", swapped)
-    figures = judge_clips(None, films)
-    assert figures["switches"] == 1.0 and figures["jf_crossing"] < figures["jf_free"] == 1.0
+    metrics = evaluate_clips(None, films)
+    assert metrics["switches"] == 1.0 and metrics["jf_crossing"] < metrics["jf_free"] == 1.0
 
 
-def test_a_random_model_is_judged_in_every_respect(films):
-    figures = evaluate.evaluate(None, TASK.build(), [scene(0, (48, 48))], lambda: films[:2])
-    assert {"box_iou", "click_iou", "jf", "jf_crossing", "no_memory_jf", "switches", "absent_empty"} <= figures.keys()
-    assert all(np.isfinite(value) for value in figures.values())
+def test_a_random_model_is_evaluated_in_every_respect(films):
+    metrics = evaluate.evaluate(None, TASK.build(), [scene(0, (48, 48))], lambda: films[:2])
+    assert {"box_iou", "click_iou", "jf", "jf_crossing", "no_memory_jf", "switches", "absent_empty"} <= metrics.keys()
+    assert all(np.isfinite(value) for value in metrics.values())
 
 
 def test_without_memory_the_box_of_the_last_mask_is_the_prompt(films, monkeypatch):

@@ -1,4 +1,4 @@
-"""Training and judging the demo detector."""
+"""Training and evaluating the demo detector."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from helpers.demo_training import RECIPE, Oracle
 
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.demo import VOCABULARY, load_detector
-from minisam_glue.demo.evaluate import attributes, average_precision, hits, judge_detector
+from minisam_glue.demo.evaluate import attributes, average_precision, evaluate_detector, hits
 from minisam_glue.demo.scenes import TRAINING_FROM, scene
 from minisam_glue.demo.train_detector import (
+    EVALUATED,
     FIGURE_SCENES,
-    JUDGED,
     NAMES,
     DetectorTask,
     Recipe,
@@ -41,14 +41,14 @@ TASK = DetectorTask(RECIPE)
 
 @pytest.mark.slow  # 45 s
 def test_training_overfits_four_scenes(tmp_path):
-    recipe = Recipe(steps=160, warmup_steps=15, lr=1e-3, averaging=0.9, figure_steps=0)
+    recipe = Recipe(steps=160, warmup_steps=15, lr=1e-3, ema_decay=0.9, figure_steps=0)
     trainer = Trainer(DetectorTask(recipe), tmp_path, "cpu")
     scenes = [scene(seed, (80, 80)) for seed in range(4)]
     batch = collate(scenes, TOKENIZER, (80, 160))
     losses = [float(trainer.update(batch)["total"].detach()) for _ in range(160)]
     assert losses[-1] < 0.1 * losses[0]
-    figures = judge_detector(Detector(trainer.average, TOKENIZER, (80, 160)), scenes)
-    assert figures["ap50"] > 0.95 and figures["attributes"] == figures["silence"] == 1.0
+    metrics = evaluate_detector(Detector(trainer.ema, TOKENIZER, (80, 160)), scenes)
+    assert metrics["ap50"] > 0.95 and metrics["attributes"] == metrics["true_negative_rate"] == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
     for step in range(RECIPE.steps):
         TASK.batch(step, step)
     assert len(drawn) == len(set(drawn)) == FIGURE_SCENES + 2 * 4 + 2  # figures, a mosaic, scenes, a mosaic
-    assert min(drawn) == TRAINING_FROM > max(JUDGED)
+    assert min(drawn) == TRAINING_FROM > max(EVALUATED)
     drawn_here = set(drawn)
     TASK.batch(2, 7)  # as another process would
     assert not drawn_here & set(drawn[len(drawn_here) :])
@@ -179,7 +179,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     resumed = Trainer(TASK, tmp_path / "part", "cpu")
     assert resumed.step == 2
     resumed.run(0)
-    for one, two in ((whole.model, resumed.model), (whole.average, resumed.average)):
+    for one, two in ((whole.model, resumed.model), (whole.ema, resumed.ema)):
         for key, value in one.state_dict().items():
             assert torch.equal(value, two.state_dict()[key]), key
     lines = [json.loads(line) for line in (tmp_path / "part" / "metrics.jsonl").read_text().splitlines()]
@@ -261,9 +261,9 @@ def test_a_run_may_be_lengthened_until_the_learning_rate_falls(tmp_path):
 
 def test_exported_weights_load_strictly_and_are_small(tmp_path):
     trainer = Trainer(TASK, tmp_path, "cpu")
-    export(trainer.average, tmp_path / "detector.pt")
+    export(trainer.ema, tmp_path / "detector.pt")
     detector = load_detector(tmp_path / "detector.pt")
-    for key, value in trainer.average.state_dict().items():
+    for key, value in trainer.ema.state_dict().items():
         got = detector.model.state_dict()[key]
         assert got.dtype == value.dtype and torch.allclose(got, value, rtol=1e-3, atol=1e-6), key
     assert (tmp_path / "detector.pt").stat().st_size < 5.5e6
@@ -271,18 +271,18 @@ def test_exported_weights_load_strictly_and_are_small(tmp_path):
 
 
 def test_the_truth_itself_scores_one(scenes):
-    figures = judge_detector(Oracle(scenes), scenes)
-    assert figures["ap50"] == figures["ap"] == figures["attributes"] == figures["silence"] == 1.0
-    assert figures["scenes"] == 30 and figures["silence_scenes"] > 5
+    metrics = evaluate_detector(Oracle(scenes), scenes)
+    assert metrics["ap50"] == metrics["ap"] == metrics["attributes"] == metrics["true_negative_rate"] == 1.0
+    assert metrics["scenes"] == 30 and metrics["negative_scenes"] > 5
 
 
 def test_wrong_phrases_and_false_alarms_cost(scenes):
     several = [s for s in scenes if len(s.phrases) > 1 and any(label >= 0 for label in s.labels)]
-    figures = judge_detector(Oracle(several, lambda labels: [0] * len(labels)), several)
-    assert figures["ap50"] < 0.9 and figures["attributes"] < 0.9
+    metrics = evaluate_detector(Oracle(several, lambda labels: [0] * len(labels)), several)
+    assert metrics["ap50"] < 0.9 and metrics["attributes"] < 0.9
     absent = [s for s in several if s.absent]
-    first = judge_detector(Oracle(absent, lambda labels: [absent[0].absent[0]] * len(labels)), absent[:1])
-    assert first["silence"] == 0.0
+    first = evaluate_detector(Oracle(absent, lambda labels: [absent[0].absent[0]] * len(labels)), absent[:1])
+    assert first["true_negative_rate"] == 0.0
 
 
 def test_average_precision_of_known_lists():

@@ -3,14 +3,14 @@
 import torch
 import torch.nn as nn
 
-from minisam_glue.demo.muon import Muon, matrices_of, orthogonal
+from minisam_glue.demo.muon import Muon, matrices_of, newton_schulz
 
 
 def test_singular_values_become_about_one_and_their_directions_stay():
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 12, 40), (2, 40, 12), (1, 16, 16)):
         matrices = torch.randn(shape, generator=generator)
-        out = orthogonal(matrices)
+        out = newton_schulz(matrices)
         u, _, v = torch.linalg.svd(matrices, full_matrices=False)
         inner = u.mT @ out @ v.mT
         values = torch.linalg.svdvals(out)
@@ -30,7 +30,7 @@ def test_an_update_is_that_of_its_formula():
     ):
         before, weight.grad = weight.detach().clone(), gradient
         optimizer.step()
-        step = orthogonal(ahead.flatten(1)[None])[0].view_as(weight) * 0.1 * 0.2 * 12**0.5
+        step = newton_schulz(ahead.flatten(1)[None])[0].view_as(weight) * 0.1 * 0.2 * 12**0.5
         assert torch.allclose(weight, before - step, atol=1e-6)
 
 

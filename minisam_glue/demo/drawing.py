@@ -1,4 +1,5 @@
-"""Drawing for the demo scenes: eight shapes in eight colours, grounds that look a little like photographs, wear.
+"""Drawing for the demo scenes: eight shapes in eight colours, backgrounds that look a little like photographs,
+and what a camera and a file do to a picture.
 
 A shape is a signed distance function, so that its edge is anti-aliased, its outline has any width and its
 mask is exact. Pixel (row i, column j) has its centre at (j + 0.5, i + 0.5). All randomness comes from the
@@ -28,7 +29,7 @@ COLOURS = {
     "white": ((0, 360), (0.0, 0.04), (0.94, 1.0)),
     "black": ((0, 360), (0.0, 0.3), (0.0, 0.12)),
 }
-SMALL = 7.0  # pixels of radius below which a figure is drawn plain: no outline, no veil
+SMALL = 7.0  # pixels of radius below which a figure is drawn plain: no outline, no opacity
 
 
 # --- Shapes: signed distances, negative inside, of outlines that fit into the unit disc ---------------------
@@ -102,7 +103,7 @@ class Figure:
     proportion: float  # 0 to 1: point of a star, arm of a cross, hole of a ring
     softness: float  # width of the edge, pixels
     shading: tuple[float, float]  # change of brightness along x and y, per radius
-    veil: float  # opacity inside the outline; 1 = filled
+    opacity: float  # opacity inside the outline; 1 = filled
     stroke: float  # width of the outline, in radii; 0 = none
     stroke_rgb: Rgb
 
@@ -144,7 +145,7 @@ def draw(canvas: np.ndarray, figure: Figure, at: Footprint) -> None:
     if figure.stroke:
         line = np.clip(0.5 + (at.distance + figure.stroke * figure.radius) / figure.softness, 0, 1)[..., None]
         paint = paint + line * (np.float32(figure.stroke_rgb) - paint)
-        coverage = coverage * (figure.veil + (1 - figure.veil) * line[..., 0])
+        coverage = coverage * (figure.opacity + (1 - figure.opacity) * line[..., 0])
     region = canvas[at.window]
     region += coverage[..., None] * (paint - region)
 
@@ -231,10 +232,10 @@ def landscape(rng: Rng, height: int, width: int) -> np.ndarray:
     return above + share * (below - above)
 
 
-def clutter(rng: Rng, ground: np.ndarray) -> np.ndarray:
-    """The ground with dull lines, curves and ragged patches on it, which are none of the eight shapes."""
-    height, width = ground.shape[:2]
-    image = Image.fromarray((ground.clip(0, 1) * 255).astype(np.uint8))
+def clutter(rng: Rng, background: np.ndarray) -> np.ndarray:
+    """The background with dull lines, curves and ragged patches on it, which are none of the eight shapes."""
+    height, width = background.shape[:2]
+    image = Image.fromarray((background.clip(0, 1) * 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for _ in range(rng.integers(2, 14)):
         centre, reach = rng.uniform((0, 0), (width, height)), rng.uniform(0.05, 0.5) * min(height, width)
@@ -249,20 +250,20 @@ def clutter(rng: Rng, ground: np.ndarray) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / 255
 
 
-def background(rng: Rng, height: int, width: int) -> np.ndarray:
-    """A ground without objects, float (H, W, 3) from 0 to 1."""
+def draw_background(rng: Rng, height: int, width: int) -> np.ndarray:
+    """A background without objects, float (H, W, 3) from 0 to 1."""
     kind = (plain, texture, natural, natural, landscape)[rng.integers(5)]
-    ground = kind(rng, height, width)
+    background = kind(rng, height, width)
     if rng.random() < 0.5:
-        ground = clutter(rng, ground)
-    return ground.clip(0, 1)
+        background = clutter(rng, background)
+    return background.clip(0, 1)
 
 
-# --- Wear --------------------------------------------------------------------------------------------------
+# --- Degradation -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Wear:
+class Degradation:
     """What the camera and the file do to a picture; the same for all frames of a clip."""
 
     exposure: float
@@ -272,10 +273,10 @@ class Wear:
     quality: int  # of JPEG; 0 = none
 
 
-def random_wear(rng: Rng) -> Wear:
+def random_degradation(rng: Rng) -> Degradation:
     """Every other picture is clean in each respect."""
     often = rng.random(4) < 0.5
-    return Wear(
+    return Degradation(
         rng.uniform(0.88, 1.06) if often[0] else 1.0,
         tuple(rng.uniform(0.96, 1.0, 3)),
         rng.uniform(0.3, 1.0) if often[1] else 0.0,
@@ -284,16 +285,16 @@ def random_wear(rng: Rng) -> Wear:
     )
 
 
-def finish(canvas: np.ndarray, wear: Wear, rng: Rng) -> np.ndarray:
-    """Canvas float (H, W, 3) -> picture uint8 (H, W, 3)."""
-    canvas = canvas * np.float32(wear.exposure) * np.float32(wear.cast)
-    if wear.noise:
-        canvas = canvas + np.float32(wear.noise) * rng.standard_normal(canvas.shape, dtype=np.float32)
+def degrade(canvas: np.ndarray, degradation: Degradation, rng: Rng) -> np.ndarray:
+    """Canvas float (H, W, 3) from 0 to 1 -> picture uint8 (H, W, 3), as a camera and a file would give it."""
+    canvas = canvas * np.float32(degradation.exposure) * np.float32(degradation.cast)
+    if degradation.noise:
+        canvas = canvas + np.float32(degradation.noise) * rng.standard_normal(canvas.shape, dtype=np.float32)
     image = Image.fromarray((canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8))
-    if wear.blur:
-        image = image.filter(ImageFilter.GaussianBlur(wear.blur))
-    if wear.quality:
+    if degradation.blur:
+        image = image.filter(ImageFilter.GaussianBlur(degradation.blur))
+    if degradation.quality:
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=wear.quality)
+        image.save(file, "JPEG", quality=degradation.quality)
         image = Image.open(file)
     return np.array(image)

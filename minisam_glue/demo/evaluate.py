@@ -1,4 +1,4 @@
-"""How good the demo models are on generated scenes and clips, in figures; as JSON, all from one command.
+"""How good the demo models are on generated scenes and clips: all metrics as JSON, from one command.
 
     python -m minisam_glue.demo.evaluate --detector detector.pt --segmenter segmenter.pt    # or one of them
 
@@ -63,9 +63,10 @@ def attributes(found: Detections, truth: Scene) -> list[bool]:
     return [truth.phrases[phrase].matches(truth.figures[row]) for phrase, row, on_object in pairs if on_object]
 
 
-def judge_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, float]:
-    """AP50, AP, attribute accuracy, silence (share of scenes with absent phrases where these yield no box)."""
-    scores, hit, right, silent, objects, number = [], [[] for _ in LEVELS], [], [], 0, 0
+def evaluate_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, float]:
+    """AP50, AP, attribute accuracy, and the true-negative rate: of scenes with absent phrases the share where these
+    yield no box."""
+    scores, hit, right, true_negatives, objects, number = [], [[] for _ in LEVELS], [], [], 0, 0
     for truth, found in detections(detector, iter(scenes)):
         scores += found.scores.tolist()
         for level, column in zip(LEVELS, hit):
@@ -73,7 +74,7 @@ def judge_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, flo
         right += attributes(found, truth)
         if truth.absent:
             shown = found.indices[found.scores > THRESHOLD].tolist()
-            silent.append(not set(shown) & set(truth.absent))
+            true_negatives.append(not set(shown) & set(truth.absent))
         objects, number = objects + sum(label >= 0 for label in truth.labels), number + 1
     precisions = [average_precision(np.array(scores), np.array(column, dtype=bool), objects) for column in hit]
     return {
@@ -83,8 +84,8 @@ def judge_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, flo
         "ap": float(np.mean(precisions)),
         "attributes": float(np.mean(right)) if right else 0.0,
         "attribute_boxes": len(right),
-        "silence": float(np.mean(silent)) if silent else 0.0,
-        "silence_scenes": len(silent),
+        "true_negative_rate": float(np.mean(true_negatives)) if true_negatives else 0.0,
+        "negative_scenes": len(true_negatives),
     }
 
 
@@ -104,7 +105,7 @@ def detections(detector: Detector, scenes: Iterator[Scene]) -> Iterator[tuple[Sc
 # --- Masks in images --------------------------------------------------------------------------------------
 
 
-def mask_iou(found: Tensor, true: Tensor) -> Tensor:
+def broadcast_iou(found: Tensor, true: Tensor) -> Tensor:
     """Of bool masks (..., H, W); 1 where both are empty."""
     union = (found | true).sum((-2, -1))
     return torch.where(union > 0, (found & true).sum((-2, -1)) / union.clamp(min=1), 1.0)
@@ -120,7 +121,7 @@ def innermost(masks: Tensor) -> Tensor:
     return torch.stack((index % masks.shape[2], index // masks.shape[2]), 1)
 
 
-def judge_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
+def evaluate_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
     """Mean IoU over objects of the masks from their true boxes, and from one click in their middle.
 
     Small objects: those whose longer side is less than 16 pixels.
@@ -129,11 +130,11 @@ def judge_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
     for truth in scenes:
         predictor.set_image(truth.image)
         masks = torch.from_numpy(truth.masks)
-        by_box += mask_iou(predictor.predict(boxes=truth.boxes).masks[:, 0].cpu(), masks).tolist()
+        by_box += broadcast_iou(predictor.predict(boxes=truth.boxes).masks[:, 0].cpu(), masks).tolist()
         points = innermost(masks)[:, None]
         found = predictor.predict(points=points, labels=torch.ones(points.shape[:2]), multimask=True)
         best = found.masks.cpu()[torch.arange(len(points)), found.scores.cpu().argmax(1)]
-        by_click += mask_iou(best, masks).tolist()
+        by_click += broadcast_iou(best, masks).tolist()
         small += ((truth.boxes[:, 2:] - truth.boxes[:, :2]).max(1) < 16).tolist()
     by_box, small = np.array(by_box), np.array(small, dtype=bool)
     return {
@@ -145,7 +146,7 @@ def judge_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
     }
 
 
-def judge_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
+def evaluate_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
     """From phrases to boxes to masks: each object that a phrase names counts with the IoU of the mask found for it.
 
     Masks and objects of a phrase are matched one to one, best pair first; an object without a mask counts as 0.
@@ -159,14 +160,14 @@ def judge_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Scene]
         masks = predictor.predict(boxes=boxes).masks[:, 0].cpu()
         named = [i for i, label in enumerate(truth.labels) if label >= 0]
         labels = torch.tensor([truth.labels[i] for i in named])
-        table = mask_iou(masks[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
-        matched = match(table.where(phrases[:, None] == labels, 0.0))
+        table = broadcast_iou(masks[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
+        matched = greedy_pairs(table.where(phrases[:, None] == labels, 0.0))
         overlaps += matched + [0.0] * (len(named) - len(matched))
         extra += len(masks) - len(matched)
     return {"text_objects": len(overlaps), "text_iou": mean(overlaps), "text_extra": extra / max(len(overlaps), 1)}
 
 
-def match(table: Tensor) -> list[float]:
+def greedy_pairs(table: Tensor) -> list[float]:
     """The values of pairs (row, column), best first, each row and column once and only values above 0."""
     table, out = table.clone(), []
     while table.numel() and (best := float(table.max())) > 0:
@@ -233,11 +234,11 @@ def switched(found: Tensor, true: Tensor) -> bool:
     """Whether one of two look-alikes' masks (T, 2, H, W) lies on the other one on the last frame that shows both."""
     both = true.flatten(2).any(2).all(1).nonzero()
     t = int(both[-1])
-    table = mask_iou(found[t][:, None], true[t])  # (found, true)
+    table = broadcast_iou(found[t][:, None], true[t])  # (found, true)
     return bool((table[0, 1] > table[0, 0]) | (table[1, 0] > table[1, 1]))
 
 
-def judge_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> dict[str, float]:
+def evaluate_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> dict[str, float]:
     """J, F and their mean over objects (each the mean over its frames), of all clips and of each kind.
 
     switches: share of crossings after which a mask lies on the wrong one of the look-alikes. absent_empty: share
@@ -249,14 +250,14 @@ def judge_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> dict
         true = torch.from_numpy(film.masks[:, objects])
         found = (track if memory else track_without_memory)(model, film, objects)
         for kind in ("", f"_{film.kind}"):
-            regions[kind] += mask_iou(found, true)[1:].mean(0).tolist()
+            regions[kind] += broadcast_iou(found, true)[1:].mean(0).tolist()
             contours[kind] += [float(boundary_f(f, t).mean()) for f, t in zip(found[1:].unbind(1), true[1:].unbind(1))]
         empty += (~found[~true.flatten(2).any(2)].flatten(1).any(1)).tolist()
         if film.kind == "crossing" and set(film.leads) <= set(objects):
             pair = [objects.index(i) for i in film.leads]
             switches.append(switched(found[:, pair], true[:, pair]))
-    figures = {f"jf{kind}": (mean(regions[kind]) + mean(contours[kind])) / 2 for kind in sorted(regions)}
-    return figures | {
+    metrics = {f"jf{kind}": (mean(regions[kind]) + mean(contours[kind])) / 2 for kind in sorted(regions)}
+    return metrics | {
         "j": mean(regions[""]),
         "f": mean(contours[""]),
         "clip_objects": len(regions[""]),
@@ -278,18 +279,18 @@ def mean(values: list | np.ndarray) -> float:
 def evaluate(
     detector: Detector | None, model: SAM2 | None, scenes: Iterable[Scene], clips: Callable[[], Iterable[Clip]]
 ) -> dict[str, float]:
-    """All figures that can be had from the given models; those of track_without_memory begin with no_memory_."""
-    scenes, figures = list(scenes), {}
+    """All metrics that the given models allow; those of track_without_memory begin with no_memory_."""
+    scenes, metrics = list(scenes), {}
     if detector:
-        figures |= judge_detector(detector, scenes)
+        metrics |= evaluate_detector(detector, scenes)
     if model:
-        figures |= judge_masks(model, scenes)
+        metrics |= evaluate_masks(model, scenes)
     if detector and model:
-        figures |= judge_text_to_masks(detector, model, scenes)
+        metrics |= evaluate_text_to_masks(detector, model, scenes)
     if model:
-        figures |= judge_clips(model, clips())
-        figures |= {f"no_memory_{name}": value for name, value in judge_clips(model, clips(), memory=False).items()}
-    return figures
+        metrics |= evaluate_clips(model, clips())
+        metrics |= {f"no_memory_{name}": value for name, value in evaluate_clips(model, clips(), memory=False).items()}
+    return metrics
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -313,14 +314,14 @@ def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
 
 
 def main() -> None:
-    """The command line: all figures as JSON on standard output."""
+    """The command line: all metrics as JSON on standard output."""
     parser = arguments(__doc__)
     args = parser.parse_args()
     if not (args.detector or args.segmenter):
-        parser.error("nothing to judge: give --detector, --segmenter, or both")
+        parser.error("nothing to evaluate: give --detector, --segmenter, or both")
     seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
-    figures = evaluate(*models(args), map(scene, seeds), lambda: (clip(i, KINDS[i % len(KINDS)]) for i in films))
-    print(json.dumps(figures, indent=1))
+    metrics = evaluate(*models(args), map(scene, seeds), lambda: (clip(i, KINDS[i % len(KINDS)]) for i in films))
+    print(json.dumps(metrics, indent=1))
 
 
 if __name__ == "__main__":

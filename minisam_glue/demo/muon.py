@@ -16,11 +16,11 @@ LEAST = 8  # rows and columns: of thinner matrices nothing is gained over AdamW
 A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a x + b x^3 + c x^5 (Jordan et al.)
 
 
-def orthogonal(matrices: Tensor, turns: int = 5) -> Tensor:
-    """Of matrices (n, rows, columns) U S V^T about U V^T: singular values between 0.7 and 1.2."""
+def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices (n, rows, columns) U S V^T -> about U V^T, by Newton-Schulz steps: singular values from 0.7 to 1.2."""
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(turns):
+    for _ in range(steps):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
     return x if wide is matrices else x.mT
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
             for shape, weights in alike.items():
                 updates = torch.stack([self.nesterov(weight, group["momentum"]) for weight in weights])
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
-                for weight, update in zip(weights, orthogonal(updates)):
+                for weight, update in zip(weights, newton_schulz(updates)):
                     weight.sub_(update.view_as(weight), alpha=scale)
 
     def nesterov(self, weight: nn.Parameter, momentum: float) -> Tensor:

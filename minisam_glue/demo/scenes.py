@@ -1,4 +1,4 @@
-"""Generated images and clips with captions and the whole truth: what the demo weights are trained and judged on.
+"""Generated images and clips with captions and the whole truth: what the demo weights are trained and evaluated on.
 
     picture = scene(7)        # picture.image, .boxes, .masks, .phrases, .labels
     film = clip(7, "crossing")  # film.frames, .boxes, .masks: each object has one column all along
@@ -20,13 +20,13 @@ from .drawing import (
     Figure,
     Footprint,
     Rng,
-    background,
     cast_shadow,
+    degrade,
     draw,
-    finish,
+    draw_background,
     footprint,
     paint_of,
-    random_wear,
+    random_degradation,
     stamp,
 )
 
@@ -100,13 +100,13 @@ def extents(masks: np.ndarray) -> np.ndarray:
 def random_style(rng: Rng, colour: str, radius: float, shape: str) -> dict[str, object]:
     """Outline and filling: plain; outlined around a fainter or (if not round) empty inside; or with a thin edge."""
     rgb, kind = paint_of(colour, rng), rng.choice(3, p=(0.5, 0.2, 0.3)) if radius > SMALL else 0
-    veil, stroke, stroke_rgb = 1.0, 0.0, rgb
+    opacity, stroke, stroke_rgb = 1.0, 0.0, rgb
     if kind == 1:
         hollow = rng.random() < 0.4 and shape not in ("circle", "ring")  # an empty circle would be a ring
-        veil, stroke = 0.0 if hollow else rng.uniform(0.3, 0.7), max(rng.uniform(0.1, 0.28), 2 / radius)
+        opacity, stroke = 0.0 if hollow else rng.uniform(0.3, 0.7), max(rng.uniform(0.1, 0.28), 2 / radius)
     if kind == 2:
         stroke, stroke_rgb = max(rng.uniform(0.03, 0.09), 1 / radius), edge_of(colour, rgb, rng)
-    return {"rgb": rgb, "veil": veil, "stroke": stroke, "stroke_rgb": stroke_rgb}
+    return {"rgb": rgb, "opacity": opacity, "stroke": stroke, "stroke_rgb": stroke_rgb}
 
 
 def edge_of(colour: str, rgb: tuple[float, float, float], rng: Rng) -> tuple[float, float, float]:
@@ -235,15 +235,15 @@ def scene(seed: int, size: Size | None = None) -> Scene:
         raise ValueError(f"a scene of {size[0]} x {size[1]} pixels is too small: give at least 32 x 32")
     rng = np.random.default_rng((seed, 1))
     size = size or random_size(rng)
-    canvas, masks, areas, figures = background(rng, *size), [], [], []
+    canvas, masks, areas, figures = draw_background(rng, *size), [], [], []
     shadow = rng.uniform(-0.25, 0.25, 2) if rng.random() < 0.35 else None
     for colour, shape in random_cast(rng, int(rng.integers(1, 9))):
         for _ in range(8 if figures else 1000):
             figure = random_figure(rng, colour, shape, size)
             at = footprint(figure, *size)
             mask = stamp(at, *size)
-            if figure.veil < 1 and any((mask & other).any() for other in masks):
-                figure = replace(figure, veil=1.0)  # what lies beneath must not shine through
+            if figure.opacity < 1 and any((mask & other).any() for other in masks):
+                figure = replace(figure, opacity=1.0)  # what lies beneath must not shine through
             visible = place(masks, areas, mask)
             if visible is not None and shows(canvas, figure, at):
                 if shadow is not None:
@@ -253,7 +253,7 @@ def scene(seed: int, size: Size | None = None) -> Scene:
                 break
     phrases, labels = random_caption(rng, figures)
     masks = np.stack(masks)
-    return Scene(finish(canvas, random_wear(rng), rng), masks, extents(masks), figures, phrases, labels)
+    return Scene(degrade(canvas, random_degradation(rng), rng), masks, extents(masks), figures, phrases, labels)
 
 
 # --- Clips -------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def stage(rng: Rng, kind: str, time: np.ndarray, size: Size) -> tuple[list[Figur
     colour, shape = extras.pop()
     figures = [random_figure(rng, *kin, size, short * rng.uniform(0.06, 0.16)) for kin in extras]
     paths = [wander(rng, figure, time, size) for figure in figures]
-    lead = replace(random_figure(rng, colour, shape, size, short * rng.uniform(0.08, 0.14)), veil=1.0)
+    lead = replace(random_figure(rng, colour, shape, size, short * rng.uniform(0.08, 0.14)), opacity=1.0)
     first, tilt = len(figures), rng.uniform(-0.5, 0.5)
     if kind == "crossing":
         twin = replace(lead, angle=lead.angle + rng.normal(0, 0.5))
@@ -319,7 +319,7 @@ def stage(rng: Rng, kind: str, time: np.ndarray, size: Size) -> tuple[list[Figur
     if kind == "occlusion":
         other = str(rng.choice([name for name in COLOURS if name != colour]))
         form = str(rng.choice(("circle", "square", "hexagon")))
-        cover = replace(random_figure(rng, other, form, size, lead.radius * rng.uniform(1.9, 2.3)), veil=1.0)
+        cover = replace(random_figure(rng, other, form, size, lead.radius * rng.uniform(1.9, 2.3)), opacity=1.0)
         still = np.broadcast_to((size[1] / 2, size[0] / 2, cover.radius, cover.angle), (len(time), 4)).copy()
         still[:, 3] += rng.normal(0, 0.5) * time
         return [*figures, lead, cover], [*paths, traverse(rng, lead, time, size, tilt), still], (first,)
@@ -327,18 +327,18 @@ def stage(rng: Rng, kind: str, time: np.ndarray, size: Size) -> tuple[list[Figur
     return [*figures, lead], [*paths, there_and_back(path, size, rng) if kind == "leaving" else path], (first,)
 
 
-def set_off(figure: Figure, ground: np.ndarray) -> Figure:
-    """The figure, with a dark or light edge if it would hardly show on a ground of this mean colour (3,)."""
-    if np.abs(ground - figure.stroke_rgb).max() > 0.25:
+def set_off(figure: Figure, background: np.ndarray) -> Figure:
+    """The figure, with a dark or light edge if it would hardly show on a background of this mean colour (3,)."""
+    if np.abs(background - figure.stroke_rgb).max() > 0.25:
         return figure
-    tone = 0.05 if ground.mean() > 0.5 else 0.95
-    return replace(figure, veil=1.0, stroke=max(0.09, 1.2 / figure.radius), stroke_rgb=(tone,) * 3)
+    tone = 0.05 if background.mean() > 0.5 else 0.95
+    return replace(figure, opacity=1.0, stroke=max(0.09, 1.2 / figure.radius), stroke_rgb=(tone,) * 3)
 
 
 def clip(
     seed: int, kind: str | None = None, frames: int = 60, size: Size = (120, 160), chosen: Sequence[int] | None = None
 ) -> Clip:
-    """The clip of this seed, on a slowly moving ground. `kind`: one of KINDS, else the seed chooses.
+    """The clip of this seed, on a slowly moving background. `kind`: one of KINDS, else the seed chooses.
 
     crossing: two look-alikes pass through each other. occlusion: an object passes behind a larger one and
     returns. leaving: an object leaves the frame and returns. chosen: draw these of the frames alone, in this order;
@@ -350,13 +350,13 @@ def clip(
     kind, time = kind or str(rng.choice(KINDS)), np.linspace(0, 1, frames)
     height, width = size
     figures, paths, leads = stage(rng, kind, time, size)
-    reach, wear = 12, random_wear(rng)
-    ground = background(rng, height + 2 * reach, width + 2 * reach)
-    figures = [set_off(figure, ground.mean((0, 1))) for figure in figures]
+    reach, degradation = 12, random_degradation(rng)
+    background = draw_background(rng, height + 2 * reach, width + 2 * reach)
+    figures = [set_off(figure, background.mean((0, 1))) for figure in figures]
     pan = np.rint(reach * (1 + np.sin(rng.uniform(0, 4, 2) * time[:, None] + rng.uniform(0, 6, 2)))).astype(int)
     pictures, masks = [], []
     for t in range(frames) if chosen is None else chosen:
-        canvas = ground[pan[t, 0] :, pan[t, 1] :][:height, :width].copy()
+        canvas = background[pan[t, 0] :, pan[t, 1] :][:height, :width].copy()
         visible: list[np.ndarray] = []
         for figure, path in zip(figures, paths):
             x, y, radius, angle = path[t].tolist()
@@ -365,7 +365,7 @@ def clip(
             draw(canvas, figure, at)
             mask = stamp(at, *size)
             visible = [*(below & ~mask for below in visible), mask]
-        pictures.append(finish(canvas, wear, rng))
+        pictures.append(degrade(canvas, degradation, rng))
         masks.append(np.stack(visible))
     phrases, labels = random_caption(rng, figures)
     masks = np.stack(masks)

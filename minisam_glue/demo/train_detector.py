@@ -27,14 +27,14 @@ from ..grounding_dino.losses import LOSS_WEIGHTS, Target, detection_loss, focal_
 from ..grounding_dino.transformer import contrastive_logits
 from . import SIDES, VOCABULARY, training
 from .drawing import COLOURS, SHAPES, Figure
-from .evaluate import judge_detector
+from .evaluate import evaluate_detector
 from .scenes import TRAINING_FROM, Scene, random_size, scene
 
 FIGURE_SCENES, FIGURE_SIDE = 20, 48  # scenes that a step's figures are cut from; pixels of a cut-out
 NAMES = {"colour": list(COLOURS), "shape": list(SHAPES)}  # what an object is called
 NAMING_WEIGHTS = {"colour": 2.0, "shape": 6.0}  # shapes take far longer to learn
 PROPOSAL = 0.05  # side of the proposals of the finest level, as a fraction of the image
-JUDGED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
+EVALUATED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,8 @@ class DetectorTask:
     def losses(self, model: GroundingDINO, batch: Batch | Figures) -> dict[str, Tensor]:
         return (figure_losses if isinstance(batch, Figures) else all_losses)(model, batch, self.words)
 
-    def judge(self, model: GroundingDINO) -> dict[str, float]:
-        return judge_detector(Detector(model, self.tokenizer, SIDES), map(scene, JUDGED))
+    def evaluate(self, model: GroundingDINO) -> dict[str, float]:
+        return evaluate_detector(Detector(model, self.tokenizer, SIDES), map(scene, EVALUATED))
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ from ..sam2.model import ImageFeatures, ObjectOutput
 from ..sam2.pixels import frame_pixels, image_pixels
 from ..sam2.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT
 from . import training
-from .evaluate import judge_clips, judge_masks, seeded
+from .evaluate import evaluate_clips, evaluate_masks, seeded
 from .scenes import KINDS, TRAINING_FROM, clip, scene
 
-JUDGED = range(900_000, 900_040)  # seeds that training watches itself with; not those of the results
-JUDGED_CLIPS = 8
+EVALUATED = range(900_000, 900_040)  # seeds that training watches itself with; not those of the results
+EVALUATED_CLIPS = 8
 CLIP_LENGTH = 60  # frames of the clips from which a few are taken
 FOCAL = 20.0  # weight of the focal loss; those of the others are one
 JITTER = 0.1  # largest deviation of the corners of a prompted box, in sides of the box
@@ -326,10 +326,10 @@ class SegmenterTask:
         total = FOCAL * mean["focal"] + mean["dice"] + mean["iou"] + mean["presence"]
         return {"total": total} | {f"{kind}_{name}": value for name, value in mean.items()}
 
-    def judge(self, model: SAM2) -> dict[str, float]:
-        seeds = range(JUDGED.start, JUDGED.start + JUDGED_CLIPS)
+    def evaluate(self, model: SAM2) -> dict[str, float]:
+        seeds = range(EVALUATED.start, EVALUATED.start + EVALUATED_CLIPS)
         clips = (clip(seed, KINDS[seed % len(KINDS)]) for seed in seeds)
-        return judge_masks(model, map(scene, JUDGED)) | judge_clips(model, clips)
+        return evaluate_masks(model, map(scene, EVALUATED)) | evaluate_clips(model, clips)
 
 
 if __name__ == "__main__":

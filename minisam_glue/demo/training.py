@@ -1,7 +1,7 @@
-"""The loop that trains the demo models: schedule, averaged weights, run folder, resuming, log, export.
+"""The loop that trains the demo models: schedule, EMA of the weights, run folder, resuming, log, export.
 
 The folder of a run gets metrics.jsonl (a line every LOG_EVERY steps: means since the last one), last.pt (the
-whole state of the run) and, at the end, the averaged weights in fp16. A step depends on the recipe and its
+whole state of the run) and, at the end, the EMA weights in fp16. A step depends on the recipe and its
 number alone, so that an interrupted run goes on as if nothing had happened. As the learning rate is constant until
 the cooldown, a run may also be given other --steps before it gets there, or afterwards, from the state kept in
 plateau.pt (copy it to last.pt). Matrices learn by Muon, all else by AdamW without decay. What is trained is a Task:
@@ -33,7 +33,7 @@ from ..files import whole_file
 from ..processes import own_gpu, rank_and_number
 from .muon import Muon, matrices_of
 
-LOG_EVERY, SAVE_EVERY, JUDGE_EVERY = 50, 250, 2500  # steps
+LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 250, 2500  # steps
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recipe:
     warmup_steps: int = 500
     cooldown: float = 0.25  # share of the steps, at the end, in which the learning rate falls
     clip_norm: float = 1.0
-    averaging: float = 0.998  # decay of the average of the weights
+    ema_decay: float = 0.998  # of the exponential moving average (EMA) of the weights
     seed: int = 0
 
     @property
@@ -76,8 +76,8 @@ class Task(Protocol):
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """The parts of the loss by name, and their "total"."""
 
-    def judge(self, model: nn.Module) -> dict[str, float]:
-        """The figures of a model on a few held-out pictures."""
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The metrics of a model on a few held-out pictures."""
 
 
 class Batches(Dataset):
@@ -96,7 +96,7 @@ class Batches(Dataset):
 
 
 class Trainer:
-    """One run: model, average, optimiser and step, in a folder. A run that is there already goes on.
+    """One run: model, EMA of its weights, optimiser and step, in a folder. A run that is there already goes on.
 
     All processes of a run hold the same; the one of rank 0 writes.
     """
@@ -105,7 +105,7 @@ class Trainer:
         torch.manual_seed(task.recipe.seed)
         self.task, self.recipe, self.out, self.step, self.rank = task, task.recipe, out, 0, rank
         self.model = task.build().to(device).train()
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         matrices = matrices_of(self.model)
         rest = [w for w in self.model.parameters() if all(w is not matrix for matrix in matrices)]
         self.optimizers = (Muon(matrices, self.recipe.lr), torch.optim.AdamW(rest, self.recipe.lr, weight_decay=0.0))
@@ -126,7 +126,7 @@ class Trainer:
                 "or choose another --out"
             )
         self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        self.ema.load_state_dict(state["ema"])
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved_state)
         self.step = state["step"]
@@ -145,7 +145,7 @@ class Trainer:
                     "recipe": dataclasses.asdict(self.recipe),
                     "step": self.step,
                     "model": self.model.state_dict(),
-                    "average": self.average.state_dict(),
+                    "ema": self.ema.state_dict(),
                     "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 },
                 path,
@@ -164,15 +164,15 @@ class Trainer:
                 means = {name: float(torch.stack(values).mean()) for name, values in self.recent.items()}
                 self.recent.clear()
                 self.log(means | {"steps_per_s": rate})
-            if self.step % JUDGE_EVERY == 0 and self.rank == 0:
-                self.log(self.task.judge(self.average))
+            if self.step % EVALUATE_EVERY == 0 and self.rank == 0:
+                self.log(self.task.evaluate(self.ema))
             if self.step % SAVE_EVERY == 0:
                 self.save()
             if self.step == self.recipe.plateau:
                 self.save("plateau.pt")
         self.save()
         if self.rank == 0:
-            export(self.average, self.out / f"{self.task.name}.pt")
+            export(self.ema, self.out / f"{self.task.name}.pt")
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of the optimiser: the losses before it."""
@@ -187,10 +187,10 @@ class Trainer:
                 group["lr"] = self.recipe.lr_at(self.step)
             optimizer.step()
         self.step += 1
-        decay = min(self.recipe.averaging, self.step / (self.step + 10))
+        decay = min(self.recipe.ema_decay, self.step / (self.step + 10))
         with torch.no_grad():
-            for average, weight in zip(self.average.parameters(), self.model.parameters()):
-                average.lerp_(weight, 1 - decay)
+            for ema, weight in zip(self.ema.parameters(), self.model.parameters()):
+                ema.lerp_(weight, 1 - decay)
         return losses
 
     def log(self, values: dict[str, float]) -> None:
