@@ -170,7 +170,7 @@ def test_settings_that_can_not_be_are_refused(settings):
 
 def test_positives_lie_inside_the_border_and_negatives_outside_of_it():
     logits = blobs((100, 120, 180, 220), (200, 120, 260, 220))
-    for instance in find_instances(logits, (352, 352), HeatSettings()):
+    for instance in find_instances(logits, (352, 352), HeatSettings(negatives=40)):
         left, top, right, bottom = instance.box
         for (x, y), sign in zip(instance.points, instance.labels):
             if sign:
@@ -178,7 +178,7 @@ def test_positives_lie_inside_the_border_and_negatives_outside_of_it():
             else:
                 assert logits[int(y), int(x)] < 0
                 assert x <= left - 5 or x >= right + 5 or y <= top - 5 or y >= bottom + 5
-        assert instance.labels.tolist() == [1] * 8 + [0] * 8
+        assert instance.labels.tolist() == [1] * 8 + [0] * 40
 
 
 def test_positives_are_spread_over_the_confident_part():
