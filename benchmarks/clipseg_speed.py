@@ -192,7 +192,8 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args)
+        worker(args)
+        return
     with tempfile.TemporaryDirectory() as name:
         write_inputs(Path(name), args.size)
         runs = measure(args, name)
