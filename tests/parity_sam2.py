@@ -8,11 +8,14 @@ import numpy as np
 import parity
 import torch
 
-from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, SAM2Config, VideoTracker
+from minisam_glue.sam2 import PRESETS, SAM2, ImagePredictor, SAM2Config, VideoTracker, accelerate
 from minisam_glue.sam2.components import clean, fill_holes
+from minisam_glue.sam2.fast import FastImageFeatures, NestedMaskDecoder, depth_to_space, space_to_depth
 from minisam_glue.sam2.layers import sine_position_1d, sine_position_2d
-from minisam_glue.sam2.mask_decoder import MaskDecoder, nest, stability, unnest
-from minisam_glue.sam2.pixels import frame_pixels, image_pixels
+from minisam_glue.sam2.mask_decoder import stability, stable_mask
+from minisam_glue.sam2.preprocess import frame_pixels, image_pixels
+
+FORMS = ("plain", "fast")
 
 
 def sam2_config(golden) -> SAM2Config:
@@ -92,13 +95,18 @@ def as_map(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.mT.unflatten(2, (round(tokens.shape[1] ** 0.5), -1))
 
 
-def as_fine_map(x: torch.Tensor) -> torch.Tensor:
-    """A nested map (B, N, cells, C) -> (B, C, H, W)."""
-    B, N, cells, C = x.shape
-    grid = round(N**0.5)
-    if cells == 16:
-        return unnest(x.permute(0, 3, 1, 2), grid)
-    return x.view(B, grid, grid, 2, 2, C).permute(0, 5, 1, 3, 2, 4).reshape(B, C, 2 * grid, 2 * grid)
+def fine_maps(features) -> tuple[torch.Tensor, torch.Tensor]:
+    """The maps of stride 4 and 8 as (B, C, H, W), whichever form the model has."""
+    s0, s1 = features.high_res
+    if isinstance(features, FastImageFeatures):
+        return depth_to_space(depth_to_space(s0)).permute(0, 3, 1, 2), depth_to_space(s1).permute(0, 3, 1, 2)
+    return s0, s1
+
+
+def nested(s0: torch.Tensor, s1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps (B, C, H, W) of stride 4 and 8 as the fast mask decoder takes them."""
+    s0, s1 = (x.permute(0, 2, 3, 1) for x in (s0, s1))
+    return space_to_depth(space_to_depth(s0)), space_to_depth(s1)
 
 
 def image_encoder(golden, model, device) -> dict:
@@ -108,14 +116,12 @@ def image_encoder(golden, model, device) -> dict:
     out["embed"] = embed + encoder.trunk.position(*embed.shape[1:3])
     with hooks((block, lambda _, y, i=i: out.update({f"block{i}": y})) for i, block in enumerate(encoder.trunk.blocks)):
         stages = encoder.trunk(x)
-    middle = encoder.neck(stages)
-    for i, stage in enumerate(stages):
-        out[f"stage{i}"] = stage.permute(0, 3, 1, 2)
-        level = middle if i == 2 else torch.nn.functional.linear(stage, *encoder.neck.weights(i))
-        out[f"neck{i}"] = level.permute(0, 3, 1, 2)
-        out[f"pos{i}"] = as_map(sine_position_2d(*level.shape[1:3], 256, x.device)[None])
+    coarsest = encoder.neck.convs[0](stages[3].permute(0, 3, 1, 2))  # official, and of no use
+    for i, (stage, level) in enumerate(zip(stages, (*encoder.neck(stages), coarsest))):
+        out[f"stage{i}"], out[f"neck{i}"] = stage.permute(0, 3, 1, 2), level
+        out[f"pos{i}"] = as_map(sine_position_2d(*level.shape[2:], 256, x.device)[None])
     features = model.encode_image(x)
-    out["fpn0"], out["fpn1"], out["fpn2"] = (*map(as_fine_map, features.high), as_map(features.tokens))
+    out["fpn0"], out["fpn1"], out["fpn2"] = *fine_maps(features), as_map(features.tokens)
     return out
 
 
@@ -137,18 +143,6 @@ def prompt_encoder(golden, model, device) -> dict:
     }
 
 
-class GivenMasks:
-    """A mask decoder whose masks are given: only the choice between them is its own."""
-
-    single, best, training = MaskDecoder.single, MaskDecoder.best, False
-
-    def hyper(self, tokens, first):
-        return torch.eye(4)[first : first + tokens.shape[1]].expand(len(tokens), -1, -1)
-
-    def render(self, masks, hyper):
-        return torch.einsum("bmk,bkhw->bmhw", hyper, masks)
-
-
 def units(golden, model, device) -> dict:
     x = {name: drawn(golden, name).to(device) for name in golden.meta["inputs"]}
     tokens = {k: x[k].flatten(2).mT for k in ("pix_feat", "image_embeddings", "dense")}
@@ -161,34 +155,34 @@ def units(golden, model, device) -> dict:
     out["mask_downsample"] = model.mask_downsample(x["mask_bin"])
     curr, curr_pos, memory, memory_pos = (x[k].transpose(0, 1) for k in ("curr", "curr_pos", "memory", "memory_pos"))
     attention = model.memory_attention
-    out["mem_attn"] = attention(attention.begin(curr, curr_pos[0]), memory, memory_pos, 8).transpose(0, 1)
+    out["mem_attn"] = attention(curr, curr_pos[0], memory, memory_pos, 8).transpose(0, 1)
     out["mem_attn_layer0_self"] = attention.layers[0].self_attn(curr, curr, curr)
 
     decoder, seen = model.sam_mask_decoder, {}
-    high = [nest(x[k].permute(0, 2, 3, 1), 16) for k in ("hr0", "hr1")]
+    high_res = nested(x["hr0"], x["hr1"]) if type(decoder) is NestedMaskDecoder else (x["hr0"], x["hr1"])
     for name, multimask in (("multi", True), ("single", False)):
         with hooks([(decoder.transformer, lambda _, y: seen.update(tokens=y[0], image=y[1]))]):
             d = decoder(
                 tokens["image_embeddings"] + tokens["dense"],
                 model.sam_prompt_encoder.image_position(),
                 x["sparse"],
-                high,
+                high_res,
                 multimask,
             )
         out |= {
             f"dec_{name}_masks": d.masks,
             f"dec_{name}_ious": d.ious,
-            f"dec_{name}_objscore": d.presence[:, None],
+            f"dec_{name}_objscore": d.object_score_logits[:, None],
             f"dec_{name}_tokens": d.tokens,
         }
-    masks = decoder.render(decoder.upscale(seen["image"], *high), decoder.hyper(seen["tokens"][:, 2:6], 0))
+    masks = decoder.render(decoder.upscale(seen["image"], *high_res), seen["tokens"][:, 2:6])
     out |= {
         "dec_all4_masks": masks,
         "dec_all4_ious": decoder.iou_prediction_head(seen["tokens"][:, 1]).sigmoid(),
         "dec_stability": torch.stack([stability(m) for m in masks.unbind(1)], 1),
     }
     logits = x["stab_logits"].cpu()
-    out["stab_masks"], out["stab_ious"] = GivenMasks().single(logits, logits, x["stab_ious"].cpu())
+    out["stab_masks"], out["stab_ious"] = stable_mask(logits, x["stab_ious"].cpu())
     out["stab_scores"] = torch.stack([stability(m) for m in logits.unbind(1)], 1)
     offsets = torch.arange(-7, 8, device=device) / 7
     return out | {"tpos_sine": sine_position_1d(offsets, 256), "tpos_proj": model.pointer_position(offsets)}
@@ -198,8 +192,9 @@ def image_predict(golden, model, device) -> dict:
     predictor = ImagePredictor(model)
     image, side = drawn(golden, "image"), model.config.image_size
     predictor.set_image(image)
-    out = {"preprocessed": image_pixels(image, side, device)[0], "image_embed": as_map(predictor.features.tokens)}
-    out["high_res0"], out["high_res1"] = map(as_fine_map, predictor.features.high)
+    tokens = model.without_memory(predictor.features)
+    out = {"preprocessed": image_pixels(image, side, device)[0], "image_embed": as_map(tokens)}
+    out["high_res0"], out["high_res1"] = fine_maps(predictor.features)
 
     def ask(name, index=0, box=None, point_coords=None, point_labels=None, mask_input=None, multimask_output=True):
         mask = drawn(golden, mask_input) if mask_input else None
@@ -218,8 +213,8 @@ def image_predict(golden, model, device) -> dict:
 def full_size(golden, model, device) -> dict:
     predictor = ImagePredictor(model)
     predictor.set_image(drawn(golden, "image"))
-    out = {"image_embed": as_map(predictor.features.tokens)}
-    out["high_res0"], out["high_res1"] = map(as_fine_map, predictor.features.high)
+    out = {"image_embed": as_map(model.without_memory(predictor.features))}
+    out["high_res0"], out["high_res1"] = fine_maps(predictor.features)
     box = json.loads(golden.meta["inputs"]["box"]["kind"].removeprefix("literal "))
     for name in ("single", "multi"):
         got = predictor.predict(box, multimask=name == "multi", logits=True)
@@ -255,7 +250,7 @@ def capture(tracker, model, out: dict):
     """Record what goes into and comes out of the memory modules, by frame, in the official layouts."""
 
     def attention(inputs, y):
-        _, memory, position, pointers = inputs
+        memory, position, pointers = inputs[2:5]
         parts = {
             "": y,
             "_in_memory": memory,
@@ -302,7 +297,7 @@ def video(golden, model, device) -> dict:
         memories = sorted((obj.bank.tracked | obj.bank.prompted).items())
         out |= {
             f"obj_ptr_o{i}": torch.stack([m.pointer for _, m in memories]),
-            f"object_score_logits_o{i}": torch.stack([m.presence for _, m in memories])[:, None],
+            f"object_score_logits_o{i}": torch.stack([m.object_score_logits for _, m in memories])[:, None],
             f"low_res_masks_o{i}": torch.stack([m.logits for _, m in memories])[:, None],
         }
         out |= {f"maskmem_bf16_f{t}_o{i}": as_map(m.tokens[None]) for t, m in memories}
@@ -342,9 +337,10 @@ CASES = {
 }
 
 
-def run(golden, device: str, dtype: torch.dtype) -> dict:
+def run(golden, device: str, dtype: torch.dtype, fast: bool = False) -> dict:
     """Every output of a file. Lower precisions run under autocast, as the official predictors do."""
     case = golden.meta["case"]
     model = formula_model(golden, device)
+    model = accelerate(model) if fast else model
     with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
         return CASES.get(case, video)(golden, model, device)

@@ -35,7 +35,7 @@ from minisam_glue.demo.train_segmenter import (
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.sam2 import PRESETS, VideoTracker
 from minisam_glue.sam2.mask_decoder import Decoded
-from minisam_glue.sam2.memory import rotary_table, rotate
+from minisam_glue.sam2.memory import axial_angles, rotate
 
 CONFIG = replace(
     PRESETS["demo"],
@@ -112,8 +112,8 @@ def test_training_sees_what_the_tracker_sees(monkeypatch):
         tracker.prompt(i, box=film.boxes[0, i])
     results = [tracker.track(), *map(tracker.step, film.frames[1:])]
     for (out, _), result in zip(answers, results, strict=True):
-        there = out.presence > 0
-        torch.testing.assert_close(out.presence, result.presence, atol=1e-4, rtol=1e-4)
+        there = out.object_score_logits > 0
+        torch.testing.assert_close(out.object_score_logits, result.object_score_logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(best_mask(out)[there], result.low_res[there], atol=1e-3, rtol=1e-3)
     assert there.any()
 
@@ -209,12 +209,9 @@ def test_clips_are_smaller_until_the_last_steps():
 
 def test_memory_attention_begins_with_a_look_at_its_own_place():
     attention = SegmenterTask(RECIPE).build().memory_attention.layers[0].cross_attn_image
-    order = torch.arange(96).view(-1, 2).T.flatten()
-    query, key = (
-        rotate(p.bias[order].expand(256, -1), *rotary_table(16, 96, torch.device("cpu")))
-        for p in (attention.q_proj, attention.k_proj)
-    )
-    scores = (query @ key.T) * attention.scale
+    angles = axial_angles(16, 96, torch.device("cpu"))
+    query, key = (rotate(p.bias.expand(256, -1), angles) for p in (attention.q_proj, attention.k_proj))
+    scores = query @ key.T / 96**0.5
     assert torch.equal(scores.argmax(1), torch.arange(256)) and scores.max() - scores.min() < 8
     weights, near = scores.softmax(1)[8 * 16 + 8].view(16, 16), slice(6, 11)
     assert weights[near, near].sum() > 0.3
@@ -253,10 +250,10 @@ def test_the_best_of_three_masks_is_taught_and_all_their_scores():
         torch.tensor([8.0]),
     )
     losses = mask_losses(out, truth)
-    assert losses["focal"] < 0.01 and losses["dice"] < 0.15 and losses["presence"] < 1e-3
+    assert losses["focal"] < 0.01 and losses["dice"] < 0.15 and losses["object_score"] < 1e-3
     assert losses["iou"] == pytest.approx((0.5 + 0.0 + 0.25) / 3, abs=0.05)
     absent = mask_losses(out, torch.zeros_like(truth))
-    assert absent["focal"] == absent["dice"] == absent["iou"] == 0 and absent["presence"] > 7
+    assert absent["focal"] == absent["dice"] == absent["iou"] == 0 and absent["object_score"] > 7
 
 
 # --- Judging ----------------------------------------------------------------------------------------------

@@ -130,13 +130,13 @@ def test_a_fault_in_prompts_shows(fault, segmenter, monkeypatch):
 # --- Masks to tracks ----------------------------------------------------------------------------------------
 
 
-def forget(old, self, features, recalls, pointer_count=16):
-    return (features.tokens + self.no_mem_embed).expand(len(recalls), -1, -1)
+def forget(old, self, features, selections, pointer_count=16):
+    return self.without_memory(features).expand(len(selections), -1, -1)
 
 
 MEMORY_FAULTS = {
-    "there is no memory": (sam.SAM2, "condition", forget),
-    "memories do not know their place": (memory, "rotate", lambda old, x, cos, sin: x),
+    "there is no memory": (sam.SAM2, "condition_on_memory", forget),
+    "memories do not know their place": (memory, "rotate", lambda old, x, angles: x),
 }
 
 

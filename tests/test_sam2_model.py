@@ -46,12 +46,11 @@ def test_file_in_the_official_layout_gives_the_same_masks(tmp_path):
 def test_a_resized_model_is_the_model_of_that_size():
     model, expected = copy.deepcopy(tiny_model(64)), tiny_model(96)
     images, point, label = torch.randn(1, 3, 96, 96), torch.tensor([[[30.0, 50.0]]]), torch.ones(1, 1, dtype=torch.long)
-    model.sam_prompt_encoder.image_position()  # what it keeps is of the old size
     model.resize(96)
     for_both = []
     for m in (model, expected):
         features = m.encode_image(images)
-        for_both.append(m.decode(features.tokens, features.high, point, label, None, True))
+        for_both.append(m.decode(features.tokens, features.high_res, point, label, None, True))
     torch.testing.assert_close(for_both[0].masks, for_both[1].masks)
     assert for_both[0].masks.shape[-1] == 24
     with pytest.raises(ValueError, match="image_size 100: give a positive multiple of 32"):
@@ -87,10 +86,10 @@ def test_training_sees_the_single_mask_even_where_it_is_unstable(monkeypatch):
     monkeypatch.setattr(mask_decoder, "STABILITY", 2.0)  # no mask is that stable
     model, (xy, labels) = build(CONFIG), (torch.full((1, 2, 2), 9.0), torch.tensor([[2, 3]]))
     features = model.encode_image(torch.randn(1, 3, 64, 64))
-    shown = model.decode(features.tokens, features.high, xy, labels, None, multimask=False)
-    three = model.decode(features.tokens, features.high, xy, labels, None, multimask=True)
+    shown = model.decode(features.tokens, features.high_res, xy, labels, None, multimask=False)
+    three = model.decode(features.tokens, features.high_res, xy, labels, None, multimask=True)
     assert torch.isclose(three.masks, shown.masks).flatten(2).all(2).any()
-    taught = model.train().decode(features.tokens, features.high, xy, labels, None, multimask=False)
+    taught = model.train().decode(features.tokens, features.high_res, xy, labels, None, multimask=False)
     assert taught.masks.shape == shown.masks.shape and not torch.allclose(taught.masks, shown.masks)
 
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from ..sam2 import PRESETS, SAM2, SAM2Config, build
 from ..sam2.layers import Attention, resize_antialiased
 from ..sam2.mask_decoder import Decoded
-from ..sam2.memory import POINTERS, FrameMemory, MemoryBank, RotaryAttention
+from ..sam2.memory import RotaryAttention
+from ..sam2.memory_bank import FrameMemory, MemoryBank
 from ..sam2.model import ImageFeatures, ObjectOutput
-from ..sam2.pixels import frame_pixels, image_pixels
+from ..sam2.preprocess import frame_pixels, image_pixels
 from ..sam2.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, POSITIVE, TOP_LEFT
 from . import training
 from .evaluate import evaluate_clips, evaluate_masks, seeded
@@ -180,7 +181,7 @@ def coarse(truth: Tensor, side: int) -> Tensor:
 def prompt(model: SAM2, features: ImageFeatures, batch: Batch, generator: torch.Generator) -> list[Decoded]:
     """What the model makes of the first prompt of an image's objects, and then of each correcting click."""
     truth, side = batch.truth[0].to(model.device), model.config.image_size
-    inside, tokens = covered(truth), features.tokens + model.no_mem_embed
+    inside, tokens = covered(truth), model.without_memory(features)
     xy, labels = tokens.new_zeros(len(truth), 0, 2), torch.zeros(len(truth), 0, dtype=torch.long, device=model.device)
     mask, outs = None, []
     if batch.opening == "box":
@@ -196,7 +197,7 @@ def prompt(model: SAM2, features: ImageFeatures, batch: Batch, generator: torch.
             xy, labels = torch.cat((xy, clicks), 1), torch.cat((labels, kinds), 1)
         # Three masks for a lone click; now and then for others, as an unstable single mask falls back on them.
         three = labels.shape[1] == 1 or torch.rand((), generator=generator) < 0.2
-        out = model.decode(tokens, features.high, xy, labels, mask, bool(three))
+        out = model.decode(tokens, features.high_res, xy, labels, mask, bool(three))
         outs.append(out)
         mask = best_mask(out).detach().clamp(-32, 32)[:, None]
         wrong = (F.interpolate(mask, scale_factor=2, mode="bilinear", align_corners=False)[:, 0] > 0) != inside
@@ -231,12 +232,7 @@ def mask_losses(out: Decoded, truth: Tensor) -> dict[str, Tensor]:
     }
     # An absent object teaches its absence alone.
     losses = {name: (value * there).sum() / there.sum().clamp(min=1) for name, value in parts.items()}
-    return losses | {"presence": F.binary_cross_entropy_with_logits(out.presence, there.float())}
-
-
-def take(pictures: ImageFeatures, rows: Tensor) -> ImageFeatures:
-    """The features of the picture of each object."""
-    return ImageFeatures(pictures.tokens[rows], (pictures.high[0][rows], pictures.high[1][rows]))
+    return losses | {"object_score": F.binary_cross_entropy_with_logits(out.object_score_logits, there.float())}
 
 
 def first_frame(
@@ -259,18 +255,17 @@ def follow(model: SAM2, batch: Batch) -> list[tuple[Decoded, Tensor]]:
     pictures, truth = model.encode_image(batch.images.to(model.device)), batch.truth.to(model.device)
     T, banks, answers = len(truth), [MemoryBank() for _ in batch.owner], []
     for t, number in enumerate(batch.numbers):
-        features = take(pictures, batch.owner.to(model.device) * T + t)
+        features = pictures[batch.owner.to(model.device) * T + t]  # one row for each object
         if t == 0:
             outs, output = first_frame(model, features, batch, generator)
         else:
-            recalls = [bank.recall(number, False, 1, None, POINTERS) for bank in banks]
-            tokens = model.condition(features, recalls)
-            outs = [model.decode(tokens, features.high, *model.no_points(len(banks)), None, multimask=True)]
+            tokens = model.condition_on_memory(features, [bank.select_memories(number) for bank in banks])
+            outs = [model.decode(tokens, features.high_res, multimask=True)]
             output = model.as_object(outs[0])
         answers += [(out, truth[t]) for out in outs]
         if t < T - 1:
-            memory = model.encode_memory(features, output.logits, output.presence, prompted=t == 0)
-            for bank, *parts in zip(banks, output.pointer, output.presence, memory):
+            memory = model.encode_memory(features, output, prompted=t == 0)
+            for bank, *parts in zip(banks, output.pointer, output.object_score_logits, memory):
                 (bank.tracked if t else bank.prompted)[number] = FrameMemory(*parts, logits=None)
     return answers
 
@@ -323,7 +318,7 @@ class SegmenterTask:
         parts = [mask_losses(out, truth) for out, truth in follow(model, batch)]
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         kind = "image" if len(batch.numbers) == 1 else "clip"
-        total = FOCAL * mean["focal"] + mean["dice"] + mean["iou"] + mean["presence"]
+        total = FOCAL * mean["focal"] + mean["dice"] + mean["iou"] + mean["object_score"]
         return {"total": total} | {f"{kind}_{name}": value for name, value in mean.items()}
 
     def evaluate(self, model: SAM2) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """SAM 2 and 2.1 (arXiv 2408.00714) in plain PyTorch: masks from prompts in images, and objects through videos."""
 
-from .image_predictor import ImagePredictor, Prediction
-from .model import PRESETS, SAM2, SAM2Config, build, compile_model, load
+from .fast import accelerate, compile_model
+from .image_predictor import ImagePredictor, MaskPrediction
+from .model import PRESETS, SAM2, SAM2Config, build, load
 from .video_tracker import FrameResult, VideoTracker
 
 __all__ = [
@@ -10,8 +11,9 @@ __all__ = [
     "SAM2Config",
     "FrameResult",
     "ImagePredictor",
-    "Prediction",
+    "MaskPrediction",
     "VideoTracker",
+    "accelerate",
     "build",
     "compile_model",
     "load",

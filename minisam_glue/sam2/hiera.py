@@ -1,8 +1,8 @@
 """The image encoder of SAM 2: Hiera trunk and feature pyramid neck.
 
-Hiera: Ryali et al., arXiv 2306.00989; absolute window position embedding: Bolya et al., arXiv 2311.05613;
-SAM 2: arXiv 2408.00714, appendix D.1. Maps are (B, H, W, C). Left out: stochastic depth and the coarsest
-neck level's output, which SAM 2 computes and drops.
+Hiera: Ryali et al., arXiv 2306.00989; absolute window position embedding: Bolya et al., arXiv 2311.05613; neck:
+Lin et al., arXiv 1612.03144; SAM 2: arXiv 2408.00714, appendix D.1. The trunk's maps are (B, H, W, C), the neck's
+(B, C, H, W). Left out: stochastic depth, and the coarsest output of the neck, which SAM 2 computes and drops.
 """
 
 import torch
@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import MLP
-from .layers import ParameterCache
-
-CPU_TOKENS = 4096
 
 
-def pool(x: Tensor) -> Tensor:
+def max_pool(x: Tensor) -> Tensor:
     """2 x 2 max pooling of (B, H, W, C)."""
     return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
@@ -24,8 +21,7 @@ def pool(x: Tensor) -> Tensor:
 def to_windows(x: Tensor, size: int) -> Tensor:
     """(B, H, W, C) -> (B * windows, size, size, C), padded with zeros at the bottom and right."""
     B, H, W, C = x.shape
-    if H % size or W % size:
-        x = F.pad(x, (0, 0, 0, -W % size, 0, -H % size))
+    x = F.pad(x, (0, 0, 0, -W % size, 0, -H % size))
     rows, cols = x.shape[1] // size, x.shape[2] // size
     return x.view(B, rows, size, cols, size, C).transpose(2, 3).reshape(-1, size, size, C)
 
@@ -49,59 +45,56 @@ class PatchEmbed(nn.Module):
         return self.proj(x).permute(0, 2, 3, 1)
 
 
-class WindowAttention(nn.Module):
-    """Self-attention inside windows (window = 0: over the whole map), with max-pooled queries where the map shrinks."""
+class HieraAttention(nn.Module):
+    """Self-attention of a window or of a whole map; with q_pool the queries are max-pooled 2 x 2, and so the output."""
 
-    def __init__(self, dim: int, dim_out: int, heads: int, window: int, shrink: bool):
+    def __init__(self, dim: int, dim_out: int, heads: int, q_pool: bool):
         super().__init__()
-        self.heads, self.window, self.shrink = heads, window, shrink
+        self.heads, self.q_pool = heads, q_pool
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        H, W = (s // 2 if self.shrink else s for s in x.shape[1:3])
-        if self.window and (x.shape[1] % self.window or x.shape[2] % self.window):
-            # Tokens of the padding are zeros, so their projection is the bias: only the others are projected.
-            qkv = to_windows(F.linear(x, self.qkv.weight), self.window) + self.qkv.bias
-        else:
-            qkv = self.qkv(to_windows(x, self.window) if self.window else x)
-        q, k, v = qkv.chunk(3, -1)  # each (B * windows, size, size, C')
-        if self.shrink:
-            q = pool(q)
-        rows, cols = q.shape[1:3]
-        # (B, size, size, h * d) -> (B, h, N, d)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v of each window: q, k and v (B, H, W, h * d) -> as forward."""
+        q = max_pool(q) if self.q_pool else q
+        H, W = q.shape[1:3]
+        # (B, H, W, h * d) -> (B, h, H * W, d)
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v)
-        x = x.transpose(1, 2).reshape(-1, rows, cols, self.proj.in_features)  # (B, h, N, d) -> (B, rows, cols, C')
-        if self.window:
-            x = from_windows(x, H, W)
-        return self.proj(x)
+        return x.transpose(1, 2).flatten(2).unflatten(1, (H, W))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C'), with q_pool (B, H / 2, W / 2, C')."""
+        return self.proj(self.attend(*self.qkv(x).chunk(3, -1)))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block; the first block of a later stage doubles the channels and halves the map."""
+class HieraBlock(nn.Module):
+    """Pre-norm transformer block, in windows of `window` x `window` tokens or (window = 0) over the whole map.
+
+    The first block of a later stage doubles the channels and halves the map.
+    """
 
     def __init__(self, dim: int, dim_out: int, heads: int, window: int):
         super().__init__()
-        self.shrink = dim != dim_out
+        self.window, self.q_pool = window, dim != dim_out
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = WindowAttention(dim, dim_out, heads, window, self.shrink)
+        self.attn = HieraAttention(dim, dim_out, heads, self.q_pool)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
         self.mlp = MLP(dim_out, 4 * dim_out, dim_out, activation=F.gelu)
-        if self.shrink:
+        if self.q_pool:
             self.proj = nn.Linear(dim, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not self.attn.window:
-            return self.whole(x)
-        # Windows do not see each other: a CPU takes a few rows of them at a time, which then stay in its cache.
-        rows = max(1, CPU_TOKENS // (self.attn.window * x.shape[2])) * self.attn.window
-        return torch.cat([self.whole(strip) for strip in x.split(rows, 1)], 1)
+    def attend(self, x: Tensor) -> Tensor:
+        """Attention in each window: (B, H, W, C) -> (B, H', W', C')."""
+        if not self.window:
+            return self.attn(x)
+        H, W = (side // 2 if self.q_pool else side for side in x.shape[1:3])
+        return from_windows(self.attn(to_windows(x, self.window)), H, W)
 
-    def whole(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C')."""
         y = self.norm1(x)
-        x = (pool(self.proj(y)) if self.shrink else x) + self.attn(y)
+        x = (max_pool(self.proj(y)) if self.q_pool else x) + self.attend(y)
         return x + self.mlp(self.norm2(x))
 
 
@@ -132,18 +125,13 @@ class Hiera(nn.Module):
                 # The first block of a stage still sees the previous stage's map, hence its window.
                 window = 0 if len(self.blocks) in global_blocks else windows[stage - first]
                 width = dim << stage
-                self.blocks.append(Block(width // 2 if first else width, width, heads << stage, window))
-        self.position_cache = ParameterCache()
+                self.blocks.append(HieraBlock(width // 2 if first else width, width, heads << stage, window))
 
     def position(self, height: int, width: int) -> Tensor:
         """The coarse embedding stretched over the map plus the window embedding repeated: (1, H, W, C)."""
-
-        def make() -> Tensor:
-            coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
-            size = self.pos_embed_window.shape[-1]
-            return (coarse + self.pos_embed_window.tile(height // size, width // size)).permute(0, 2, 3, 1)
-
-        return self.position_cache.get([self.pos_embed, self.pos_embed_window], (height, width), make)
+        coarse = F.interpolate(self.pos_embed, size=(height, width), mode="bicubic")
+        size = self.pos_embed_window.shape[-1]
+        return (coarse + self.pos_embed_window.tile(height // size, width // size)).permute(0, 2, 3, 1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.patch_embed(x)
@@ -168,34 +156,18 @@ class Neck(nn.Module):
         for conv, width in zip(self.convs, reversed(widths)):
             conv.add_module("conv", nn.Conv2d(width, dim, 1))
 
-    def weights(self, level: int) -> tuple[Tensor, Tensor]:
-        """Weight (C, width) and bias of a level, 0 = finest."""
-        conv = self.convs[len(self.convs) - 1 - level].conv
-        return conv.weight.flatten(1), conv.bias
-
-    def forward(self, stages: list[Tensor]) -> Tensor:
-        """The stride 16 map, (B, H, W, dim)."""
-        coarse = F.linear(stages[3], *self.weights(3))
-        fine = F.linear(stages[2], *self.weights(2))
-        B, H, W, C = fine.shape
-        # Each coarse cell is added to the 2 x 2 fine cells that it covers.
-        fine = fine.view(B, H // 2, 2, W // 2, 2, C) + coarse[:, :, None, :, None]
-        return fine.view(B, H, W, C)
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Trunk maps (B, H, W, C) of strides 4 to 32 -> (B, dim, H, W) of strides 4, 8 and 16."""
+        s4, s8, s16, s32 = (conv(x.permute(0, 3, 1, 2)) for conv, x in zip(reversed(self.convs), stages))
+        return s4, s8, s16 + F.interpolate(s32, scale_factor=2.0, mode="nearest")
 
 
 class ImageEncoder(nn.Module):
-    """Trunk and neck. forward gives the two finest trunk maps and the neck's stride 16 map, all (B, H, W, C)."""
+    """Trunk and neck: images (B, 3, S, S) -> maps (B, dim, H, W) of strides 4, 8 and 16."""
 
     def __init__(self, trunk: Hiera, neck: Neck):
         super().__init__()
         self.trunk, self.neck = trunk, neck
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stages = self.trunk(x)
-        return stages[0], stages[1], self.neck(stages)
-
-    def folded(self, level: int, x: Tensor, conv: nn.Conv2d) -> Tensor:
-        """The neck's level (0 or 1) followed by another 1 x 1 convolution, as one product: (B, H, W, conv width)."""
-        weight, bias = self.neck.weights(level)
-        after = conv.weight.flatten(1)
-        return F.linear(x, after @ weight, after @ bias + conv.bias)
+        return self.neck(self.trunk(x))

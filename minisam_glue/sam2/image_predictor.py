@@ -18,17 +18,16 @@ from torch import Tensor
 from ..pixels import to_rgb
 from .components import clean
 from .model import SAM2, ImageFeatures
-from .pixels import Array, image_pixels, numbers, prompt_points
+from .preprocess import Array, finite_tensor, image_pixels, prompt_points
 
 
 @dataclass
-class Prediction:
-    """masks (B, M, H, W): bool, or logits if asked for; scores (B, M): predicted IoU, 0 to 1;
-    low_res (B, M, S / 4, S / 4): logits clamped to +-32, to be given back as a mask prompt."""
+class MaskPrediction:
+    """The masks of B prompts on an image, M for each."""
 
-    masks: Tensor
-    scores: Tensor
-    low_res: Tensor
+    masks: Tensor  # (B, M, H, W): bool, or logits if asked for
+    scores: Tensor  # (B, M): predicted IoU, 0 to 1
+    low_res: Tensor  # (B, M, S / 4, S / 4): logits clamped to +-32, to be given back as a mask prompt
 
 
 class ImagePredictor:
@@ -36,6 +35,7 @@ class ImagePredictor:
 
     max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
     chunk: prompts decoded at once, by default 4 on a CPU, whose cache they should fit, and 32 elsewhere.
+    Raises ValueError for a chunk below 1.
     """
 
     def __init__(self, model: SAM2, max_hole: int = 0, max_sprinkle: int = 0, chunk: int | None = None):
@@ -57,8 +57,7 @@ class ImagePredictor:
             raise ValueError("no images: give at least one")
         arrays = [to_rgb(image) for image in images]
         size, device = self.model.config.image_size, self.model.device
-        features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
-        self.features = ImageFeatures(features.tokens + self.model.no_mem_embed, features.high)
+        self.features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
         self.sizes = [a.shape[:2] for a in arrays]
 
     @torch.inference_mode()
@@ -71,13 +70,13 @@ class ImagePredictor:
         multimask: bool = False,
         logits: bool = False,
         image: int = 0,
-    ) -> Prediction:
+    ) -> MaskPrediction:
         """Masks for B prompts on one image.
 
         boxes: (4,) or (B, 4) xyxy pixels. points: (P, 2) or (B, P, 2) xy pixels, with labels of the same leading
         shape, 1 positive and 0 negative. mask: logits (S / 4, S / 4), with or without leading axes of 1 or B, as in
-        Prediction.low_res. One set of points or one mask serves all boxes. multimask gives three masks per prompt, for
-        prompts that may mean several things, such as one click; otherwise one mask, chosen by its stability.
+        MaskPrediction.low_res. One set of points or one mask serves all boxes. multimask gives three masks per prompt,
+        for prompts that may mean several things, such as one click; otherwise one mask, chosen by its stability.
         No boxes, (0, 4), give no masks. Raises ValueError for prompts that are missing, malformed or not finite.
         """
         if self.features is None:
@@ -89,7 +88,7 @@ class ImagePredictor:
         for i in range(0, max(len(xy), 1), self.chunk):
             chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
             parts.append(self.decode(image, *chunk, multimask, logits))
-        return Prediction(*(torch.cat([getattr(p, name) for p in parts]) for name in ("masks", "scores", "low_res")))
+        return MaskPrediction(*(torch.cat([getattr(p, k) for p in parts]) for k in ("masks", "scores", "low_res")))
 
     def prompts(
         self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None, size: tuple[int, int]
@@ -99,7 +98,7 @@ class ImagePredictor:
         found = prompt_points(boxes, points, labels, size, self.model.config.image_size)
         if mask is not None:
             side = self.model.config.image_size // 4
-            mask = numbers(mask, "mask")
+            mask = finite_tensor(mask, "mask")
             if mask.shape[-2:] != (side, side) or mask.ndim > 4 or (mask.ndim == 4 and mask.shape[1] != 1):
                 raise ValueError(
                     f"mask has shape {tuple(mask.shape)}: give logits ({side}, {side}) or "
@@ -120,16 +119,12 @@ class ImagePredictor:
 
     def decode(
         self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool, logits: bool
-    ) -> Prediction:
+    ) -> MaskPrediction:
         """One chunk of prompts."""
-        (H, W), features, count = self.sizes[image], self.features[image], 3 if multimask else 1
-        if not len(xy):
-            side = self.model.config.image_size // 4
-            empty = torch.zeros(0, count, H, W, device=xy.device)
-            low = empty.new_zeros(0, count, side, side)
-            return Prediction(empty if logits else empty.bool(), empty[..., 0, 0], low)
-        out = self.model.decode(features.tokens, features.high, xy, labels, mask, multimask)
+        features, size = self.features[image : image + 1], self.sizes[image]
+        tokens = self.model.without_memory(features)
+        out = self.model.decode(tokens, features.high_res, xy, labels, mask, multimask)
         low = out.masks.float()
         full = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)
-        full = F.interpolate(full, size=(H, W), mode="bilinear", align_corners=False)
-        return Prediction(full if logits else full > 0, out.ious.float(), low.clamp(-32, 32))
+        full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
+        return MaskPrediction(full if logits else full > 0, out.ious.float(), low.clamp(-32, 32))

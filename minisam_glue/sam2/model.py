@@ -1,8 +1,9 @@
 """SAM 2 and SAM 2.1: configuration, presets, the model, and loading of official checkpoints.
 
 Ravi et al., arXiv 2408.00714. Attribute names are the official state-dict keys, so checkpoints load strictly
-and without a table. Methods are the stages of the paper's figure 3: encode_image, condition (on memory),
-decode, encode_memory. Left out: training, and options that have one value in every published checkpoint.
+and without a table. Methods are the stages of the paper's figure 3: encode_image, condition_on_memory, decode,
+encode_memory. fast.py has equal and faster forms of it. Left out: training, and options that have one value in
+every published checkpoint.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from torch import Tensor
 from ..layers import MLP
 from .hiera import Hiera, ImageEncoder, Neck
 from .layers import resize_antialiased, sine_position_1d, sine_position_2d
-from .mask_decoder import Decoded, MaskDecoder, nest
-from .memory import POINTERS, SLOTS, MemoryAttention, MemoryEncoder, Recall
+from .mask_decoder import Decoded, MaskDecoder
+from .memory import MemoryAttention, MemoryEncoder
+from .memory_bank import POINTERS, SLOTS, MemorySelection
 from .prompt_encoder import NO_POINT, PromptEncoder
 
 ABSENT = -1024.0  # mask logit of an object that is not in the frame
@@ -109,27 +111,23 @@ PRESETS = {
 
 @dataclass
 class ImageFeatures:
-    """tokens (B, N, C) at stride 16; high: the maps of stride 4 and 8 for the mask decoder, in nested order.
+    """What the model keeps of B images: all that prompts and memories need."""
 
-    begun: where memory attention begins, the same for all objects, made by the first of them.
-    """
+    tokens: Tensor  # (B, N, C), stride 16
+    high_res: tuple[Tensor, Tensor]  # for the mask decoder: (B, c0, 4 h, 4 w) and (B, c1, 2 h, 2 w)
 
-    tokens: Tensor
-    high: tuple[Tensor, Tensor]  # (B, N, 16, c0), (B, N, 4, c1), channels as in MaskDecoder
-    begun: Tensor | None = None  # (1, N, C)
-
-    def __getitem__(self, i: int) -> "ImageFeatures":
-        """The features of one image, as a batch of one."""
-        return ImageFeatures(self.tokens[i : i + 1], (self.high[0][i : i + 1], self.high[1][i : i + 1]))
+    def __getitem__(self, rows: slice | Tensor) -> "ImageFeatures":
+        """The features of some of the images, by a slice or by their numbers."""
+        return type(self)(self.tokens[rows], (self.high_res[0][rows], self.high_res[1][rows]))
 
 
 @dataclass
 class ObjectOutput:
-    """logits (B, S / 4, S / 4) fp32, pointer (B, C), presence (B,): logit, positive where the object is there."""
+    """The masks of B objects on a frame, and what their memories take from the decoder."""
 
-    logits: Tensor
-    pointer: Tensor
-    presence: Tensor
+    logits: Tensor  # (B, S / 4, S / 4), fp32
+    pointer: Tensor  # (B, C)
+    object_score_logits: Tensor  # (B,), positive where the object is in the frame
 
 
 class SAM2(nn.Module):
@@ -164,6 +162,7 @@ class SAM2(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.no_mem_embed.device
 
     def resize(self, image_size: int) -> None:
@@ -171,89 +170,96 @@ class SAM2(nn.Module):
         self.config = replace(self.config, image_size=image_size)
         self.sam_prompt_encoder.resize(image_size)
 
-    @property
-    def grid(self) -> int:
-        """Image tokens along a side."""
-        return self.config.image_size // 16
-
-    @property
-    def pointer_tokens(self) -> int:
-        """Memory tokens that an object pointer is cut into."""
-        return self.config.dim // self.config.mem_dim
+    # --- An image and its prompts -----------------------------------------------------------------------------
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """(B, 3, S, S) -> features. The decoder's 1 x 1 convolutions on the finer maps are part of it."""
-        fine, middle, tokens = self.image_encoder(images.to(self.no_mem_embed.dtype))
-        s0 = self.image_encoder.folded(0, fine, self.sam_mask_decoder.conv_s0)
-        s1 = self.image_encoder.folded(1, middle, self.sam_mask_decoder.conv_s1)
-        return ImageFeatures(tokens.flatten(1, 2), (nest(s0, self.grid), nest(s1, self.grid)))
+        s4, s8, s16 = self.image_encoder(images.to(self.no_mem_embed.dtype))
+        decoder = self.sam_mask_decoder
+        return ImageFeatures(s16.flatten(2).mT, (decoder.conv_s0(s4), decoder.conv_s1(s8)))
+
+    def without_memory(self, features: ImageFeatures) -> Tensor:
+        """Image tokens (B, N, C) for the decoder where there is no memory: of an image, or of a first frame."""
+        return features.tokens + self.no_mem_embed
 
     def decode(
         self,
         tokens: Tensor,
-        high: tuple[Tensor, Tensor],
-        points: Tensor,
-        labels: Tensor,
-        mask: Tensor | None,
-        multimask: bool,
-        best_only: bool = False,
-    ) -> Decoded:
-        """Image tokens (B or 1, N, C) and prompts in the model's pixels -> masks; see PromptEncoder, MaskDecoder."""
-        sparse, dense = self.sam_prompt_encoder(points, labels, mask)
-        image_pe = self.sam_prompt_encoder.image_position()
-        return self.sam_mask_decoder(tokens + dense, image_pe, sparse, high, multimask, best_only)
-
-    def decode_object(
-        self,
-        tokens: Tensor,
-        high: tuple[Tensor, Tensor],
+        high_res: tuple[Tensor, Tensor],
         points: Tensor | None = None,
         labels: Tensor | None = None,
         mask: Tensor | None = None,
         multimask: bool = False,
-    ) -> ObjectOutput:
-        """As decode, for video: the best mask, the object pointer, and what absence makes of both."""
-        if points is None:
-            points, labels = self.no_points(len(tokens))
-        return self.as_object(self.decode(tokens, high, points, labels, mask, multimask, best_only=True))
+    ) -> Decoded:
+        """Image tokens (B or 1, N, C) and prompts in the model's pixels -> masks; see PromptEncoder, MaskDecoder.
 
-    def no_points(self, count: int) -> tuple[Tensor, Tensor]:
-        """What the official model gives where nothing is prompted: one point that is none, (count, 1, 2), its label."""
-        return (torch.zeros(count, 1, 2, device=self.device), torch.full((count, 1), NO_POINT, device=self.device))
+        Without points there is one per object that is none, as in the official model.
+        """
+        if points is None:
+            count = len(tokens) if mask is None else len(mask)
+            points = torch.zeros(count, 1, 2, device=self.device)
+            labels = torch.full((count, 1), NO_POINT, device=self.device)
+        sparse, dense = self.sam_prompt_encoder(points, labels, mask)
+        image_pe = self.sam_prompt_encoder.image_position()
+        return self.sam_mask_decoder(tokens + dense, image_pe, sparse, high_res, multimask)
+
+    # --- A frame and its objects ------------------------------------------------------------------------------
 
     def as_object(self, out: Decoded) -> ObjectOutput:
         """The mask of the highest predicted IoU and its pointer, or what absence makes of both."""
         row, best = torch.arange(len(out.ious), device=out.ious.device), out.ious.argmax(1)
-        there = (out.presence > 0)[:, None]
+        there = (out.object_score_logits > 0)[:, None]
         logits = torch.where(there[..., None], out.masks[row, best].float(), ABSENT)
         pointer = torch.where(there, self.obj_ptr_proj(out.tokens[row, best]), self.no_obj_ptr)
-        return ObjectOutput(logits, pointer, out.presence)
-
-    def decode_given_mask(self, features: ImageFeatures, mask: Tensor) -> ObjectOutput:
-        """A mask prompt (1, 1, S, S) of zeros and ones is its own output; only the pointer comes from the decoder."""
-        return self.as_given(mask, self.decode_mask(features, mask))
+        return ObjectOutput(logits, pointer, out.object_score_logits)
 
     def decode_mask(self, features: ImageFeatures, mask: Tensor) -> Decoded:
-        """What the decoder makes of mask prompts (B, 1, S, S)."""
+        """What the decoder makes of masks (B, 1, S, S) of zeros and ones that are given as prompts of a video."""
         prompt = self.mask_downsample(mask.to(self.no_mem_embed.dtype))
-        return self.decode(features.tokens, features.high, *self.no_points(len(mask)), prompt, multimask=False)
+        return self.decode(features.tokens, features.high_res, mask=prompt)
 
     def as_given(self, mask: Tensor, out: Decoded) -> ObjectOutput:
-        """Mask prompts (B, 1, S, S) as they are, with the pointers that the decoder found."""
-        logits, there = resize_antialiased(20 * mask - 10, self.config.image_size // 4)[:, 0], mask.flatten(1).any(1)
+        """Such masks (B, 1, S, S) as they are; only the pointers are the decoder's."""
+        logits = resize_antialiased(20 * mask - 10, self.config.image_size // 4)[:, 0]
+        there = mask.flatten(1).any(1)
         pointer = torch.where(there[:, None], self.as_object(out).pointer, self.no_obj_ptr)
         return ObjectOutput(logits, pointer, 20.0 * there - 10)
 
-    def memory_position(self, recall: Recall, pointer_count: int) -> Tensor:
-        """Positions of the memory tokens and pointers of a recall: (1, M, c), c = mem_dim."""
-        place = sine_position_2d(self.grid, self.grid, self.config.mem_dim, self.device)
+    def encode_memory(self, features: ImageFeatures, out: ObjectOutput, prompted: bool) -> Tensor:
+        """Objects on a frame -> memory maps (B, N, mem_dim) in bfloat16. Masks of prompted frames are made binary."""
+        size = (self.config.image_size,) * 2
+        logits = F.interpolate(out.logits[:, None], size=size, mode="bilinear", align_corners=False)
+        masks = (logits > 0).float() if prompted else logits.sigmoid()
+        tokens = self.memory_encoder(features.tokens, 20 * masks - 10)
+        if self.config.no_obj_embed_spatial:
+            tokens = tokens + (out.object_score_logits <= 0)[:, None, None] * self.no_obj_embed_spatial
+        return tokens.to(torch.bfloat16)
+
+    def condition_on_memory(
+        self, features: ImageFeatures, selections: list[MemorySelection], pointer_count: int = POINTERS
+    ) -> Tensor:
+        """The frame as it looks to B objects that remember: (B, N, C). selections: one per object, of one layout."""
+        return self.memory_attention(
+            features.tokens, self.grid_position(self.config.dim), *self.memory_inputs(selections, pointer_count)
+        )
+
+    def grid_position(self, dim: int) -> Tensor:
+        """Sine positions of the image tokens: (N, dim)."""
+        grid = self.config.image_size // 16
+        return sine_position_2d(grid, grid, dim, self.device)
+
+    def memory_inputs(self, selections: list[MemorySelection], pointer_count: int) -> tuple[Tensor, Tensor, int]:
+        """Memory tokens (B, M, c), their positions (1, M, c), and how many tokens at the end are pointers'."""
+        mem_dim, first = self.config.mem_dim, selections[0]
+        memory = torch.stack([s.tokens(mem_dim) for s in selections])
+        place, pieces = self.grid_position(mem_dim), self.config.dim // mem_dim
         # Slot 0 has the last embedding, the newest memory the first.
-        parts = [place + self.maskmem_tpos_enc[SLOTS - 1 - slot, 0] for slot, _ in recall.recent]
-        if recall.pointers:
-            offsets = torch.tensor([float(offset) for offset, _ in recall.pointers], device=self.device)
-            position = self.pointer_position(offsets / max(pointer_count - 1, 1))
-            parts.append(position.repeat_interleave(self.pointer_tokens, 0))
-        return torch.cat(parts)[None]
+        position = [place + self.maskmem_tpos_enc[SLOTS - 1 - slot, 0] for slot, _ in first.maps]
+        if first.pointers:
+            offsets = torch.tensor([float(offset) for offset, _ in first.pointers], device=self.device)
+            pointer_position = self.pointer_position(offsets / max(pointer_count - 1, 1))
+            position.append(pointer_position.repeat_interleave(pieces, 0))  # all pieces of a pointer have its position
+        return memory, torch.cat(position)[None], len(first.pointers) * pieces
 
     def pointer_position(self, offsets: Tensor) -> Tensor:
         """Temporal offsets (P,), divided by the number of pointers less one -> (P, mem_dim)."""
@@ -265,39 +271,6 @@ class SAM2(nn.Module):
         if not config.proj_tpos_enc_in_obj_ptrs:
             return sine_position_1d(offsets, config.mem_dim)
         return self.obj_ptr_tpos_proj(sine_position_1d(offsets, config.dim).to(self.obj_ptr_tpos_proj.weight.dtype))
-
-    def condition(self, features: ImageFeatures, recalls: list[Recall], pointer_count: int = POINTERS) -> Tensor:
-        """The frame as each object's memories see it: (B, N, C). The recalls, one per object, have one layout."""
-        dtype = features.tokens.dtype
-        memory = torch.stack(
-            [
-                torch.cat(
-                    [
-                        *(m.tokens.to(dtype) for _, m in r.recent),
-                        *(m.pointer.to(dtype).view(-1, self.config.mem_dim) for _, m in r.pointers),
-                    ]
-                )
-                for r in recalls
-            ]
-        )  # (B, F * N + p P, c): a pointer is p tokens
-        position = self.memory_position(recalls[0], pointer_count)
-        if features.begun is None:
-            place = sine_position_2d(self.grid, self.grid, self.config.dim, self.device)
-            features.begun = self.memory_attention.begin(features.tokens, place)
-        return self.memory_attention(features.begun, memory, position, len(recalls[0].pointers) * self.pointer_tokens)
-
-    def encode_memory(self, features: ImageFeatures, logits: Tensor, presence: Tensor, prompted: bool) -> Tensor:
-        """Mask logits (B, S / 4, S / 4) on a frame -> memory tokens (B, N, mem_dim) in bfloat16.
-
-        Masks of prompted frames are made binary first.
-        """
-        size = (self.config.image_size,) * 2
-        logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
-        masks = (logits > 0).float() if prompted else logits.sigmoid()
-        tokens = self.memory_encoder(features.tokens, 20 * masks - 10)
-        if self.config.no_obj_embed_spatial:
-            tokens = tokens + (presence <= 0)[:, None, None] * self.no_obj_embed_spatial
-        return tokens.to(torch.bfloat16)
 
 
 def build(preset: str | SAM2Config) -> SAM2:
@@ -337,12 +310,4 @@ def load(path: str | PathLike, preset: str | SAM2Config | None = None) -> SAM2:
     with torch.device("meta"):  # no time for random weights that are replaced at once
         model = build(preset or preset_of(state))
     model.load_state_dict(state, strict=True, assign=True)
-    return model
-
-
-def compile_model(model: SAM2) -> SAM2:
-    """Compile the heavy parts in place with torch.compile; the first calls are slow, the masks stay the same."""
-    model.image_encoder.compile(dynamic=False)
-    model.memory_encoder.compile()
-    model.memory_attention.compile(dynamic=True)  # the memory grows during the first frames
     return model

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .layers import LayerNorm2d, ParameterCache
+from .layers import LayerNorm2d
 
 # Point labels, as in SAM: -1 no point, 0 negative, 1 positive, 2 top-left corner, 3 bottom-right corner.
 NO_POINT, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(-1, 4)
@@ -51,7 +51,6 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(16, dim, 1),
         )
         self.no_mask_embed = nn.Embedding(1, dim)
-        self.image_position_cache = ParameterCache()
 
     def resize(self, image_size: int) -> None:
         """Take prompts on images of this side, in pixels."""
@@ -66,14 +65,10 @@ class PromptEncoder(nn.Module):
 
     def image_position(self) -> Tensor:
         """The positions of the image tokens, encoded as points are: (1, N, C)."""
-        matrix = self.pe_layer.positional_encoding_gaussian_matrix
-
-        def make() -> Tensor:
-            centre = (torch.arange(self.grid, device=matrix.device) + 0.5) / self.grid
-            y, x = torch.meshgrid(centre, centre, indexing="ij")
-            return self.pe_layer(torch.stack((x, y), -1).view(1, -1, 2)).to(matrix.dtype)
-
-        return self.image_position_cache.get([matrix], (self.grid,), make)
+        weight = self.no_mask_embed.weight
+        centre = (torch.arange(self.grid, device=weight.device) + 0.5) / self.grid
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        return self.pe_layer(torch.stack((x, y), -1)).flatten(0, 1)[None].to(weight.dtype)
 
     def forward(self, points: Tensor, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """points (B, P, 2), labels (B, P) with P >= 0, mask logits (B, 1, S / 4, S / 4) or None.

@@ -6,12 +6,13 @@
     for frame in frames:
         masks = tracker.step(frame).masks()  # bool (objects, H, W)
 
-SAM 2, arXiv 2408.00714, sections 4 and 5. What is held does not grow with the number of frames: of each object
-the prompted frames, six memories, fifteen pointers. Left out: reading and writing of video.
+SAM 2, arXiv 2408.00714, sections 4 and 5. What is kept does not grow with the number of frames: see memory_bank.py.
+Left out: reading and writing of video.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,23 +23,20 @@ from torch import Tensor
 from ..pixels import to_rgb
 from .components import clean
 from .layers import resize_antialiased
-from .memory import POINTERS, FrameMemory, MemoryBank, Recall
+from .memory_bank import POINTERS, FrameMemory, MemoryBank, MemorySelection, held_bytes
 from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput
-from .pixels import Array, frame_pixels, numbers, prompt_points
+from .preprocess import Array, finite_tensor, frame_pixels, prompt_points
 
 
 @dataclass
 class FrameResult:
-    """The objects on one frame. low_res: logits (O, S / 4, S / 4); presence (O,): logits, positive where the object is.
-
-    Masks of absent objects are empty. Objects come in the order in which they were first prompted.
-    """
+    """The masks of O objects on one frame, in the order in which the objects were first prompted."""
 
     frame: int
     ids: list[int]
-    low_res: Tensor
-    presence: Tensor
-    size: tuple[int, int]
+    low_res: Tensor  # (O, S / 4, S / 4): logits
+    object_score_logits: Tensor  # (O,): positive where the object is in the frame; else its mask is empty
+    size: tuple[int, int]  # (height, width) of the video
     non_overlap: bool
 
     @torch.inference_mode()
@@ -62,9 +60,9 @@ class TrackedObject:
     """An object's memories; by frame, the direction in which it was tracked and the clicks it got."""
 
     id: int
-    cohort: int
+    added_at: int  # how many times frames had been tracked before it came
     bank: MemoryBank = field(default_factory=MemoryBank)
-    visited: dict[int, bool] = field(default_factory=dict)
+    visited: dict[int, bool] = field(default_factory=dict)  # True: tracked in reverse
     clicks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
@@ -81,6 +79,7 @@ class VideoTracker:
     non_overlap: each pixel of the output belongs to at most one object.
     max_prompted: of more prompted frames only the nearest are attended to, and kept.
     stride: memories of every stride-th frame, instead of the last six.
+    Raises ValueError for numbers that are too small.
     """
 
     def __init__(
@@ -119,6 +118,8 @@ class VideoTracker:
         self.size: tuple[int, int] | None = None
         self.passes = 0
 
+    # --- Frames -----------------------------------------------------------------------------------------------
+
     def step(self, image: np.ndarray | Image.Image) -> FrameResult:
         """Show the next frame, uint8 (H, W, 3) or Pillow, and track all objects on it."""
         self.seek(self.frame + 1, image)
@@ -126,7 +127,10 @@ class VideoTracker:
 
     @torch.inference_mode()
     def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
-        """Make `image`, which is frame number `frame`, the current one, without tracking."""
+        """Make `image`, which is frame number `frame`, the current one, without tracking.
+
+        Raises ValueError for a negative number, and for an image of another size than the frames before.
+        """
         if frame == self.frame and self.features is not None:
             return
         if frame < 0:
@@ -145,6 +149,37 @@ class VideoTracker:
                 obj.visited.clear()
                 obj.clicks.clear()
 
+    def current(self) -> ImageFeatures:
+        """The features of the current frame. Raises ValueError before the first one."""
+        if self.features is None:
+            raise ValueError("no frame yet: call step or seek first")
+        return self.features
+
+    def propagate(
+        self,
+        frames: Iterable[np.ndarray | Image.Image],
+        start: int | None = None,
+        reverse: bool = False,
+        count: int | None = None,
+    ) -> Iterator[FrameResult]:
+        """Track through a video: from frame `start`, by default the earliest prompted one, to its end or beginning.
+
+        frames: the whole video from frame 0 on; an iterator, or for reverse a sequence. Each frame is read when it
+        is due, and then let go. count: how many frames at most. Raises ValueError without a prompted object, for
+        reverse without a sequence, and for a start beyond its end.
+        """
+        prompted = [t for obj in self.objects.values() for t in obj.bank.prompted]
+        if not prompted:
+            raise ValueError("nothing to track: prompt an object first")
+        start = min(prompted) if start is None else start
+        if reverse and not indexable(frames):
+            raise ValueError("reverse needs frames that can be indexed: give a sequence or an array (T, H, W, 3)")
+        for index, image in islice(walk(frames, start, reverse), count):
+            self.seek(index, image)
+            yield self.track(reverse)
+
+    # --- Prompts ----------------------------------------------------------------------------------------------
+
     @torch.inference_mode()
     def prompt(
         self,
@@ -161,13 +196,13 @@ class VideoTracker:
         mask (H, W) of the whole object. Clicks on a known object correct the mask it has on this frame; keep_clicks
         adds them to earlier clicks here. Raises ValueError for malformed prompts, and then changes nothing.
         """
-        if self.features is None:
-            raise ValueError("no frame yet: call step or seek first")
+        features = self.current()
         obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
         if mask is not None:
             if box is not None or points is not None:
                 raise ValueError("a mask is a whole prompt: give it without box and points")
-            clicks, out = None, self.model.decode_given_mask(self.features, self.mask_prompt(mask))
+            clicks, given = None, self.mask_prompt(mask)
+            out = self.model.as_given(given, self.model.decode_mask(features, given))
         else:
             clicks = self.clicks_prompt(obj, box, points, labels, keep_clicks)
             out = self.decode_clicks(obj, *clicks)
@@ -197,32 +232,30 @@ class VideoTracker:
 
     def mask_prompt(self, mask: Array) -> Tensor:
         """(H, W) -> (1, 1, S, S) of zeros and ones."""
-        mask = numbers(mask, "mask").to(self.model.device)
+        mask = finite_tensor(mask, "mask").to(self.model.device)
         if mask.shape != self.size:
             raise ValueError(f"mask has shape {tuple(mask.shape)}: give (height, width) = {self.size} of the frame")
         side = self.model.config.image_size
         mask = (mask > 0).float()[None, None]
-        if mask.shape[2:] == (side, side):
-            return mask
-        return (resize_antialiased(mask, side) >= 0.5).float()
+        return mask if mask.shape[2:] == (side, side) else (resize_antialiased(mask, side) >= 0.5).float()
 
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
         """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
-        tokens, high = self.features.tokens, self.features.high
         previous = obj.bank.get(self.frame)
         mask = previous.logits.clamp(-32, 32)[None, None] if previous and previous.logits is not None else None
         if self.frame in obj.visited and set(obj.bank.prompted) - {self.frame}:
-            recall = self.recall(obj, obj.visited[self.frame])
-            tokens = self.model.condition(self.features, [recall], self.pointer_count)
+            selection = self.select_memories(obj, obj.visited[self.frame])
+            tokens = self.model.condition_on_memory(self.features, [selection], self.pointer_count)
         else:
-            tokens = tokens + self.model.no_mem_embed
-        return self.model.decode_object(tokens, high, xy, labels, mask, multimask=xy.shape[1] <= 1)
+            tokens = self.model.without_memory(self.features)
+        multimask = xy.shape[1] <= 1  # one click may mean a part or the whole
+        return self.model.as_object(self.model.decode(tokens, self.features.high_res, xy, labels, mask, multimask))
 
     def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
         """Keep the answer to a prompt as the memory of the current frame."""
-        logits = self.clean(out.logits)
-        tokens = self.model.encode_memory(self.features, logits, out.presence, prompted=True)
-        memory = FrameMemory(out.pointer[0], out.presence[0], tokens[0], logits[0])
+        out = replace(out, logits=self.clean(out.logits))
+        tokens = self.model.encode_memory(self.features, out, prompted=True)
+        memory = FrameMemory(out.pointer[0], out.object_score_logits[0], tokens[0], out.logits[0])
         if self.sticky or self.frame not in obj.visited or self.frame in obj.bank.prompted:
             obj.bank.prompted[self.frame] = memory
             obj.bank.tracked.pop(self.frame, None)
@@ -230,16 +263,35 @@ class VideoTracker:
             obj.bank.tracked[self.frame] = memory
 
     @torch.inference_mode()
+    def look_at_boxes(self, boxes: Array) -> ObjectOutput:
+        """Masks for boxes (B, 4), xyxy in pixels of the video, on the current frame. They become no objects.
+
+        The frame is not encoded again. Raises ValueError before the first frame and for malformed boxes.
+        """
+        tokens, high_res = self.model.without_memory(self.current()), self.current().high_res
+        prompts = prompt_points(boxes, None, None, self.size, self.model.config.image_size)
+        xy, labels = (t.to(self.model.device) for t in prompts)
+        parts = [
+            self.model.as_object(self.model.decode(tokens, high_res, *chunk))
+            for chunk in zip(xy.split(self.chunk), labels.split(self.chunk))
+        ]
+        return ObjectOutput(*(torch.cat(t) for t in zip(*(vars(part).values() for part in parts))))
+
+    # --- Tracking ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
     def track(self, reverse: bool = False) -> FrameResult:
-        """Track all objects on the current frame; where an object was prompted it keeps that answer."""
-        if self.features is None:
-            raise ValueError("no frame yet: call step or seek first")
-        groups: dict[tuple, list[tuple[TrackedObject, Recall]]] = {}
+        """Track all objects on the current frame; where an object was prompted it keeps that answer.
+
+        reverse: the time of the video runs backwards. Raises ValueError before the first frame.
+        """
+        self.current()
+        groups: dict[tuple, list[tuple[TrackedObject, MemorySelection]]] = {}
         for obj in self.objects.values():
             if self.frame not in obj.bank.prompted:
-                recall = self.recall(obj, reverse)
+                selection = self.select_memories(obj, reverse)
                 # Objects that came at different times stay apart, so that a new one changes no bit of the others.
-                groups.setdefault((obj.cohort, recall.layout), []).append((obj, recall))
+                groups.setdefault((obj.added_at, selection.layout), []).append((obj, selection))
             obj.visited[self.frame] = reverse
         for group in groups.values():
             for i in range(0, len(group), self.chunk):
@@ -247,40 +299,18 @@ class VideoTracker:
         self.passes += 1
         return self.result()
 
-    def track_group(self, objects: Sequence[TrackedObject], recalls: Sequence[Recall]) -> None:
+    def track_group(self, objects: Sequence[TrackedObject], selections: Sequence[MemorySelection]) -> None:
         """Objects of equal memory layout on the current frame, as one batch."""
-        tokens = self.model.condition(self.features, list(recalls), self.pointer_count)
-        out = self.model.decode_object(tokens, self.features.high, multimask=True)
-        memory = self.model.encode_memory(self.features, out.logits, out.presence, prompted=False)
+        tokens = self.model.condition_on_memory(self.features, list(selections), self.pointer_count)
+        out = self.model.as_object(self.model.decode(tokens, self.features.high_res, multimask=True))
+        maps = self.model.encode_memory(self.features, out, prompted=False)
         logits = self.clean(out.logits)  # after the memory: it is made of the mask as decoded
-        for obj, *parts in zip(objects, out.pointer, out.presence, memory, logits):
+        for obj, *parts in zip(objects, out.pointer, out.object_score_logits, maps, logits):
             # Copies, so that no object keeps the memory of its whole group alive.
             obj.bank.tracked[self.frame] = FrameMemory(*(t.clone() for t in parts))
 
-    @torch.inference_mode()
-    def look_at_boxes(self, boxes: Array) -> ObjectOutput:
-        """Masks for boxes (B, 4), xyxy in pixels of the video, on the current frame. They become no objects.
-
-        The frame is not encoded again. Raises ValueError before the first frame and for malformed boxes.
-        """
-        if self.features is None:
-            raise ValueError("no frame yet: call step or seek first")
-        xy, labels = (
-            t.to(self.model.device) for t in prompt_points(boxes, None, None, self.size, self.model.config.image_size)
-        )
-        tokens, parts = self.features.tokens + self.model.no_mem_embed, []
-        for i in range(0, len(xy), self.chunk):
-            part = slice(i, i + self.chunk)
-            parts.append(self.model.decode_object(tokens, self.features.high, xy[part], labels[part]))
-        if not parts:
-            side = self.model.config.image_size // 4
-            return ObjectOutput(
-                tokens.new_zeros(0, side, side), tokens.new_zeros(0, tokens.shape[2]), tokens.new_zeros(0)
-            )
-        return ObjectOutput(*(torch.cat(t) for t in zip(*((p.logits, p.pointer, p.presence) for p in parts))))
-
-    def recall(self, obj: TrackedObject, reverse: bool) -> Recall:
-        return obj.bank.recall(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
+    def select_memories(self, obj: TrackedObject, reverse: bool) -> MemorySelection:
+        return obj.bank.select_memories(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
 
     def clean(self, logits: Tensor) -> Tensor:
         return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)
@@ -291,52 +321,16 @@ class VideoTracker:
         absent = torch.full((side, side), ABSENT, device=self.model.device)
         memories = [obj.bank.get(self.frame) for obj in self.objects.values()]
         logits = [absent if m is None or m.logits is None else m.logits for m in memories]
-        presence = [absent[0, 0] if m is None else m.presence.float() for m in memories]
+        scores = [absent[0, 0] if m is None else m.object_score_logits.float() for m in memories]
         low_res = torch.stack(logits) if logits else absent.new_zeros(0, side, side)
-        return FrameResult(
-            self.frame,
-            list(self.objects),
-            low_res,
-            torch.stack(presence) if presence else absent.new_zeros(0),
-            self.size,
-            self.non_overlap,
-        )
+        scores = torch.stack(scores) if scores else absent.new_zeros(0)
+        return FrameResult(self.frame, list(self.objects), low_res, scores, self.size, self.non_overlap)
 
-    def propagate(
-        self,
-        frames: Iterable[np.ndarray | Image.Image],
-        start: int | None = None,
-        reverse: bool = False,
-        count: int | None = None,
-    ) -> Iterator[FrameResult]:
-        """Track through a video: from frame `start`, by default the earliest prompted one, to its end or beginning.
-
-        frames: the whole video from frame 0 on; an iterator, or for reverse a sequence. Each frame is read when it
-        is due, and then let go. count: how many frames at most.
-        """
-        prompted = [t for obj in self.objects.values() for t in obj.bank.prompted]
-        if not prompted:
-            raise ValueError("nothing to track: prompt an object first")
-        start = min(prompted) if start is None else start
-        if reverse and not indexable(frames):
-            raise ValueError("reverse needs frames that can be indexed: give a sequence or an array (T, H, W, 3)")
-        for done, (index, image) in enumerate(walk(frames, start, reverse)):
-            if done == count:
-                return
-            self.seek(index, image)
-            yield self.track(reverse)
+    # --- What is kept -----------------------------------------------------------------------------------------
 
     def state(self) -> dict:
         """All that later frames depend on, as numbers and tensors that torch.save takes: see restore."""
-        objects = [
-            {
-                "id": obj.id,
-                "cohort": obj.cohort,
-                "prompted": {t: dict(vars(memory)) for t, memory in obj.bank.prompted.items()},
-                "tracked": {t: dict(vars(memory)) for t, memory in obj.bank.tracked.items()},
-            }
-            for obj in self.objects.values()
-        ]
+        objects = [{"id": o.id, "added_at": o.added_at, "bank": o.bank.state()} for o in self.objects.values()]
         return {"frame": self.frame, "size": self.size, "passes": self.passes, "objects": objects}
 
     def restore(self, state: dict) -> None:
@@ -348,19 +342,8 @@ class VideoTracker:
         self.frame, self.passes = state["frame"], state["passes"]
         self.size = state["size"] and tuple(state["size"])
         for kept in state["objects"]:
-            banks = (
-                {
-                    t: FrameMemory(
-                        **{
-                            name: None if value is None else value.to(self.model.device)
-                            for name, value in memory.items()
-                        }
-                    )
-                    for t, memory in kept[bank].items()
-                }
-                for bank in ("prompted", "tracked")
-            )
-            self.objects[kept["id"]] = TrackedObject(kept["id"], kept["cohort"], MemoryBank(*banks))
+            bank = MemoryBank.from_state(kept["bank"], self.model.device)
+            self.objects[kept["id"]] = TrackedObject(kept["id"], kept["added_at"], bank)
 
     def remove(self, object_id: int) -> None:
         """Forget one object. Raises ValueError if there is none of that id."""
@@ -370,15 +353,7 @@ class VideoTracker:
 
     def held_bytes(self) -> int:
         """Bytes of all tensors that are kept for later frames, and of the current frame's features."""
-        tensors = [] if self.features is None else [self.features.tokens, *self.features.high]
-        if self.features is not None and self.features.begun is not None:
-            tensors.append(self.features.begun)
-        for obj in self.objects.values():
-            tensors += [t for pair in obj.clicks.values() for t in pair]
-            for memory in (*obj.bank.prompted.values(), *obj.bank.tracked.values()):
-                tensors += [t for t in vars(memory).values() if t is not None]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
+        return held_bytes(self.features, self.objects)
 
 
 def indexable(frames: Iterable) -> bool:
@@ -387,13 +362,11 @@ def indexable(frames: Iterable) -> bool:
 
 
 def walk(frames: Iterable, start: int, reverse: bool) -> Iterator[tuple[int, object]]:
-    """(index, frame) from `start` to the end, or in reverse to frame 0."""
-    if indexable(frames):
-        if not 0 <= start < len(frames):
-            raise ValueError(f"start {start}: the video has {len(frames)} frames, counted from 0")
-        for index in range(start, -1, -1) if reverse else range(start, len(frames)):
-            yield index, frames[index]
+    """(index, frame) from `start` to the end, or in reverse to frame 0. ValueError for a start beyond the end."""
+    if not indexable(frames):
+        yield from islice(enumerate(frames), start, None)
         return
-    for index, image in enumerate(frames):
-        if index >= start:
-            yield index, image
+    if not 0 <= start < len(frames):
+        raise ValueError(f"start {start}: the video has {len(frames)} frames, counted from 0")
+    for index in range(start, -1, -1) if reverse else range(start, len(frames)):
+        yield index, frames[index]

@@ -6,21 +6,23 @@ from functools import lru_cache
 import parity
 import torch
 
-from minisam_glue.sam2 import SAM2, SAM2Config
+from minisam_glue.sam2 import SAM2, SAM2Config, accelerate
 from minisam_glue.sam2.model import first_release
 
 CONFIG = SAM2Config(embed_dim=8, stages=(1, 1, 2, 1), global_att_blocks=(3,), image_size=64)
 
 
 @lru_cache
-def tiny_model(image_size: int = 64, presence: float = 5.0, first: bool = False) -> SAM2:
-    """presence: what is added to the score that says whether the object is there; first: SAM 2.0, not 2.1."""
+def tiny_model(image_size: int = 64, object_score: float = 5.0, first: bool = False, fast: bool = False) -> SAM2:
+    """object_score: what is added to the score that says whether the object is there; first: SAM 2.0, not 2.1;
+    fast: switched to its faster forms."""
     config = replace(CONFIG, image_size=image_size)
     model = SAM2(first_release(config) if first else config).eval()
     state = parity.formula_state({k: tuple(v.shape) for k, v in model.state_dict().items()})
-    state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += presence
+    state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += object_score
     model.load_state_dict(state)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    return accelerate(model) if fast else model
 
 
 def frames(count: int, height: int = 40, width: int = 56, seed: int = 0) -> list:

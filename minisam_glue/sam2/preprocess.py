@@ -29,7 +29,7 @@ def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:
     return normalise(torch.tensor(frame, device=device).permute(2, 0, 1)[None].float() / 255)
 
 
-def numbers(value: Array, name: str) -> Tensor:
+def finite_tensor(value: Array, name: str) -> Tensor:
     """Anything array-like as a finite float32 tensor on the CPU."""
     try:
         value = torch.as_tensor(value, dtype=torch.float32).cpu()
@@ -42,7 +42,7 @@ def numbers(value: Array, name: str) -> Tensor:
 
 def box_points(boxes: Array) -> tuple[Tensor, Tensor]:
     """xyxy boxes (4,) or (B, 4) -> corner points (B, 2, 2) and their labels (B, 2). Boxes may leave the image."""
-    boxes = numbers(boxes, "boxes")
+    boxes = finite_tensor(boxes, "boxes")
     if boxes.numel() == 0:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim > 2 or boxes.shape[-1] != 4:
@@ -57,7 +57,7 @@ def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Te
     """xy points (P, 2) or (B, P, 2) with labels (P,) or (B, P), 1 positive and 0 negative -> (B, P, 2), (B, P)."""
     if points is None or labels is None:
         raise ValueError("points and labels go together: give both")
-    points, labels = numbers(points, "points"), numbers(labels, "labels")
+    points, labels = finite_tensor(points, "points"), finite_tensor(labels, "labels")
     if points.numel() == 0:
         points = points.reshape(*points.shape[:-1], 2) if points.ndim > 1 else points.reshape(0, 2)
     if points.ndim not in (2, 3) or points.shape[-1] != 2 or labels.shape != points.shape[:-1]:
