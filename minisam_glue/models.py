@@ -84,7 +84,7 @@ def load_models(
         text, segmenter = _load_official(folder, detector, size, progress)
     if text is not None:
         text.model.to(place, precision).eval()
-    return Models(text, segmenter.to(place, precision).eval(), demo=is_demo)
+    return Models(text, sam2.accelerate(segmenter.to(place, precision).eval()), demo=is_demo)
 
 
 def _load_official(

@@ -23,7 +23,7 @@ from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
 from .records import Segment, Segmented
-from .sam2.image_predictor import Prediction
+from .sam2.image_predictor import MaskPrediction
 from .sam2.layers import resize_antialiased
 from .seeding import Seed, Seeds, find_seeds, seeds_of_clicks
 
@@ -111,7 +111,7 @@ def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented
     return Segmented(image, objects)
 
 
-def _predict(models: Models, seed: Seed) -> Prediction:
+def _predict(models: Models, seed: Seed) -> MaskPrediction:
     """Masks of one seed. A mask is refined: it goes in as SAM 2's mask prompt, with its box."""
     if seed.mask is not None:
         return models.predictor.predict(boxes=[box_around(seed.mask)], mask=_mask_logits(seed.mask, models))
