@@ -129,7 +129,8 @@ def test_a_run_that_goes_on_from_a_state_gives_the_same_masks_bit_for_bit(direct
         second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
         one, other = first.state()["tracker"], second.state()["tracker"]
         assert one["passes"] == other["passes"] and one["frame"] == other["frame"] and one["size"] == other["size"]
-        assert [(o["id"], o["added_at"]) for o in one["objects"]] == [(o["id"], o["added_at"]) for o in other["objects"]]
+        before, after = ([(o["id"], o["added_at"]) for o in state["objects"]] for state in (one, other))
+        assert before == after
         rest = list(second.run(frames))
         assert len(rest) == len(whole) - stop - 1
         for a, b in zip(rest, whole[stop + 1 :]):
