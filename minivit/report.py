@@ -2,8 +2,9 @@
 
 The metrics follow scikit-learn's conventions: rows are true and columns predicted classes, 0 / 0 counts as 0, macro
 means count classes without images, and of equal logits the higher class ranks first in top-k. Confidence is the
-softmax probability of the predicted class. Pictures need matplotlib (extra `cli`); all numbers are written without it.
-Left out: threshold curves (ROC, precision-recall), calibration, multi-label targets.
+softmax probability of the predicted class; its calibration error is that of Guo et al., arXiv 1706.04599. Pictures
+need matplotlib (extra `cli`); all numbers are written without it.
+Left out: threshold curves (ROC, precision-recall), multi-label targets.
 """
 
 import csv
@@ -95,6 +96,18 @@ def top_k(logits: torch.Tensor, target: torch.Tensor, k: int) -> float:
     return (ranked == target[:, None]).any(1).sum().item() / len(target)
 
 
+def expected_calibration_error(logits: torch.Tensor, target: torch.Tensor, bins: int = 15) -> float:
+    """How far confidence is from accuracy, in [0, 1], of logits (N, C) and classes (N,): equation 3 of Guo et al.
+
+    Images are sorted into bins of equal width by their confidence; the differences between mean confidence and
+    accuracy of the bins are averaged, each bin with the weight of its images.
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1  # the bins are closed above
+    excess = confidence - (predicted == target).double()
+    return torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, excess).abs().sum().item() / len(target)
+
+
 # ---------------------------------------------------------------------------------------------------- the report
 
 
@@ -163,6 +176,7 @@ def _numbers(logits: torch.Tensor, target: torch.Tensor, confusion: torch.Tensor
         "images": len(target),
         "top1": confusion.diagonal().sum().item() / len(target),
         "top5": top_k(logits, target, 5),
+        "calibration_error": expected_calibration_error(logits, target),
         **averages(table),
         "per_class": [{"class": name} | dict(zip(PER_CLASS, values)) for name, *values in zip(classes, *columns)],
         "confusion": confusion.tolist(),
@@ -199,6 +213,7 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
         ("classes", len(names)),
         ("top-1 accuracy", percent(report["top1"]) + " %"),
         ("top-5 accuracy", percent(report["top5"]) + " %"),
+        ("expected calibration error, 15 bins", percent(report["calibration_error"]) + " %"),
         *report["facts"].items(),
     ]
     lines = [f"# {report['title']}", "", *_table(["", ""], head)]

@@ -1,0 +1,101 @@
+"""The CIFAR-10 weights that ship: make the file from a run, and measure what is in it.
+
+    python benchmarks/cifar_demo.py --run runs/cifar-fast                       # writes minivit/demo/cifar10.pt
+    python benchmarks/cifar_demo.py --data-root cifar10-jpeg --out runs/demo    # measures that file
+
+The first takes the weights that the run chose by its hold-out (result.json), in fp16 and without the state
+of the training. The second reads the 10,000 test images of `--data-root` (test/<class>/*.jpg) in fp32 and
+bf16, with and without the mirror image, and the 200 images of tests/cifar10_test_200.zip; it writes a
+report of minivit.report and summary.json, with images/s and peak memory.
+"""
+
+import argparse
+import io
+import json
+import resource
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from minivit import checkpoint, run
+from minivit import data as datasets
+from minivit.evaluate import Evaluator, top1
+from minivit.report import write_report
+
+FIXED = Path(__file__).resolve().parent.parent / "tests" / "cifar10_test_200.zip"
+
+
+def export(folder: Path) -> None:
+    """Write the chosen weights of a run as the demo file."""
+    chosen = json.loads((folder / "result.json").read_text())["chosen"]
+    state = checkpoint.read(folder / ("best.pt" if chosen.startswith("best") else "last.pt"))
+    weights = state["ema" if chosen.endswith("_ema") else "model"]
+    about = state["describe"] | {"data": "cifar10", "data_root": "data"}
+    content = {key: state[key] for key in ("config", "classes", "mean", "std")} | {"describe": about}
+    content["ema"] = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    checkpoint.DEMO.parent.mkdir(exist_ok=True)
+    checkpoint.save(checkpoint.DEMO, content)
+    print(f"{checkpoint.DEMO}: {chosen}, {checkpoint.DEMO.stat().st_size / 1e6:.2f} MB")
+
+
+def fixed_images(path: Path = FIXED) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 200 test images in the repository, uint8 (200, 3, 32, 32), and their classes (200,), in order of name."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(archive.namelist())
+        pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
+    classes = sorted({name.split("/")[0] for name in names})
+    labels = torch.tensor([classes.index(name.split("/")[0]) for name in names])
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), labels
+
+
+def measure(data_root: Path, out: Path) -> None:
+    """Read the test images, write report/ and summary.json."""
+    device = torch.device("cpu")
+    model, state = checkpoint.load_model(Path("demo"), device)
+    test = datasets.load("folder", data_root).test
+    summary = {"file_bytes": checkpoint.DEMO.stat().st_size, "parameters": sum(p.numel() for p in model.parameters())}
+    for dtype in (torch.float32, torch.bfloat16):
+        evaluator = Evaluator(state["mean"], state["std"], device, dtype)
+        evaluator.predict(model, test.images[:500])  # untimed: sets up memory
+        start = time.perf_counter()
+        scores = evaluator.predict(model, test.images)
+        seconds = time.perf_counter() - start
+        mirrored = evaluator.predict(model, test.images.flip(3))
+        images, labels = fixed_images()
+        summary[str(dtype).removeprefix("torch.")] = {
+            "accuracy": top1(scores, test.labels),
+            "with_flips": top1(scores + mirrored, test.labels),
+            "right_of_200_fixed": round(200 * top1(evaluator.predict(model, images), labels)),
+            "images_per_s": len(test) / seconds,
+        }
+        if dtype == torch.float32:
+            facts = {"weights": "minivit/demo/cifar10.pt"}
+            report = write_report(out, scores, test.labels, state["classes"], test.images, title="demo", facts=facts)
+            summary["calibration_error"] = report["calibration_error"]
+    summary["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    summary["threads"], summary["commit"] = torch.get_num_threads(), run.commit()
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--run", type=Path, help="run folder of train_cifar.py whose weights are to ship")
+    task.add_argument("--data-root", type=Path, help="folder with train/<class> and test/<class>")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-report"))
+    args = parser.parse_args()
+    if args.run:
+        export(args.run)
+    else:
+        measure(args.data_root, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What gpu_run.sh runs: images/s of three presets in training, then the schedules that fit into what is left.
+
+Each measurement is written as soon as it is there, so a run that is cut off leaves what it has measured. A
+preset that does not compile is measured without compilation, and that is said. `cifar-fast` is trained
+first, for a third of the time that is left, then `cifar` for the rest; epochs follow from the measured
+speed, with a tenth of the time in reserve for evaluation and reports.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from minivit import cli, run
+from minivit.files import write_atomically
+from minivit.train import Trainer
+
+MEASURED = ("cifar-fast", "cifar", "distilled")
+TRAINED = (("cifar-fast", 1 / 3), ("cifar", 1.0))  # share of the time that is left
+
+
+def write(path: Path, content: dict) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def prepare(preset: str, args: argparse.Namespace, **changes) -> tuple[Trainer, dict]:
+    """A trainer of a preset on the JPEG set."""
+    given = {"data": "folder", "data_root": args.data_root, "preset": preset, "device": args.device}
+    if args.batch_size:
+        given["batch_size"] = args.batch_size
+    return run.prepare(given | changes)
+
+
+def time_steps(trainer: Trainer, sizes: int, steps: int) -> float:
+    """Images/s of training steps, over all image sizes of the recipe; the first steps compile and are not timed."""
+    B, seconds = trainer.batch_size, 0.0
+    images, labels = trainer.train_split.images[:B], trainer.train_split.labels[:B]
+    for phase in range(sizes):
+        trainer.epoch = phase * trainer.config.epochs // sizes
+        for _ in range(3):
+            trainer.train_step(images, labels)
+        wait(trainer.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            trainer.train_step(images, labels)
+        wait(trainer.device)
+        seconds += time.perf_counter() - start
+    return B * steps * sizes / seconds
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(preset: str, args: argparse.Namespace) -> dict:
+    """Images/s and peak memory of one preset, compiled where that works."""
+    row = {}
+    for compiled in (True, False) if args.device.startswith("cuda") else (False,):
+        row["compiled"] = compiled
+        try:
+            trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / "probe")
+            row["images_per_s"] = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
+            break
+        except Exception as error:  # a compiler raises types of its own
+            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if "images_per_s" in row:
+        row |= {"batch_size": trainer.batch_size, "precision": str(trainer.dtype).removeprefix("torch.")}
+        row["train_images"] = len(trainer.train_split)
+    if args.device.startswith("cuda"):
+        row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+    return row
+
+
+def train(preset: str, row: dict, seconds: float, args: argparse.Namespace) -> dict:
+    """Train for about `seconds`, and evaluate once. Returns run.final_report with the seconds it took."""
+    epochs = max(1, int(0.9 * seconds * row["images_per_s"] / row["train_images"]))
+    trainer, _ = prepare(preset, args, compile=row["compiled"], epochs=epochs, out=args.out / preset)
+    start = time.perf_counter()
+    cli.fit(trainer)
+    wait(trainer.device)
+    spent = time.perf_counter() - start
+    return run.final_report(trainer) | {"epochs": epochs, "train_seconds": spent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder with train/<class> and test/<class>")
+    parser.add_argument("--out", type=Path, required=True, help="folder for throughput.json, result.json and runs")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=560, help="all together, loading included (default 560)")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps for each image size (default 30)")
+    parser.add_argument("--batch-size", type=int, default=0, help="default: the recipe's")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
+    facts = {"device": name, "torch": torch.__version__, "commit": run.commit()}
+    speed = {}
+    for preset in MEASURED:
+        speed[preset] = measure(preset, args)
+        write(args.out / "throughput.json", facts | speed)
+        print(preset, speed[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
+    results = {}
+    for preset, share in TRAINED:
+        left = args.seconds - (time.perf_counter() - start)
+        if "images_per_s" in speed[preset] and (left > 0 or not results):
+            results[preset] = train(preset, speed[preset], share * left, args)
+            write(args.out / "result.json", facts | results)
+            print(preset, results[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
