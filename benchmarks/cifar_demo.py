@@ -2,6 +2,7 @@
 
     python benchmarks/cifar_demo.py --run runs/cifar-fast                       # writes minivit/demo/cifar10.pt
     python benchmarks/cifar_demo.py --data-root cifar10-jpeg --out runs/demo    # measures that file
+    python benchmarks/cifar_demo.py --plot                                      # draws benchmarks/logs/
 
 The first takes the weights that the run chose by its hold-out (result.json), in fp16 and without the state
 of the training. The second reads the 10,000 test images of `--data-root` (test/<class>/*.jpg) in fp32 and
@@ -84,15 +85,57 @@ def measure(data_root: Path, out: Path) -> None:
     print(json.dumps(summary, indent=1))
 
 
+def plot(logs: Path = FIXED.parent.parent / "benchmarks" / "logs") -> None:
+    """Draw accuracy against CPU minutes for the three logs; needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    def rows(name: str) -> list[dict]:
+        return [json.loads(line) for line in (logs / name).read_text().splitlines()]
+
+    fast, small, textbook = (rows(f"{name}.jsonl") for name in ("cifar_fast", "cpu_budget_ours", "cpu_budget_timm"))
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot(
+        [r["cpu_minutes"] for r in fast],
+        [100 * r["val_acc_ema"] for r in fast],
+        "o-",
+        ms=3,
+        label="cifar-fast, EMA, hold-out (Xeon with AMX)",
+    )
+    axes.plot(
+        [111.2 * r["epoch"] / len(small) for r in small],  # that log has no times: its epochs took alike
+        [100 * r["val_acc_ema"] for r in small],
+        "s-",
+        ms=3,
+        label="cifar-small, EMA, hold-out (Zen 4)",
+    )
+    axes.plot(
+        [r["cpu_minutes"] for r in textbook],
+        [r["test_acc"] for r in textbook],
+        "^-",
+        ms=3,
+        label="timm's textbook ViT, test (Zen 4)",
+    )
+    axes.set(xlabel="CPU minutes, one thread", ylabel="accuracy (%)", ylim=(35, 95))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(logs.parent / "pictures" / "cpu_minutes.png", dpi=110, bbox_inches="tight")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--run", type=Path, help="run folder of train_cifar.py whose weights are to ship")
     task.add_argument("--data-root", type=Path, help="folder with train/<class> and test/<class>")
+    task.add_argument("--plot", action="store_true", help="draw benchmarks/pictures/cpu_minutes.png from the logs")
     parser.add_argument("--out", type=Path, default=Path("runs/demo-report"))
     args = parser.parse_args()
     if args.run:
         export(args.run)
+    elif args.plot:
+        plot()
     else:
         measure(args.data_root, args.out)
 
