@@ -225,9 +225,9 @@ def test_bad_metric_arguments_are_named():
 def test_calibration_error_is_the_weighted_gap_between_confidence_and_accuracy():
     confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6], dtype=torch.float64)
     logits = torch.stack([confidence.log(), (1 - confidence).log()], dim=1)
-    target = torch.tensor([0, 0, 0, 1, 1, 1])  # three of four right at 90 %, none of two at 60 %
+    target = torch.tensor([0, 0, 0, 1, 0, 0])  # three of four right at 90 %, both at 60 %: too sure, not sure enough
     error = report.expected_calibration_error(logits, target)
-    assert error == pytest.approx(4 / 6 * (0.9 - 0.75) + 2 / 6 * 0.6)
+    assert error == pytest.approx(4 / 6 * (0.9 - 0.75) + 2 / 6 * (1 - 0.6))
 
 
 def test_a_classifier_that_is_right_as_often_as_it_says_has_no_calibration_error():
