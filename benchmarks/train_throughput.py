@@ -98,7 +98,7 @@ class Step:
     """One training step of a model on fixed images, timed."""
 
     def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype):
-        self.model, self.x, self.y, self.dtype = accelerate(model.to(x.device).train(), dtype), x, y, dtype
+        self.model, self.x, self.y, self.dtype = accelerate(model.to(x.device).train()), x, y, dtype
         self.optimizer = adamw(self.model, 1e-4)
 
     def __call__(self) -> float:

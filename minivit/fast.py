@@ -2,8 +2,8 @@
 
 The classes of attention.py, cait.py and vit.py are the papers' formulas. Each class here subclasses
 one of them, keeps its parameters and their names, and computes the same function with less work; its
-docstring has the algebra. Checkpoints fit both. The trainer and the command line switch the forms on;
-whoever reads, exports or changes the model needs none of them.
+docstring has the algebra, and where the formula is the faster one after all. Checkpoints fit both. The
+trainer and the command line switch the forms on; whoever reads, exports or changes a model needs none.
 """
 
 import torch
@@ -16,9 +16,15 @@ from minivit.vit import Block, VisionTransformer
 
 
 class FusedAttention(Attention):
-    """Self-attention through PyTorch's fused kernel, which never holds the (N, N) scores of a head in memory."""
+    """Self-attention through PyTorch's fused kernel, which never holds the (N, N) scores of a head in memory.
+
+    Training in bf16 on a CPU stays with the formula: there the fused kernel's backward pass takes two to
+    three times as long.
+    """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        if v.requires_grad and in_low_precision_on_cpu(v):
+            return super().attend(q, k, v, bias)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
 
@@ -30,10 +36,13 @@ class FoldedClassAttention(ClassAttention):
         q . k_n = (W_k^T q) . x_n + q . b_k     and     sum_n a_n v_n = W_v (sum_n a_n x_n) + b_v,
 
     since the weights a_n sum to one. q . b_k is the same for all n, so the softmax takes it out. This
-    moves both projections from T + N tokens to T * h vectors.
+    moves both projections from T + N tokens to T * h vectors. bf16 on a CPU stays with the formula: its
+    few large matrix products are faster there than many small ones.
     """
 
     def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
+        if in_low_precision_on_cpu(x):
+            return super().forward(x, tokens, bias)
         h, C = self.heads, x.shape[-1]
         q = split_heads(self.q(x[:, :tokens]), h)  # (B, h, T, d)
         d = q.shape[-1]
@@ -95,15 +104,14 @@ FORMS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def accelerate(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Give each part of `model` its faster form, in place, and return the model.
-
-    dtype: what the model will compute in. On a CPU in bf16 or fp16 the formula of self-attention stays:
-    there its backward pass is several times faster than the fused kernel's.
-    """
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    keep = {Attention} if on_cpu and dtype != torch.float32 else set()
+def accelerate(model: nn.Module) -> nn.Module:
+    """Give each part of `model` its faster form, in place, and return the model. Parameters and names stay."""
     for module in model.modules():
-        if type(module) in FORMS and type(module) not in keep:
+        if type(module) in FORMS:
             module.__class__ = FORMS[type(module)]
     return model
+
+
+def in_low_precision_on_cpu(x: Tensor) -> bool:
+    """Whether matrix products with `x` are computed in bf16 or fp16 on a CPU."""
+    return x.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or x.dtype in (torch.bfloat16, torch.float16))

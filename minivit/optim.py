@@ -2,7 +2,7 @@
 
 warmup_cosine follows arXiv 1608.03983 (one cycle, no restarts); one_cycle follows arXiv 1708.07120 with
 the phases of torch's OneCycleLR. A schedule holds no state, so resuming needs the step alone; steps
-count from 0 and the value is the one that step uses. Left out: other optimizers, per-layer rates.
+count from 0, and the value is what that step uses. Left out: per-layer rates, momentum schedules. Muon: muon.py.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-# Parameters of two and more dimensions that are no matrices: an offset each, which decay would only pull to zero.
+# Parameters of two and more dimensions that are no weight matrices: weight decay would only pull them to zero.
 NO_DECAY = (
     "cls_token",
     "dist_token",
@@ -25,7 +25,7 @@ NO_DECAY = (
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two AdamW groups: decay on weight matrices and convolutions, none on biases, norms, scales and NO_DECAY."""
+    """Two parameter groups: weight decay for weight matrices and convolutions; none for biases, norms and NO_DECAY."""
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -37,7 +37,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def adamw(
     model: nn.Module, lr: float, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
-    """AdamW over param_groups(model), as one fused kernel on CPUs and NVIDIA GPUs."""
+    """AdamW over param_groups(model), PyTorch's fused implementation on CPUs and NVIDIA GPUs."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)
 
@@ -45,7 +45,10 @@ def adamw(
 def warmup_cosine(
     step: int, total_steps: int, warmup_steps: int, base_lr: float, min_lr: float = 0.0, start_lr: float = 1e-6
 ) -> float:
-    """Linear from start_lr to base_lr over warmup_steps, then half a cosine to min_lr at total_steps."""
+    """Linear from start_lr to base_lr over warmup_steps, then half a cosine to min_lr at total_steps.
+
+    ValueError if the warm-up is as long as the run.
+    """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
     if step < warmup_steps:
@@ -56,7 +59,10 @@ def warmup_cosine(
 
 
 def warmup_linear(step: int, total_steps: int, warmup_steps: int, base_lr: float) -> float:
-    """Linear from base_lr / warmup_steps up to base_lr, then linear to 0 at total_steps."""
+    """Linear from base_lr / warmup_steps to base_lr over warmup_steps, then linear to 0 at total_steps.
+
+    ValueError if the warm-up is as long as the run.
+    """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
     if step < warmup_steps:
@@ -71,48 +77,21 @@ def one_cycle(
     pct_start: float = 0.3,
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
-    linear: bool = False,
-    three_phase: bool = False,
 ) -> float:
-    """The rate climbs from max_lr / div_factor to max_lr and falls to max_lr / (div_factor * final_div_factor)."""
+    """Half a cosine up from max_lr / div_factor to max_lr, then half a cosine down to the start / final_div_factor.
+
+    pct_start: share of the steps in which the rate rises. The last step, total_steps - 1, has the lowest rate.
+    """
     start = max_lr / div_factor
-    return _cycle(step, total_steps, start, max_lr, start / final_div_factor, pct_start, linear, three_phase)
-
-
-def one_cycle_momentum(
-    step: int,
-    total_steps: int,
-    base: float = 0.85,
-    maximum: float = 0.95,
-    pct_start: float = 0.3,
-    linear: bool = False,
-    three_phase: bool = False,
-) -> float:
-    """The momentum (Adam's first beta) that goes with one_cycle: lowest where the rate is highest."""
-    return _cycle(step, total_steps, maximum, base, maximum, pct_start, linear, three_phase)
-
-
-def _cycle(
-    step: int,
-    total_steps: int,
-    start: float,
-    peak: float,
-    end: float,
-    pct_start: float,
-    linear: bool,
-    three_phase: bool,
-) -> float:
-    """start -> peak (-> start again with three phases) -> end, which the last step, total_steps - 1, reaches."""
-    climb = max(pct_start * total_steps - 1, 0.0)  # a run of very few steps starts at the peak
-    knots = [(0.0, start), (climb, peak), (total_steps - 1.0, end)]
-    if three_phase:
-        knots.insert(2, (2 * climb, start))
-    for (begin, low), (finish, high) in zip(knots, knots[1:]):
-        if step <= finish:
-            return _anneal(low, high, (step - begin) / (finish - begin) if finish > begin else 1.0, linear)
+    end = start / final_div_factor
+    peak = max(pct_start * total_steps - 1, 0.0)  # a run of very few steps starts at the peak
+    if step <= peak:
+        return _anneal(start, max_lr, step / peak if peak else 1.0)
+    if step < total_steps - 1:
+        return _anneal(max_lr, end, (step - peak) / (total_steps - 1 - peak))
     return end
 
 
-def _anneal(start: float, end: float, share: float, linear: bool = False) -> float:
-    """From start (share 0) to end (share 1) along a line or half a cosine."""
-    return start + (end - start) * (share if linear else (1 - math.cos(math.pi * share)) / 2)
+def _anneal(start: float, end: float, share: float) -> float:
+    """Half a cosine from `start` (share 0) to `end` (share 1)."""
+    return start + (end - start) * (1 - math.cos(math.pi * share)) / 2

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.vit import VisionTransformer, ViTConfig
+from minivit.vit import VisionTransformer
 
 # Old name -> ours, as patterns, tried in this order.
 TORCHVISION = [
@@ -85,39 +85,6 @@ def rename(name: str, table: list[tuple[str, str]]) -> str:
     return name
 
 
-def infer_config(state: dict[str, Tensor], heads: int | None = None) -> ViTConfig:
-    """The configuration that a state dict (under our names) was made with, read off its shapes.
-
-    The number of heads leaves no trace in the shapes: 64 channels each in ViT and DeiT, 48 in CaiT.
-    """
-    dim, _, patch, _ = state["patch_embed.proj.weight"].shape
-    full, tail = (
-        1 + max((int(name.split(".")[1]) for name in state if name.startswith(prefix)), default=-1)
-        for prefix in ("blocks.", "class_blocks.")
-    )
-    distillation = "dist_token" in state
-    positions = state["pos_embed"].shape[1] - (0 if tail else 1 + distillation)
-    tail_mlp = len(state["class_blocks.0.mlp.fc1.weight"]) / dim if tail else ViTConfig.tail_mlp_ratio
-    scale = 0.1 if "blocks.0.ls1.gamma" in state else None
-    return ViTConfig(
-        image_size=math.isqrt(positions) * patch,
-        patch=patch,
-        classes=len(state["head.weight"]),
-        dim=dim,
-        depth=full + tail,
-        heads=heads or dim // (48 if tail else 64),
-        mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / dim,
-        distillation=distillation,
-        class_attention=tail,
-        tail_mlp_ratio=tail_mlp,
-        tokens_enter_late=bool(tail),
-        talking_heads="blocks.0.attn.proj_l.weight" in state,
-        qk_norm="blocks.0.attn.q_norm.weight" in state,
-        layer_scale=scale,
-        pool="mean" if "fc_norm.weight" in state else "cls",
-    )
-
-
 def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
     """Load weights under our names into `model`; returns the names of heads that stay new (other class count).
 
@@ -154,13 +121,10 @@ def load_pretrained(model: VisionTransformer, path: Path) -> str:
     return f"loaded {path}" + (f"; new, to be trained: {', '.join(fresh)}" if fresh else "")
 
 
-def resize_position_embedding(
-    embedding: Tensor, tokens: int, grid: tuple[int, int], antialias: bool = True, align_corners: bool = False
-) -> Tensor:
-    """Resample (1, tokens + n * n, C), learned on a square grid, to (1, tokens + h * w, C), bicubically.
+def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:
+    """Resample (1, T + n * n, C), learned on a square grid, to (1, T + h * w, C): bicubic and antialiased, as timm.
 
-    The special tokens come first and stay. The defaults are timm's; torchvision's own tool aligns the
-    corners and does not antialias.
+    tokens: T, the special tokens, which come first and stay. ValueError if the rest is no square grid.
     """
     special, patches = embedding[:, :tokens], embedding[:, tokens:]
     side = math.isqrt(patches.shape[1])
@@ -169,5 +133,5 @@ def resize_position_embedding(
             f"{patches.shape[1]} positions are not a square grid: cannot be resampled to {grid[0]}x{grid[1]}"
         )
     image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, N, C) -> (1, C, n, n)
-    image = F.interpolate(image, grid, mode="bicubic", antialias=antialias, align_corners=align_corners)
+    image = F.interpolate(image, grid, mode="bicubic", antialias=True)
     return torch.cat([special, image.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)

@@ -125,7 +125,7 @@ class Trainer:
         self.config, self.run, self.device = config, Path(run), device
         self.teacher, self.describe = teacher, describe or {}
         self.dtype = choose_precision(config.amp, device)
-        self.model = accelerate(model.to(device, memory_format=torch.channels_last), self.dtype)
+        self.model = accelerate(model.to(device, memory_format=torch.channels_last))
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.data = data
         self.train_split, self.val_split = data.train.to(device), data.val.to(device) if data.val else None

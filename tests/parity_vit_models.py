@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from helpers.vit_checkpoints import infer_config, resize_positions
 from parity import Golden
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from minivit.cait import ClassAttention, ClassBlock, TalkingHeadsAttention
 from minivit.fast import accelerate
 from minivit.layers import DropPath, LayerScale, drop_path_rates
 from minivit.position_bias import RelativePositionBias
-from minivit.pretrained import infer_config, load_state, resize_position_embedding, to_our_names
+from minivit.pretrained import load_state, resize_position_embedding, to_our_names
 from minivit.vit import Block, VisionTransformer, ViTConfig
 
 
@@ -42,7 +43,7 @@ class Case:
     def place(self, module: nn.Module) -> nn.Module:
         """The module on the device, in the precision and form of this run."""
         module = module.to(self.device, self.dtype).eval()
-        return accelerate(module, self.dtype) if self.fast else module
+        return accelerate(module) if self.fast else module
 
 
 def official_names(c: dict, prefix_tokens: int, late: bool = False) -> dict[str, tuple[int, ...]]:
@@ -300,8 +301,10 @@ def position_embeddings(case: Case) -> dict:
         tokens = int(rest[0][3:]) if kind == "timm" else 1
         grid = tuple(int(n) for n in rest[1 if kind == "timm" else 0].split("x"))
         embedding = case.golden.input(f"pre{tokens}").to(case.device)
-        antialias, align_corners = name.endswith("_aa"), kind == "tv"
-        out[name] = resize_position_embedding(embedding, tokens, grid, antialias, align_corners)
+        if name.endswith("_aa"):
+            out[name] = resize_position_embedding(embedding, tokens, grid)
+        else:
+            out[name] = resize_positions(embedding, tokens, grid, align_corners=kind == "tv")
     return out
 
 

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import torch
+from helpers.one_cycle import one_cycle_lr, one_cycle_momentum
 from helpers.tensor_ops import WARPS, apply_tensor_op, warp_bilinear
 from torch import nn
 
@@ -93,19 +94,12 @@ def train_schedules(golden, device, dtype) -> dict:
     for name, spec in golden.config.items():
         if name.startswith("onecycle"):
             total = spec.get("total_steps") or spec["epochs"] * spec["steps_per_epoch"]
-            shape = {
-                "pct_start": spec.get("pct_start", 0.3),
-                "three_phase": spec.get("three_phase", False),
-                "linear": spec.get("anneal_strategy") == "linear",
-            }
-            divisors = spec.get("div_factor", 25.0), spec.get("final_div_factor", 1e4)
-            out[name] = [
-                optim.one_cycle(
-                    i, total, spec["max_lr"], shape["pct_start"], *divisors, shape["linear"], shape["three_phase"]
-                )
-                for i in steps
-            ]
-            out[f"{name}_momentum"] = [optim.one_cycle_momentum(i, total, **shape) for i in steps]
+            if spec.get("three_phase") or spec.get("anneal_strategy") == "linear":
+                out[name] = [one_cycle_lr(i, total, spec) for i in steps]
+            else:
+                shape = {k: v for k, v in spec.items() if k in ("pct_start", "div_factor", "final_div_factor")}
+                out[name] = [optim.one_cycle(i, total, spec["max_lr"], **shape) for i in steps]
+            out[f"{name}_momentum"] = [one_cycle_momentum(i, total, spec) for i in steps]
     # LinearLR starts at 0.01 of the base rate, 0.1; then CosineAnnealingLR over 35 steps.
     out["seq_warmup_cosine"] = [optim.warmup_cosine(i, 40, 5, 0.1, 1e-4, 0.001) for i in steps]
     prefix, plain = golden.config["timm_cosine_warmup_prefix"], golden.config["timm_cosine_warmup"]

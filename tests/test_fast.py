@@ -100,13 +100,23 @@ def test_every_form_is_a_subclass_of_the_formula_it_replaces():
     assert all(issubclass(form, plain) for plain, form in FORMS.items())
 
 
-def test_the_formula_of_self_attention_stays_where_it_is_faster():
-    def forms(dtype):
-        model = VisionTransformer(dataclasses.replace(TINY, class_attention=1))
-        return {type(module) for module in accelerate(model, dtype).modules()}
+@pytest.mark.parametrize("form, arguments", [(FusedAttention, ()), (FoldedClassAttention, (1,))])
+def test_training_in_bf16_on_a_cpu_takes_the_formula(form, arguments):
+    plain = randomise(form.__base__(16, 2)).float()
+    fast = accelerate(copy.deepcopy(plain))
+    assert type(fast) is form
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain(x, *arguments), fast(x, *arguments))
+    assert not torch.equal(plain(x, *arguments), fast(x, *arguments))  # the forms round differently
 
-    assert {FusedAttention, FoldedClassAttention} <= forms(torch.float32)
-    assert FusedAttention not in forms(torch.bfloat16) and {Attention, FoldedClassAttention} <= forms(torch.bfloat16)
+
+def test_prediction_in_bf16_on_a_cpu_takes_the_fused_kernel():
+    plain = randomise(Attention(16, 2)).float()
+    fast, x = accelerate(copy.deepcopy(plain)), torch.randn(2, 5, 16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        a, b = plain(x), fast(x)
+    assert not torch.equal(a, b) and torch.allclose(a, b, atol=0.1, rtol=0.1)
 
 
 def test_talking_heads_have_no_other_form_than_the_paper_s():

@@ -4,16 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.vit_checkpoints import infer_config
 from parity import manifest_state
 
-from minivit.pretrained import (
-    infer_config,
-    load_pretrained,
-    load_state,
-    read_weights,
-    resize_position_embedding,
-    to_our_names,
-)
+from minivit.pretrained import load_pretrained, load_state, read_weights, resize_position_embedding, to_our_names
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 MANIFESTS = sorted((Path(__file__).parent / "golden" / "vit").glob("manifest_*.json"))
