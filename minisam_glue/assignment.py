@@ -1,17 +1,17 @@
-"""The assignment problem: which row goes with which column, so that the sum of the costs is least.
+"""The assignment problem: one column for each row, so that the sum of the costs is least.
 
-Kuhn, "The Hungarian method for the assignment problem" (1955), in the form with potentials. Used for queries and
-true objects in training, and for detections and tracks in video.
+Kuhn, "The Hungarian method for the assignment problem" (1955), in the form with potentials. It pairs queries and
+true objects in training, and detections and tracked objects in videos.
 """
 
 import numpy as np
 
 
 def hungarian(cost: np.ndarray) -> list[int]:
-    """The column of each row, no column twice, with the least sum of cost (n, m), n <= m; O(n^2 m).
+    """Column of each row, no column twice, with the least sum of cost (n, m), n <= m; O(n^2 m).
 
-    Kuhn's method with potentials: rows join one by one, each by the cheapest path that ends at a free
-    column. Index 0 of the arrays is a dummy column, in which the joining row stands.
+    Rows join one by one, each along the cheapest path of reassignments that ends at a free column. Index 0 of the
+    arrays is a dummy column that holds the joining row. ValueError if n > m or a cost is not finite.
     """
     n, m = cost.shape
     if n > m:

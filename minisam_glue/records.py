@@ -1,4 +1,4 @@
-"""What segmentation gives: one record per object, and the records of a picture or frame together."""
+"""Results: one record per object, and the records of a picture or frame together."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ from .render.overlay import overlay
 
 @dataclass
 class Segment:
-    """One object on one picture or frame. Ids count from 1; a video's object keeps its id, label and colour."""
+    """One object on one picture or frame. Ids count from 1; an object of a video keeps its id, label and colour."""
 
     id: int
-    label: str  # the phrase that found it, verbatim; "object" where no text did
-    score: float  # of the detection, or SAM 2's own of a mask from clicks; 0 to 1
-    box: tuple[float, float, float, float]  # xyxy in pixels: the detection's; on tracked frames, around the mask
-    mask: np.ndarray  # bool (H, W); empty where the object can't be seen
-    first: int = 0  # first and last frame, so far, on which it was seen
+    label: str  # the phrase that found it, verbatim; "object" if it was marked by a box, points or a mask
+    score: float  # of the detection; of SAM 2 for a mask from clicks; 0 to 1
+    box: tuple[float, float, float, float]  # xyxy in pixels: of the detection; on tracked frames, around the mask
+    mask: np.ndarray  # bool (H, W); all False where the object can't be seen
+    first: int = 0  # first and last frame on which it was seen so far
     last: int = 0
 
     def as_json(self) -> dict:
@@ -35,7 +35,7 @@ class Segment:
 
     @classmethod
     def from_json(cls, record: dict) -> "Segment":
-        """The inverse of as_json, up to the rounding. ValueError if the mask is damaged."""
+        """Read what as_json wrote; score and box are rounded. ValueError if the mask is damaged."""
         return cls(
             record["id"],
             record["label"],
@@ -49,7 +49,10 @@ class Segment:
 
 @dataclass
 class Segmented:
-    """A picture, or frame number `frame`, with its objects. best: the best phrase and its score where detection ran."""
+    """A picture, or frame number `frame`, with its objects.
+
+    best: the best phrase and its score, whether or not it passed; None where no detection ran.
+    """
 
     image: np.ndarray  # uint8 (H, W, 3)
     objects: list[Segment] = field(default_factory=list)
@@ -58,17 +61,17 @@ class Segmented:
 
     @property
     def masks(self) -> np.ndarray:
-        """Bool (objects, H, W), also of none."""
+        """Masks of all objects, bool (objects, H, W)."""
         return np.array([o.mask for o in self.objects], bool).reshape(-1, *self.image.shape[:2])
 
     @property
     def boxes(self) -> np.ndarray:
-        """xyxy in pixels (objects, 4), also of none."""
+        """Boxes of all objects, float (objects, 4), xyxy in pixels."""
         return np.array([o.box for o in self.objects], np.float32).reshape(-1, 4)
 
     @property
     def seen(self) -> list[Segment]:
-        """The objects whose mask is not empty."""
+        """Objects whose mask is not empty."""
         return [o for o in self.objects if o.mask.any()]
 
     def annotated(self) -> np.ndarray:
@@ -83,7 +86,7 @@ class Segmented:
         )
 
     def as_json(self) -> dict:
-        """Size and objects that are seen, ready for json.dumps."""
+        """Size and visible objects, ready for json.dumps."""
         best = None if self.best is None else {"label": self.best[0], "score": round(self.best[1], 4)}
         return {
             "frame": self.frame,

@@ -296,3 +296,12 @@ def test_a_phrase_that_the_vocabulary_has_no_word_of_is_said():
         with pytest.raises(ValueError, match="phrase 1 .* has no word that the vocabulary knows"):
             pack_captions(["dog", phrase], tokenizer)
     assert len(pack_captions(["dog", "red 图"], tokenizer)) == 1
+
+
+def test_control_characters_of_names_are_escaped_on_the_terminal(tmp_path, capsys):
+    source = save(picture(5), tmp_path / "a\x1b[31mb\x07.png")
+    assert command(source, "bright.", "--out", tmp_path / "out") == 0
+    assert command(tmp_path / "no\x1b]0;file.png", "bright.", "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "a\\x1b[31mb\\x07.png" in printed.out and "no\\x1b]0;file.png" in printed.err
+    assert not set(printed.out + printed.err) & {"\x1b", "\x07"}

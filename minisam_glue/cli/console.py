@@ -12,8 +12,15 @@ HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
 def failed(error: Exception | str) -> int:
     """Print one line on standard error. Returns the exit status of a usage or input error."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    if isinstance(error, OSError) and error.strerror:
+        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return USAGE_ERROR
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a file's name must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Console:
@@ -26,11 +33,11 @@ class Console:
     def say(self, text: str) -> None:
         """One line of progress or result."""
         if not self.quiet:
-            print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
+            print(printable(text), file=sys.stderr if self.json else sys.stdout, flush=True)
 
     def warn(self, text: str) -> None:
         """One line on standard error, also if quiet."""
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
     def record(self, record: dict) -> None:
         """A JSON line, if they are asked for."""

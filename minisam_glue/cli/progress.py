@@ -3,7 +3,7 @@
 import sys
 import time
 
-from .console import count
+from .console import count, printable
 
 LINE_EVERY = 10.0  # seconds
 
@@ -25,7 +25,9 @@ class Progress:
             from tqdm import tqdm
         except ImportError:
             return None
-        return tqdm(total=self.total, initial=self.first, unit="frame", desc=self.name[-30:], dynamic_ncols=True)
+        return tqdm(
+            total=self.total, initial=self.first, unit="frame", desc=printable(self.name)[-30:], dynamic_ncols=True
+        )
 
     def step(self, objects: int, done: int, total: int | None) -> None:
         """A frame with so many objects on it; `done` of `total` frames are done now."""
@@ -36,7 +38,7 @@ class Progress:
             self.bar.update(more)
         elif self.shown and time.monotonic() - self.last > LINE_EVERY:
             self.last = time.monotonic()
-            print(self.line(objects), file=sys.stderr, flush=True)
+            print(printable(self.line(objects)), file=sys.stderr, flush=True)
 
     def line(self, objects: int) -> str:
         """ "clip.mp4: frame 20 of 90, 35 s left, 2.0 frames/s, 1 object"."""

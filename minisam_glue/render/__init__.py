@@ -1,1 +1,1 @@
-"""What people look at: masks painted on pictures (overlay.py), a page for the browser (page.py)."""
+"""Pictures for people: masks drawn on a picture (overlay.py), a web page (page.py)."""

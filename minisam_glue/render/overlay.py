@@ -1,8 +1,8 @@
-"""Masks, outlines and labels painted on a picture, and objects cut out of it.
+"""Masks, outlines and labels drawn on a picture, and objects cut out of it.
 
-Colours are those of Okabe and Ito, "Color Universal Design" (2008), which colour-blind people tell apart, without
-black; text is black or white, whichever contrasts more by WCAG 2.1 (section 1.4.3). Strokes and letters grow with the
-picture. Left out: fonts for scripts that Pillow's built-in Aileron lacks.
+Colours are those of Okabe and Ito, "Color Universal Design" (2008), which colour-blind people tell apart,
+without black; text is black or white, whichever contrasts more by WCAG 2.1 (section 1.4.3). Strokes and
+letters grow with the picture. Left out: fonts for scripts that Pillow's built-in Aileron lacks.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,11 @@ def overlay(
     scores: Sequence[float] | None = None,
     ids: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """A copy of uint8 RGB (H, W, 3) with translucent `masks` bool (O, H, W), their outlines, and label plates.
+    """Draw translucent masks, bool (O, H, W), their outlines and label plates on a copy of uint8 RGB (H, W, 3).
 
-    boxes: xyxy in pixels (O, 4), drawn where there are no masks; a plate says `#id`, label and score, as given. An
-    object's colour goes by its id, so that it keeps it through a video. ValueError if the lengths or sizes differ.
+    boxes: xyxy in pixels (O, 4), drawn if there are no masks. A plate shows `#id`, label and score, as far as given.
+    The colour of an object depends on its id, so that it stays the same through a video. ValueError if lengths or
+    sizes differ.
     """
     masks = None if masks is None else [np.asarray(mask, bool) for mask in masks]
     count = _count(image, masks, boxes, labels, scores, ids)
@@ -59,7 +60,7 @@ def overlay(
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
-    """The RGB colour of object `index`: seven, then the same ones lighter and darker in turn."""
+    """RGB colour of object `index`: one of seven, then of the same seven lighter, then darker."""
     base, turn = COLOURS[index % len(COLOURS)].astype(int), index // len(COLOURS) % 3
     mixed = base if turn == 0 else (base + 255) // 2 if turn == 1 else base * 5 // 8
     return tuple(mixed.tolist())
@@ -71,12 +72,15 @@ def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def stroke_width(height: int, width: int) -> int:
-    """Pixels across an outline in a picture of this size."""
+    """Width in pixels of an outline in a picture of this size."""
     return max(1, round(np.sqrt(height * width) / 330))
 
 
 def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The object alone: uint8 RGBA of its bounding box, transparent outside the mask (H, W). ValueError if empty."""
+    """The object alone: uint8 RGBA of its bounding box, transparent outside the mask, bool (H, W).
+
+    ValueError if the mask is empty or of another size than the picture.
+    """
     mask = np.asarray(mask, bool)
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape} but the image {image.shape[:2]}")
@@ -89,7 +93,7 @@ def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _count(image: np.ndarray, masks: object, *others: object) -> int:
-    """How many objects there are. ValueError if what is given does not fit together."""
+    """Number of objects. ValueError if lengths or sizes differ."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"overlay draws on uint8 (H, W, 3), not {image.dtype} {image.shape}")
     lengths = {len(given) for given in (masks, *others) if given is not None}
@@ -102,7 +106,7 @@ def _count(image: np.ndarray, masks: object, *others: object) -> int:
 
 
 def _box(index: int, masks: object, boxes: object, shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
-    """Where an object is: its mask's bounds, else its box inside the picture; None where there is nothing to see."""
+    """Bounds of an object in pixels: of its mask, else of its box inside the picture; None if nothing is visible."""
     if masks is not None:
         return mask_box(masks[index])
     if boxes is None:
@@ -139,9 +143,9 @@ def _text(index: int, labels: object, scores: object, ids: object) -> str:
 
 
 def _label(out: np.ndarray, text: str, box: tuple, apex: int, colour: tuple, plates: list[tuple]) -> None:
-    """Put a plate where it hides no other plate if that can be, always wholly inside the picture."""
+    """Draw a plate wholly inside the picture, where it hides no other plate if possible."""
     height, width = out.shape[:2]
-    plate = _fitting_plate(text, colour, width, height)
+    plate = _plate_within(text, colour, width, height)
     if plate is None:
         return
     tall, wide = plate.shape[:2]
@@ -151,7 +155,7 @@ def _label(out: np.ndarray, text: str, box: tuple, apex: int, colour: tuple, pla
 
 
 def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int, plates: list) -> tuple[int, int]:
-    """On top of the object's highest point, else inside it, below it, and then further and further away."""
+    """Left and top of a plate: above the object's highest point, else inside it, below it, then further away."""
     left, top, right, bottom = box
     lefts = [min(max(x, 0), width - wide) for x in (apex - wide // 2, left, right - wide)]
     tops = [
@@ -170,8 +174,8 @@ def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int,
 
 
 @lru_cache(maxsize=512)
-def _fitting_plate(text: str, colour: tuple, width: int, height: int) -> np.ndarray | None:
-    """A plate for a picture of this size: letters shrink, then the text is cut; None if not even one letter fits."""
+def _plate_within(text: str, colour: tuple, width: int, height: int) -> np.ndarray | None:
+    """A plate no wider than the picture: smaller letters first, then a shorter text; None if no letter has room."""
     text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
     size = round(8.5 + np.sqrt(width * height) / 84)
     while size > SMALLEST_TEXT and _extent(text, size)[0] > width:
@@ -203,7 +207,7 @@ def _plate(text: str, size: int, colour: tuple) -> np.ndarray:
 
 
 def contrast(one: tuple, other: tuple) -> float:
-    """The contrast ratio of two RGB colours, 1 to 21 (WCAG 2.1)."""
+    """Contrast ratio of two RGB colours, 1 to 21 (WCAG 2.1)."""
     low, high = sorted(_luminance(colour) for colour in (one, other))
     return (high + 0.05) / (low + 0.05)
 

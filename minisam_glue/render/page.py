@@ -1,8 +1,8 @@
 """A picture and its objects as one HTML file: each object is a layer that a checkbox shows or hides.
 
-Everything is inside the file, so that it opens from a disk without a network. A layer is a PNG of the object's
-bounding box in three colours (none, tint, outline), some hundred bytes, placed in per cent of the picture. Labels
-are text, never markup; beyond that, the page's security policy lets no script but its own run. Left out: videos.
+Everything is inside the file, so that it opens without a network. A layer is a PNG of the object's bounding box in
+three colours (none, tint, outline), a few hundred bytes, placed in per cent of the picture. Labels are text, never
+markup; besides, the security policy of the page allows no script but its own. Left out: videos.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ PAGE = """<!DOCTYPE html>
 
 
 class Record(Protocol):
-    """What a page needs of an object: box is xyxy in pixels, mask bool (H, W)."""
+    """An object on a page: box is xyxy in pixels, mask bool (H, W)."""
 
     id: int
     label: str
@@ -114,9 +114,10 @@ class Record(Protocol):
 
 
 def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -> None:
-    """Write `path`: the picture, uint8 RGB (H, W, 3), with a toggle per record, titled by the file's name.
+    """Write the page: the picture, uint8 RGB (H, W, 3), with a checkbox per record; its title is the file's name.
 
-    An object with an empty mask shows its box. ValueError if a mask is not of the picture's size.
+    An object with an empty mask shows its box. ValueError if a mask is not of the picture's size, OSError if the file
+    can't be written.
     """
     height, width = image.shape[:2]
     for record in records:
@@ -140,7 +141,7 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -
 
 
 def _clean(text: object) -> str:
-    """One line, without the control characters that HTML forbids."""
+    """The text on one line, without the control characters that HTML forbids."""
     line = " ".join(str(text).split())
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
 
