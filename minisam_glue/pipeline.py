@@ -23,7 +23,6 @@ from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
 from .records import Segment, Segmented
-from .sam2.image_predictor import MaskPrediction
 from .sam2.layers import resize_antialiased
 from .seeding import Seed, Seeds, find_seeds, seeds_of_clicks
 
@@ -52,7 +51,7 @@ def segment_images(
     if hits:  # a picture without a detection needs no masks
         with models.stage("encode"):
             models.predictor.set_images([arrays[i] for i in hits])
-    objects = {i: _from_boxes(models, found[i], row) for row, i in enumerate(hits)}
+    objects = {i: _from_seeds(models, found[i], row) for row, i in enumerate(hits)}
     return [Segmented(array, objects.get(i, []), best=found[i].best) for i, array in enumerate(arrays)]
 
 
@@ -86,10 +85,13 @@ def check_pictures(images: Sequence[Picture]) -> None:
             )
 
 
-def _from_boxes(models: Models, seeds: Seeds, row: int) -> list[Segment]:
-    """Objects by their boxes on image number `row` of those that are encoded."""
+def _from_seeds(models: Models, seeds: Seeds, row: int) -> list[Segment]:
+    """Objects by their boxes, and points if there are any, on image number `row` of those that are encoded."""
     with models.stage("masks"):
-        masks = models.predictor.predict(boxes=seeds.boxes, image=row).masks[:, 0].cpu().numpy()
+        if any(seed.points for seed in seeds.objects):  # their numbers may differ from seed to seed
+            masks = [_predict(models, seed, row)[0] for seed in seeds.objects]
+        else:
+            masks = models.predictor.predict(boxes=seeds.boxes, image=row).masks[:, 0].cpu().numpy()
     return [
         Segment(number, seed.label, seed.score, seed.box, mask)
         for number, (seed, mask) in enumerate(zip(seeds.objects, masks), 1)
@@ -104,24 +106,20 @@ def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented
     objects = []
     for number, seed in enumerate(seeds.objects, 1):
         with models.stage("masks"):
-            found = _predict(models, seed)
-            best = int(found.scores[0].argmax())
-            mask = found.masks[0, best].cpu().numpy()
-        objects.append(Segment(number, seed.label, float(found.scores[0, best]), seed.box or box_around(mask), mask))
+            mask, score = _predict(models, seed)
+        objects.append(Segment(number, seed.label, score, seed.box or box_around(mask), mask))
     return Segmented(image, objects)
 
 
-def _predict(models: Models, seed: Seed) -> MaskPrediction:
-    """Masks of one seed. A mask is refined: it goes in as SAM 2's mask prompt, with its box."""
     if seed.mask is not None:
-        return models.predictor.predict(boxes=[box_around(seed.mask)], mask=_mask_logits(seed.mask, models))
-    one_click = seed.box is None and len(seed.points) == 1  # a part or the whole: SAM 2 then proposes three masks
-    return models.predictor.predict(
-        boxes=None if seed.box is None else [seed.box],
-        points=seed.points or None,
-        labels=seed.point_labels or None,
-        multimask=one_click,
-    )
+        prompt = {"boxes": [box_around(seed.mask)], "mask": _mask_logits(seed.mask, models)}
+    else:
+        prompt = {"boxes": None if seed.box is None else [seed.box]}
+        prompt |= {"points": seed.points, "labels": seed.point_labels} if seed.points else {}
+        prompt["multimask"] = seed.box is None and len(seed.points) == 1  # a part or the whole: three proposals
+    found = models.predictor.predict(**prompt, image=row)
+    best = int(found.scores[0].argmax())
+    return found.masks[0, best].cpu().numpy(), float(found.scores[0, best])
 
 
 def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:

@@ -4,11 +4,13 @@ import torch
 from helpers.squares import H, W, film, picture
 from helpers.tiny_segment import tiny_models
 
+from minisam_glue import pipeline
 from minisam_glue.identity import assign
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import Clicks, Thresholds
 from minisam_glue.propagation import BOTH, MOST_PROMPTED, REVERSE, Tracking
+from minisam_glue.seeding import Seed, Seeds
 
 
 def same(one, other) -> bool:
@@ -27,6 +29,22 @@ def test_a_text_becomes_one_record_per_object_with_the_predictor_s_mask_of_its_b
     models.predictor.set_image(image)
     assert np.array_equal(found.masks, models.predictor.predict(boxes=found.boxes).masks[:, 0].numpy())
     assert [o.score for o in found.objects] == pytest.approx([0.9, 0.8])
+
+
+def test_seeds_of_a_sentence_may_have_points_too(monkeypatch):
+    models, image = tiny_models(), picture(5, 30)
+    seeds = [
+        Seed("bright", 0.9, (5, 10, 15, 22), [(9, 15), (40, 30)], [1, 0]),
+        Seed("bright", 0.8, (30, 10, 40, 22), [(35, 12)], [1]),
+    ]
+    monkeypatch.setattr(pipeline, "find_seeds", lambda models, images, *_: [Seeds(seeds) for _ in images])
+    found = segment_images(models, [picture(20), image], "bright.")[1]
+    models.predictor.set_images([picture(20), image])
+    for seed, segment in zip(seeds, found.objects):
+        expected = models.predictor.predict([seed.box], seed.points, seed.point_labels, image=1)
+        assert np.array_equal(segment.mask, expected.masks[0, 0].numpy()) and segment.box == seed.box
+    boxes_alone = models.predictor.predict(boxes=[seed.box for seed in seeds], image=1).masks[:, 0].numpy()
+    assert not np.array_equal(found.masks, boxes_alone)
 
 
 def test_nothing_found_has_the_size_of_the_picture_and_says_the_best_score():
