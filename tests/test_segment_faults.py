@@ -201,7 +201,7 @@ def test_results_of_an_earlier_run_do_not_mix_with_the_new_ones(tmp_path):
     assert command(source, *words, "--format", "png", "--save", "masks", "crops") == 0
     (tmp_path / "out" / "film" / "notes.txt").write_text("of the user")
     assert command(source, *words, "--format", "gif", "--max-seconds", 0.1, "--save", "masks") == 0
-    frames = [str(Path("masks", "001_bright", f"{t:06d}.png")) for t in range(2)]
+    frames = [str(Path("masks", "001_bright", f"{t:06d}.png")) for t in range(3)]
     assert files(tmp_path / "out" / "film") == sorted(
         ["annotated.gif", "notes.txt", "result.json", "result.jsonl", *frames]
     )
