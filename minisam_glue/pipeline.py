@@ -111,6 +111,11 @@ def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented
     return Segmented(image, objects)
 
 
+def _predict(models: Models, seed: Seed, row: int = 0) -> tuple[np.ndarray, float]:
+    """The mask, bool (H, W), and score of one seed on image number `row`.
+
+    A mask is refined: it goes in as SAM 2's mask prompt, with its box.
+    """
     if seed.mask is not None:
         prompt = {"boxes": [box_around(seed.mask)], "mask": _mask_logits(seed.mask, models)}
     else:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .grounding_dino.detector import pack_captions
 from .models import Models
-from .prompts import Clicks, Prompt, Sentence, Size, Thresholds, check_mask
+from .prompts import Clicks, Prompt, Sentence, Size, Thresholds, check_mask, split_phrases
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -71,6 +72,13 @@ def find_seeds(models: Models, images: list[np.ndarray], sentence: Sentence, thr
         Seeds([Seed(*seed) for seed in zip(one.labels, one.scores.tolist(), map(tuple, one.boxes.tolist()))], one.best)
         for one in found
     ]
+
+
+def check_sentence(models: Models, sentence: Sentence) -> None:
+    """ValueError for a sentence that the detector can't read: empty, too long, or of words that it does not know."""
+    if models.detector is None:
+        raise ValueError("a sentence needs a detector: load the models with one")
+    pack_captions(split_phrases(sentence), models.detector.tokenizer)
 
 
 def seeds_of_clicks(clicks: Clicks, size: Size) -> Seeds:

@@ -293,7 +293,7 @@ def test_arrays_of_any_library_are_boxes_and_points():
 def test_a_phrase_that_the_vocabulary_has_no_word_of_is_said():
     tokenizer = WordPieceTokenizer.load(demo.VOCABULARY)
     for phrase in ("图片", "Ωμέγα", "🦄 🦄"):
-        with pytest.raises(ValueError, match="phrase 1 .* has no word that the vocabulary knows"):
+        with pytest.raises(ValueError, match="the phrase .* has no word that the vocabulary knows"):
             pack_captions(["dog", phrase], tokenizer)
     assert len(pack_captions(["dog", "red 图"], tokenizer)) == 1
 
@@ -305,3 +305,18 @@ def test_control_characters_of_names_are_escaped_on_the_terminal(tmp_path, capsy
     printed = capsys.readouterr()
     assert "a\\x1b[31mb\\x07.png" in printed.out and "no\\x1b]0;file.png" in printed.err
     assert not set(printed.out + printed.err) & {"\x1b", "\x07"}
+
+
+def test_a_sentence_of_unknown_words_is_said_once_for_all_inputs(tmp_path, capsys):
+    for name in "abc":
+        save(picture(5), tmp_path / f"{name}.png")
+    assert main([str(tmp_path), "图片", "--weights", "demo", "--quiet", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "has no word that the vocabulary knows" in error and error.count("\n") == 1
+
+
+def test_the_demo_says_once_what_it_does_not_know(tmp_path, capsys):
+    words = ["dog. red circle.", "--weights", "demo", "--out", str(tmp_path / "out")]
+    assert main([save(picture(5), tmp_path / "a.png"), *words]) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert demo.KNOWN in note and note.endswith("not 'dog'")

@@ -16,7 +16,6 @@ LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of t
 ARGUMENTS = "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector"  # of the Python functions
 VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "format")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector")
-OFFICIAL_FLAGS = ("detector", "sam")
 
 
 # --- What to look for --------------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
     if isinstance(prompt, Clicks):
         notes += note(SENTENCE_FLAGS, "without a sentence")
     if args.weights == "demo":
-        notes += note(OFFICIAL_FLAGS, "with --weights demo")
+        notes += note(("sam",) if isinstance(prompt, Clicks) else ("detector", "sam"), "with --weights demo")
     return notes
 
 

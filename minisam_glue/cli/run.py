@@ -12,6 +12,7 @@ from ..models import Models, load_models
 from ..pipeline import segment_images
 from ..processes import own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
+from ..seeding import check_sentence
 from . import INTERRUPTED
 from .arguments import expand, folders_of, idle_flags, prompt_of, with_flag
 from .console import Console, failed, summary
@@ -58,6 +59,8 @@ class Run:
             raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
         make_folder(args.out)  # before the long loading: it may fail
         self.job = Job(args, prompt, thresholds, models or self.load(prompt), self.console)
+        if self.job.sentence:
+            check_sentence(self.job.models, self.job.sentence)
 
     def load(self, prompt: Prompt) -> Models:
         """The models that the command line names; of several processes each takes its own GPU."""

@@ -97,7 +97,7 @@ def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Cap
                 f"{MAX_TEXT - 3}; shorten it or split it"
             )
         if set(pieces) == {tokenizer.unknown}:
-            raise ValueError(f"phrase {number} ({phrase[:40]!r}) has no word that the vocabulary knows: is it English?")
+            raise ValueError(f"the phrase {phrase[:40]!r} has no word that the vocabulary knows: write it in English")
         if len(ids) + len(pieces) + 2 > MAX_TEXT:
             captions.append(Caption((*ids, tokenizer.sep), tuple(members), tuple(spans)))
             ids, members, spans = [tokenizer.cls], [], []
