@@ -167,7 +167,7 @@ def is_relative(coordinates: Sequence[float]) -> bool:
 
 def check_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     """A mask as bool (H, W). ValueError if it is empty or not of the picture's size (height, width)."""
-    mask = np.asarray(mask, bool)
+    mask = np.array(mask, bool, order="C")  # a copy: torch takes no negative strides, and warns of read-only memory
     if mask.shape != tuple(size):
         raise ValueError(f"mask of {mask.shape} pixels (height, width) does not fit a picture of {tuple(size)}")
     if not mask.any():

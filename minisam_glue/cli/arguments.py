@@ -4,6 +4,7 @@ import os
 import re
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def clicks_of(args: Namespace) -> Clicks:
     """--box, --point and --mask. ValueError that begins with the flag."""
     boxes = [numbers(box, "--box", 4) for box in args.box]
     points = [numbers(point if point.count(",") == 2 else point + ",1", "--point", 3) for point in args.point]
-    masks = [read_mask(path) for path in args.mask]
+    masks = [mask for path in args.mask for mask in read_masks(path)]
     try:
         return Clicks(boxes, points, masks)
     except ValueError as error:
@@ -58,21 +59,22 @@ def numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
     return values
 
 
-def read_mask(path: str) -> np.ndarray:
-    """A mask image as bool (H, W). MediaError if it can't be read, ValueError if it is another kind of picture."""
+def read_masks(path: str) -> list[np.ndarray]:
+    """The objects of a mask image, each bool (H, W). MediaError if it can't be read, ValueError if it is no mask."""
     try:
-        image = media.read_image(path)
+        masks, image = media.read_masks(path), media.read_image(path)
     except media.MediaError as error:
         raise media.MediaError(f"--mask {error}") from error
-    inside = image.any(2)
+    inside = masks[0]
     share = inside.mean()
-    if share > 0.5:  # one object in one colour may be so large; a photograph has many colours
+    if len(masks) == 1 and share > 0.5 and not image[~inside].any():  # not the alpha of a cut-out
+        # One object in one colour may be so large; a photograph has many colours.
         colours = image[inside].astype(int) @ (1 << 16, 1 << 8, 1)
         if np.unique(colours, return_counts=True)[1].max() < len(colours) / 2:
             raise ValueError(
                 f"--mask {path}: {share:.0%} of it is not black: a mask image is black everywhere but on the object"
             )
-    return inside
+    return masks
 
 
 def with_flag(error: Exception) -> str:
@@ -86,12 +88,15 @@ def with_flag(error: Exception) -> str:
 # --- Inputs ------------------------------------------------------------------------------------------------
 
 
-def expand(sources: list[str], frames: bool) -> list[str]:
-    """Inputs one by one; with `frames` a folder is one input. MediaError for what is not there."""
+def expand(sources: list[str], frames: bool, warn: Callable[[str], None]) -> list[str]:
+    """Inputs one by one; with `frames` a folder is one input. MediaError for what is not there.
+
+    warn: is told in one line what of a folder is left out.
+    """
     inputs = []
     for source in sources:
         try:
-            inputs += [source] if frames and os.path.isdir(source) else media.expand_inputs([source])
+            inputs += [source] if frames and os.path.isdir(source) else media.expand_inputs([source], warn)
         except media.MediaError as error:
             if os.path.exists(source) or looks_like_path(source):
                 raise
@@ -107,7 +112,7 @@ def looks_like_path(word: str) -> bool:
 def is_input(word: str) -> bool:
     """Whether a word names something to read."""
     try:
-        return bool(media.expand_inputs([word]))
+        return bool(media.expand_inputs([word], lambda _: None))
     except media.MediaError:
         return os.path.exists(word)
 

@@ -114,7 +114,11 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
             "X,Y[,0]",
             "X,Y on the object; X,Y,0 on the background; repeatable, all points together are one object",
         ),
-        ("--mask", "FILE", "mask image: non-black pixels are the object; repeatable"),
+        (
+            "--mask",
+            "FILE",
+            "mask image: non-black pixels, or its alpha, or each palette colour, are an object; repeatable",
+        ),
     ):
         group.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
     for flag, default, text in (
@@ -128,7 +132,11 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_video_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--frames", action="store_true", help="read each folder as one video, a picture per frame")
+    group.add_argument(
+        "--frames",
+        action="store_true",
+        help="read each folder, or TIFF of many pages, as one video, a picture per frame",
+    )
     group.add_argument(
         "--fps",
         type=number(0, FASTEST, above=True),

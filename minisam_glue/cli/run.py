@@ -51,9 +51,9 @@ class Run:
         self.args, self.console = args, Console(args.quiet, bool(args.json))
         sources, prompt = prompt_of(args)
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
-        inputs = expand(sources, args.frames)
-        self.folders = folders_of(inputs, args.out)
         rank, ranks = rank_and_number()
+        inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
+        self.folders = folders_of(inputs, args.out)
         self.inputs = inputs[rank::ranks]
         if args.weights not in (None, "demo") and not Path(args.weights).is_dir():
             raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
@@ -113,7 +113,8 @@ class Run:
             if self.args.resume and finished(self.folders[source]):
                 self.console.say(f"{source}: finished before, {self.folders[source]}")
                 continue
-            moving = Path(source).is_dir() or media.is_moving(source)
+            pages = self.args.frames and media.page_count(source) > 1
+            moving = Path(source).is_dir() or media.is_moving(source) or pages
             if moving or not groups or groups[-1][0] or len(groups[-1][1]) == most:
                 groups.append((moving, []))
             groups[-1][1].append(source)
@@ -152,7 +153,7 @@ class Run:
         for source in group:
             try:
                 with self.job.models.stage("read"):
-                    images[source] = media.read_image(source)
+                    images[source] = media.read_image(source, self.console.warn)
             except media.MediaError as error:
                 status = failed(error)
         return images, status

@@ -35,7 +35,8 @@ class VideoRun:
         Returns the exit status.
         """
         args, stage = self.args, self.job.models.stage
-        with media.frames(self.source, args.start, args.stride, args.max_seconds, args.fps) as video:
+        source = (self.source, args.start, args.stride, args.max_seconds, args.fps, self.console.warn)
+        with media.frames(*source) as video:
             tracking = Tracking(
                 self.job.models, self.job.prompt, self.job.thresholds, args.seed_frame, args.redetect, args.direction
             )

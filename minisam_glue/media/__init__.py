@@ -1,8 +1,9 @@
 """Pictures and moving pictures: in (images.py, sources.py, inputs.py) and out (writer.py)."""
 
-from .images import IMAGE_SUFFIXES, MediaError, is_url, natural_key, read_image
-from .inputs import VIDEO_SUFFIXES, Frames, expand_inputs, frames, has_av, is_moving
-from .video import DEFAULT_FPS, load_av, open_video
+from .images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_url, natural_key, page_count, read_image, read_masks
+from .inputs import Frames, expand_inputs, frames, has_av, is_moving
+from .limits import MediaError, load_av
+from .video import DEFAULT_FPS, open_video
 
 __all__ = [
     "DEFAULT_FPS",
@@ -18,5 +19,7 @@ __all__ = [
     "load_av",
     "natural_key",
     "open_video",
+    "page_count",
     "read_image",
+    "read_masks",
 ]

@@ -1,34 +1,94 @@
-"""Still pictures, in: files and URLs -> uint8 RGB, through Pillow; and what is safe to open at all.
+"""Still pictures, in: files and URLs -> uint8 RGB, through Pillow, and HEIC by heif.py; masks; what a folder holds.
 
 Only the formats below are tried: Pillow would run Ghostscript on an EPS file, whatever its name. Whatever a damaged
 file makes a decoder raise ends in one MediaError of one line.
 """
 
 import io
+import logging
 import os
 import re
 import urllib.request
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..pixels import to_rgb
+from .heif import is_heif, read_heif
+from .limits import MAX_BYTES, MAX_PIXELS, MediaError
 
-MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
-MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
-FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"}  # their names in Pillow
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".avifs"),
+    *(".heic", ".heif", ".hif"),
+}
+FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"}  # their names in Pillow
+VIDEO_SUFFIXES = {
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".divx", ".wmv", ".asf"),
+    *(".flv", ".ogv", ".ogm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"),
+    *(".mxf", ".nut", ".rm", ".rmvb", ".dv", ".ivf", ".obu", ".h264", ".264", ".avc", ".h265", ".265", ".hevc"),
+    *(".mjpeg", ".mjpg", ".y4m"),
+}
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HEAD = 128  # bytes that tell a HEIC picture
+OPAQUE = 128  # alpha from which a mask counts
+MOST_COLOURS = 64  # objects that a palette mask may hold
+VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object in PASCAL VOC's masks
+NAMED = 5  # files that are left out, of which a message gives the name
 
 
-class MediaError(ValueError):
-    """A picture or video can't be read or written; the message names it and says why."""
+def read_image(source: str | Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+    """A file or http(s) URL -> uint8 RGB (H, W, 3). MediaError if there is no picture or one above MAX_PIXELS.
+
+    warn: is told in one line if a TIFF has more pages than the first, which is the one that is read.
+    """
+    return decode(_download(str(source)) if is_url(source) else source, str(source), warn)
 
 
-def read_image(source: str | Path) -> np.ndarray:
-    """A file or http(s) URL -> uint8 RGB (H, W, 3). MediaError if there is no picture or one above MAX_PIXELS."""
-    return decode(_download(str(source)) if is_url(source) else source, str(source))
+def read_masks(source: str | Path) -> list[np.ndarray]:
+    """A file or URL -> masks bool (H, W) of the objects in it. MediaError, as of read_image.
+
+    A palette picture has an object for each colour but black, in the order of its palette. The alpha of a picture that
+    has some is the shape of one object. Of any other picture, what is not black is one object.
+    """
+    name = str(source)
+    try:
+        with _open_mask(_download(name) if is_url(source) else source) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "P":
+                return _of_palette(image, name)
+            if image.has_transparency_data:
+                alpha = np.asarray(image.convert("RGBA"))[..., 3]
+                if alpha.min() < 255:
+                    return [alpha >= OPAQUE]
+            if image.mode[0] in "IF":
+                return [np.asarray(image) != 0]
+            return [np.asarray(image.convert("RGB")).any(2)]
+    except Exception as error:  # as in decode
+        raise _error(name, error) from error
+
+
+def _open_mask(source: str | Path | io.BytesIO) -> Image.Image:
+    return Image.fromarray(decode(source, "")) if is_heic(source) else open_picture(source)
+
+
+def _of_palette(image: Image.Image, name: str) -> list[np.ndarray]:
+    """The masks of a palette picture; entries of the same colour are one object, transparent ones none."""
+    numbers, pixels = np.asarray(image), np.asarray(image.convert("RGBA"))
+    numbers, places = np.unique(numbers, return_index=True)
+    colours = {}
+    for number, (*colour, alpha) in zip(numbers.tolist(), pixels.reshape(-1, 4)[places].tolist()):
+        if any(colour) and alpha >= OPAQUE and (number, tuple(colour)) != VOID:
+            colours.setdefault(tuple(colour), []).append(number)
+    if len(colours) > MOST_COLOURS:
+        raise MediaError(f"{len(colours)} colours: a mask has one for each object, {MOST_COLOURS} at most")
+    picture = np.asarray(image)
+    return [np.isin(picture, own) for own in colours.values()] or [np.zeros(picture.shape, bool)]
 
 
 def is_url(source: str | Path) -> bool:
@@ -41,17 +101,28 @@ def natural_key(path: str | Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", str(path))]
 
 
-def list_folder(folder: str | Path, suffixes: set[str]) -> list[Path]:
-    """The files in a folder that end so, in natural order, without hidden ones. MediaError if it can't be read."""
+def list_folder(
+    folder: str | Path, takes: Callable[[Path], bool], kind: str, warn: Callable[[str], None] = log.warning
+) -> list[Path]:
+    """The files in a folder that `takes` accepts, in natural order, without hidden ones. MediaError if there are none.
+
+    kind: what these are called. warn: is told in one line how many others, subfolders too, are left out, and which.
+    """
     try:
-        files = [
-            path
-            for path in Path(folder).iterdir()
-            if path.suffix.lower() in suffixes and path.name[0] != "." and not os.path.isdir(path)
-        ]
+        entries = sorted(
+            (path for path in Path(folder).iterdir() if path.name[0] != "."), key=lambda path: natural_key(path.name)
+        )
     except OSError as error:
         raise MediaError(f"{folder}: {error.strerror}") from error
-    return sorted(files, key=lambda path: natural_key(path.name))
+    found = [path for path in entries if not os.path.isdir(path) and takes(path)]
+    others = [path for path in entries if path not in set(found)]
+    names = [f"{path.name}/" if os.path.isdir(path) else path.name for path in others]
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    if not found:
+        raise MediaError(f"{folder}: no {kind} in this folder" + (f", only {listed}" if names else ""))
+    if names:
+        warn(f"{folder}: {len(names)} left out, as no {kind} or a folder: {listed}")
+    return found
 
 
 def _download(url: str) -> io.BytesIO:
@@ -87,13 +158,52 @@ def frame_of(image: Image.Image, index: int = 0) -> np.ndarray:
         return to_rgb(image)
 
 
-def decode(source: str | Path | io.BytesIO, name: str) -> np.ndarray:
-    """A file or its bytes -> uint8 RGB (H, W, 3). MediaError, which begins with `name`, if that can't be."""
+def page_count(source: str | Path | Image.Image) -> int:
+    """How many pages a TIFF has; 1 for anything else."""
+    if isinstance(source, Image.Image):
+        return getattr(source, "n_frames", 1) if source.format == "TIFF" else 1
     try:
         with open_picture(source) as image:
-            return frame_of(image)
+            return page_count(image)
+    except Exception:  # damaged headers make Pillow raise nearly anything
+        return 1
+
+
+def decode(source: str | Path | io.BytesIO, name: str, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+    """A file or its bytes -> uint8 RGB (H, W, 3). MediaError, which begins with `name`, if that can't be."""
+    try:
+        if is_heic(source):
+            return read_heif(_content(source))
+        with open_picture(source) as image:
+            pages = page_count(image)
+            picture = frame_of(image)
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
-        raise MediaError(f"{name}: {reason(error)}") from error
+        raise _error(name, error, source) from error
+    if pages > 1:
+        warn(f"{name}: the first of {pages} pages is read, {pages - 1} left out; with --frames each page is a frame")
+    return picture
+
+
+def is_heic(source: str | Path | io.BytesIO) -> bool:
+    """Whether it is a HEIC picture, whatever its name ends in. OSError if it can't be read."""
+    return is_heif(_content(source, HEAD))
+
+
+def _content(source: str | Path | io.BytesIO, size: int = MAX_BYTES) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:size]
+    with open(source, "rb") as file:
+        return file.read(size)
+
+
+def _error(name: str, error: Exception, source: str | Path | io.BytesIO | None = None) -> MediaError:
+    """One line that names the picture and says what an exception of a decoder means."""
+    if isinstance(error, MediaError) and str(error).startswith(name):
+        return error
+    text = reason(error)
+    if isinstance(error, Image.UnidentifiedImageError) and source is not None and _content(source, 4) in TIFF_MAGIC:
+        text = "a TIFF with values of a kind that Pillow does not read: save it with 8 or 16 bits a channel"
+    return MediaError(f"{name}: {text}")
 
 
 def reason(error: Exception) -> str:
@@ -107,9 +217,17 @@ def reason(error: Exception) -> str:
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether Pillow knows the format, whatever the name ends in."""
+    """Whether the format is known, whatever the name ends in."""
     try:
+        if is_heic(path):
+            return True
         with open_picture(path):
             return True
     except Exception:  # damaged headers make Pillow raise nearly anything
         return False
+
+
+def looks_like_picture(path: Path) -> bool:
+    """Whether its name says that it is a picture, or its content does under a name that says nothing."""
+    suffix = path.suffix.lower()
+    return suffix in IMAGE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and is_picture(path))

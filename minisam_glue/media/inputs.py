@@ -1,28 +1,41 @@
 """Pictures and moving pictures, in: files, URLs, frame folders, GIF and WebP animations, videos, cameras, a pipe.
 
 Every frame is uint8 RGB (H, W, 3) as one would see it on a screen: turned as EXIF or the video's matrix says, alpha
-dropped. Frames are read when they are asked for. Videos and cameras need PyAV (the extra `cli`), the rest Pillow.
+laid on white. Frames are read when they are asked for. Videos and cameras need PyAV (the extra `cli`), the rest Pillow.
 Left out: interlacing, sound (the writer copies it), changing the frame rate, network streams.
 """
 
 import glob
 import importlib.util
+import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from .images import IMAGE_SUFFIXES, MediaError, is_url, list_folder, natural_key, open_picture
+from .images import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_heic,
+    is_url,
+    list_folder,
+    looks_like_picture,
+    natural_key,
+    open_picture,
+)
+from .limits import MediaError
 from .reader import TOLERANCE, Reader
 from .sources import open_source
-from .video import DEFAULT_FPS
+from .video import DEFAULT_FPS, is_video
+
+log = logging.getLogger(__name__)
 
 BACKWARD = 8  # frames held at a time while a source is read from its end
 LONGEST = 1e9  # seconds (30 years), and frames of a stride
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"}
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # Pillow's names; the pages of a TIFF are no film unless one says so
 
 
 def is_moving(source: str | Path) -> bool:
@@ -32,33 +45,38 @@ def is_moving(source: str | Path) -> bool:
     if is_url(source) or os.path.isdir(source):
         return False
     try:
+        if is_heic(source):
+            return False
         with open_picture(source) as image:
-            return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "n_frames", 1) > 1
+            return image.format in ANIMATED and getattr(image, "n_frames", 1) > 1
     except Exception:  # no picture, or a damaged one
         return Path(source).suffix.lower() not in IMAGE_SUFFIXES
 
 
-def expand_inputs(args: Sequence[str]) -> list[str]:
+def expand_inputs(args: Sequence[str], warn: Callable[[str], None] = log.warning) -> list[str]:
     """Files, globs (** too), folders, URLs, camera:N and - as one list, in natural order within each argument.
 
-    A folder stands for the pictures and videos in it. MediaError for what is not there or empty.
+    A folder stands for the pictures and videos in it; `warn` is told in one line what else is there, and left out.
+    MediaError for what is not there or empty.
     """
-    return [source for arg in args for source in _expand(str(arg))]
+    return [source for arg in args for source in _expand(str(arg), warn)]
 
 
-def _expand(arg: str) -> list[str]:
+def _expand(arg: str, warn: Callable[[str], None]) -> list[str]:
     if is_url(arg) or arg == "-" or arg.startswith("camera:") or os.path.isfile(arg):
         return [arg]
     if os.path.isdir(arg):
-        found = [str(path) for path in list_folder(arg, IMAGE_SUFFIXES | VIDEO_SUFFIXES)]
-        if not found:
-            raise MediaError(f"{arg}: no pictures or videos in this folder")
-        return found
+        return [str(path) for path in list_folder(arg, _is_input, "picture or video", warn)]
     found = sorted((path for path in glob.glob(arg, recursive=True) if os.path.isfile(path)), key=natural_key)
     if not found:
         words = "no file fits" if glob.has_magic(arg) else "no such file or folder"
         raise MediaError(f"{arg or repr(arg)}: {words}")
     return found
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a folder's file is taken: by its name, or by its content if the name says nothing."""
+    return path.suffix.lower() in VIDEO_SUFFIXES or looks_like_picture(path) or (has_av() and is_video(path))
 
 
 def has_av() -> bool:
@@ -168,14 +186,19 @@ class Frames:
 
 
 def frames(
-    source: str | Path, start: float = 0.0, stride: int = 1, max_seconds: float | None = None, fps: float = DEFAULT_FPS
+    source: str | Path,
+    start: float = 0.0,
+    stride: int = 1,
+    max_seconds: float | None = None,
+    fps: float = DEFAULT_FPS,
+    warn: Callable[[str], None] = log.warning,
 ) -> Frames:
     """Open a video, animation, folder of pictures, camera:N, or - (PNG or JPEG pictures one after another on stdin).
 
     From the first frame at or after second `start`, each `stride`-th frame, and of these the ones that are shown before
     `max_seconds` more have passed. Seconds are those of the source's own time stamps, counted from its first frame;
-    folders, pipes and the pages of a TIFF have `fps` frames in each. MediaError if it can't be read or has no frame
-    there.
+    folders, pipes and the pages of a TIFF have `fps` frames in each. `warn` is told what is left out of a folder.
+    MediaError if it can't be read or has no frame there.
     """
     if not (
         0 <= start <= LONGEST
@@ -187,7 +210,7 @@ def frames(
             f"start {start} must be at least 0, stride {stride} at least 1, max_seconds {max_seconds} "
             f"and fps {fps} above 0, and none above {LONGEST:g}"
         )
-    opened = Frames(open_source(str(source), fps), start, stride, max_seconds)
+    opened = Frames(open_source(str(source), fps, warn), start, stride, max_seconds)
     if opened.count == 0:
         raise MediaError(f"{source}: no frame at or after {start} s, it has {opened.reader.count}")
     return opened

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .images import MediaError
+from .limits import MediaError
 
 TOLERANCE = 0.00051  # seconds: a time that a user gives may be rounded to milliseconds, up or down
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,45 +13,47 @@ from PIL import Image
 
 from .images import (
     IMAGE_SUFFIXES,
-    MAX_BYTES,
-    MediaError,
     decode,
     frame_of,
+    is_heic,
     is_picture,
     list_folder,
+    looks_like_picture,
     open_picture,
     read_image,
     reason,
 )
+from .limits import MAX_BYTES, MediaError, load_av
 from .reader import TOLERANCE, Reader, Timed, every, same_size
-from .video import Video, film_stream, load_av
+from .video import Video, film_stream
 
 NO_DURATION = 100  # milliseconds that browsers show a frame of an animation whose duration is stated as 0
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
 
 
-def open_source(source: str, fps: float) -> Reader:
+def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     """The reader for a source as `media.frames` takes it; `fps` is for those that state no rate. MediaError."""
     if source == "-":
         return _Pipe(fps)
     if source.startswith("camera:"):
         return _Camera(source)
     if os.path.isdir(source):
-        return _Folder(Path(source), fps)
+        return _Pictures(source, list_folder(source, looks_like_picture, "picture", warn), fps)
     if not os.path.isfile(source):
         raise MediaError(f"{source}: no such file or folder")
     path = Path(source)
+    if is_heic(path):
+        return _Pictures(source, [path], fps)
     if path.suffix.lower() in IMAGE_SUFFIXES or is_picture(path):
         return _Animation(path, fps)
     return Video(path)
 
 
-class _Folder(Reader):
-    def __init__(self, path: Path, fps: float):
-        self.name, self.fps, self.paths = str(path), fps, list_folder(path, IMAGE_SUFFIXES)
-        if not self.paths:
-            raise MediaError(f"{path}: no pictures in this folder")
-        self.count = len(self.paths)
+class _Pictures(Reader):
+    """The files of a folder."""
+
+    def __init__(self, name: str, paths: list[Path], fps: float):
+        self.name, self.fps, self.paths, self.count = name, fps, paths, len(paths)
         self.size = read_image(self.paths[0]).shape[1::-1]
 
     def read(self, first: int, stride: int) -> Iterator[Timed]:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from .images import MAX_PIXELS, MediaError, reason
+from .images import reason
+from .limits import MAX_PIXELS, MediaError, load_av
 from .reader import TOLERANCE, Reader, Timed, every, resized
 
 DEFAULT_FPS = 25.0  # of sources that state no rate
@@ -26,6 +26,7 @@ CONTAINERS = (
     "mov,matroska,webm,avi,mpeg,mpegts,asf,flv,ogg,mxf,nut,rm,dv,ivf,obu,h264,hevc,m4v,mpegvideo,mjpeg,"
     "yuv4mpegpipe"
 )  # FFmpeg's names; mov is mp4 too
+SIGNED = {"mov", "matroska", "avi", "asf", "flv", "ogg", "mxf", "mpegts"}  # those whose files begin with a signature
 NOT_THE_FILM = ("attached_pic", "timed_thumbnails", "still_image", "dependent")  # FFmpeg's dispositions
 VP8_SHOWN = 0x10  # bit 4 of a VP8 frame's first byte (RFC 6386, section 9.1): 0 for a frame that is only referred to
 EARLIER = (0, 1, 4, 16, 64)  # seconds before a key frame to seek to, until its packet comes
@@ -38,20 +39,19 @@ class Entry(NamedTuple):
     dts: int
 
 
-def load_av(need: str) -> ModuleType:
-    """PyAV, or a MediaError that says how to install it."""
-    try:
-        import av
-    except ImportError as error:
-        raise MediaError(f"{need} needs PyAV: pip install 'minivit-minisam[cli]'") from error
-    av.logging.set_level(None)  # with any level, a decoding thread that logs can lock up with one that closes its file
-    return av
-
-
 def open_video(path: str | Path):
     """PyAV's container of a video file, as a context manager. PyAV's errors, OSError."""
     # "file:" because a name like a:b.mp4 is an address to FFmpeg otherwise
     return load_av(str(path)).open(f"file:{path}", options={"format_whitelist": CONTAINERS})
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether FFmpeg knows the file by its content, and it has a film."""
+    try:
+        with open_video(path) as container:
+            return bool(SIGNED & set(container.format.name.split(","))) and film_stream(container) is not None
+    except Exception:  # no video, or a damaged one
+        return False
 
 
 def film_stream(container):

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from ..files import whole_file
-from .images import MediaError
-from .video import Video, load_av, open_video
+from .limits import MediaError, load_av
+from .video import Video, open_video
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv"}
 COPIED_SOUND = {"aac", "mp3", "opus"}  # what browsers play inside mp4; other sound is encoded as AAC

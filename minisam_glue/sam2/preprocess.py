@@ -32,6 +32,8 @@ def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:
 def finite_tensor(value: Array, name: str) -> Tensor:
     """Anything array-like as a finite float32 tensor on the CPU."""
     try:
+        if isinstance(value, np.ndarray):  # a copy, as torch takes neither negative strides nor foreign byte orders
+            value = np.array(value, np.float32, order="C")
         value = torch.as_tensor(value, dtype=torch.float32).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: not a rectangular array of numbers ({error})") from None

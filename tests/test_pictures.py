@@ -1,0 +1,296 @@
+"""Pictures as people have them: depths, alpha, pages, HEIC, masks, folders, views of arrays."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from helpers.commands import command, lines
+from helpers.picture_cases import CASES as TABLE
+from helpers.picture_cases import Case
+from helpers.tiny_segment import tiny_models
+from PIL import Image
+
+from minisam_glue import Clicks, load_models, segment_image, segment_video
+from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, read_masks
+from minisam_glue.media.images import is_picture
+from minisam_glue.pixels import to_rgb
+
+CASES = Path(__file__).parent / "cases"
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+def test_every_kind_of_picture_is_read_as_the_table_says_or_refused_by_name(case: Case, tmp_path):
+    path = tmp_path / f"a.{case.suffix}"
+    case.write(path)
+    if case.expected is None:
+        with pytest.raises(MediaError, match=f"a.{case.suffix}: .*{case.refusal}"):
+            read_image(path)
+    else:
+        assert np.array_equal(read_image(path), case.expected)
+
+
+# --- Views of arrays -----------------------------------------------------------------------------------------------
+
+
+def scene() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+VIEWS = {
+    "reversed channels": lambda p: np.ascontiguousarray(p[..., ::-1])[..., ::-1],
+    "upside down": lambda p: np.ascontiguousarray(p[::-1])[::-1],
+    "read-only": read_only,
+    "in Fortran's order": np.asfortranarray,
+    "every second pixel": lambda p: np.repeat(np.repeat(p, 2, 0), 2, 1)[::2, ::2],
+    "uint16, high byte first": lambda p: (p.astype(">u2") * 257).astype(">u2"),
+    "channels first": lambda p: np.ascontiguousarray(p.transpose(2, 0, 1)).transpose(1, 2, 0),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_arrays_are_the_pictures_that_they_show(name, recwarn):
+    view, models = VIEWS[name](scene()), tiny_models()
+    plain = to_rgb(view)
+    assert np.array_equal(plain, scene()) and plain.flags.c_contiguous and plain.dtype == np.uint8
+    expected = segment_image(models, scene(), Clicks(boxes=[[4, 4, 20, 20]]))
+    found = segment_image(models, view, Clicks(boxes=[[4, 4, 20, 20]]))
+    assert np.array_equal(found.masks, expected.masks) and np.array_equal(found.annotated(), expected.annotated())
+    [frame] = segment_video(models, [view], Clicks(boxes=[[4, 4, 20, 20]]))
+    [plain_frame] = segment_video(models, [scene()], Clicks(boxes=[[4, 4, 20, 20]]))
+    assert np.array_equal(frame.masks, plain_frame.masks) and not recwarn.list
+
+
+def test_views_can_be_prompts(recwarn):
+    models, image = tiny_models(), scene()
+    mask = np.zeros((24, 32), bool)
+    mask[4:20, 6:18] = True
+    expected = segment_image(models, image, Clicks(boxes=[[4, 4, 20, 20]], masks=[mask])).masks
+    box = read_only(np.array([[20.0, 20.0, 4.0, 4.0]], ">f8"))[:, ::-1]
+    turned = read_only(np.asfortranarray(mask[::-1]))[::-1]
+    assert np.array_equal(segment_image(models, image, Clicks(boxes=box, masks=[turned])).masks, expected)
+    assert not recwarn.list
+
+
+def test_four_channels_are_colours_and_alpha_and_others_are_refused():
+    page = np.full((4, 4, 4), 200, np.uint8)
+    page[..., 3] = 0
+    assert (to_rgb(page) == 255).all() and (to_rgb(page.astype(np.uint16) * 257) == 255).all()
+    arrays = (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.int64), np.zeros((4, 4, 2), np.uint8))
+    for wrong in (*arrays, None, b"", "a"):
+        with pytest.raises(ValueError, match="an image"):
+            to_rgb(wrong)
+
+
+# --- HEIC ----------------------------------------------------------------------------------------------------------
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(int) - other).mean())
+
+
+def test_a_heic_grid_is_one_picture():
+    path = CASES / "heic" / "iphone_grid.heic"
+    picture, truth = read_image(path), read_image(CASES / "heic" / "truth.jpg")
+    assert picture.shape == (512, 512, 3) and difference(picture, truth) < 3
+    assert not is_moving(path) and is_picture(path)
+    [frame] = frames(path)
+    assert np.array_equal(frame, picture)
+
+
+def test_a_heic_of_one_tile_is_a_picture_and_gets_a_picture_s_outputs(tmp_path):
+    source = CASES / "heic" / "IMG_0001.HEIC"
+    assert read_image(source).shape == (192, 256, 3)
+    assert command(source, "bright.", "--out", tmp_path, "--quiet") == 0
+    names = {path.name for path in (tmp_path / "IMG_0001").iterdir()}
+    assert names == {"annotated.png", "masks", "result.json"}
+
+
+def test_heic_is_read_whatever_its_name_and_damage_is_one_line(tmp_path):
+    data = (CASES / "heic" / "iphone_grid.heic").read_bytes()
+    (tmp_path / "photo.jpg").write_bytes(data)
+    assert read_image(tmp_path / "photo.jpg").shape == (512, 512, 3)
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        spoiled = bytearray(data)
+        for at in rng.integers(0, 1200, 4):
+            spoiled[at] ^= 1 << rng.integers(8)
+        cut = len(data) if trial % 3 else int(rng.integers(100, len(data)))
+        (tmp_path / "a.heic").write_bytes(spoiled[:cut])
+        try:
+            assert read_image(tmp_path / "a.heic").ndim == 3
+        except MediaError as error:
+            assert "a.heic: " in str(error) and "\n" not in str(error)
+
+
+def test_a_heic_without_pyav_says_what_to_do():
+    path = CASES / "heic" / "IMG_0001.HEIC"
+    program = (
+        "import sys; sys.modules['av'] = None\n"
+        "from minisam_glue.media import MediaError, read_image\n"
+        f"try: read_image({str(path)!r})\n"
+        "except MediaError as error: assert '[cli]' in str(error) and 'IMG_0001.HEIC' in str(error), error\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=CASES.parent.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- Pages, masks, folders -----------------------------------------------------------------------------------------
+
+
+def test_pages_that_are_left_out_are_counted_and_frames_takes_them_all(tmp_path, capsys):
+    stack, told = CASES / "pictures" / "stack.tif", []
+    first = read_image(stack, told.append)
+    assert len(told) == 1 and "5 pages" in told[0] and "4 left out" in told[0] and not is_moving(stack)
+    film = list(frames(stack))
+    assert len(film) == 5 and np.array_equal(film[0], first)
+    assert command(stack, "bright.", "--out", tmp_path / "one", "--quiet") == 0
+    assert "stack.tif: the first of 5 pages is read, 4 left out" in capsys.readouterr().err
+    assert command(stack, "bright.", "--out", tmp_path / "all", "--quiet", "--frames", "--fps", "4") == 0
+    records = lines(tmp_path / "all" / "stack" / "result.jsonl")
+    assert [record["time"] for record in records] == [0, 0.25, 0.5, 0.75, 1] and not capsys.readouterr().err
+
+
+def test_a_palette_mask_has_one_object_for_each_colour():
+    first, second = read_masks(CASES / "masks" / "davis.png")
+    [one] = read_masks(CASES / "masks" / "mask.png")
+    assert np.array_equal(first, one) and second.sum() == 2652 and not (first & second).any()
+
+
+def test_the_alpha_of_a_mask_is_its_shape():
+    [shape], [one] = (read_masks(CASES / "masks" / name) for name in ("alpha-mask.png", "mask.png"))
+    assert np.array_equal(shape, one)
+
+
+def palette(numbers: np.ndarray, colours: list[int], path: Path, **options) -> Path:
+    image = Image.frombytes("P", numbers.shape[::-1], numbers.astype(np.uint8).tobytes())
+    image.putpalette(colours)
+    image.save(path, **options)
+    return path
+
+
+def test_masks_of_every_kind(tmp_path):
+    numbers = np.arange(12).reshape(3, 4) % 4
+    found = read_masks(palette(numbers, [0, 0, 0, 255, 0, 0, 0, 255, 0, 255, 0, 0], tmp_path / "twice.png"))
+    assert [mask.tolist() for mask in found] == [np.isin(numbers, (1, 3)).tolist(), (numbers == 2).tolist()]
+    colours = [9] * 3 + [255, 0, 0, 0, 255, 0, 1, 1, 1]
+    found = read_masks(palette(numbers, colours, tmp_path / "hole.png", transparency=0))
+    assert [mask.tolist() for mask in found] == [(numbers == n).tolist() for n in (1, 2, 3)]
+    void = [0, 0, 0, 128, 0, 0] + [0] * 759 + [224, 224, 192]
+    [found] = read_masks(palette(np.where(numbers == 2, 255, numbers == 1), void, tmp_path / "voc.png"))
+    assert np.array_equal(found, numbers == 1)
+    Image.fromarray(numbers.astype(np.uint16)).save(tmp_path / "labels.png")
+    [found] = read_masks(tmp_path / "labels.png")  # too few to be seen as grey, and a shape all the same
+    assert np.array_equal(found, numbers > 0)
+    Image.fromarray(np.dstack([np.full((3, 4), 255, np.uint8)] * 4)).save(tmp_path / "opaque.png")
+    assert read_masks(tmp_path / "opaque.png")[0].all()
+    many = palette(np.arange(256).reshape(16, 16), list(range(1, 256)) * 3 + [0] * 3, tmp_path / "photo.png")
+    with pytest.raises(MediaError, match="photo.png: .* colours: a mask has one for each object"):
+        read_masks(many)
+
+
+def test_a_palette_mask_becomes_two_objects_and_an_alpha_mask_one(tmp_path):
+    for mask, count in (("davis.png", 2), ("alpha-mask.png", 1)):
+        words = (CASES / "masks" / "a.png", "--mask", CASES / "masks" / mask, "--out", tmp_path / mask, "--quiet")
+        assert command(*words) == 0
+        found = json.loads((tmp_path / mask / "a" / "result.json").read_text())["objects"]
+        assert [o["id"] for o in found] == list(range(1, count + 1))
+
+
+PHOTOS = ("a.jpg", "b.JFIF", "c.jpe", "d.PNG", "e.HEIC", "scan")
+FILMS = ("f.3gp", "g.MTS", "h.m2ts", "i.h264", "j.MP4", "film.bin")
+
+
+def fill(folder: Path) -> list[str]:
+    """A folder of files that work when they are named, under the endings that people's files have."""
+    (folder / "old").mkdir(parents=True)
+    Image.fromarray(scene()).save(folder / "old" / "x.png")
+    (folder / "notes.txt").write_text("none")
+    (folder / "song.mp3").write_bytes(b"ID3" + bytes(100))
+    (folder / ".hidden").write_text("none")
+    for name in PHOTOS + FILMS:
+        suffix = Path(name).suffix.lower()
+        if suffix in (".jpg", ".jfif", ".jpe", ".png", ""):
+            Image.fromarray(scene()).save(folder / name, "PNG" if suffix == ".png" else "JPEG")
+        elif suffix == ".heic":
+            (folder / name).write_bytes((CASES / "heic" / "IMG_0001.HEIC").read_bytes())
+        else:
+            kind = {".mts": "mpegts", ".m2ts": "mpegts", ".h264": "h264", ".3gp": "3gp"}.get(suffix, "mp4")
+            clip(folder / name, kind)
+    return [*PHOTOS, *FILMS]
+
+
+def clip(path: Path, kind: str) -> None:
+    with av.open(str(path), "w", format=kind) as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for _ in range(3):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(scene(), format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+def test_what_works_when_named_works_in_a_folder_and_the_rest_is_counted_and_named(tmp_path):
+    names, told = fill(tmp_path / "in"), []
+    found = expand_inputs([str(tmp_path / "in")], told.append)
+    assert sorted(Path(path).name for path in found) == sorted(names)
+    for path in found:
+        assert len(list(frames(path))) == 3 if is_moving(path) else read_image(path).ndim == 3
+    assert len(told) == 1 and "3 left out" in told[0]
+    assert all(name in told[0] for name in ("notes.txt", "song.mp3", "old/")) and "hidden" not in told[0]
+
+
+def test_the_command_line_says_what_it_leaves_out_of_a_folder(tmp_path, capsys):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    Image.fromarray(scene()).save(tmp_path / "in" / "a.JPE", "JPEG")
+    for number in range(7):
+        (tmp_path / "in" / f"{number}.txt").write_text("none")
+    for words in ((), ("--frames", "--format", "gif")):
+        assert command(tmp_path / "in", "bright.", "--out", tmp_path / "out", "--quiet", *words) == 0
+        [line] = capsys.readouterr().err.splitlines()
+        assert "8 left out" in line and "0.txt" in line and "and 3 more" in line and line.startswith("warning: ")
+
+
+def test_a_folder_with_nothing_says_what_is_there_instead(tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(MediaError, match="no picture or video in this folder, only sub/"):
+        expand_inputs([str(tmp_path)])
+
+
+# --- With the demo's weights, on the pictures of tests/cases --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_models("demo")
+
+
+@pytest.mark.parametrize(
+    "name,labels",
+    [
+        ("sixteen.tif", ["circle", "square"]),
+        ("twelve.tif", ["circle", "square"]),
+        ("sticker.png", ["circle"]),
+        ("hidden.png", ["circle"]),  # and not the square, which is under an alpha of 0
+    ],
+)
+def test_the_demo_s_detector_finds_what_one_sees(name, labels, demo):
+    found = segment_image(demo, read_image(CASES / "pictures" / name), "circle. square.")
+    assert sorted(o.label for o in found.objects) == labels
+
+
+def test_the_demo_s_detector_finds_the_same_in_a_heic_grid_as_in_its_truth(demo):
+    grid, truth = (
+        segment_image(demo, read_image(CASES / "heic" / name), "circle. square. triangle. star.")
+        for name in ("iphone_grid.heic", "truth.jpg")
+    )
+    assert [o.label for o in grid.objects] == [o.label for o in truth.objects] and len(grid.objects) == 4
+    assert np.abs(grid.boxes - truth.boxes).max() < 4
