@@ -261,7 +261,7 @@ def test_the_command_line_says_what_it_leaves_out_of_a_folder(tmp_path, capsys):
 
 def test_a_folder_with_nothing_says_what_is_there_instead(tmp_path):
     (tmp_path / "sub").mkdir()
-    with pytest.raises(MediaError, match="no picture or video in this folder, only sub/"):
+    with pytest.raises(MediaError, match="no pictures or videos in this folder, only sub/"):
         expand_inputs([str(tmp_path)])
 
 

@@ -121,7 +121,7 @@ def list_folder(
     if not found:
         raise MediaError(f"{folder}: no {kind} in this folder" + (f", only {listed}" if names else ""))
     if names:
-        warn(f"{folder}: {len(names)} left out, as no {kind} or a folder: {listed}")
+        warn(f"{folder}: {len(names)} left out, as no {kind}: {listed}")
     return found
 
 

@@ -66,7 +66,7 @@ def _expand(arg: str, warn: Callable[[str], None]) -> list[str]:
     if is_url(arg) or arg == "-" or arg.startswith("camera:") or os.path.isfile(arg):
         return [arg]
     if os.path.isdir(arg):
-        return [str(path) for path in list_folder(arg, _is_input, "picture or video", warn)]
+        return [str(path) for path in list_folder(arg, _is_input, "pictures or videos", warn)]
     found = sorted((path for path in glob.glob(arg, recursive=True) if os.path.isfile(path)), key=natural_key)
     if not found:
         words = "no file fits" if glob.has_magic(arg) else "no such file or folder"

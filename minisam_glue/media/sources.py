@@ -38,7 +38,7 @@ def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     if source.startswith("camera:"):
         return _Camera(source)
     if os.path.isdir(source):
-        return _Pictures(source, list_folder(source, looks_like_picture, "picture", warn), fps)
+        return _Pictures(source, list_folder(source, looks_like_picture, "pictures", warn), fps)
     if not os.path.isfile(source):
         raise MediaError(f"{source}: no such file or folder")
     path = Path(source)
