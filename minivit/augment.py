@@ -36,7 +36,7 @@ BINS = 31
 
 @dataclass(frozen=True)
 class Augment:
-    """uint8 images (B, 3, H, W) -> augmented, normalised float32 images of the same shape.
+    """Augment and normalise uint8 images (B, 3, H, W) -> float32 images of the same shape.
 
     mean, std: per channel, of values in [0, 1]. crop: padding in pixels, 0 for off. jitter: the largest
     relative change of brightness, contrast and saturation (a quarter of it, in turns, of hue).

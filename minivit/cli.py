@@ -310,13 +310,17 @@ def evaluate(path: Path, given: dict) -> int:
     device = run.choose_device(given.get("device", "auto"))
     model, state = checkpoint.load_model(path, device)
     about = state["describe"]
-    a = run.resolve({"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given})
-    dataset = datasets.load(a["data"], a["data_root"], input_side(model), state["config"]["seed"], a["skip_bad"])
+    args = run.resolve(
+        {"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given}
+    )
+    dataset = datasets.load(
+        args["data"], args["data_root"], input_side(model), state["config"]["seed"], args["skip_bad"]
+    )
     if dataset.classes != state["classes"]:
         known, there = (checkpoint.name_classes(names) for names in (state["classes"], dataset.classes))
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
     accuracy = Evaluator(state["mean"], state["std"], device).accuracy(model, dataset.test)
-    print(f"{path}: {accuracy:.2%} of {len(dataset.test)} test images ({a['data']})")
+    print(f"{path}: {accuracy:.2%} of {len(dataset.test)} test images ({args['data']})")
     return 0
 
 

@@ -94,7 +94,7 @@ def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
     `amount` below 1 is a fraction of the training images, from 1 on a number of images. Raises DataError.
     """
     if dataset.val is not None:
-        raise DataError("the data set already has a validation split: leave the hold-out away")
+        raise DataError("the data set already has a validation split: use --val-split 0")
     labels = dataset.train.labels
     count = round(amount * len(labels)) if amount < 1 else int(amount)
     per_class = torch.bincount(labels, minlength=len(dataset.classes))
@@ -300,7 +300,7 @@ def _decode(data: bytes, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.draft(None, (2 * size, 2 * size))  # large JPEGs only: decode at a half, a quarter or an eighth
-            return _fit(ImageOps.exif_transpose(image), size)
+            return _resize_and_crop(ImageOps.exif_transpose(image), size)
     except UnidentifiedImageError as error:
         raise DataError("not an image that Pillow reads") from error
     except MemoryError:
@@ -309,7 +309,7 @@ def _decode(data: bytes, size: int) -> np.ndarray:
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _fit(image: Image.Image, size: int) -> np.ndarray:
+def _resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
     """An image of any mode -> uint8 (3, size, size): RGB, shorter side resized, centre cropped."""
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, as Pillow does for 16-bit colour
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -395,7 +395,7 @@ def _checksum(stored: dict) -> int:
 
 
 def shapes(seed: int = 0, n_train: int = 8000, n_test: int = 2000, image_size: int = 32) -> Dataset:
-    """Ten classes, five shapes in two textures, at random place, size, tilt and colours on a cluttered ground.
+    """Ten classes, five shapes in two textures, at random place, size, tilt and colours on a cluttered background.
 
     No pixel tells the class on its own, so a linear model fails; a network that sees edges and repetition does not.
     The same seed gives the same images, and the test images do not depend on n_train. Raises DataError.

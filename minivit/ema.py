@@ -12,7 +12,7 @@ from torch import nn
 
 
 def decay_ramp(step: int, start: float, end: float, ramp_steps: int) -> float:
-    """The decay at an update: linear from `start` at step 0 to `end` at `ramp_steps`, constant after."""
+    """EMA decay at a step: linear from `start` at step 0 to `end` at `ramp_steps`, then constant."""
     return start + (end - start) * min(step / max(ramp_steps, 1), 1.0)
 
 
@@ -26,9 +26,10 @@ def average_(averaged: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 class EMA:
-    """An averaged copy of a model in `.module` (eval mode, no gradients): update it after each optimizer step.
+    """EMA weights of a model, in the copy `.module` (evaluation mode, no gradients).
 
-    model: not wrapped by DDP or torch.compile. start, end, ramp_steps: see decay_ramp.
+    Call `update` after each optimizer step. model: not wrapped by DDP or torch.compile. start, end,
+    ramp_steps: see decay_ramp. ValueError for a decay outside of [0, 1].
     """
 
     def __init__(self, model: nn.Module, start: float = 0.995, end: float = 0.9995, ramp_steps: int = 0):
@@ -38,7 +39,7 @@ class EMA:
         self.start, self.end, self.ramp_steps = start, end, ramp_steps
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards `model`, as the decay of optimizer step `step` (from 0) says."""
+        """Update the average after optimizer step `step`, counted from 0."""
         average_(self.module, model, decay_ramp(step, self.start, self.end, self.ramp_steps))
 
     def state_dict(self) -> dict[str, torch.Tensor]:

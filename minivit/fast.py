@@ -59,11 +59,11 @@ class FoldedClassAttention(ClassAttention):
 
 
 class HeadTokensTransformer(VisionTransformer):
-    """A Vision Transformer that spares its last block the tokens that no head reads.
+    """A Vision Transformer whose last block computes only the tokens that a head reads.
 
     With pool "cls" and no class-attention tail the heads read the T special tokens alone. Outputs of the
-    last block at the patches then reach no score: their queries, projections and MLP need not be
-    computed. Keys and values of all tokens are. `features` still gives all tokens.
+    last block at the patches then reach no score, so their queries, output projections and MLP are not
+    computed. Keys and values of all tokens are. `features` still returns all tokens.
     """
 
     def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The small parts of a Vision Transformer: patch embedding, MLP, stochastic depth, LayerScale.
+"""Parts of a Vision Transformer: patch embedding, MLP, stochastic depth, LayerScale.
 
 Patch embedding: Dosovitskiy et al., arXiv 2010.11929, section 3.1. Convolutional stem: Xiao et al.,
 arXiv 2106.14881, and CCT, arXiv 2104.05704. Depth-wise convolution in the MLP: LocalViT, arXiv
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each linearly: (B, 3, H, W) -> (B, H/p * W/p, dim)."""
+    """Cut images into p x p patches and project each linearly: (B, 3, H, W) -> (B, H/p * W/p, dim)."""
 
     def __init__(self, patch: int, dim: int):
         super().__init__()
@@ -25,10 +25,11 @@ class PatchEmbed(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Overlapping 3x3 convolutions that halve the image until one cell is one patch, then a projection.
+    """Patch embedding by overlapping 3x3 convolutions: (B, 3, H, W) -> (B, H/p * W/p, dim).
 
-    (B, 3, H, W) -> (B, H/p * W/p, dim), with p a power of two. The width doubles at each halving and
-    ends at `dim`. Small images lack the data from which a transformer learns locality: this gives it.
+    The first convolution keeps the resolution; each further one halves it, until one position is one
+    patch; a 1x1 projection follows. Convolutions bring the locality that a transformer would have to
+    learn from more images than small data sets have. ValueError if p is not a power of two.
     """
 
     def __init__(self, patch: int, dim: int):
@@ -39,7 +40,7 @@ class ConvStem(nn.Module):
         widths = [dim // 2 ** min(i, 2) for i in range(steps, 0, -1)] + [dim]
         layers: list[nn.Module] = []
         for i, (c_in, c_out) in enumerate(zip([3] + widths, widths)):
-            stride = 1 if i == 0 else 2  # the first looks at full resolution
+            stride = 1 if i == 0 else 2  # the first keeps the full resolution
             layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.GELU()]
         self.convs = nn.Sequential(*layers)
         self.proj = nn.Conv2d(dim, dim, kernel_size=1)
@@ -50,10 +51,10 @@ class ConvStem(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between: (B, N, C) -> (B, N, C).
+    """Linear layer, activation, linear layer: (B, N, C) -> (B, N, C).
 
-    `conv` adds a residual 3x3 depth-wise convolution over the patch grid between the two; class and
-    distillation tokens, which come first in the sequence, pass it by.
+    conv: add a residual 3x3 depth-wise convolution over the patch grid before the activation. Class and
+    distillation tokens, which come first in the sequence, have no place on the grid and skip it.
     """
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv: bool = False, activation: str = "gelu"):
@@ -115,9 +116,9 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
-    """Fixed 2-D position embedding, (h * w, dim): sines and cosines of the column, then of the row.
+    """Fixed 2-D position embedding (h * w, dim): sines and cosines of the column, then of the row.
 
-    As in MAE and in the ViT-S of MoCo v3.
+    As in MAE (arXiv 2111.06377) and MoCo v3 (arXiv 2104.02057). ValueError if 4 does not divide `dim`.
     """
     if dim % 4:
         raise ValueError(f"a 2-D sine-cosine embedding needs a width divisible by 4, not {dim}")

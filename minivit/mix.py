@@ -58,10 +58,10 @@ def draw_beta(alpha: float, generator: torch.Generator) -> float:
 def mix_batch(
     x: Tensor, target: Tensor, mixup_alpha: float, cutmix_alpha: float, prob: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """With probability `prob`, mixup or CutMix (a fair coin where both alphas are above 0) of one batch.
+    """Apply mixup or CutMix to a batch with probability `prob`; if both alphas are above 0, a fair coin decides which.
 
-    x: float images (B, 3, H, W). target: soft targets (B, C) that sum to one, as those returned do.
-    generator: on the CPU.
+    x: float images (B, 3, H, W). target: soft targets (B, C) that sum to one; so do those returned.
+    An alpha of 0 switches that one off. generator: on the CPU. ValueError for a negative alpha.
     """
     if mixup_alpha < 0 or cutmix_alpha < 0:
         raise ValueError(f"mixup_alpha and cutmix_alpha are {mixup_alpha} and {cutmix_alpha}: use 0 (off) or more")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class RelativePositionBias(nn.Module):
-    """A learned score for each offset between two patches, per head: one row of a table per (dy, dx).
+    """A learned score for each offset between two patches, per head: one row of a table for each (dy, dx).
 
-    Returns (1, h, T + N, T + N) for T special tokens (0 or 1) that come before the h * w patches; of a
-    smaller `grid` of patches, whose offsets lie in the middle of the table, when one is given. The
-    table's last three rows, there only with a special token, are its scores token -> patch,
-    patch -> token and token -> token. Layout as in Swin and BEiT.
+    forward returns (1, h, T + N, T + N), for T special tokens (0 or 1) that come before the N patches of
+    the grid, or of a smaller `grid` (down, across), whose offsets lie in the middle of the table. With a
+    special token the table has three more rows: its scores token -> patch, patch -> token and
+    token -> token. Layout as in Swin and BEiT. ValueError for more than one special token.
     """
 
     def __init__(self, grid: tuple[int, int], heads: int, tokens: int = 0):
@@ -42,9 +42,9 @@ class RelativePositionBias(nn.Module):
 
 
 class TokenBias(nn.Module):
-    """Learned scores of T special tokens, which have no place on the grid: to each other and to all patches.
+    """Learned scores of the T special tokens, which have no place on the grid, to each other and to all patches.
 
-    Returns (1, h, T, T + N), the rows that class-attention adds.
+    forward returns (1, h, T, T + N): the rows that class-attention adds to its scores.
     """
 
     def __init__(self, patches: int, heads: int, tokens: int):
@@ -59,10 +59,11 @@ class TokenBias(nn.Module):
 
 
 class DecomposedPositionBias(nn.Module):
-    """A learned score per row offset plus one per column offset, per head: 2(h + w) - 2 numbers instead of 4hw.
+    """A learned score for each row offset plus one for each column offset, per head.
 
-    Returns (1, h, T + N, T + N) for T special tokens that come before the patches. Their rows are
-    those of `TokenBias`; all patches see a special token with one more learned score.
+    For a grid of H x W patches that is 2 (H + W) - 2 numbers per head, where the joint table has about 4 H W.
+    forward returns (1, h, T + N, T + N), for T special tokens that come before the N patches. The rows of
+    the special tokens are those of `TokenBias`; from all patches to a special token there is one more score.
     """
 
     def __init__(self, grid: tuple[int, int], heads: int, tokens: int = 0):

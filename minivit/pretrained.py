@@ -1,4 +1,4 @@
-"""Official ViT, DeiT and CaiT checkpoints into our VisionTransformer, strictly.
+"""Load official ViT, DeiT and CaiT checkpoints into a VisionTransformer, strictly.
 
 timm and the published DeiT files use our names as they are. torchvision's and CaiT's are renamed by the
 tables below. The image size may differ (position embeddings are resampled) and so may the number of
@@ -35,7 +35,10 @@ SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pth file (bare, or under "model") or a .safetensors file. Never runs code from the file."""
+    """Read the state dict of a .pth file (bare, or under "model" or "ema") or of a .safetensors file.
+
+    Never runs code from the file. ValueError if it is missing, damaged or holds something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}")
@@ -53,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: the length of a JSON header (8 bytes), the header, then raw numbers."""
+    """Read a safetensors file: the length of a JSON header (8 bytes), the header, the raw numbers."""
     data = bytearray(path.read_bytes())
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -66,7 +69,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision, timm, DeiT or CaiT state dict under our parameter names."""
+    """Rename a torchvision, timm, DeiT or CaiT state dict to our parameter names."""
     if "conv_proj.weight" in state:
         return {rename(name, TORCHVISION): tensor for name, tensor in state.items()}
     if not any(name.startswith("blocks_token_only.") for name in state):
@@ -79,16 +82,16 @@ def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename(name: str, table: list[tuple[str, str]]) -> str:
-    """A name after all substitutions of a table."""
+    """Apply all substitutions of a table to a name."""
     for old, new in table:
         name = re.sub(old, new, name)
     return name
 
 
 def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
-    """Load weights under our names into `model`; returns the names of heads that stay new (other class count).
+    """Load weights under our names into `model`. Returns the names of heads that stay new (another number of classes).
 
-    Position embeddings of another image size are resampled. Raises ValueError naming what does not fit.
+    Position embeddings of another image size are resampled. ValueError names what does not fit.
     """
     state, ours = dict(state), model.state_dict()
     fresh = [
@@ -116,7 +119,7 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
 
 
 def load_pretrained(model: VisionTransformer, path: Path) -> str:
-    """Start `model` from an official file. Returns a line that says what was loaded and what is new."""
+    """Initialise `model` from an official file. Returns a line that says what was loaded and what is new."""
     fresh = load_state(model, to_our_names(read_weights(path)))
     return f"loaded {path}" + (f"; new, to be trained: {', '.join(fresh)}" if fresh else "")
 

@@ -1,4 +1,4 @@
-"""The report of an evaluated classifier: metrics, tables and pictures.
+"""Report on a classifier: metrics, tables and pictures.
 
 The metrics follow scikit-learn's conventions: rows are true and columns predicted classes, 0 / 0 counts as 0, macro
 means count classes without images, and of equal logits the higher class ranks first in top-k. Confidence is the
@@ -132,7 +132,7 @@ def write_report(
     _check(logits, target, classes, images)
     predicted = logits.argmax(1)
     confusion = confusion_matrix(target, predicted, len(classes))
-    report = {"title": title, "facts": dict(facts or {})} | _numbers(logits, target, confusion, classes)
+    report = {"title": title, "facts": dict(facts or {})} | _metrics(logits, target, confusion, classes)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -169,7 +169,7 @@ def _check(logits: torch.Tensor, target: torch.Tensor, classes: Sequence[str], i
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: give uint8 ({len(target)}, 3, H, W)")
 
 
-def _numbers(logits: torch.Tensor, target: torch.Tensor, confusion: torch.Tensor, classes: Sequence[str]) -> dict:
+def _metrics(logits: torch.Tensor, target: torch.Tensor, confusion: torch.Tensor, classes: Sequence[str]) -> dict:
     table = per_class_table(confusion)
     columns = [table[name].tolist() for name in PER_CLASS]
     return {

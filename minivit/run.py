@@ -28,7 +28,7 @@ from minivit.stem import WhiteningStem
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, ViTConfig
 
-# What a preset wants to be trained with, where it differs from TrainConfig.
+# Training settings of presets, where they differ from TrainConfig.
 RECIPES: dict[str, dict] = {
     "cifar-small": {
         "epochs": 24,
@@ -102,50 +102,64 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
         given = {**read_config(resume / "config.json"), **given, "out": resume}
     elif "config" in given:
         given = {**read_config(given.pop("config")), **given}
-    a = resolve(given)
-    device = choose_device(a["device"])
-    if a["threads"]:
-        torch.set_num_threads(a["threads"])
-    config = TrainConfig(**{k: a[k] for k in TRAIN_FIELDS & a.keys()})
-    dataset = load_data(a)
-    torch.manual_seed(a["seed"])  # the weights the model starts with
-    model = build_model(a["preset"], len(dataset.classes), {k: a[k] for k in MODEL_FIELDS & a.keys()})
+    args = resolve(given)
+    device = choose_device(args["device"])
+    if args["threads"]:
+        torch.set_num_threads(args["threads"])
+    config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
+    dataset = load_data(args)
+    torch.manual_seed(args["seed"])  # the weights the model starts with
+    model = build_model(args["preset"], len(dataset.classes), {k: args[k] for k in MODEL_FIELDS & args.keys()})
     check_sizes(config.sizes, model, "the model")
-    if a["pretrained"] and not resume:
-        say(load_pretrained(model, checkpoint.find(a["pretrained"])))
+    if args["pretrained"] and not resume:
+        say(load_pretrained(model, checkpoint.find(args["pretrained"])))
     elif not resume:
         fit_whitening(model, dataset)
-    teacher = load_teacher(a["teacher"], dataset, config, device) if a["teacher"] else None
-    out = a["out"]
+    teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
+    out = args["out"]
     state = checkpoint.read(out / "last.pt") if resume else None
     if not resume and (out / "last.pt").exists():
         raise TrainingError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
-    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(a, model))
+    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model))
     if state:
-        trainer.load_state_dict(state)
+        resume_from(trainer, state)
     out.mkdir(parents=True, exist_ok=True)
-    write_config(out / "config.json", a, model, trainer)
-    return trainer, a
+    write_config(out / "config.json", args, model, trainer)
+    return trainer, args
+
+
+def resume_from(trainer: Trainer, state: dict) -> None:
+    """Continue from a checkpoint that was read. Raises ValueError if it is of another run, or damaged."""
+    try:
+        trainer.load_state_dict(state)
+    except TrainingError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise checkpoint.CheckpointError(
+            f"{trainer.run / 'last.pt'} cannot be resumed ({type(error).__name__}: {reason}): "
+            "it is damaged, or holds weights alone; start a new run"
+        ) from None
 
 
 def resolve(given: dict) -> dict:
-    """Fill what was not given from the preset's recipe and the defaults."""
+    """Fill in the arguments that were not given, from the preset's recipe and the defaults."""
     preset = given.get("preset", DEFAULTS["preset"])
     if preset not in PRESETS and preset not in RESNETS:
         raise TrainingError(f"there is no preset {preset!r}: choose from {', '.join([*PRESETS, *RESNETS])}")
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    a = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
-    a["sizes"] = tuple(a["sizes"])
-    if a["sizes"] and preset in PRESETS:
-        a["smaller_images"] = True
+    args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
+    args["sizes"] = tuple(args["sizes"])
+    if args["sizes"] and preset in PRESETS:
+        args["smaller_images"] = True
     if "clean_epochs" not in {**RECIPES.get(preset, {}), **given}:
-        a["clean_epochs"] = min(a["clean_epochs"], a["epochs"] // 10)
-    a.setdefault("out", Path("runs") / f"{a['data']}-{preset}")
-    return a
+        args["clean_epochs"] = min(args["clean_epochs"], args["epochs"] // 10)
+    args.setdefault("out", Path("runs") / f"{args['data']}-{preset}")
+    return args
 
 
 def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one."""
+    """The device of a name; "auto" is a GPU if there is one. TrainingError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -157,13 +171,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_data(a: dict) -> datasets.Dataset:
-    """The data set that the arguments name, with its hold-out."""
-    side = a.get("image_size") or (PRESETS[a["preset"]].size[0] if a["preset"] in PRESETS else 32)
-    side = 32 if a["data"].startswith("cifar") else side  # CIFAR stays small in memory and is enlarged on the device
-    dataset = datasets.load(a["data"], a["data_root"], side, a["seed"], a["skip_bad"])
+def load_data(args: dict) -> datasets.Dataset:
+    """Load the data set that the arguments name, with its hold-out. Raises DataError."""
+    side = args.get("image_size") or (PRESETS[args["preset"]].size[0] if args["preset"] in PRESETS else 32)
+    side = 32 if args["data"].startswith("cifar") else side  # CIFAR stays small in memory and is enlarged on the device
+    dataset = datasets.load(args["data"], args["data_root"], side, args["seed"], args["skip_bad"])
     held_out = dataset.val is not None  # a folder with train, val and test brings its own
-    return datasets.hold_out(dataset, a["val_split"], a["seed"]) if a["val_split"] and not held_out else dataset
+    return (
+        datasets.hold_out(dataset, args["val_split"], args["seed"]) if args["val_split"] and not held_out else dataset
+    )
 
 
 def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
@@ -200,32 +216,32 @@ def load_teacher(path: Path, dataset: datasets.Dataset, config: TrainConfig, dev
     return teacher.requires_grad_(False)
 
 
-def describe_model(a: dict, model: nn.Module) -> dict:
-    """What a checkpoint has to say about its model so that it can be built again."""
-    overrides = {k: a[k] for k in MODEL_FIELDS & a.keys()}
-    return {"preset": a["preset"], "overrides": overrides, "data": a["data"], "data_root": str(a["data_root"])}
+def describe_model(args: dict, model: nn.Module) -> dict:
+    """What a checkpoint says about its model, so that it can be built again."""
+    overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
+    return {"preset": args["preset"], "overrides": overrides, "data": args["data"], "data_root": str(args["data_root"])}
 
 
 # ---- config.json ----------------------------------------------------------------------------------------
 
 
 def read_config(path: Path) -> dict:
-    """The arguments of an earlier run, from its config.json."""
+    """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
     try:
-        a = json.loads(Path(path).read_text())["arguments"]
+        args = json.loads(Path(path).read_text())["arguments"]
     except FileNotFoundError:
         raise TrainingError(f"there is no {path}: name a run folder or its config.json") from None
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
         raise TrainingError(f"{path} is not the config.json of a run") from None
-    return {k: Path(v) if k in PATHS and v else v for k, v in a.items() if k != "out"}
+    return {k: Path(v) if k in PATHS and v else v for k, v in args.items() if k != "out"}
 
 
-def write_config(path: Path, a: dict, model: nn.Module, trainer: Trainer) -> None:
-    """config.json: every resolved argument, the model, and what it runs on."""
+def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:
+    """Write config.json: every resolved argument, the model, and the machine."""
     gpu = trainer.device.type == "cuda"
     content = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in a.items()},
-        "model": dataclasses.asdict(model.config) if hasattr(model, "config") else a["preset"],
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in args.items()},
+        "model": dataclasses.asdict(model.config) if hasattr(model, "config") else args["preset"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(trainer.device) if gpu else platform.processor() or platform.machine(),

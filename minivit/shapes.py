@@ -21,8 +21,8 @@ def draw_shapes(labels: torch.Tensor, size: int, generator: torch.Generator) -> 
     uniform = partial(_uniform, generator=generator)
     axis = (torch.arange(size) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")  # pixel centres in [-1, 1]
-    ground, first, second = _three_colours(B, uniform)
-    canvas = _ground(ground, x, y, uniform)
+    background, first, second = _three_colours(B, uniform)
+    canvas = _background(background, x, y, uniform)
 
     radius = uniform(0.65, 0.95, B, 1, 1)
     centre = uniform(-1, 1, 2, B, 1, 1) * (1 - radius)
@@ -36,8 +36,8 @@ def draw_shapes(labels: torch.Tensor, size: int, generator: torch.Generator) -> 
     checked = (labels % len(TEXTURES) == 1)[:, None, None]
     blend = (0.5 + 1.5 * torch.where(checked, a * b, a)).clamp(0, 1)[:, None]  # (B, 1, S, S), soft at the borders
 
-    figure = first * blend + second * (1 - blend)
-    canvas = canvas + inside[:, None] * (figure - canvas)
+    shape = first * blend + second * (1 - blend)
+    canvas = canvas + inside[:, None] * (shape - canvas)
     noise = uniform(0, 0.04, B, 1, 1, 1) * torch.randn(canvas.shape, generator=generator)
     return ((canvas + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -51,9 +51,9 @@ def _rotate(x: torch.Tensor, y: torch.Tensor, angle: torch.Tensor) -> tuple[torc
 
 
 def _three_colours(B: int, uniform: Callable) -> list[torch.Tensor]:
-    """Colours (B, 3, 1, 1) of ground and figure, each channel at least 0.1 apart.
+    """Colours (B, 3, 1, 1) of background and shape, each channel at least 0.1 apart.
 
-    In each channel both colours of the figure lie on one side of the ground, so that the outline shows at any scale.
+    In each channel both colours of the shape lie on one side of the background, so that the outline shows at any scale.
     Which side is drawn for each channel and image, so that brightness says nothing about the class.
     """
     flip = uniform(0, 1, B, 3, 1, 1) < 0.5
@@ -61,7 +61,7 @@ def _three_colours(B: int, uniform: Callable) -> list[torch.Tensor]:
     return [torch.where(flip, 1 - level, level) for level in levels]
 
 
-def _ground(colour: torch.Tensor, x: torch.Tensor, y: torch.Tensor, uniform: Callable) -> torch.Tensor:
+def _background(colour: torch.Tensor, x: torch.Tensor, y: torch.Tensor, uniform: Callable) -> torch.Tensor:
     """Background (B, 3, S, S): a colour with a slope, and six small discs and bars of other shades."""
     B, size = len(colour), len(x)
     slope = uniform(-0.1, 0.1, 2, B, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""The training loop: everything between a model, a data set and a folder of results.
+"""The training loop.
 
 One `Trainer` holds the whole state of a run, so that a checkpoint is a copy of it and a resumed run
 goes on bit for bit. Random numbers come from two places, both saved: `generator` draws the order of
@@ -31,16 +31,19 @@ from minivit.optim import adamw, one_cycle, warmup_cosine, warmup_linear
 
 
 class TrainingError(ValueError):
-    """A run that cannot start or go on, in one line that says how to mend it."""
+    """A run that cannot start or continue. The message is one line and says what to change."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Rates are per step of one whole batch; epochs count passes over the training images."""
+    """Training settings. Learning rates are per step of a whole batch; an epoch is one pass over the training images.
+
+    TrainingError (a ValueError) names the setting that is out of range.
+    """
 
     epochs: int = 300
     batch_size: int = 192
-    accumulate: int = 1  # a batch goes through the model in this many parts
+    accumulate: int = 1  # gradient accumulation: parts in which a batch goes through the model
     optimizer: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "one-cycle", "linear"] = "cosine"
     lr: float = 1e-3
@@ -48,10 +51,10 @@ class TrainConfig:
     min_lr: float = 1e-5
     warmup: float = 0.04  # share of the steps in which the rate of cosine and linear rises
     weight_decay: float = 0.05
-    clip: float = 1.0  # largest gradient norm, 0 for none
+    clip: float = 1.0  # gradient clipping: largest norm, 0 for none
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False
-    patience: int = 0  # stop after so many epochs without a better hold-out accuracy, 0 for never
+    patience: int = 0  # early stopping: epochs without a better hold-out accuracy, 0 for never
     max_bad_steps: int = 20  # non-finite steps in a row
     ema_start: float = 0.995
     ema_end: float = 0.9995
@@ -86,7 +89,7 @@ class TrainConfig:
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass: bf16 where the hardware computes in it, else fp16 on a GPU, else fp32."""
+    """Choose the dtype of autocast: for "auto" bf16 if the hardware computes in it, else fp16 on a GPU, else fp32."""
     if amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
     if device.type == "cuda":
@@ -227,7 +230,7 @@ class Trainer:
         self.update()
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of normalised images against soft targets (B, classes), and the scores."""
+        """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the scores (B, classes)."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if self.teacher is None:
                 logits = self.forward(x).float()
@@ -241,7 +244,10 @@ class Trainer:
         ), heads[0]
 
     def update(self) -> None:
-        """Clip, step, average. A step whose gradient is not finite changes nothing and is counted."""
+        """Clip the gradient, step the optimizer, update the EMA. A non-finite gradient changes nothing and is counted.
+
+        TrainingError after `max_bad_steps` of them in a row.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         finite = bool(torch.isfinite(norm))
@@ -276,13 +282,14 @@ class Trainer:
         return warmup_cosine(self.step, self.total_steps, int(c.warmup * self.total_steps), c.lr, c.min_lr)
 
     def set_lr(self) -> None:
+        """Give each parameter group the learning rate of the current step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group.get("gain", 1.0)
 
     # ---- the end of an epoch ------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
-        """Measure, log, and write the checkpoints of a finished epoch."""
+        """Evaluate on the hold-out, log, and write the checkpoints."""
         seconds = time.perf_counter() - self.started
         loss, hits, images = (float(s) for s in self.sums)
         row = {
@@ -309,14 +316,14 @@ class Trainer:
         self.save(self.run / "last.pt")
 
     def write_metrics(self) -> None:
-        """metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""
+        """Write metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""
         lines = "".join(json.dumps(row) + "\n" for row in self.history)
         write_atomically(self.run / "metrics.jsonl", lambda path: path.write_text(lines))
 
     # ---- checkpoints -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """All that a resumed run needs, and how the model is built."""
+        """Everything that a resumed run needs, and how the model is built."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -342,7 +349,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a checkpoint of the same run: the schedule depends on all settings, so they must be the same."""
+        """Continue from a checkpoint of the same run. TrainingError if its settings differ: the schedule needs them."""
         # A setting that is newer than the checkpoint had its default when the run began.
         saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
         changed = [k for k, v in asdict(self.config).items() if saved[k] != v]

@@ -1,4 +1,4 @@
-"""The Vision Transformer, and what makes it work on small images.
+"""The Vision Transformer, with options that help on small images.
 
 ViT: Dosovitskiy et al., arXiv 2010.11929. Distillation token: DeiT, arXiv 2012.12877. Class-attention
 tail, LayerScale, talking heads: CaiT, arXiv 2103.17239. One class covers them, so that the official
@@ -23,13 +23,16 @@ STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem}
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What a VisionTransformer is made of. Sizes are in pixels, rates are probabilities."""
+    """Architecture of a VisionTransformer. Sizes are in pixels, rates are probabilities.
+
+    ValueError if the patch does not divide the image, or if settings contradict each other.
+    """
 
     image_size: int | tuple[int, int] = 32  # a side, or (height, width)
     patch: int = 4
     classes: int = 10
     dim: int = 256
-    depth: int = 12  # blocks in all, the class-attention ones included
+    depth: int = 12  # number of blocks, class-attention blocks included
     heads: int = 8
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv", "whitening"] = "patch"
@@ -37,10 +40,10 @@ class ViTConfig:
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
     mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
     class_token: bool = True
-    distillation: bool = False  # a second token with a head of its own, for a teacher's labels
+    distillation: bool = False  # distillation token with its own head, trained on a teacher's labels (DeiT)
     pool: Literal["cls", "mean"] = "cls"
-    class_attention: int = 0  # how many of the last blocks update the class and distillation tokens only
-    tail_mlp_ratio: float = 4.0  # the MLP in those blocks: wide ones cost little, few tokens pass them
+    class_attention: int = 0  # how many of the blocks, at the end, are class-attention blocks (cait.py)
+    tail_mlp_ratio: float = 4.0  # MLP ratio of those blocks: a wide MLP costs little, it sees one or two tokens
     tokens_enter_late: bool = False  # tokens join at the first class-attention block (CaiT), not at the first block
     talking_heads: bool = False
     qk_norm: bool = False
@@ -49,15 +52,15 @@ class ViTConfig:
     activation: Literal["gelu", "silu"] = "gelu"  # in the MLP; on a CPU SiLU costs half of GELU
     smaller_images: bool = False  # takes smaller images too, for cheap first epochs: positions are interpolated
     init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is what Muon keeps them at
-    layer_scale: float | None = None  # the gain at the start
+    layer_scale: float | None = None  # initial gain; None for no LayerScale
     dropout: float = 0.0
-    drop_path: float = 0.0  # at the last block; rises linearly from 0 at the first
+    drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
     norm_eps: float = 1e-6
 
     def __post_init__(self):
         height, width = self.size
         if height % self.patch or width % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide a {height}x{width} image; " + self._mend())
+            raise ValueError(f"patch {self.patch} does not divide a {height}x{width} image; " + self._suggestion())
         check_heads(self.dim, self.heads)
         if self.class_attention and not self.class_token:
             raise ValueError("class-attention blocks need the class token")
@@ -68,7 +71,7 @@ class ViTConfig:
         if self.pool == "cls" and not self.class_token:
             raise ValueError("pool 'cls' needs the class token: take pool 'mean' without one")
 
-    def _mend(self) -> str:
+    def _suggestion(self) -> str:
         height, width = self.size
         fits = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
         patch = min(fits, key=lambda p: abs(p - self.patch))
@@ -100,11 +103,11 @@ class ViTConfig:
 
 
 PRESETS: dict[str, ViTConfig] = {
-    # The plain ViT, scaled up step by step: width, depth, resolution of the patches.
-    "vit-d128-l6": ViTConfig(dim=128, depth=6, heads=4),  # 1.2M parameters
-    "vit-d256-l6": ViTConfig(dim=256, depth=6, heads=4),  # 4.8M
-    "vit-d256-l12": ViTConfig(dim=256, depth=12, heads=8),  # 9.5M
-    "vit-d256-l12-p2": ViTConfig(dim=256, depth=12, heads=8, patch=2),  # 9.6M
+    # The plain ViT, scaled up step by step: width, depth, smaller patches.
+    "vit-d128-l6": ViTConfig(dim=128, depth=6, heads=4),  # 1,205,898 parameters
+    "vit-d256-l6": ViTConfig(dim=256, depth=6, heads=4),  # 4,771,082
+    "vit-d256-l12": ViTConfig(dim=256, depth=12, heads=8),  # 9,509,642
+    "vit-d256-l12-p2": ViTConfig(dim=256, depth=12, heads=8, patch=2),  # 9,549,578
     # The distillation model: two tokens, and a class-attention tail in the last four blocks.
     "distilled": ViTConfig(
         dim=256,
@@ -116,10 +119,10 @@ PRESETS: dict[str, ViTConfig] = {
         relative_bias="decomposed",
         dropout=0.05,
         drop_path=0.15,
-    ),  # 10.6M
+    ),  # 10,565,972
     # ImageNet's ViT-B/16, as torchvision and timm have it.
-    "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86.6M
-    # Our own: convolutions where locality has to be learned from few images, attention for the rest.
+    "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86,567,656
+    # For small data sets: convolutions in the stem and the MLPs for locality, attention for the rest.
     "cifar": ViTConfig(
         dim=256,
         depth=12,
@@ -131,7 +134,7 @@ PRESETS: dict[str, ViTConfig] = {
         pool="mean",
         layer_scale=0.1,
         drop_path=0.1,
-    ),  # 10.0M
+    ),  # 10,065,546
     "cifar-small": ViTConfig(
         dim=128,
         depth=4,
@@ -142,7 +145,7 @@ PRESETS: dict[str, ViTConfig] = {
         relative_bias="decomposed",
         class_token=False,
         pool="mean",
-    ),  # 0.7M, for a CPU
+    ),  # 660,362, for a CPU
     # Fast to train on two CPU cores: convolutions do the local work, three blocks of attention the rest.
     "cifar-fast": ViTConfig(
         dim=192,
@@ -159,10 +162,10 @@ PRESETS: dict[str, ViTConfig] = {
         layer_scale=0.3,
         smaller_images=True,
         init="norm",
-    ),  # 1.4M
+    ),  # 1,400,924
     "shapes-demo": ViTConfig(
         dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True, class_token=False, pool="mean"
-    ),
+    ),  # 171,738, for the generated shapes
 }
 
 
@@ -200,11 +203,12 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images (B, 3, H, W), normalised, to class scores (B, classes).
+    """Map normalised images (B, 3, H, W) to class scores (B, classes).
 
-    With a distillation token there are two heads; `forward` averages them, and `forward(x,
-    each_head=True)` returns both, class head first, for a loss that treats them apart. `features`
-    gives the normalised tokens (B, T + N, C) with class and distillation token first.
+    With a distillation token there are two heads: `forward` averages their scores, and `forward(x,
+    each_head=True)` returns both, class head first, for a loss that treats them differently. `features`
+    returns the tokens (B, T + N, C) after the last norm, with the T special tokens (class, distillation)
+    before the N patches. ValueError for images of a size that the model does not take.
     """
 
     def __init__(self, config: ViTConfig):
@@ -277,11 +281,14 @@ class VisionTransformer(nn.Module):
         return torch.cat([self.pos_embed[:, :T], patches.flatten(2).mT], dim=1)
 
     def special_tokens(self, batch: int) -> list[Tensor]:
-        """The class and distillation token, as far as there are any, each (B, 1, C)."""
+        """The special tokens that the model has, class token first, each (B, 1, C)."""
         return [t.expand(batch, -1, -1) for t in (self.cls_token, self.dist_token) if t is not None]
 
     def class_attention_tail(self, x: Tensor) -> Tensor:
-        """The last blocks, in which only the special tokens change."""
+        """Run the class-attention blocks, which update the T special tokens and leave the N patches as they are.
+
+        (B, T + N, C), or (B, N, C) if the special tokens join here, to (B, T + N, C).
+        """
         if self.config.tokens_enter_late:
             tokens, patches = torch.cat(self.special_tokens(len(x)), dim=1), x
         else:
@@ -291,7 +298,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([tokens, patches], dim=1)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Tokens (B, T + N, C) -> the scores of each head, (B, classes): class, and distillation where there is one."""
+        """Tokens (B, T + N, C) -> scores (B, classes) of the class head and, if there is one, the distillation head."""
         T = self.config.tokens
         pooled = x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))
         if self.head_dist is None:
@@ -317,9 +324,9 @@ def make_class_block(config: ViTConfig, drop_path: float) -> ClassBlock:
 
 
 def init_weights(model: VisionTransformer) -> None:
-    """The weights a new model starts with.
+    """Initialise the weights of a new model.
 
-    | what                                   | start                                          |
+    | what                                   | initial values                                 |
     |----------------------------------------|------------------------------------------------|
     | linear layers                          | uniform, variance 2 / (fan-in + fan-out)       |
     | heads                                  | normal, std 0.02, cut at two std               |

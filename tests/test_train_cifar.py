@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,28 @@ def test_damaged_and_foreign_checkpoints_are_named(finished, images, tmp_path, c
     assert "official weights go to --pretrained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["no optimizer", "no weights", "other shapes", "other classes"])
+def test_a_damaged_checkpoint_is_not_resumed(finished, tmp_path, capsys, damage):
+    import torch
+
+    shutil.copytree(finished, tmp_path / "run")
+    state = torch.load(finished / "last.pt", weights_only=True)
+    if damage == "no optimizer":
+        del state["optimizer"]
+    elif damage == "no weights":
+        state["model"] = dict.fromkeys(state["model"], "no tensor")
+    elif damage == "other shapes":
+        state["ema"] = {name: tensor[..., None] for name, tensor in state["ema"].items()}
+    else:
+        state["classes"] = [1, 2]
+    torch.save(state, tmp_path / "run" / "last.pt")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "last.pt" in printed
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, capsys):
     import torch
 
@@ -222,8 +245,6 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path, cap
 
 
 def test_unreadable_images_are_named_and_skipped_only_on_request(images, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data" / "train" / "dark" / "broken.png").write_bytes(b"not an image")
     arguments = command(tmp_path / "data", tmp_path / "r", "--epochs", "1")

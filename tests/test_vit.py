@@ -1,8 +1,11 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from minivit import vit
 from minivit.fast import accelerate
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
@@ -47,6 +50,13 @@ def test_presets_have_the_documented_number_of_parameters(name):
     with torch.device("meta"):
         model = VisionTransformer(PRESETS[name])
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_the_comments_of_the_presets_state_the_number_of_parameters():
+    source = Path(vit.__file__).read_text()
+    presets = source[source.index("PRESETS:") : source.index("class Block")]
+    stated = [int(number.replace(",", "")) for number in re.findall(r"# (\d[\d,]+)", presets)]
+    assert stated == [PARAMETERS[name] for name in PRESETS]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
