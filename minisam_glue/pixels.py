@@ -61,7 +61,7 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 
     Floats in 0..1 are shares of white. Other numbers from 0 on are grey levels of the least of DEPTHS that holds the
     largest: 12 bits in a file of 16 are 12 bits. Negative ones and what is above 16 bits are stretched from the least
-    to the greatest. Values that are not finite become black. ValueError if none is finite.
+    to the greatest. Values that are not finite are as dark as the least. ValueError if none is finite.
     """
     if values.dtype.kind == "f":
         finite = np.isfinite(values)

@@ -33,6 +33,7 @@ CIFAR_MEAN_STD = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level, in files of 16 bits or of any numbers
 CIFAR_ARCHIVE_BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
 
 
@@ -246,6 +247,11 @@ def _decode_splits(root: Path, splits: dict[str, dict[str, list[Path]]], classes
         labels = torch.tensor([label for label, name in enumerate(classes) for _ in found[name]])
         log.info("decoding %d images of %s", len(files), split)
         images, problems = _decode_files(files, size)
+        several = [path.relative_to(root).as_posix() for path in files if _has_pages(path)]
+        if several:
+            log.warning(
+                "%d files have several pages, of which only the first is read: %s", len(several), _some(several)
+            )
         good = torch.tensor([problem is None for problem in problems])
         stored["bad"] += [
             f"{path.relative_to(root).as_posix()} ({problem})" for path, problem in zip(files, problems) if problem
@@ -269,6 +275,17 @@ def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str 
 
     problems = _in_threads(decode, list(range(len(files))))
     return torch.from_numpy(images), problems
+
+
+def _has_pages(path: Path) -> bool:
+    """Whether it is a TIFF of more than one page."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.format == "TIFF" and image.n_frames > 1
+    except Exception:  # as in _decode, which has reported it
+        return False
 
 
 def _in_threads(function: Callable, items: list) -> list:
@@ -300,23 +317,67 @@ def _decode(data: bytes, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.draft(None, (2 * size, 2 * size))  # large JPEGs only: decode at a half, a quarter or an eighth
-            return _resize_and_crop(ImageOps.exif_transpose(image), size)
+            return _resize_and_crop(_to_rgb(image), size)
     except UnidentifiedImageError as error:
-        raise DataError("not an image that Pillow reads") from error
+        raise DataError(_unread(data)) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen types on damaged files
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+def _unread(data: bytes) -> str:
+    """Why Pillow does not know what these bytes are."""
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF with values of a kind that Pillow does not read: save it with 8 or 16 bits a channel"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
+        return "HEIC is not supported: convert it to JPEG"
+    return "not an image that Pillow reads"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode, just opened -> RGB: turned as EXIF says, its values scaled, its alpha laid on white."""
+    high_bytes = image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":  # grey levels of more than 8 bits
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    clear = image.has_transparency_data
+    pixels = np.asarray(image.convert("RGBA" if clear else "RGB"))
+    colours = pixels[..., :3].astype(np.uint32)
+    if high_bytes:  # of 16 bits a colour Pillow keeps eight: of a picture that uses only twelve, four are left
+        bits = next(depth - 8 for depth in DEPTHS[1:] if colours.max() < 2 ** (depth - 8))
+        colours = colours * 255 // (2**bits - 1)
+    if clear:
+        alpha = pixels[..., 3:].astype(np.uint32)
+        colours = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return Image.fromarray(colours.astype(np.uint8))
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Numbers of any kind -> uint8: floats in 0..1 as shares of white; others by the least of DEPTHS that holds them.
+
+    What is negative, or above 16 bits, is stretched from the least to the greatest. What is not finite is as dark as the least.
+    """
+    floats = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise DataError("none of its pixels is a finite number")
+    low, high = float(finite.min()), float(finite.max())
+    values = np.where(np.isfinite(values), values, low).astype(np.float64)
+    if floats and 0 <= low and high <= 1:
+        return np.rint(values * 255).astype(np.uint8)
+    grey = 0 <= low and not (floats and high < 16)  # floats up to a small number are no grey levels of any depth
+    depth = next((bits for bits in DEPTHS if grey and high < 2**bits), None)
+    if depth is None:
+        return np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+    scaled = values * 255 / (2**depth - 1)
+    return (np.rint(scaled) if floats else np.floor(scaled)).clip(0, 255).astype(np.uint8)
+
+
 def _resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """An image of any mode -> uint8 (3, size, size): RGB, shorter side resized, centre cropped."""
-    if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, as Pillow does for 16-bit colour
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # a palette may hold transparency, which Pillow drops only by way of RGBA
-        image = image.convert("RGBA")
+    """An RGB image -> uint8 (3, size, size): shorter side resized, centre cropped."""
     # Pillow's bicubic widens with the scale, so it is antialiased; an image of the right size comes back untouched.
-    image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)  # (S, S, 3) -> (3, S, S)
 
 
@@ -327,10 +388,15 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def _some(names: list[str]) -> str:
+    """The first of many names."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def _report_bad(bad: list[str], skip_bad: bool) -> None:
     if not bad:
         return
-    named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    named = _some(bad)
     noun = "image" if len(bad) == 1 else "images"
     if not skip_bad:
         raise DataError(f"{len(bad)} unreadable {noun}: {named}; replace or delete, or leave out with --skip-bad")
@@ -345,7 +411,7 @@ def _cache_path(root: Path, files: dict[str, list[Path]], image_size: int) -> Pa
     """One cache file per content: of every image its path below the root, byte count and hash; and the image size."""
     paths = [path for split in files.values() for path in split]
     digests = _in_threads(_digest, paths)
-    key = hashlib.sha256(b"1")  # the format of the cache: count it up when decoding or layout changes
+    key = hashlib.sha256(b"2")  # the format of the cache: count it up when decoding or layout changes
     for path, digest in zip(paths, digests):
         key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode())
     home = os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit"

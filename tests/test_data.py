@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.picture_cases import CASES as PICTURES
+from helpers.picture_cases import SIDE, Case
 from PIL import Image
 
 from minivit import data, shapes
@@ -67,12 +69,12 @@ def test_folder_gives_images_labels_and_sorted_classes(root):
     [
         ("L", 77, "png", (77, 77, 77)),
         ("1", 1, "png", (255, 255, 255)),
-        ("LA", (77, 10), "png", (77, 77, 77)),
-        ("RGBA", (10, 20, 30, 40), "png", (10, 20, 30)),
+        ("LA", (77, 10), "png", (248, 248, 248)),
+        ("RGBA", (10, 20, 30, 40), "png", (217, 218, 220)),
         ("RGB", (10, 20, 30), "bmp", (10, 20, 30)),
         ("RGB", (10, 20, 30), "tiff", (10, 20, 30)),
-        ("I;16", 0xAB12, "png", (0xAB, 0xAB, 0xAB)),
-        ("I;16", 0xAB12, "tiff", (0xAB, 0xAB, 0xAB)),
+        ("I;16", 0xAB12, "png", (170, 170, 170)),  # 43794 of 65535
+        ("I;16", 0xAB12, "tiff", (170, 170, 170)),
     ],
 )
 def test_every_mode_becomes_the_rgb_it_shows(tmp_path, mode, colour, suffix, expected):
@@ -88,8 +90,10 @@ def test_palette_images_give_their_colours_also_with_transparency(tmp_path, recw
     palette.save(tmp_path / "plain.png")
     palette.save(tmp_path / "clear.png", transparency=bytes([128, 0, 64, 255]))
     palette.save(tmp_path / "a.gif")
-    for name in ("plain.png", "clear.png", "a.gif"):
+    for name in ("plain.png", "a.gif"):
         assert decode(tmp_path / name)[:, 0, [0, 7]].T.tolist() == [[250, 0, 0], [0, 0, 250]], name
+    on_white = [[252, 127, 127], [255, 255, 255]]  # half and wholly transparent
+    assert decode(tmp_path / "clear.png")[:, 0, [0, 7]].T.tolist() == on_white
     assert not recwarn.list
 
 
@@ -449,3 +453,29 @@ def test_a_linear_model_stays_below_60_percent_on_shapes():
     accuracy = (model(unseen).argmax(1) == loaded.test.labels).float().mean().item()
     assert (model(x).argmax(1) == loaded.train.labels).float().mean() > 0.25  # it did learn its training images
     assert accuracy < 0.60
+
+
+@pytest.mark.parametrize("case", PICTURES, ids=lambda case: case.name)
+def test_every_kind_of_picture_is_read_as_the_table_of_both_packages_says(case: Case, tmp_path):
+    path = tmp_path / f"a.{case.suffix}"
+    case.write(path)
+    if case.expected is None:
+        with pytest.raises(DataError, match=f"a.{case.suffix}: .*{case.refusal}"):
+            data.read_image(path, SIDE)
+    else:
+        assert np.array_equal(data.read_image(path, SIDE).permute(1, 2, 0).numpy(), case.expected)
+
+
+def test_pages_that_are_left_out_are_counted_and_named(root, caplog):
+    pages = [Image.new("RGB", (8, 8), (0, 0, level)) for level in (0, 90)]
+    pages[0].save(root / "train" / "cat" / "scan.tif", save_all=True, append_images=pages[1:])
+    loaded = data.folder(root, 8)
+    assert len(loaded.train) == 7 and [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "1 files have several pages, of which only the first is read: train/cat/scan.tif"
+    ]
+
+
+def test_a_heic_picture_is_refused_with_the_way_out():
+    path = Path(__file__).parent / "cases" / "heic" / "IMG_0001.HEIC"
+    with pytest.raises(DataError, match="HEIC is not supported: convert it to JPEG"):
+        data.read_image(path, 32)
