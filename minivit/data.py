@@ -354,9 +354,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers of any kind -> uint8: floats in 0..1 as shares of white; others by the least of DEPTHS that holds them.
+    """Numbers of any kind -> uint8: floats in 0..1 are shares of white; others are of the least of DEPTHS that fits.
 
-    What is negative, or above 16 bits, is stretched from the least to the greatest. What is not finite is as dark as the least.
+    What is negative, or above 16 bits, is stretched from the least to the greatest. What is not finite is as dark as
+    the least.
     """
     floats = values.dtype.kind == "f"
     finite = values[np.isfinite(values)]
