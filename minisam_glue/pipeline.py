@@ -1,4 +1,4 @@
-"""What users call: a sentence, or clicks, to masks in pictures and videos.
+"""The functions that users call: a sentence, or clicks, to masks in pictures and videos.
 
     models = load_models()                                     # minisam_glue.models
     found = segment_image(models, image, "car. person.")       # found.objects, found.masks, found.annotated()

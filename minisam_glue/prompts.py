@@ -1,4 +1,4 @@
-"""What may be asked for: a sentence, or boxes, points and masks; and which detections count.
+"""Prompts: a sentence, or boxes, points and masks; and the limits that detections must keep.
 
 Coordinates are pixels of the picture as given, boxes xyxy. Each check names the argument first, so that a command line
 can put its flag there.

@@ -92,7 +92,7 @@ class Tracking:
             yield from self._pass(frames)
 
     def _pass(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
-        """All frames that are left in the present direction."""
+        """Yield all frames that are left in the present direction."""
         with self.models.stage("read"):
             pairs = iter(numbered(frames, self.next, self.reverse))
         while True:

@@ -177,6 +177,7 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
     [
         (["{png}", "bright.", "--redetect", "3"], "--redetect does nothing for pictures"),
         (["{png}", "bright.", "--start", "2", "--stride", "2"], "--start, --stride do nothing for pictures"),
+        (["{png}", "bright.", "--save", "masks"], "--save masks does nothing for pictures, which always have masks"),
         (["{png}", "bright.", "--frames"], "--frames does nothing without a folder"),
         (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
         (["{film}", "bright.", "--frames", "--html"], "--html does nothing for videos"),
@@ -320,3 +321,12 @@ def test_the_demo_says_once_what_it_does_not_know(tmp_path, capsys):
     assert main([save(picture(5), tmp_path / "a.png"), *words]) == 0
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert demo.KNOWN in note and note.endswith("not 'dog'")
+
+
+@pytest.mark.parametrize("rank, number", [("abc", "2"), ("0", "0"), ("2", "2"), ("-1", "2"), ("0", "")])
+def test_ranks_that_can_not_be_are_one_line(rank, number, places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", number)
+    assert command(places["png"], "bright.", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert ("RANK" in error or "WORLD_SIZE" in error) and error.count("\n") == 1

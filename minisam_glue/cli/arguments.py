@@ -14,7 +14,7 @@ from ..prompts import Clicks, Prompt, as_numbers, split_phrases
 from .parser import parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
-ARGUMENTS = "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector"  # of the Python functions
+ARGUMENTS = "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector"  # names in the Python interface
 VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "format")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector")
 
@@ -135,6 +135,7 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
     notes = []
     if moving == {False}:
         notes += note(VIDEO_FLAGS, "for pictures")
+        notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
     if moving == {True}:
         notes += note(("html",), "for videos")
     if not folders:
@@ -171,7 +172,7 @@ def folders_of(sources: list[str], out: Path) -> dict[str, Path]:
 
 
 def stem(source: str) -> str:
-    """What a folder for this input is called."""
+    """Name of the folder for this input."""
     return Path(last_part(source)).stem.strip(". ") or "input"
 
 

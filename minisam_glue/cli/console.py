@@ -24,8 +24,8 @@ def printable(text: str) -> str:
 
 
 class Console:
-    """What a run prints. quiet: errors and warnings only. json: a line per picture or frame on standard output,
-    everything else on standard error."""
+    """Printed text. quiet: errors and warnings only. json: a line per picture or frame on standard output, everything
+    else on standard error."""
 
     def __init__(self, quiet: bool, json: bool):
         self.quiet, self.json = quiet, json

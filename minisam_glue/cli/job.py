@@ -1,4 +1,4 @@
-"""What one command asks for: the same for all of its inputs."""
+"""The settings of one command, the same for all of its inputs."""
 
 from argparse import Namespace
 from dataclasses import asdict, dataclass
@@ -25,6 +25,6 @@ class Job:
         return None if isinstance(self.prompt, Clicks) else self.prompt
 
     def facts(self) -> dict:
-        """What result.json says of the command."""
+        """Fields of result.json that are the same for all inputs."""
         prompt = self.sentence or "boxes, points or masks"
         return {"prompt": prompt, "thresholds": asdict(self.thresholds), "weights": self.args.weights or "official"}

@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def program() -> str:
-    """How the command was called: minisam, or python segment.py."""
+    """The name by which the command was called: minisam, or python segment.py."""
     name = Path(sys.argv[0]).name
     return f"{Path(sys.executable).name or 'python'} {name}" if name == "segment.py" else "minisam"
 

@@ -1,4 +1,4 @@
-"""How far a video is: tqdm's bar on a terminal, else a plain line from time to time."""
+"""Progress of a video: tqdm's bar on a terminal, else a plain line from time to time."""
 
 import sys
 import time

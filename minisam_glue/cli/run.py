@@ -126,7 +126,7 @@ class Run:
             return VideoRun(self.job, group[0], self.folders[group[0]]).segment() if moving else self.pictures(group)
         except BrokenPipeError:
             raise
-        except OSError as error:  # of writing: "No space left on device" names no file
+        except OSError as error:  # while writing: "No space left on device" names no file
             return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
         except ValueError as error:
             text = with_flag(error)

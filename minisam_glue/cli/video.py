@@ -87,11 +87,11 @@ class VideoRun:
         return best
 
     def save(self, tracking: Tracking, output: VideoOutput) -> None:
-        """What --resume needs."""
+        """Save the state that --resume continues from."""
         output.save_state({"tracking": tracking.state(), "settings": self.settings()})
 
     def settings(self) -> dict:
-        """What the results depend on, for comparison by --resume."""
+        """Settings that the results depend on, for comparison by --resume."""
         fixed = {"prompt": self.job.sentence, "thresholds": asdict(self.job.thresholds)}
         return fixed | {name: getattr(self.args, name) for name in SETTINGS}
 

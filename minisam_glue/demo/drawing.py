@@ -264,13 +264,13 @@ def draw_background(rng: Rng, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Degradation:
-    """What the camera and the file do to a picture; the same for all frames of a clip."""
+    """Changes that a camera and a file make to a picture; the same for all frames of a clip."""
 
     exposure: float
     cast: Rgb  # gain of each channel
     blur: float  # pixels
     noise: float
-    quality: int  # of JPEG; 0 = none
+    quality: int  # JPEG quality; 0: no JPEG
 
 
 def random_degradation(rng: Rng) -> Degradation:

@@ -1,4 +1,4 @@
-"""How good the demo models are on generated scenes and clips: all metrics as JSON, from one command.
+"""Metrics of the demo models on generated scenes and clips, as JSON from one command.
 
     python -m minisam_glue.demo.evaluate --detector detector.pt --segmenter segmenter.pt    # or one of them
 
@@ -25,9 +25,9 @@ from ..sam2 import SAM2, ImagePredictor, VideoTracker
 from . import load_detector, load_segmenter
 from .scenes import KINDS, SMALLEST, Clip, Scene, clip, extents, scene
 
-THRESHOLD = 0.35  # of a box that a user would be shown
-LOWEST = 0.05  # of a box that still counts towards average precision
-LEVELS = [0.5 + 0.05 * i for i in range(10)]  # of IoU
+THRESHOLD = 0.35  # score from which a box is shown to a user
+LOWEST = 0.05  # score from which a box counts towards average precision
+LEVELS = [0.5 + 0.05 * i for i in range(10)]  # IoU
 BATCH = 16
 
 
@@ -35,7 +35,7 @@ BATCH = 16
 
 
 def hits(found: Detections, truth: Scene, level: float) -> list[bool]:
-    """Of each box, best first, whether it is the first on an object of its phrase with an IoU of at least `level`."""
+    """Whether each box, best first, is the first on an object of its phrase with an IoU of at least `level`."""
     labels, free = torch.tensor(truth.labels), torch.ones(len(truth.labels), dtype=torch.bool)
     out = []
     for box, phrase in zip(found.boxes, found.indices):
@@ -56,7 +56,7 @@ def average_precision(scores: np.ndarray, hit: np.ndarray, objects: int) -> floa
 
 
 def attributes(found: Detections, truth: Scene) -> list[bool]:
-    """Of each shown box that lies on an object (IoU 0.5), whether its phrase can be said of that object."""
+    """Whether the phrase of each shown box that lies on an object (IoU 0.5) is true of that object."""
     shown = found.scores > THRESHOLD
     overlap, owner = box_iou(found.boxes[shown], torch.from_numpy(truth.boxes)).max(1)
     pairs = zip(found.indices[shown].tolist(), owner.tolist(), (overlap >= 0.5).tolist())
@@ -106,7 +106,7 @@ def detections(detector: Detector, scenes: Iterator[Scene]) -> Iterator[tuple[Sc
 
 
 def broadcast_iou(found: Tensor, true: Tensor) -> Tensor:
-    """Of bool masks (..., H, W); 1 where both are empty."""
+    """IoU (...) of bool masks (..., H, W) that broadcast; 1 where both are empty."""
     union = (found | true).sum((-2, -1))
     return torch.where(union > 0, (found & true).sum((-2, -1)) / union.clamp(min=1), 1.0)
 
@@ -269,7 +269,7 @@ def evaluate_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> d
 
 
 def mean(values: list | np.ndarray) -> float:
-    """0 for none."""
+    """Mean of the values; 0 if there are none."""
     return float(np.mean(values)) if len(values) else 0.0
 
 

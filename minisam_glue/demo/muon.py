@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 LEAST = 8  # rows and columns: of thinner matrices nothing is gained over AdamW
-A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a x + b x^3 + c x^5 (Jordan et al.)
+A, B, C = 3.4445, -4.7750, 2.0315  # coefficients of the polynomial a x + b x^3 + c x^5 (Jordan et al.)
 
 
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -27,7 +27,7 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def flat(weight: Tensor) -> Tensor:
-    """A weight as a matrix: what goes out, or into a transposed convolution, against all the rest."""
+    """Weight -> matrix: outputs by all the rest; for transposed convolutions inputs by all the rest."""
     return weight.flatten(1)
 
 

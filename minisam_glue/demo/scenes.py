@@ -1,4 +1,4 @@
-"""Generated images and clips with captions and the whole truth: what the demo weights are trained and evaluated on.
+"""Generated images and clips with captions and ground truth, to train and evaluate the demo weights on.
 
     picture = scene(7)        # picture.image, .boxes, .masks, .phrases, .labels
     film = clip(7, "crossing")  # film.frames, .boxes, .masks: each object has one column all along
@@ -61,7 +61,7 @@ class Scene:
     boxes: np.ndarray  # float32 (n, 4), xyxy, pixels: the extents of the masks
     figures: list[Figure]
     phrases: list[Phrase]
-    labels: list[int]  # of each object the phrase that names it, or -1
+    labels: list[int]  # for each object the number of the phrase that names it, or -1
 
     @property
     def absent(self) -> list[int]:
@@ -79,7 +79,7 @@ class Clip:
     figures: list[Figure]  # as in the first frame
     phrases: list[Phrase]
     labels: list[int]
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     leads: tuple[int, ...]  # the objects that cross, are occluded, or leave
 
 
@@ -110,7 +110,7 @@ def random_style(rng: Rng, colour: str, radius: float, shape: str) -> dict[str, 
 
 
 def edge_of(colour: str, rgb: tuple[float, float, float], rng: Rng) -> tuple[float, float, float]:
-    """Of an outline that sets the figure off: its own colour darkened, nearly black, or nearly white."""
+    """Colour of an outline that sets the figure off: its own colour darkened, nearly black, or nearly white."""
     dark, light = rng.uniform(0, 0.15), rng.uniform(0.88, 1)
     choice = {"white": 1, "black": 2}.get(colour, rng.integers(3))
     return (tuple(0.45 * c for c in rgb), (dark,) * 3, (light,) * 3)[choice]
@@ -195,7 +195,7 @@ def wording(rng: Rng, colour: str | None, shape: str | None, number: int) -> Phr
 
 
 def random_wish(rng: Rng, figures: list[Figure]) -> tuple[str | None, str | None]:
-    """What a phrase could ask for: an object, a mixture of two, a colour, a shape, or what is not there."""
+    """Colour and shape to ask for: of one object, mixed from two, one of them alone, or absent from the image."""
     one, two = (figures[rng.integers(len(figures))] for _ in range(2))
     kind = rng.choice(6, p=(0.46, 0.18, 0.08, 0.1, 0.1, 0.08))
     if kind == 5:

@@ -39,7 +39,7 @@ EVALUATED = range(900_000, 900_100)  # seeds of the scenes that training watches
 
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
-    """All that the result depends on."""
+    """Settings that the result depends on."""
 
     steps: int = 19_400
     batch_size: int = 4
@@ -72,7 +72,7 @@ def names_of(figures: list[Figure]) -> Tensor:
 
 
 def cut_out(scenes: list[Scene], widest: float, rng: np.random.Generator) -> Figures:
-    """All figures of the scenes; a cut-out is 1.04 to 2 * `widest` times as long as its figure."""
+    """Cut out every figure of the scenes; a cut-out is 1.04 to 2 * `widest` times as long as its figure."""
     images = []
     for s in scenes:
         whole = preprocess(s.image, (min(s.image.shape[:2]), max(s.image.shape[:2])))[None]  # of its size
@@ -183,7 +183,7 @@ def figure_losses(model: GroundingDINO, figures: Figures, words: Caption) -> dic
 
 
 def owners_of_cells(owners: Tensor, shapes: Shapes) -> Tensor:
-    """Of pixels (B, H, W) -> of the cells (B, S): what is seen at the centre of each."""
+    """Values of pixels (B, H, W) -> values at the centres of the cells (B, S)."""
     H, W = owners.shape[1:]
     centres = [
         cell_centres(h, w, owners.device) * torch.tensor([W / w, H / h], device=owners.device) for h, w in shapes

@@ -39,25 +39,25 @@ JITTER = 0.1  # largest deviation of the corners of a prompted box, in sides of 
 
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
-    """All that the result depends on."""
+    """Settings that the result depends on."""
 
     steps: int = 17_200
     cooldown: float = 0.144
     batch_size: int = 4  # images a step and process
     lr: float = 1e-3
     clips: int = 1  # clips a step and process
-    frames: int = 8  # of a clip
+    frames: int = 8  # frames of a clip
     side: int = 320  # pixels that images are resized to, fewer than in use (arXiv 1906.06423)
     clip_side: int = 256  # and clips
     full_steps: int = 600  # at the end, in which clips get `side` too
-    objects: int = 3  # of an image or clip, at most
+    objects: int = 3  # most objects of an image or clip
     corrections: int = 2  # clicks after the first prompt of an image
     image_steps: int = 10_000  # at the beginning, that show images alone
     mixed_steps: int = 500  # after them, in which clips get more and more frequent
-    clip_share: float = 0.7  # of all later steps, that show clips
+    clip_share: float = 0.7  # share of later steps that show clips
 
     def clips_at(self, step: int) -> float:
-        """How likely a step shows clips."""
+        """Probability that a step shows clips."""
         return self.clip_share * min(max((step - self.image_steps) / self.mixed_steps, 0.0), 1.0)
 
 
@@ -69,10 +69,10 @@ class Batch:
     owner: Tensor  # (O,): the clip of each object
     truth: Tensor  # (T, O, S / 2, S / 2): share of each pixel that the object covers
     boxes: Tensor  # (O, 2, 2): corners on the first frame, jittered
-    numbers: list[int]  # of the frames, counted from the first
+    numbers: list[int]  # frame numbers, counted from the first
     opening: str  # the first prompt: box, click or mask
     corrections: int
-    seed: int  # of what is random and depends on the model
+    seed: int  # for random choices that depend on the model
 
 
 # --- Batches ----------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def coarse(truth: Tensor, side: int) -> Tensor:
 
 
 def prompt(model: SAM2, features: ImageFeatures, batch: Batch, generator: torch.Generator) -> list[Decoded]:
-    """What the model makes of the first prompt of an image's objects, and then of each correcting click."""
+    """Answers of the model to the first prompt of an image's objects, then to each correcting click."""
     truth, side = batch.truth[0].to(model.device), model.config.image_size
     inside, tokens = covered(truth), model.without_memory(features)
     xy, labels = tokens.new_zeros(len(truth), 0, 2), torch.zeros(len(truth), 0, dtype=torch.long, device=model.device)

@@ -38,10 +38,10 @@ LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 250, 2500  # steps
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the result of any training depends on."""
+    """Settings that the result of any training depends on."""
 
     steps: int = 12_000
-    batch_size: int = 16  # of each process
+    batch_size: int = 16  # per process
     processes: int = 1
     lr: float = 6e-4
     warmup_steps: int = 500
@@ -62,16 +62,16 @@ class Recipe:
 
 
 class Task(Protocol):
-    """What is trained."""
+    """A model to train, its batches, losses and metrics."""
 
-    name: str  # of the file of weights
+    name: str  # stem of the weights file
     recipe: Recipe
 
     def build(self) -> nn.Module:
         """The model as training begins."""
 
     def batch(self, step: int, draw: int) -> Any:
-        """What a process learns from in a step. `draw` seeds the scenes: no other process or step has the same."""
+        """Examples of a process for a step. `draw` seeds the scenes: no other process or step has the same."""
 
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """The parts of the loss by name, and their "total"."""
