@@ -257,7 +257,7 @@ def test_resume_refuses_other_settings_and_skips_what_is_finished(tmp_path, caps
     assert [path.name for path in (out / "film").iterdir()] == [".unfinished"]
     monkeypatch.setattr(Journal, "append", append)
     assert command(*words, "--resume", "--redetect", 2) == 2
-    assert "another redetect" in capsys.readouterr().err
+    assert "another --redetect" in capsys.readouterr().err
     assert command(*words, "--resume") == 0 and (out / "film" / "annotated.gif").exists()
     before = (out / "film" / "result.json").stat().st_mtime_ns
     assert command(*words, "--resume") == 0 and "finished before" in capsys.readouterr().out

@@ -225,7 +225,7 @@ def test_a_damaged_state_is_one_line_and_stays(name, content, tmp_path, monkeypa
 def test_resume_refuses_to_save_other_things(tmp_path, monkeypatch, capsys):
     words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
     assert interrupted(words, 3, monkeypatch) == 130
-    assert command(*words, "--resume", "--save", "masks") == 2 and "another save" in capsys.readouterr().err
+    assert command(*words, "--resume", "--save", "masks") == 2 and "another --save" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("full", [False, True])

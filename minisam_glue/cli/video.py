@@ -97,7 +97,12 @@ class VideoRun:
 
     def check_settings(self, before: dict) -> None:
         """ValueError if an interrupted run had other settings."""
-        changed = [name for name, value in self.settings().items() if before.get(name) != value]
+        words = {"prompt": "sentence", "thresholds": "thresholds"}
+        changed = [
+            words.get(name, "--" + name.replace("_", "-"))
+            for name, value in self.settings().items()
+            if before.get(name) != value
+        ]
         if changed:
             raise ValueError(
                 f"{self.folder} holds an interrupted run with another {', '.join(changed)}: "
