@@ -27,6 +27,11 @@ def interpreter() -> str:
     return f'"{path}"' if sys.platform == "win32" and " " in path else shlex.quote(path)
 
 
+def install_command(extra: str) -> str:
+    """The command that installs this package with one of its extras: for hints."""
+    return f'{interpreter()} -m pip install "minivit-minisam[{extra}]"'
+
+
 def _environment(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.strip().isdecimal():

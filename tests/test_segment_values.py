@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -330,3 +331,15 @@ def test_ranks_that_can_not_be_are_one_line(rank, number, places, tmp_path, monk
     assert command(places["png"], "bright.", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert ("RANK" in error or "WORLD_SIZE" in error) and error.count("\n") == 1
+
+
+def test_hints_name_the_python_that_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)  # as if PyAV were not installed
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    assert command(tmp_path / "clip.mp4", "bright.", "--out", tmp_path / "out") == 2
+    assert f"{sys.executable} -m pip install" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    torch.save({}, tmp_path / "empty" / demo.SEGMENTER)
+    words = [save(picture(5), tmp_path / "a.png"), "car.", "--weights", tmp_path / "empty", "--out", tmp_path / "out"]
+    assert main(list(map(str, words))) == 2
+    assert f"{sys.executable} -m minisam_glue.demo.train_detector" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import media
 from ..media.images import is_picture
-from ..processes import interpreter
+from ..processes import install_command
 from ..prompts import Clicks
 from ..propagation import FORWARD, Tracking
 from . import INTERRUPTED
@@ -114,10 +114,7 @@ class VideoRun:
         suffix = Path(self.source).suffix.lower()
         kind = self.args.format or (suffix[1:] if suffix in (".gif", ".webp") else "mp4")
         if kind == "mp4" and not self.args.format and not media.has_av():
-            self.console.say(
-                "without PyAV the annotated video is an animated WebP: for mp4 "
-                f"{interpreter()} -m pip install 'minivit-minisam[cli]'"
-            )
+            self.console.say(f"without PyAV the annotated video is an animated WebP; for mp4: {install_command('cli')}")
             kind = "webp"
         return "annotated" if kind == "png" else f"annotated.{kind}"
 

@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+from ..processes import install_command
+
 MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe
 
@@ -15,6 +17,6 @@ def load_av(need: str) -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise MediaError(f"{need} needs PyAV: pip install 'minivit-minisam[cli]'") from error
+        raise MediaError(f"{need} needs PyAV: {install_command('cli')}") from error
     av.logging.set_level(None)  # with any level, a decoding thread that logs can lock up with one that closes its file
     return av
