@@ -73,15 +73,16 @@ CHECKS = {
     "classes": lambda value: isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
     "mean": is_per_channel,
     "std": is_per_channel,
+    "config": lambda value: isinstance(value, dict),
     "model": lambda value: value is None or is_state_dict(value),  # only a run that goes on needs it
     "ema": is_state_dict,
 }
 
 
 def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
-    """A preset's model for `classes` classes, with some settings of its ViTConfig changed.
+    """Build a preset's model for `classes` classes, with some settings of its ViTConfig changed.
 
-    Raises ValueError for a setting that does not exist, or that contradicts the others.
+    Raises ValueError for settings that contradict each other, and for any change to a ResNet.
     """
     if preset in RESNETS:
         if overrides:
@@ -92,7 +93,7 @@ def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
-    """The model of a checkpoint with its EMA weights, in evaluation mode on `device`; and the checkpoint.
+    """Build the model of a checkpoint with its EMA weights, in evaluation mode on `device`; returns both.
 
     Raises CheckpointError if the file cannot be read or its weights do not fit the model it describes.
     """
@@ -101,7 +102,7 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     try:
         model = build_model(about["preset"], len(state["classes"]), about["overrides"])
         model.load_state_dict(state["ema"])
-    except (RuntimeError, TypeError, ValueError, KeyError):
+    except (RuntimeError, TypeError, ValueError, KeyError):  # settings and weights that contradict each other
         raise CheckpointError(
             f"{path} does not fit the model it describes ({about.get('preset')}): it comes from another "
             "architecture or another version of this program"

@@ -8,9 +8,12 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+from torch import nn
+
 from minivit import checkpoint, run
 from minivit import data as datasets
 from minivit.evaluate import Evaluator
+from minivit.report import percent
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS
 
@@ -26,7 +29,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --config runs/cifar/config.json --out runs/again
     {command} --eval runs/cifar/best.pt
     {command} --predict runs/cifar/best.pt cat.png dog.jpg
-    {command} --predict demo cat.png                    # demo: weights that come with minivit
+    {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
 last.pt and best.pt (checkpoints), result.json and report/. The hold-out (--val-split) chooses between
@@ -296,9 +299,9 @@ def show_result(result: dict, folder: Path) -> None:
     for name in run.WEIGHTS:
         if f"test_acc_{name}" in result:
             mark = "  <- chosen" + (" by the hold-out" if result["val_acc"] else "") if name == result["chosen"] else ""
-            print(f"test accuracy, {run.weights_name(name):<10} {result[f'test_acc_{name}']:.2%}{mark}")
+            print(f"test accuracy, {run.weights_name(name):<10} {percent(result[f'test_acc_{name}'])} %{mark}")
     if result["val_acc"]:
-        print(f"hold-out accuracy of the chosen weights: {result['val_acc']:.2%}")
+        print(f"hold-out accuracy of the chosen weights: {percent(result['val_acc'])} %")
     print(f"report: {folder / 'report' / 'report.md'}")
 
 
@@ -310,17 +313,14 @@ def evaluate(path: Path, given: dict) -> int:
     device = run.choose_device(given.get("device", "auto"))
     model, state = checkpoint.load_model(path, device)
     about = state["describe"]
-    args = run.resolve(
-        {"data": about["data"], "data_root": Path(about["data_root"]), "preset": about["preset"], **given}
-    )
-    dataset = datasets.load(
-        args["data"], args["data_root"], input_side(model), state["config"]["seed"], args["skip_bad"]
-    )
+    trained_on = {name: about[name] for name in ("data", "data_root", "preset") if name in about}
+    args, side, seed = run.resolve({**trained_on, **given}), input_side(model), state["config"].get("seed", 0)
+    dataset = datasets.load(args["data"], args["data_root"], side, seed, args["skip_bad"])
     if dataset.classes != state["classes"]:
         known, there = (checkpoint.name_classes(names) for names in (state["classes"], dataset.classes))
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
     accuracy = Evaluator(state["mean"], state["std"], device).accuracy(model, dataset.test)
-    print(f"{path}: {accuracy:.2%} of {len(dataset.test)} test images ({args['data']})")
+    print(f"{path}: {percent(accuracy)} % of {len(dataset.test)} test images ({args['data']})")
     return 0
 
 
@@ -342,7 +342,7 @@ def classify(path: Path, images: list[Path], given: dict) -> int:
     return 0
 
 
-def input_side(model) -> int:
+def input_side(model: nn.Module) -> int:
     """The side in pixels at which images are read for a model; a ResNet takes any, and is trained at CIFAR's 32."""
     return model.config.size[0] if hasattr(model, "config") else 32
 

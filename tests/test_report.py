@@ -12,7 +12,7 @@ import parity_vit_report
 import pytest
 import torch
 
-from minivit import report
+from minivit import report, run
 
 GOLDEN = parity.Golden.load(Path(__file__).parent / "golden" / "vit" / "train_metrics.npz")
 CLASSES = ["cat", "dog|$x$", "a ship with a rather long name"]
@@ -102,6 +102,17 @@ def test_json_markdown_and_csv_hold_the_same_numbers(tmp_path):
 )
 def test_percentages_are_never_rounded_up(share, shown):
     assert report.percent(share) == shown
+
+
+def test_the_head_of_the_report_cuts_its_percentages_too():
+    result = {"test_acc_final": 2 / 3, "test_acc_final_ema": 0.99999, "chosen": "final_ema", "val_acc": 0.99999}
+    assert run.report_facts(result) == {
+        "weights chosen by the hold-out": "final EMA",
+        "test accuracy, final": "66.66 %",
+        "test accuracy, final EMA": "99.99 %",
+        "hold-out accuracy, chosen weights": "99.99 %",
+    }
+    assert run.report_facts(result | {"val_acc": None})["weights"] == "final EMA"
 
 
 def test_without_matplotlib_all_numbers_are_written_and_the_extra_is_named(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import train_cifar
-from minivit import run
+from minivit import cli, run
+from minivit.report import percent
 
 SCRIPT = Path(train_cifar.__file__)
 SMALL = [
@@ -102,7 +103,7 @@ def test_a_run_is_replayed_from_its_config_to_the_same_numbers(finished, tmp_pat
 def test_eval_gives_the_accuracy_of_the_checkpoint(finished, capsys):
     assert train_cifar.main(["--eval", str(finished / "last.pt"), "--device", "cpu"]) == 0
     result = json.loads((finished / "result.json").read_text())
-    assert f"{result['test_acc_final_ema']:.2%} of 8 test images" in capsys.readouterr().out
+    assert f"{percent(result['test_acc_final_ema'])} % of 8 test images" in capsys.readouterr().out
 
 
 def test_predict_names_a_class_for_each_image(finished, images, capsys):
@@ -147,6 +148,17 @@ def test_help_explains_every_flag(capsys):
         "(default 0.05)",
     ):
         assert words in printed
+
+
+def test_the_installed_command_is_the_script_under_another_name(capsys):
+    helps = []
+    for main, command in ((train_cifar.main, "python train_cifar.py"), (cli.main, "minivit")):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        printed = capsys.readouterr().out
+        assert f"usage: {command} " in printed and f"    {command} --patch 4" in printed
+        helps.append(" ".join(printed.replace(command, "COMMAND").split()))
+    assert helps[0] == helps[1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""minivit/checkpoint.py: what is read back, and what is refused."""
+
+import pytest
+import torch
+
+from minivit import checkpoint
+from minivit.checkpoint import CheckpointError
+from minivit.fast import HeadTokensTransformer
+from minivit.vit import PRESETS
+
+OVERRIDES = {"dim": 16, "depth": 2, "heads": 2, "image_size": 8}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def state() -> dict:
+    model, average = (checkpoint.build_model("vit-d128-l6", 2, OVERRIDES) for _ in range(2))
+    return {
+        "describe": {"preset": "vit-d128-l6", "overrides": OVERRIDES},
+        "classes": ["cat", "dog"],
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "config": {"seed": 0},
+        "model": model.state_dict(),
+        "ema": average.state_dict(),
+    }
+
+
+def test_a_checkpoint_gives_the_ema_weights_in_evaluation_mode_and_the_fast_forms(tmp_path, state):
+    checkpoint.save(tmp_path / "a.pt", state)
+    model, read = checkpoint.load_model(tmp_path / "a.pt", CPU)
+    assert not model.training and isinstance(model, HeadTokensTransformer)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state["ema"].items())
+    assert read["classes"] == ["cat", "dog"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_model_is_its_preset_with_some_settings_changed():
+    config = checkpoint.build_model("cifar-small", 7, {"depth": 1}).config
+    assert (config.depth, config.classes, config.dim) == (1, 7, PRESETS["cifar-small"].dim)
+    with pytest.raises(ValueError, match="--patch does not apply"):
+        checkpoint.build_model("resnet18", 10, {"patch": 4})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("describe", ["vit"]),
+        ("classes", []),
+        ("classes", [1, 2]),
+        ("mean", [0.5, 0.5]),
+        ("std", None),
+        ("config", 3),
+        ("model", {"head.weight": [1.0]}),
+        ("ema", None),
+    ],
+)
+def test_each_part_of_another_kind_is_named(tmp_path, state, name, value):
+    torch.save(state | {name: value}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=f"a.pt is damaged: {name} missing or of another kind"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"describe": {}},
+        {"describe": {"preset": "vit-z", "overrides": {}}},
+        {"describe": {"preset": "vit-d128-l6", "overrides": {"colour": 3}}},
+        {"describe": {"preset": "vit-d128-l6", "overrides": OVERRIDES | {"depth": 3}}},
+        {"describe": {"preset": "vit-d128-l6", "overrides": OVERRIDES | {"heads": 3}}},
+        {"describe": {"preset": "vit-d128-l6", "overrides": OVERRIDES | {"dim": "wide"}}},
+        {"classes": ["cat", "dog", "ship"]},
+    ],
+)
+def test_weights_that_do_not_fit_their_description_are_refused_in_one_line(tmp_path, state, change):
+    torch.save(state | change, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="a.pt does not fit the model it describes") as error:
+        checkpoint.load_model(tmp_path / "a.pt", CPU)
+    assert "\n" not in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch, state):
+    monkeypatch.chdir(tmp_path)
+    torch.save(state | {"ema": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        checkpoint.read(tmp_path / "bomb.pt")
+    assert not (tmp_path / "exploded").exists()

@@ -1,0 +1,57 @@
+"""minivit/evaluate.py: what a model is shown, and what counts as correct."""
+
+import pytest
+import torch
+from torch import nn
+
+from minivit.augment import normalise
+from minivit.data import Split
+from minivit.evaluate import Evaluator, resize_to_model, top1
+from minivit.vit import VisionTransformer, ViTConfig
+
+MEAN, STD, CPU = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), torch.device("cpu")
+TINY = ViTConfig(image_size=16, patch=4, classes=3, dim=16, depth=2, heads=2, dropout=0.5)
+
+
+def model_and_images(size: int = 16) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return VisionTransformer(TINY), torch.randint(0, 256, (7, 3, size, size), dtype=torch.uint8)
+
+
+def test_scores_are_those_of_the_normalised_images_without_dropout():
+    model, images = model_and_images()
+    scores = Evaluator(MEAN, STD, CPU).predict(model.train(), images)
+    torch.testing.assert_close(scores, model.eval()(normalise(images, MEAN, STD)))
+
+
+def test_scores_do_not_depend_on_the_batch_size():
+    model, images = model_and_images()
+    whole, parts = (Evaluator(MEAN, STD, CPU, batch_size=size).predict(model, images) for size in (7, 3))
+    torch.testing.assert_close(whole, parts)
+
+
+def test_scores_in_bf16_are_float32_and_near_those_of_float32():
+    model, images = model_and_images()
+    exact, rounded = (
+        Evaluator(MEAN, STD, CPU, dtype).predict(model, images) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.05)
+
+
+def test_small_images_are_enlarged_to_what_the_model_takes():
+    model, images = model_and_images(8)
+    x = normalise(images, MEAN, STD)
+    assert resize_to_model(x, model).shape == (7, 3, 16, 16)
+    assert Evaluator(MEAN, STD, CPU).predict(model, images).shape == (7, 3)
+    assert resize_to_model(x, nn.Identity()) is x  # a model without a size of its own
+
+
+def test_accuracy_is_the_share_of_correct_labels():
+    scores = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 5.0]])
+    assert top1(scores, torch.tensor([0, 1, 1, 1])) == 0.75
+    model, images = model_and_images()
+    evaluator = Evaluator(MEAN, STD, CPU)
+    labels = evaluator.predict(model, images).argmax(1)
+    labels[:2] = (labels[:2] + 1) % 3
+    assert evaluator.accuracy(model, Split(images, labels)) == pytest.approx(5 / 7)
