@@ -1,8 +1,8 @@
-"""Results into a folder: the annotated picture or video, masks and cut-outs as PNG, JSON, a page for the browser.
+"""Results in a folder: the annotated picture or video, masks and cut-outs as PNG, JSON, a web page.
 
-Everything is made in `.unfinished` inside that folder and moved to its place when it is complete. A video's frames go
-to a journal there as they come (JSON lines), with the state of the tracking, from where an interrupted run goes on; at
-the end the journal becomes result.jsonl in the order of the frames.
+Everything is written to `.unfinished` inside that folder and moved to its place when it is complete. The frames of a
+video go to a journal there as they come (JSON lines), with the state of the tracking, from which an interrupted run
+continues; at the end the journal becomes result.jsonl in the order of the frames.
 """
 
 import io
@@ -30,12 +30,12 @@ RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "
 
 
 def finished(folder: Path) -> bool:
-    """Whether the last run on this input came to its end."""
+    """Whether the last run on this input was completed."""
     return (folder / "result.json").is_file() and not (folder / UNFINISHED).exists()
 
 
 def publish(new: Path, folder: Path) -> None:
-    """Move results to their place, result.json last. Those of an earlier run go: they would belie the new ones."""
+    """Move results to their place, result.json last, after those of an earlier run are removed."""
     for pattern in RESULTS:
         for old in list(folder.glob(pattern)):
             shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
@@ -44,16 +44,16 @@ def publish(new: Path, folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Drop what is unfinished, and the folder if nothing else is in it."""
+    """Remove unfinished results, and the folder if it is empty then."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()
 
 
 def save_picture(folder: Path, result: Segmented, source: str, facts: dict, crops: bool, page: bool) -> None:
-    """annotated.jpg (of a JPEG, else .png), masks/, result.json, and as asked crops/ and page.html.
+    """Write annotated.jpg (.png unless the source is a JPEG), masks/, result.json, and if asked crops/ and page.html.
 
-    facts: what else result.json says, such as the prompt. OSError if it can't be written: then nothing has changed.
+    facts: more fields of result.json, such as the prompt. OSError if they can't be written: then nothing has changed.
     """
     new = folder / UNFINISHED / "results"
     jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
@@ -76,38 +76,38 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, crop
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
-    """Bool (H, W) as a grey PNG of 0 and 255."""
+    """Write a mask, bool (H, W), as a grey PNG of 0 and 255."""
     with whole_file(path) as temporary:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, "PNG", compress_level=3)
 
 
 def save_crop(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
-    """The object alone, cut out of uint8 (H, W, 3), as an RGBA PNG."""
+    """Write the object alone, cut out of uint8 (H, W, 3), as an RGBA PNG."""
     with whole_file(path) as temporary:
         Image.fromarray(crop(image, mask)).save(temporary, "PNG", compress_level=3)
 
 
 def save_json(path: Path, content: dict) -> None:
-    """Readable, in ASCII."""
+    """Write indented JSON in ASCII."""
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def name_of(segment: Segment) -> str:
-    """Its number and as much of its label as any file system takes."""
+    """File name of an object: its number and as much of its label as any file system takes."""
     words = re.sub(r"[^\w-]+", "_", segment.label).strip("_")
     return f"{segment.id:03d}_{words[:40]}" if words else f"{segment.id:03d}"
 
 
 class Journal:
-    """Records of frames as JSON lines in one file, found again by frame; of several lines of a frame the last counts.
+    """Records of frames as JSON lines in one file, found again by frame; if a frame has several lines the last counts.
 
-    `size`: bytes of an earlier journal to keep; by default it begins empty. ValueError if it is damaged.
+    `size`: bytes of an earlier journal to keep; 0 for a new one. ValueError if it is damaged.
     """
 
     def __init__(self, path: Path, size: int = 0):
         self.file = open(path, "r+b" if size else "w+b")  # noqa: SIM115, close() ends it
-        self.file.truncate(size)  # of a file that is shorter it makes zeros, which are no JSON
-        self.places = {}  # frame -> offset and length: a few numbers are all that is held of a frame
+        self.file.truncate(size)  # a shorter file is filled with zeros, which are no JSON
+        self.places = {}  # frame -> offset and length: only a few numbers are held per frame
         for line in self.file:
             self.places[json.loads(line)["frame"]] = (self.file.tell() - len(line), len(line))
 
@@ -137,7 +137,7 @@ class Journal:
         return self.file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
-        with suppress(OSError):  # of a last line that could not be written, and was complained of then
+        with suppress(OSError):  # a last line that could not be written was reported then
             self.file.close()
 
 
@@ -192,7 +192,7 @@ class VideoOutput:
             self.video.forget(self.state["lost"])
         except Exception as error:  # what is damaged makes torch raise nearly anything
             raise MediaError(f"{self.unfinished} is damaged: leave out --resume to begin anew") from error
-        for path in list(self.new.rglob(".*.tmp")):  # of a process that was killed
+        for path in list(self.new.rglob(".*.tmp")):  # left by a process that was killed
             path.unlink()
 
     def add(self, result: Segmented) -> dict:
@@ -225,7 +225,7 @@ class VideoOutput:
             self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
 
     def save_state(self, state: dict) -> None:
-        """Let a later run go on after the frames so far. OSError if there is no room: an older state then stays."""
+        """Let a later run continue after the frames so far. OSError if there is no room: an older state stays then."""
         content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
         torch.save(state | {"journal": self.journal.size, "lost": self.video.lost}, content)
         with whole_file(self.state_path) as path:
@@ -282,7 +282,7 @@ class VideoOutput:
         kept["last"], kept["frames"] = frame, kept["frames"] + 1
 
     def abort(self) -> None:
-        """Stop in the middle. What a later run needs stays, if save_state was called; else nothing does."""
+        """Stop in the middle. The saved state stays, if save_state was called; otherwise everything is removed."""
         if self.writer is not None:
             self.writer.abort()
         if self.journal is not None:
