@@ -42,8 +42,8 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
 
 def clicks_of(args: Namespace) -> Clicks:
     """--box, --point and --mask. ValueError that begins with the flag."""
-    boxes = [numbers(box, "--box", 4) for box in args.box]
-    points = [numbers(point if point.count(",") == 2 else point + ",1", "--point", 3) for point in args.point]
+    boxes = [parse_numbers(box, "--box", 4) for box in args.box]
+    points = [parse_numbers(point if point.count(",") == 2 else point + ",1", "--point", 3) for point in args.point]
     masks = [mask for path in args.mask for mask in read_masks(path)]
     try:
         return Clicks(boxes, points, masks)
@@ -51,7 +51,7 @@ def clicks_of(args: Namespace) -> Clicks:
         raise ValueError(with_flag(error)) from error
 
 
-def numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
+def parse_numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
     """ "1,2,3" -> floats. ValueError unless they are so many, and finite."""
     values = as_numbers(text.split(","))
     if len(values) != count:
