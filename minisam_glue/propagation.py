@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from . import identity
-from .masks import box_around
+from .heatmap import label_components
+from .masks import box_around, mask_box
 from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Thresholds, split_phrases
@@ -24,6 +25,7 @@ from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, find_seeds, seeds_of
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
+SPECK = 0.01  # share of a mask's largest part below which another part is none of the object's
 HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
 MOST_PROMPTED = 4  # frames of an object on which detection confirmed it that SAM 2 goes on to look at
 
@@ -200,7 +202,7 @@ class Tracking:
         """The frame with the objects on it; their first and last frames are brought up to date."""
         objects = []
         for number, mask in zip(result.ids, result.masks().cpu().numpy()):
-            known = self.known[number]
+            mask, known = without_specks(mask), self.known[number]
             if mask.any():
                 known.first, known.last = min(known.first, index), max(known.last, index)
             objects.append(Segment(number, known.label, known.score, box_around(mask), mask, known.first, known.last))
@@ -241,6 +243,23 @@ def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Ite
     if hasattr(frames, "forward"):
         return enumerate(frames.forward(start), start)
     return islice(enumerate(frames), start, None)
+
+
+def without_specks(mask: np.ndarray) -> np.ndarray:
+    """Bool (H, W) without the connected parts of less than SPECK of the largest one: stray pixels far from the object.
+
+    Larger parts stay, as an object that is half hidden has several.
+    """
+    box = mask_box(mask)
+    if box is None:
+        return mask
+    left, top, right, bottom = box
+    parts = label_components(mask[top:bottom, left:right])
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0  # what is outside
+    kept = np.zeros_like(mask)
+    kept[top:bottom, left:right] = (areas >= SPECK * areas.max())[parts] & (parts > 0)
+    return kept
 
 
 # --- Checks ------------------------------------------------------------------------------------------------
