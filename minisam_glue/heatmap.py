@@ -38,6 +38,10 @@ class HeatSettings:
     negatives: int = 8
     border: float = 5
 
+    def scaled_border(self, side: int) -> int:
+        """The border in pixels of a picture or heat map whose longer side has so many."""
+        return round(self.border * side / REFERENCE_SIDE)
+
     def __post_init__(self):
         shares = {"heat threshold": self.threshold or 0, "heat percentile": self.percentile, "heat floor": self.floor}
         for name, value in shares.items():
@@ -184,7 +188,7 @@ def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings
     instances = []
     for number in 1 + np.flatnonzero(found.areas >= max(1, settings.min_area * scale**2)):
         region = labels == number
-        points, signs = seed_points(heat, region, labels > 0, settings, round(settings.border * scale))
+        points, signs = seed_points(heat, region, labels > 0, settings, settings.scaled_border(S))
         box = found.boxes[number - 1] * np.tile(to_pixels, 2)
         score = float(heat[region].max())
         instances.append(HeatInstance(tuple(map(float, box)), score, (points + 0.5) * to_pixels, signs, region))

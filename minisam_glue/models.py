@@ -3,13 +3,14 @@
 models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
 models = load_models("demo")                             # the small models of this repository
 models = load_models("folder", detector="swin-b", sam="large")
+models = load_models(method="clipseg")                   # CLIPSeg's heat maps in place of Grounding DINO
 """
 
 import pickle
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import TypeVar
 
 import torch
 
-from . import demo, grounding_dino, sam2, weights
+from . import clipseg, demo, grounding_dino, sam2, weights
+from .clipseg import CLIPTokenizer, HeatMapper
+from .clipseg.heat_mapper import SIZE, check_size
 from .grounding_dino import Detector, WordPieceTokenizer
 from .processes import interpreter
 from .sam2 import SAM2, ImagePredictor
 from .weights import Progress, WeightsError
 
+DETECTOR, CLIPSEG = METHODS = ("detector", "clipseg")  # from a sentence to where its objects are
 DETECTORS = ("swin-t", "swin-b")
 SAMS = ("tiny", "small", "base_plus", "large")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,6 +38,7 @@ Model = TypeVar("Model")
 class Models:
     """A detector (None if prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took.
 
+    heat_mapper: CLIPSeg, which takes the detector's place if it is there.
     demo: whether these are the demo's small models, which know eight colours and eight shapes.
     """
 
@@ -42,6 +47,7 @@ class Models:
     predictor: ImagePredictor = field(init=False)
     seconds: Counter = field(default_factory=Counter)
     demo: bool = False
+    heat_mapper: HeatMapper | None = None
 
     def __post_init__(self):
         self.predictor = ImagePredictor(self.sam)
@@ -63,6 +69,9 @@ def load_models(
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
+    method: str = DETECTOR,
+    heat_size: int | None = None,
+    templates: Sequence[str] = ("{}",),
 ) -> Models:
     """Models in eval mode.
 
@@ -70,48 +79,75 @@ def load_models(
     of demo.train_detector and train_segmenter, "demo" for minisam_glue/demo itself; model names are ignored in that
     case. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on a GPU
     and small elsewhere. device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is
-    float32 except on CUDA.
+    float32 except on CUDA. method: detector, or clipseg for CLIPSeg's heat maps in its place, of heat_size x heat_size
+    pixels (default: 352, or what the demo was trained for), with phrases put into `templates`.
     WeightsError names a file that is missing or damaged, ValueError a name that does not exist.
     """
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: there is no such method, choose one of {', '.join(METHODS)}")
     folder = demo.FOLDER if source == "demo" else source
     is_demo = folder is not None and (source == "demo" or (Path(folder) / demo.SEGMENTER).is_file())
+    detector = CLIPSEG if method == CLIPSEG else detector
     if is_demo:
-        text, segmenter = _load_demo(Path(folder), detector is not None)
+        text, segmenter = _load_demo(Path(folder), detector, heat_size, templates)
     else:
         size = sam or ("large" if place.type == "cuda" else "small")
-        text, segmenter = _load_official(folder, detector, size, progress)
+        text, segmenter = _load_official(folder, detector, size, progress, heat_size or SIZE, templates)
     if text is not None:
         text.model.to(place, precision).eval()
-    return Models(text, sam2.accelerate(segmenter.to(place, precision).eval()), demo=is_demo)
+    segmenter = sam2.accelerate(segmenter.to(place, precision).eval())
+    if method == CLIPSEG:
+        return Models(None, segmenter, demo=is_demo, heat_mapper=text)
+    return Models(text, segmenter, demo=is_demo)
 
 
 def _load_official(
-    folder: str | Path | None, detector: str | None, sam: str, progress: Progress | None
-) -> tuple[Detector | None, SAM2]:
-    for kind, name, names in (("detector", detector, DETECTORS), ("sam", sam, SAMS)):
+    folder: str | Path | None,
+    detector: str | None,
+    sam: str,
+    progress: Progress | None,
+    heat_size: int,
+    templates: Sequence[str],
+) -> tuple[Detector | HeatMapper | None, SAM2]:
+    """What finds the objects of a sentence (detector: its name, or "clipseg"), and SAM 2."""
+    for kind, name, names in (("detector", detector, (*DETECTORS, CLIPSEG)), ("sam", sam, SAMS)):
         if name is not None and name not in names:
             raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
     checkpoint = f"sam2.1_hiera_{sam}"
-    wanted = [checkpoint] if detector is None else [detector, "bert-vocab", checkpoint]
-    files = {name: weights.fetch(name, folder, progress) for name in wanted}  # all of them before any is read
+    wanted = {None: [], CLIPSEG: ["clipseg", "clip-bpe"]}.get(detector, [detector, "bert-vocab"])
+    if detector == CLIPSEG:
+        check_size(heat_size, clipseg.PRESETS["rd64-refined"].clip.vision.patch_size)
+    files = {name: weights.fetch(name, folder, progress) for name in (*wanted, checkpoint)}  # before any is read
     text = None
-    if detector is not None:
+    if detector == CLIPSEG:
+        model = _read(clipseg.load, files["clipseg"])
+        text = HeatMapper(model, _read(CLIPTokenizer.load, files["clip-bpe"]), heat_size, templates)
+    elif detector is not None:
         tokenizer = _read(WordPieceTokenizer.load, files["bert-vocab"])
         text = Detector(_read(lambda path: grounding_dino.load(path, detector), files[detector]), tokenizer)
     return text, _read(lambda path: sam2.load(path, checkpoint), files[checkpoint])
 
 
-def _load_demo(folder: Path, with_detector: bool) -> tuple[Detector | None, SAM2]:
-    for name in (demo.DETECTOR, demo.SEGMENTER) if with_detector else (demo.SEGMENTER,):
+def _load_demo(
+    folder: Path, detector: str | None, heat_size: int | None, templates: Sequence[str]
+) -> tuple[Detector | HeatMapper | None, SAM2]:
+    """As _load_official, from the files of the demo's trainings."""
+    text_file = {None: None, CLIPSEG: demo.HEAT_MAPPER}.get(detector, demo.DETECTOR)
+    for name in filter(None, (text_file, demo.SEGMENTER)):
         if not (folder / name).is_file():
             raise WeightsError(
                 f"{folder / name} is missing: "
                 f"{interpreter()} -m minisam_glue.demo.train_{Path(name).stem} makes it"
-                + ("; --box, --point and --mask do without" if name == demo.DETECTOR else "")
+                + ("; --box, --point and --mask do without" if name == text_file else "")
             )
-    text = _read(demo.load_detector, folder / demo.DETECTOR) if with_detector else None
+    text = None
+    if detector == CLIPSEG:
+        text = _read(lambda path: demo.load_heat_mapper(path), folder / text_file)
+        text = HeatMapper(text.model, text.tokenizer, heat_size or text.size, templates)
+    elif detector is not None:
+        text = _read(demo.load_detector, folder / text_file)
     return text, _read(demo.load_segmenter, folder / demo.SEGMENTER)
 
 

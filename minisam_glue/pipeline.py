@@ -13,30 +13,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from .masks import box_around
 from .models import Models
 from .pixels import Picture, to_rgb
-from .prompts import Clicks, Prompt, Thresholds
+from .prompts import Clicks, Prompt, Seeding, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
 from .records import Segment, Segmented
-from .sam2.layers import resize_antialiased
-from .seeding import Seed, Seeds, find_seeds, seeds_of_clicks
+from .seeding import Seeds, find_seeds, seeds_of_clicks, segment_seed
 
 
-def segment_image(models: Models, image: Picture, prompt: Prompt, thresholds: Thresholds = Thresholds()) -> Segmented:
+def segment_image(
+    models: Models, image: Picture, prompt: Prompt, thresholds: Thresholds = Thresholds(), seeding: Seeding = Seeding()
+) -> Segmented:
     """The objects of one picture, best first; empty lists and arrays if there are none.
 
     prompt: a sentence, a list of phrases, or Clicks. ValueError for a malformed one.
     """
-    return segment_images(models, [image], prompt, thresholds)[0]
+    return segment_images(models, [image], prompt, thresholds, seeding)[0]
 
 
 def segment_images(
-    models: Models, images: list[Picture], prompt: Prompt, thresholds: Thresholds = Thresholds()
+    models: Models,
+    images: list[Picture],
+    prompt: Prompt,
+    thresholds: Thresholds = Thresholds(),
+    seeding: Seeding = Seeding(),
 ) -> list[Segmented]:
     """As segment_image for several pictures, of any sizes, that go through the models together.
 
@@ -46,13 +49,15 @@ def segment_images(
     arrays = [to_rgb(image) for image in images]
     if isinstance(prompt, Clicks):
         return [_from_clicks(models, image, prompt) for image in arrays]
-    found = find_seeds(models, arrays, prompt, thresholds)
+    found = find_seeds(models, arrays, prompt, thresholds, seeding)
     hits = [i for i, seeds in enumerate(found) if len(seeds)]
     if hits:  # a picture without a detection needs no masks
         with models.stage("encode"):
             models.predictor.set_images([arrays[i] for i in hits])
     objects = {i: _from_seeds(models, found[i], row) for row, i in enumerate(hits)}
-    return [Segmented(array, objects.get(i, []), best=found[i].best) for i, array in enumerate(arrays)]
+    return [
+        Segmented(array, objects.get(i, []), best=found[i].best, heat=found[i].heat) for i, array in enumerate(arrays)
+    ]
 
 
 def segment_video(
@@ -63,10 +68,11 @@ def segment_video(
     seed_frame: int | None = None,
     redetect: int = 0,
     direction: str = FORWARD,
+    seeding: Seeding = Seeding(),
 ) -> Iterator[Segmented]:
     """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking."""
     check_frames(frames)  # now, and not when the first frame is asked for
-    return Tracking(models, prompt, thresholds, seed_frame, redetect, direction).run(frames)
+    return Tracking(models, prompt, thresholds, seed_frame, redetect, direction, seeding).run(frames)
 
 
 def check_pictures(images: Sequence[Picture]) -> None:
@@ -86,11 +92,11 @@ def check_pictures(images: Sequence[Picture]) -> None:
 
 
 def _from_seeds(models: Models, seeds: Seeds, row: int) -> list[Segment]:
-    """Objects by their boxes, and points if there are any, on image number `row` of those that are encoded."""
+    """Objects by what a sentence found on image number `row` of those that are encoded."""
     with models.stage("masks"):
-        if any(seed.points for seed in seeds.objects):  # their numbers may differ from seed to seed
-            masks = [_predict(models, seed, row)[0] for seed in seeds.objects]
-        else:
+        if any(seed.proposed or seed.points for seed in seeds.objects):  # points may differ in number
+            masks = [segment_seed(models, seed, row)[0] for seed in seeds.objects]
+        else:  # boxes, all at once
             masks = models.predictor.predict(boxes=seeds.boxes, image=row).masks[:, 0].cpu().numpy()
     return [
         Segment(number, seed.label, seed.score, seed.box, mask)
@@ -106,27 +112,6 @@ def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented
     objects = []
     for number, seed in enumerate(seeds.objects, 1):
         with models.stage("masks"):
-            mask, score = _predict(models, seed)
+            mask, score = segment_seed(models, seed)
         objects.append(Segment(number, seed.label, score, seed.box or box_around(mask), mask))
     return Segmented(image, objects)
-
-
-def _predict(models: Models, seed: Seed, row: int = 0) -> tuple[np.ndarray, float]:
-    """The mask, bool (H, W), and score of one seed on image number `row`.
-
-    A mask is refined: it goes in as SAM 2's mask prompt, with its box.
-    """
-    if seed.mask is not None:
-        prompt = {"boxes": [box_around(seed.mask)], "mask": _mask_logits(seed.mask, models)}
-    else:
-        prompt = {"boxes": None if seed.box is None else [seed.box]}
-        prompt |= {"points": seed.points, "labels": seed.point_labels} if seed.points else {}
-        prompt["multimask"] = seed.box is None and len(seed.points) == 1  # a part or the whole: three proposals
-    found = models.predictor.predict(**prompt, image=row)
-    best = int(found.scores[0].argmax())
-    return found.masks[0, best].cpu().numpy(), float(found.scores[0, best])
-
-
-def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:
-    share = resize_antialiased(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
-    return 20 * share[0] - 10

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .heatmap import HeatSettings
+
+SEED_PROMPTS = ("box", "points", "mask")
+AUTO = "auto"
 Sentence = str | list[str]  # "car. dog." or ["car", "dog"]
 Size = tuple[int, int]  # height, width
 
@@ -19,17 +23,20 @@ Size = tuple[int, int]  # height, width
 class Thresholds:
     """Limits that a detection must keep. ValueError for a number out of its range.
 
-    box, text: scores that it must exceed, 0 to 1. nms: IoU above which overlapping boxes of one phrase are suppressed,
+    box, text: scores that it must exceed, 0 to 1; box may be "auto": Otsu's threshold over the scores of a picture, at
+    least `text` and at most one half. nms: IoU above which overlapping boxes of one phrase are suppressed,
     0 to 1. max_area: largest box, as a share of the picture, above 0 and up to 1.
     """
 
-    box: float = 0.35
+    box: float | str = 0.35
     text: float = 0.25
     nms: float = 0.7
     max_area: float = 1.0
 
     def __post_init__(self):
         for name, value in vars(self).items():
+            if name == "box" and value == AUTO:
+                continue
             if (
                 isinstance(value, str)
                 or not as_numbers([value])
@@ -38,6 +45,22 @@ class Thresholds:
             ):
                 least = "above 0 and at most 1" if name == "max_area" else "from 0 to 1"
                 raise ValueError(f"{name} is {value!r}: give a number {least}")
+
+
+@dataclass(frozen=True)
+class Seeding:
+    """How SAM 2 is asked for the objects that a sentence finds. ValueError for an unknown prompt, or none.
+
+    prompts: what shows it an object, some of box, points and mask; None for the box, and for heat maps also the points.
+    heat: how instances are made of heat maps; without heat maps its numbers of points and its border count.
+    """
+
+    prompts: tuple[str, ...] | None = None
+    heat: HeatSettings = HeatSettings()
+
+    def __post_init__(self):
+        if self.prompts is not None and (not self.prompts or not set(self.prompts) <= set(SEED_PROMPTS)):
+            raise ValueError(f"seed_prompt {self.prompts!r}: give some of {', '.join(SEED_PROMPTS)}")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from .heatmap import label_components
 from .masks import box_around, mask_box
 from .models import Models
 from .pixels import Picture, to_rgb
-from .prompts import Clicks, Prompt, Thresholds, split_phrases
+from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
 from .records import Segment, Segmented
 from .sam2 import FrameResult, VideoTracker
 from .sam2.video_tracker import indexable
-from .seeding import Seed, Seeds, find_seeds, seeds_of
+from .seeding import Seed, Seeds, find_seeds, seeds_of, segment_seed
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
 SPECK = 0.01  # share of a mask's largest part below which another part is none of the object's
@@ -51,6 +51,7 @@ class Tracking:
         seed_frame: int | None = None,
         redetect: int = 0,
         direction: str = FORWARD,
+        seeding: Seeding = Seeding(),
     ):
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r}: choose one of {', '.join(DIRECTIONS)}")
@@ -62,7 +63,7 @@ class Tracking:
         check_count("seed_frame", 0 if seed_frame is None else seed_frame)
         if not isinstance(prompt, Clicks):
             split_phrases(prompt)
-        self.models, self.prompt, self.thresholds = models, prompt, thresholds
+        self.models, self.prompt, self.thresholds, self.seeding = models, prompt, thresholds, seeding
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
         holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256**2
         self.tracker = VideoTracker(models.sam, max_hole=holes, max_prompted=MOST_PROMPTED)
@@ -115,7 +116,7 @@ class Tracking:
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
         again = self.redetect and (index - self.seeded_at) % self.redetect == 0
-        found = find_seeds(self.models, [image], self.prompt, self.thresholds)[0] if again else None
+        found = find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0] if again else None
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse)
             if found is not None:
@@ -126,9 +127,9 @@ class Tracking:
         """Mark the objects, if this is the frame to do so."""
         if self.seed_frame not in (None, index):
             return Segmented(image, frame=index)
-        found = seeds_of(self.models, image, self.prompt, self.thresholds)
+        found = seeds_of(self.models, image, self.prompt, self.thresholds, self.seeding)
         if not len(found) and self.seed_frame is None:
-            return Segmented(image, frame=index, best=found.best)
+            return Segmented(image, frame=index, best=found.best, heat=found.heat)
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
         with self.models.stage("track"):
@@ -192,9 +193,16 @@ class Tracking:
     def _add(self, index: int, seed: Seed) -> None:
         """A new object; its number is the next one that was never used."""
         number = 1 + max(self.known, default=0)
-        self.tracker.prompt(number, **seed.as_prompt())
+        self.tracker.prompt(number, **self._shown(seed))
         score = 1.0 if seed.score is None else seed.score
         self.known[number] = Segment(number, seed.label, score, seed.box or (), None, index, index)
+
+    def _shown(self, seed: Seed) -> dict:
+        """A seed as the arguments of VideoTracker.prompt; of masks that are proposed the one that is chosen."""
+        if not seed.proposed:
+            return seed.as_prompt()
+        self.models.predictor.use_features(self.tracker.features, self.tracker.size)
+        return {"mask": segment_seed(self.models, seed)[0]}
 
     # --- Records ---
 
@@ -206,7 +214,8 @@ class Tracking:
             if mask.any():
                 known.first, known.last = min(known.first, index), max(known.last, index)
             objects.append(Segment(number, known.label, known.score, box_around(mask), mask, known.first, known.last))
-        return Segmented(image, objects, index, None if found is None else found.best)
+        best, heat = (None, []) if found is None else (found.best, found.heat)
+        return Segmented(image, objects, index, best, heat)
 
     def state(self) -> dict:
         """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""

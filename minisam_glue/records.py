@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
+from .heatmap import confidence
 from .masks import decode_rle, encode_rle
 from .render.overlay import overlay
 
@@ -48,16 +50,36 @@ class Segment:
 
 
 @dataclass
+class HeatMap:
+    """Where CLIPSeg sees one phrase. logits (S, S) cover the whole picture, stretched."""
+
+    phrase: str
+    logits: Tensor
+    threshold: float  # confidence above which pixels are of the object
+
+    @property
+    def best(self) -> float:
+        """The highest confidence, 0 to 1."""
+        return float(self.logits.max().sigmoid())
+
+    def at(self, size: tuple[int, int]) -> np.ndarray:
+        """Confidences 0 to 1, float32, of a picture of size (H, W): enlarged as logits."""
+        return confidence(self.logits, size)
+
+
+@dataclass
 class Segmented:
     """A picture, or frame number `frame`, with its objects.
 
     best: the best phrase and its score, whether or not it passed; None where no detection ran.
+    heat: the heat map of each phrase, if the objects were looked for by heat maps here.
     """
 
     image: np.ndarray  # uint8 (H, W, 3)
     objects: list[Segment] = field(default_factory=list)
     frame: int = 0
     best: tuple[str, float] | None = None
+    heat: list[HeatMap] = field(default_factory=list)
 
     @property
     def masks(self) -> np.ndarray:

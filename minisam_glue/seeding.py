@@ -1,24 +1,38 @@
-"""A sentence -> seeds: for each object of a picture a box, points or a mask to segment it by.
+"""A sentence -> seeds -> masks: where each object of a picture is, and what SAM 2 makes of that.
 
-Text goes through a detector (Grounding DINO), which answers with boxes. Whatever finds objects fills the same record,
-so that what follows, masks and tracks, does not ask where seeds came from. Coordinates are pixels, boxes xyxy.
+A sentence goes through a detector (Grounding DINO), which answers with boxes, or through heat maps (CLIPSeg), which
+become boxes, points and regions (heatmap.py). Both fill the same record, so that what follows, masks and tracks, does
+not ask where seeds came from. Coordinates are pixels, boxes xyxy.
 """
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .grounding_dino.detector import pack_captions
+from .heatmap import HeatInstance, HeatSettings, agreement, choose_threshold, confidence, find_instances, otsu
+from .masks import box_around
 from .models import Models
-from .prompts import Clicks, Prompt, Sentence, Size, Thresholds, check_mask, split_phrases
+from .prompts import AUTO, Clicks, Prompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
+from .records import HeatMap
+from .sam2.layers import resize_antialiased
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
+MOST_AUTO = 0.5  # threshold of a detection's score that "auto" gives at most
 
 
 @dataclass
 class Seed:
-    """Where one object is: a box, points, both, or a mask of it. score: 0 to 1; None if the user marked it."""
+    """Where one object is: a box, points, a mask of it, or several of them. score: 0 to 1; None if the user marked it.
+
+    prompts_box: whether SAM 2 gets the box; else it only says where the object was found.
+    proposed: whether several masks are proposed and one is chosen, see segment_seed.
+    region: where a heat map shows the object, bool (S, S), stretched over the whole picture.
+    """
 
     label: str = "object"
     score: float | None = None
@@ -26,9 +40,12 @@ class Seed:
     points: list[Point] = field(default_factory=list)
     point_labels: list[int] = field(default_factory=list)  # of each point: 1 on the object, 0 on the background
     mask: np.ndarray | None = None  # bool (H, W)
+    prompts_box: bool = True
+    proposed: bool = False
+    region: np.ndarray | None = None
 
     def as_prompt(self) -> dict:
-        """The arguments of VideoTracker.prompt."""
+        """The arguments of VideoTracker.prompt for a seed that is not `proposed`."""
         if self.mask is not None:
             return {"mask": self.mask}
         prompt = {} if self.box is None else {"box": list(self.box)}
@@ -37,10 +54,14 @@ class Seed:
 
 @dataclass
 class Seeds:
-    """The objects of one picture, best first. best: the best phrase and its score, whether or not it passed."""
+    """The objects of one picture, best first. best: the best phrase and its score, whether or not it passed.
+
+    heat: the heat map of each phrase, if they were found by heat maps.
+    """
 
     objects: list[Seed]
     best: tuple[str, float] | None = None
+    heat: list[HeatMap] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -51,31 +72,136 @@ class Seeds:
         return [seed.box for seed in self.objects]
 
 
-def find_seeds(models: Models, images: list[np.ndarray], sentence: Sentence, thresholds: Thresholds) -> list[Seeds]:
-    """The seeds of each image, uint8 (H, W, 3), by the detector.
+# --- From sentences and clicks to seeds --------------------------------------------------------------------
 
-    ValueError if there is no detector, or for an empty or too long sentence.
+
+def find_seeds(
+    models: Models,
+    images: list[np.ndarray],
+    sentence: Sentence,
+    thresholds: Thresholds = Thresholds(),
+    seeding: Seeding = Seeding(),
+) -> list[Seeds]:
+    """The seeds of each image, uint8 (H, W, 3), by the heat maps or the detector, whichever the models have.
+
+    ValueError if they have neither, or for an empty or too long sentence.
     """
+    if models.heat_mapper is not None:
+        return _by_heat_maps(models, images, sentence, thresholds, seeding)
     if models.detector is None:
         raise ValueError("a sentence needs a detector: load the models with one")
+    return _by_detector(models, images, sentence, thresholds, seeding)
+
+
+def _by_detector(
+    models: Models, images: list[np.ndarray], sentence: Sentence, thresholds: Thresholds, seeding: Seeding
+) -> list[Seeds]:
+    """Boxes, and what is made of them."""
+    auto = thresholds.box == AUTO
+    least = (0.0, 0.0) if auto else (thresholds.box, thresholds.text)  # for "auto" all scores count
     with models.stage("detect"):
         found = models.detector.detect(
             images,
             [sentence] * len(images),
-            thresholds.box,
-            thresholds.text,
+            *least,
             thresholds.nms,
             max_area=thresholds.max_area,
             batch_size=len(images),
         )
-    return [
-        Seeds([Seed(*seed) for seed in zip(one.labels, one.scores.tolist(), map(tuple, one.boxes.tolist()))], one.best)
-        for one in found
-    ]
+    results = []
+    for image, one in zip(images, found):
+        limit = auto_threshold(one.scores, thresholds.text) if auto else 0.0
+        rows = zip(one.labels, one.scores.tolist(), map(tuple, one.boxes.tolist()))
+        seeds = [Seed(label, score, box) for label, score, box in rows if score > limit]
+        if seeding.prompts not in (None, ("box",)):
+            seeds = [show_more(seed, image.shape[:2], seeding) for seed in seeds]
+        results.append(Seeds(seeds, one.best))
+    return results
+
+
+def auto_threshold(scores: Tensor, least: float) -> float:
+    """Otsu's threshold over the scores (n,) of all that a detector proposes, kept between `least` and one half."""
+    return max(least, min(otsu(scores.numpy()), MOST_AUTO)) if len(scores) else least
+
+
+def show_more(seed: Seed, size: Size, seeding: Seeding) -> Seed:
+    """A seed with a box, and the prompts that `seeding` names instead: points, the filled box as a mask, or both."""
+    seed.prompts_box, seed.proposed = "box" in seeding.prompts, True
+    if "points" in seeding.prompts:
+        seed.points, seed.point_labels = points_of_box(seed.box, size, seeding.heat)
+    if "mask" in seeding.prompts:
+        seed.mask = np.zeros(size, bool)
+        left, top, right, bottom = (round(side) for side in seed.box)
+        seed.mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    return seed
+
+
+def points_of_box(box: Box, size: Size, settings: HeatSettings) -> tuple[list[Point], list[int]]:
+    """The middle of a box on the object, and points around it, beyond the border and in the picture, beside it."""
+    left, top, right, bottom = box
+    height, width = size
+    away = settings.scaled_border(max(size))
+    xs, ys = (left - away, (left + right) / 2, right + away), (top - away, (top + bottom) / 2, bottom + away)
+    around = [
+        (x, y) for i, j in product(range(3), repeat=2) if (i, j) != (1, 1)
+        for x, y in [(xs[i], ys[j])] if 0 <= x < width and 0 <= y < height
+    ]  # fmt: skip
+    inside, outside = [(xs[1], ys[1])][: settings.positives], around[: settings.negatives]
+    return inside + outside, [1] * len(inside) + [0] * len(outside)
+
+
+def _by_heat_maps(
+    models: Models, images: list[np.ndarray], sentence: Sentence, thresholds: Thresholds, seeding: Seeding
+) -> list[Seeds]:
+    """The instances of each phrase's heat map."""
+    phrases = split_phrases(sentence)
+    with models.stage("detect"):
+        logits = models.heat_mapper.heat_maps(images, phrases)  # (B, P, S, S)
+    results = []
+    for image, maps in zip(images, logits):
+        seeds, heat = [], []
+        for phrase, one in zip(phrases, maps):
+            heat.append(HeatMap(phrase, one, choose_threshold(confidence(one), seeding.heat)))
+            found = find_instances(one, image.shape[:2], seeding.heat)
+            seeds += [seed_of_instance(phrase, instance, image.shape[:2], seeding) for instance in found]
+        seeds = [seed for seed in seeds if share(seed.box, image.shape[:2]) <= thresholds.max_area]
+        best = max(((one.phrase, one.best) for one in heat), key=lambda pair: pair[1])
+        results.append(Seeds(sorted(seeds, key=lambda seed: -seed.score), best, heat))
+    return results
+
+
+def share(box: Box, size: Size) -> float:
+    """The area of a box, as a share of the picture."""
+    return (box[2] - box[0]) * (box[3] - box[1]) / (size[0] * size[1])
+
+
+def seed_of_instance(phrase: str, instance: HeatInstance, size: Size, seeding: Seeding) -> Seed:
+    """A region of a heat map as a seed, with the prompts that `seeding` names; by default box and points."""
+    prompts = seeding.prompts or ("box", "points")
+    seed = Seed(phrase, instance.score, instance.box, region=instance.region, proposed=True)
+    seed.prompts_box = "box" in prompts
+    if "points" in prompts:
+        seed.points, seed.point_labels = list(map(tuple, instance.points.tolist())), instance.labels.tolist()
+    if "mask" in prompts:
+        seed.mask = np.asarray(_enlarged(instance.region, size))
+    return seed
+
+
+def _enlarged(region: np.ndarray, size: Size) -> np.ndarray:
+    """Bool (S, S) -> bool (H, W), by the nearest pixel; at least one pixel is True."""
+    rows, columns = (np.arange(side) * len(region) // side for side in size)
+    mask = region[rows[:, None], columns]
+    if not mask.any():  # a region between the pixels of a smaller picture
+        y, x = np.argwhere(region)[0] * size // len(region)
+        mask[y, x] = True
+    return mask
 
 
 def check_sentence(models: Models, sentence: Sentence) -> None:
-    """ValueError for a sentence that the detector can't read: empty, too long, or of words that it does not know."""
+    """ValueError for a sentence that the models can't read: empty, too long, or of words that they do not know."""
+    if models.heat_mapper is not None:
+        models.heat_mapper.check_phrases(split_phrases(sentence))
+        return
     if models.detector is None:
         raise ValueError("a sentence needs a detector: load the models with one")
     pack_captions(split_phrases(sentence), models.detector.tokenizer)
@@ -92,8 +218,48 @@ def seeds_of_clicks(clicks: Clicks, size: Size) -> Seeds:
     return Seeds(boxed + [Seed(mask=check_mask(mask, size)) for mask in clicks.masks])
 
 
-def seeds_of(models: Models, image: np.ndarray, prompt: Prompt, thresholds: Thresholds) -> Seeds:
+def seeds_of(
+    models: Models,
+    image: np.ndarray,
+    prompt: Prompt,
+    thresholds: Thresholds = Thresholds(),
+    seeding: Seeding = Seeding(),
+) -> Seeds:
     """The seeds of one image, uint8 (H, W, 3), for any prompt. ValueError for a malformed one."""
     if isinstance(prompt, Clicks):
         return seeds_of_clicks(prompt, image.shape[:2])
-    return find_seeds(models, [image], prompt, thresholds)[0]
+    return find_seeds(models, [image], prompt, thresholds, seeding)[0]
+
+
+# --- From seeds to masks -----------------------------------------------------------------------------------
+
+
+def segment_seed(models: Models, seed: Seed, image: int = 0) -> tuple[np.ndarray, float]:
+    """The mask, bool (H, W), of a seed on image number `image` of the predictor, and SAM 2's own score of it.
+
+    A mask is refined: it goes in as SAM 2's mask prompt, with its box. Three masks are proposed for a seed with a
+    region, or with one click alone, which may mean a part or the whole. The one that agrees best with the region is
+    taken (the best-scored one may be the background); without a region the best-scored one.
+    """
+    box = seed.box if seed.prompts_box else None
+    mask = None if seed.mask is None else _mask_logits(seed.mask, models)
+    if mask is not None and box is None and not seed.points:
+        box = box_around(seed.mask)
+    one_click = box is None and len(seed.points) == 1
+    found = models.predictor.predict(
+        boxes=None if box is None else [box],
+        points=seed.points or None,
+        labels=seed.point_labels or None,
+        mask=mask,
+        multimask=one_click or seed.region is not None,
+        image=image,
+    )
+    rating = found.scores[0] if seed.region is None else agreement(found.masks[0], seed.region)
+    best = int(rating.argmax())
+    return found.masks[0, best].cpu().numpy(), float(found.scores[0, best])
+
+
+def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:
+    """A mask as a mask prompt: logits of +-10, in between along its edge."""
+    covered = resize_antialiased(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
+    return 20 * covered[0] - 10

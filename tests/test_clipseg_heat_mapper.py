@@ -123,8 +123,8 @@ def test_an_empty_phrase_stays_empty_inside_a_template(mapper):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"size": 50}, "heat size 50: give a multiple of 8, such as 48"),
-        ({"size": 0}, "heat size 0: give a multiple of 8, such as 8"),
+        ({"size": 50}, "heat_size 50: give a multiple of 8, such as 48"),
+        ({"size": 0}, "heat_size 0: give a multiple of 8, such as 8"),
         ({"templates": ("a photo",)}, "template 'a photo': mark the place"),
         ({"templates": ()}, "mark the place of the phrase"),
     ],

@@ -23,7 +23,7 @@ from minisam_glue.propagation import Tracking
 # Flag -> values below, at and above its range, or that are none of its choices; and values that are taken.
 # The picture has 56 x 40 pixels, the clip 4 frames at 10 a second.
 NUMBERS = {
-    "--box-threshold": (("-0.01", "1.01", "35", "nan", "inf", "x", ""), ("0", "1", "0.5")),
+    "--box-threshold": (("-0.01", "1.01", "35", "nan", "inf", "x", ""), ("0", "1", "0.5", "auto")),
     "--text-threshold": (("-0.01", "1.01", "25", "nan", "-inf", "x"), ("0", "1")),
     "--nms": (("-1", "1.5", "nan", "x"), ("0", "1")),
     "--max-area": (("0", "-1", "1.01", "nan", "50%"), ("0.001", "1")),
@@ -33,10 +33,20 @@ NUMBERS = {
     "--stride": (("0", "-1", "1.5", "99999999999", "x"), ("1", "3")),
     "--seed-frame": (("-1", "0.5", "x", "99999999999"), ("0", "3")),
     "--redetect": (("-5", "2.5", "x", ""), ("0", "1")),
+    "--heat-size": (("0", "7", "1.5", "x"), ("352",)),
+    "--heat-threshold": (("-0.1", "1.1", "nan", "Otsu"), ("0", "1", "otsu")),
+    "--heat-percentile": (("-0.1", "97", "x"), ("0", "1")),
+    "--min-area": (("-1", "nan", "x"), ("0", "1e9")),
+    "--positives": (("-1", "0.5", "x"), ("0", "8")),
+    "--negatives": (("-1", "0.5", "x"), ("0", "8")),
+    "--border": (("-1", "0.5", "x"), ("0", "5")),
 }
 CHOICES = {
     "--direction": (("sideways", "Forward", ""), ("forward", "reverse", "both")),
-    "--save": (("mask", ""), ("masks", "crops")),
+    "--save": (("mask", ""), ("masks", "crops", "heatmap")),
+    "--method": (("both", ""), ("detector",)),
+    "--seed-prompt": (("circle", ""), ("box", "points", "mask")),
+    "--template": (("a photo", ""), ("a photo of {}.",)),
     "--format": (("avi", "MP4", ""), ("gif", "png")),
     "--json": (("out.json", ""), ("-",)),
     "--detector": (("swin-l", ""), ("swin-t", "swin-b")),

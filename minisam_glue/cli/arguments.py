@@ -10,13 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from .. import media
-from ..prompts import Clicks, Prompt, as_numbers, split_phrases
-from .parser import parse_arguments, program
+from ..heatmap import HeatSettings
+from ..models import CLIPSEG
+from ..prompts import Clicks, Prompt, Seeding, as_numbers, split_phrases
+from .parser import OTSU, parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
-ARGUMENTS = "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector"  # names in the Python interface
+ARGUMENTS = (  # names in the Python interface
+    "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector|method|heat_size|seed_prompt|template"
+)
 VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "format")
-SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector")
+SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")
+DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
+HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")
+SEED_FLAGS = ("seed_prompt", "positives", "negatives", "border")
 
 
 # --- What to look for --------------------------------------------------------------------------------------
@@ -27,6 +34,8 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
     example = f'{program()} INPUT "what to look for."'
     if not args.words:
         raise ValueError(f"nothing to do: {example} (see --help)")
+    if args.method == CLIPSEG and args.detector:
+        raise ValueError(f"--detector {args.detector}: --method {CLIPSEG} has none; leave one of them out")
     if args.box or args.point or args.mask:
         check_no_sentence(args.words)
         if args.redetect:
@@ -38,6 +47,20 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
         raise ValueError(f"{sentence!r} alone is not enough, {lacks} is missing: {example}")
     split_phrases(sentence)  # an empty one is an error before models are loaded
     return sources, sentence
+
+
+def seeding_of(args: Namespace) -> Seeding:
+    """How SAM 2 is asked for what a sentence finds."""
+    threshold = None if args.heat_threshold == OTSU else args.heat_threshold
+    heat = HeatSettings(
+        threshold,
+        args.heat_percentile,
+        min_area=args.min_area,
+        positives=args.positives,
+        negatives=args.negatives,
+        border=args.border,
+    )
+    return Seeding(None if args.seed_prompt is None else tuple(args.seed_prompt), heat)
 
 
 def clicks_of(args: Namespace) -> Clicks:
@@ -142,7 +165,12 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
         notes += note(("frames",), "without a folder")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
     if isinstance(prompt, Clicks):
-        notes += note(SENTENCE_FLAGS, "without a sentence")
+        notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
+    elif args.method == CLIPSEG:
+        notes += note(DETECTOR_FLAGS, f"with --method {CLIPSEG}")
+    else:
+        notes += note(HEAT_FLAGS, f"without --method {CLIPSEG}")
+        notes += note(("save",), f"of heat maps without --method {CLIPSEG}") if args.save == ["heatmap"] else []
     if args.weights == "demo":
         notes += note(("sam",) if isinstance(prompt, Clicks) else ("detector", "sam"), "with --weights demo")
     return notes

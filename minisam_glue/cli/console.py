@@ -4,8 +4,6 @@ import json
 import sys
 from collections import Counter
 
-from ..prompts import Thresholds
-
 USAGE_ERROR = 2  # the exit status
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
@@ -52,23 +50,25 @@ class Console:
             print(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", file=sys.stderr)
 
 
-def summary(labels: list[str], best: tuple[str, float] | None, thresholds: Thresholds) -> str:
+def summary(labels: list[str], best: tuple[str, float] | None, hints: dict[str, float]) -> str:
     """ "2 car, 1 person", or that nothing was found and what may help."""
     counts = ", ".join(f"{count} {label}" for label, count in Counter(labels).items())
-    return counts or nothing_found(best, thresholds)
+    return counts or nothing_found(best, hints)
 
 
-def nothing_found(best: tuple[str, float] | None, thresholds: Thresholds) -> str:
-    """The best score, and the thresholds that would let it pass."""
+def nothing_found(best: tuple[str, float] | None, hints: dict[str, float]) -> str:
+    """The best score, and the flags of thresholds, with their present values, that would let it pass."""
     if best is None:
         return "nothing found"
     label, score = best
-    text = f"nothing found; the best is {label!r} with {score:.2f}"
+    digits = 2 if score >= HOPELESS else 3
+    text = f"nothing found; the best is {label!r} with {score:.{digits}f}"
     if score < HOPELESS:
         return f"{text}: nothing here looks like it"
     lower = score - 0.01
-    options = [f"--{name}-threshold {lower:.2f}" for name in ("box", "text") if getattr(thresholds, name) > lower]
-    return f"{text}: try {' '.join(options or ['a larger --max-area'])}"
+    options = [f"{flag} {lower:.2f}" for flag, value in hints.items() if value > lower]
+    other = "a smaller --min-area or a larger --max-area" if "--heat-threshold" in hints else "a larger --max-area"
+    return f"{text}: try {' '.join(options or [other])}"
 
 
 def count(number: int, noun: str) -> str:

@@ -3,18 +3,23 @@
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 
-from ..models import Models
-from ..prompts import Clicks, Prompt, Thresholds
+import numpy as np
+
+from ..models import CLIPSEG, Models
+from ..pipeline import segment_images
+from ..prompts import AUTO, Clicks, Prompt, Seeding, Thresholds
+from ..records import Segmented
 from .console import Console
 
 
 @dataclass
 class Job:
-    """The flags, what to look for, the models, the console; stopped: Ctrl-C was pressed."""
+    """The flags, what to look for and how, the models, the console; stopped: Ctrl-C was pressed."""
 
     args: Namespace
     prompt: Prompt
     thresholds: Thresholds
+    seeding: Seeding
     models: Models
     console: Console
     stopped: bool = False
@@ -24,7 +29,25 @@ class Job:
         """The sentence; None if boxes, points or masks take its place."""
         return None if isinstance(self.prompt, Clicks) else self.prompt
 
+    @property
+    def hints(self) -> dict[str, float]:
+        """The flags that may keep something from being found, and their values; "auto" and "otsu" are none."""
+        if self.args.method == CLIPSEG:
+            return {"--heat-threshold": self.seeding.heat.threshold or self.seeding.heat.floor}
+        values = {f"--{name}-threshold": getattr(self.thresholds, name) for name in ("box", "text")}
+        return {flag: value for flag, value in values.items() if value != AUTO}
+
+    def segment_images(self, images: list[np.ndarray]) -> list[Segmented]:
+        """Pictures that go through the models together."""
+        return segment_images(self.models, images, self.prompt, self.thresholds, self.seeding)
+
     def facts(self) -> dict:
         """Fields of result.json that are the same for all inputs."""
         prompt = self.sentence or "boxes, points or masks"
-        return {"prompt": prompt, "thresholds": asdict(self.thresholds), "weights": self.args.weights or "official"}
+        return {
+            "prompt": prompt,
+            "method": self.args.method,
+            "thresholds": asdict(self.thresholds),
+            "seeding": asdict(self.seeding),
+            "weights": self.args.weights or "official",
+        }

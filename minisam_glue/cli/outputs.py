@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,13 @@ from PIL import Image
 from ..files import whole_file
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
-from ..records import Segment, Segmented
+from ..records import HeatMap, Segment, Segmented
+from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
 
 UNFINISHED = ".unfinished"
-RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "page.html")
+RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "page.html")
 
 
 def finished(folder: Path) -> bool:
@@ -50,10 +52,11 @@ def clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def save_picture(folder: Path, result: Segmented, source: str, facts: dict, crops: bool, page: bool) -> None:
-    """Write annotated.jpg (.png unless the source is a JPEG), masks/, result.json, and if asked crops/ and page.html.
+def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save: Collection[str], page: bool) -> None:
+    """Write annotated.jpg (.png unless the source is a JPEG), masks/, result.json; if asked crops/, heatmaps/, a page.
 
-    facts: more fields of result.json, such as the prompt. OSError if they can't be written: then nothing has changed.
+    save: "crops", "heatmap", or both. facts: more fields of result.json, such as the prompt. OSError if they can't be
+    written: then nothing has changed.
     """
     new = folder / UNFINISHED / "results"
     jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
@@ -63,7 +66,10 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, crop
         Image.fromarray(result.annotated()).save(new / ("annotated.jpg" if jpeg else "annotated.png"), quality=92)
         for segment in result.objects:
             save_mask(new / "masks" / f"{name_of(segment)}.png", segment.mask)
-        if crops:
+        if "heatmap" in save:
+            for number, heat in enumerate(result.heat, 1):
+                save_heat_map(new / "heatmaps" / label_name(number, heat.phrase), heat, result.image)
+        if "crops" in save:
             (new / "crops").mkdir()
             for segment in result.seen:
                 save_crop(new / "crops" / f"{name_of(segment)}.png", result.image, segment.mask)
@@ -81,6 +87,18 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, "PNG", compress_level=3)
 
 
+def save_heat_map(stem: Path, heat: HeatMap, image: np.ndarray) -> None:
+    """Write the confidences in false colours, the pixels above the threshold, and both over the picture: <stem>.png,
+    <stem>_mask.png, <stem>_overlay.png."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    confidence = heat.at(image.shape[:2])
+    above = confidence > heat.threshold
+    for ending, picture in (("", paint(confidence)), ("_overlay", blend(image, confidence, above))):
+        with whole_file(stem.with_name(f"{stem.name}{ending}.png")) as temporary:
+            Image.fromarray(picture).save(temporary, "PNG", compress_level=3)
+    save_mask(stem.with_name(f"{stem.name}_mask.png"), above)
+
+
 def save_crop(path: Path, image: np.ndarray, mask: np.ndarray) -> None:
     """Write the object alone, cut out of uint8 (H, W, 3), as an RGBA PNG."""
     with whole_file(path) as temporary:
@@ -94,8 +112,13 @@ def save_json(path: Path, content: dict) -> None:
 
 def name_of(segment: Segment) -> str:
     """File name of an object: its number and as much of its label as any file system takes."""
-    words = re.sub(r"[^\w-]+", "_", segment.label).strip("_")
-    return f"{segment.id:03d}_{words[:40]}" if words else f"{segment.id:03d}"
+    return label_name(segment.id, segment.label)
+
+
+def label_name(number: int, label: str) -> str:
+    """A number and as much of a label as any file system takes."""
+    words = re.sub(r"[^\w-]+", "_", label).strip("_")
+    return f"{number:03d}_{words[:40]}" if words else f"{number:03d}"
 
 
 class Journal:
@@ -145,8 +168,9 @@ class VideoOutput:
     """The results of one video.
 
     video: the frames that are segmented; `picture`: name of the annotated video, as VideoWriter takes it. in_order:
-    frames come one after another from the first on, so they are drawn as they come; else at the end. masks, crops: also
-    write masks/<object>/<frame>.png, crops/<object>/<frame>.png. resume: go on from the state that save_state left; see
+    frames come one after another from the first on, so they are drawn as they come; else at the end. save: also write
+    masks/<object>/<frame>.png, crops/<object>/<frame>.png, and of the frames that were looked at
+    heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see
     `state`. MediaError or OSError if it can't be written.
     """
 
@@ -156,12 +180,11 @@ class VideoOutput:
         video: Frames,
         picture: str,
         in_order: bool,
-        masks: bool = False,
-        crops: bool = False,
+        save: Collection[str] = (),
         audio_from: str | None = None,
         resume: bool = False,
     ):
-        self.folder, self.video, self.in_order, self.masks, self.crops = folder, video, in_order, masks, crops
+        self.folder, self.video, self.in_order, self.save = folder, video, in_order, save
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
         self.state_path, self.start = self.unfinished / "state.pt", video.time(0)  # seconds
         self.drawn, self.state, self.journal, self.writer = 0, None, None, None
@@ -200,10 +223,14 @@ class VideoOutput:
         time in seconds of the source."""
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()
         self.journal.append(record)
+        if "heatmap" in self.save:
+            for number, heat in enumerate(result.heat, 1):
+                stem = self.new / "heatmaps" / label_name(number, heat.phrase) / f"{result.frame:06d}"
+                save_heat_map(stem, heat, result.image)
         for segment in result.seen:
-            if self.masks:
+            if "masks" in self.save:
                 save_mask(self._place("masks", segment, result.frame), segment.mask)
-            if self.crops:
+            if "crops" in self.save:
                 save_crop(self._place("crops", segment, result.frame), result.image, segment.mask)
         if self.in_order and result.frame == self.drawn:
             self._draw(result)

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import media, weights
-from ..models import DETECTORS, DTYPES, SAMS
-from ..prompts import Thresholds
+from ..clipseg.heat_mapper import SIZE
+from ..heatmap import HeatSettings
+from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
+from ..prompts import AUTO, SEED_PROMPTS, Thresholds
 from ..propagation import DIRECTIONS
 
 DESCRIPTION = """Segment the objects that a sentence names, in images, folders, videos and cameras.
 
     {program} img.jpg "car. person."                # segmented/img/: annotated.jpg, masks/, result.json
     {program} photos/ "dog." --out dogs --html      # every picture and video of a folder; also globs and URLs
+    {program} img.jpg "bird." --method clipseg      # by CLIPSeg's heat map instead of Grounding DINO's boxes
     {program} clip.mp4 "car." --redetect 30         # detected on the first frame with a car, then tracked
     {program} clip.mp4 --box 30,40,150,130          # a box, points or a mask instead of a sentence
     {program} frames/ "car." --frames --fps 10      # a folder of pictures as one video
@@ -25,6 +28,7 @@ DESCRIPTION = """Segment the objects that a sentence names, in images, folders, 
 
 Each input gets its own folder under --out. Results appear there only when they are complete; --resume continues an
 interrupted video. Exit status: 0 (also if nothing is found), 2 for a usage or input error, 130 after Ctrl-C."""
+OTSU = "otsu"
 FORMATS = ("mp4", "gif", "webp", "png")
 LONGEST = 1e9  # seconds and frames: 30 years
 FASTEST = 1000.0  # frames per second
@@ -57,6 +61,27 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def or_word(word: str, parse: Callable[[str], float]) -> Callable[[str], float | str]:
+    """A type of argument: one word, or what `parse` takes."""
+
+    def parse_or_word(text: str) -> float | str:
+        if text == word:
+            return word
+        try:
+            return parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or {word}") from None
+
+    return parse_or_word
+
+
+def template(text: str) -> str:
+    """A type of argument: text with a place for the phrase."""
+    if "{}" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has no {{}}, where the phrase goes")
+    return text
+
+
 class Parser(argparse.ArgumentParser):
     """Its errors are one line, as all others are, without the usage before it."""
 
@@ -87,6 +112,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "put the sentence last, in quotes",
     )
     add_prompt_flags(parser.add_argument_group("what to look for, besides a sentence"))
+    add_heat_flags(parser.add_argument_group("heat maps (--method clipseg), and how SAM 2 is asked"))
     add_video_flags(parser.add_argument_group("videos"))
     add_output_flags(parser.add_argument_group("output"))
     add_model_flags(parser.add_argument_group("models"))
@@ -128,7 +154,70 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
         ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
     ):
         share = number(0, 1, above=flag == "--max-area")
+        if flag == "--box-threshold":
+            share, text = or_word(AUTO, share), f"{text}, or {AUTO}: Otsu's threshold over the scores of a picture"
         group.add_argument(flag, type=share, default=default, metavar="X", help=f"{text} (default %(default)s)")
+
+
+def add_heat_flags(group: argparse._ArgumentGroup) -> None:
+    defaults = HeatSettings()
+    group.add_argument(
+        "--method",
+        choices=METHODS,
+        default=DETECTOR,
+        help="what finds the objects of a sentence: the detector, or CLIPSeg's heat maps (default %(default)s)",
+    )
+    group.add_argument(
+        "--heat-size",
+        type=whole_number(8),
+        metavar="N",
+        help=f"side of the square that CLIPSeg sees, in pixels; more shows smaller objects (default {SIZE})",
+    )
+    group.add_argument(
+        "--heat-threshold",
+        type=or_word(OTSU, number(0, 1)),
+        default=OTSU,
+        metavar="X",
+        help=f"confidence that an object's pixels exceed, 0 to 1, or otsu: Otsu's threshold, at least {defaults.floor}"
+        " (default %(default)s)",
+    )
+    group.add_argument(
+        "--heat-percentile",
+        type=number(0, 1),
+        default=defaults.percentile,
+        metavar="X",
+        help="quantile of the confidences that takes the place of an Otsu threshold that splits the background "
+        "(default %(default)s)",
+    )
+    group.add_argument(
+        "--min-area",
+        type=number(0, 1e9),
+        default=defaults.min_area,
+        metavar="N",
+        help="smallest object, in pixels of a heat map of 352 x 352 (default %(default)s)",
+    )
+    group.add_argument(
+        "--template",
+        type=template,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help='text that a phrase is put into at {}, such as "a photo of a {}."; repeatable, as an ensemble',
+    )
+    group.add_argument(
+        "--seed-prompt",
+        nargs="+",
+        choices=SEED_PROMPTS,
+        help="what shows SAM 2 an object, one or several (default: box; of a heat map box and points)",
+    )
+    for flag, default, text in (
+        ("--positives", defaults.positives, "points on an object"),
+        ("--negatives", defaults.negatives, "points beside it"),
+        ("--border", defaults.border, "pixels between them and its edge, of a heat map of 352 x 352"),
+    ):
+        group.add_argument(
+            flag, type=whole_number(0), default=default, metavar="N", help=f"{text} (default %(default)s)"
+        )
 
 
 def add_video_flags(group: argparse._ArgumentGroup) -> None:
@@ -185,9 +274,9 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save",
         nargs="+",
-        choices=("masks", "crops"),
+        choices=("masks", "crops", "heatmap"),
         default=[],
-        help="also save masks of each frame (pictures always have them), or the objects cut out",
+        help="also save masks of each frame (pictures always have them), the objects cut out, or the heat maps",
     )
     group.add_argument("--html", action="store_true", help="a web page per picture, to switch objects on and off")
     group.add_argument(
@@ -213,9 +302,7 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="download weights and exit: all, or some of " + ", ".join(weights.CHECKPOINTS),
     )
-    group.add_argument(
-        "--detector", choices=DETECTORS, default=DETECTORS[0], help="size of Grounding DINO (default %(default)s)"
-    )
+    group.add_argument("--detector", choices=DETECTORS, help=f"size of Grounding DINO (default {DETECTORS[0]})")
     group.add_argument("--sam", choices=SAMS, help="size of SAM 2.1 (default: large on a GPU, else small)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     group.add_argument(

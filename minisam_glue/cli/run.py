@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 
 from .. import demo, media, weights
-from ..models import Models, load_models
-from ..pipeline import segment_images
+from ..models import DETECTOR, DETECTORS, Models, load_models
 from ..processes import own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..seeding import check_sentence
 from . import INTERRUPTED
-from .arguments import expand, folders_of, idle_flags, prompt_of, with_flag
+from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, summary
 from .job import Job
 from .outputs import finished, save_picture
@@ -50,6 +49,7 @@ class Run:
     def __init__(self, args: Namespace, models: Models | None):
         self.args, self.console = args, Console(args.quiet, bool(args.json))
         sources, prompt = prompt_of(args)
+        seeding = seeding_of(args)
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
         inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
@@ -58,7 +58,7 @@ class Run:
         if args.weights not in (None, "demo") and not Path(args.weights).is_dir():
             raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
         make_folder(args.out)  # before the long loading: it may fail
-        self.job = Job(args, prompt, thresholds, models or self.load(prompt), self.console)
+        self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
         if self.job.sentence:
             check_sentence(self.job.models, self.job.sentence)
 
@@ -67,9 +67,13 @@ class Run:
         args, device = self.args, self.args.device
         if device in ("auto", "cuda") and torch.cuda.is_available():
             device = own_gpu()
-        detector = None if isinstance(prompt, Clicks) else args.detector
-        progress = None if args.quiet else weights.progress_line()
-        return load_models(args.weights, detector, args.sam, device, args.dtype, progress)
+        method, detector = args.method, args.detector or DETECTORS[0]
+        if isinstance(prompt, Clicks):
+            method, detector = DETECTOR, None
+        progress, templates = None if args.quiet else weights.progress_line(), args.template or ("{}",)
+        return load_models(
+            args.weights, detector, args.sam, device, args.dtype, progress, method, args.heat_size, templates
+        )
 
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. Returns the exit status."""
@@ -136,14 +140,14 @@ class Run:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""
         job, (images, status) = self.job, self.read(group)
         begun = time.perf_counter()
-        results = segment_images(job.models, list(images.values()), job.prompt, job.thresholds) if images else []
+        results = job.segment_images(list(images.values())) if images else []
         seconds = (time.perf_counter() - begun) / max(len(images), 1)
         for source, result in zip(images, results):
-            folder, crops = self.folders[source], "crops" in self.args.save
+            folder = self.folders[source]
             with job.models.stage("write"):
-                save_picture(folder, result, source, job.facts(), crops, self.args.html)
+                save_picture(folder, result, source, job.facts(), self.args.save, self.args.html)
             self.console.record({"source": source} | result.as_json())
-            text = summary([o.label for o in result.objects], result.best, job.thresholds)
+            text = summary([o.label for o in result.objects], result.best, job.hints)
             self.console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
         return status
 

@@ -19,6 +19,7 @@ SAVE_EVERY = 10.0  # seconds between saved states of a video
 SETTINGS = (  # flags, besides sentence and thresholds, that the results of a video depend on
     *("weights", "detector", "sam", "dtype", "start", "stride", "max_seconds", "fps"),
     *("seed_frame", "redetect", "direction", "box", "point", "mask", "save"),
+    *("method", "heat_size", "template"),
 )
 
 
@@ -38,7 +39,13 @@ class VideoRun:
         source = (self.source, args.start, args.stride, args.max_seconds, args.fps, self.console.warn)
         with media.frames(*source) as video:
             tracking = Tracking(
-                self.job.models, self.job.prompt, self.job.thresholds, args.seed_frame, args.redetect, args.direction
+                self.job.models,
+                self.job.prompt,
+                self.job.thresholds,
+                args.seed_frame,
+                args.redetect,
+                args.direction,
+                self.job.seeding,
             )
             if isinstance(self.job.prompt, Clicks):
                 self.job.prompt.check_inside(video.size[::-1])  # before there is a folder
@@ -61,10 +68,8 @@ class VideoRun:
     def open_output(self, video: media.Frames) -> VideoOutput:
         """The output folder, as --format, --save and --resume ask for it."""
         sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
-        save, in_order = self.args.save, self.args.direction == FORWARD
-        return VideoOutput(
-            self.folder, video, self.picture_name(), in_order, "masks" in save, "crops" in save, sound, self.args.resume
-        )
+        in_order = self.args.direction == FORWARD
+        return VideoOutput(self.folder, video, self.picture_name(), in_order, self.args.save, sound, self.args.resume)
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""
@@ -92,12 +97,16 @@ class VideoRun:
 
     def settings(self) -> dict:
         """Settings that the results depend on, for comparison by --resume."""
-        fixed = {"prompt": self.job.sentence, "thresholds": asdict(self.job.thresholds)}
+        fixed = {
+            "prompt": self.job.sentence,
+            "thresholds": asdict(self.job.thresholds),
+            "seeding": asdict(self.job.seeding),
+        }
         return fixed | {name: getattr(self.args, name) for name in SETTINGS}
 
     def check_settings(self, before: dict) -> None:
         """ValueError if an interrupted run had other settings."""
-        words = {"prompt": "sentence", "thresholds": "thresholds"}
+        words = {"prompt": "sentence", "thresholds": "thresholds", "seeding": "heat map or seed prompt"}
         changed = [
             words.get(name, "--" + name.replace("_", "-"))
             for name, value in self.settings().items()
@@ -122,5 +131,5 @@ class VideoRun:
         """The last line: how many frames, which objects, where."""
         if damaged:
             self.console.warn(f"{self.source}: {count(damaged, 'damaged piece')} left out")
-        text = summary([o["label"] for o in result["objects"]], best, self.job.thresholds)
+        text = summary([o["label"] for o in result["objects"]], best, self.job.hints)
         self.console.say(f"{self.source}: {count(result['frames'], 'frame')}, {text} -> {self.folder}")

@@ -6,6 +6,7 @@ made of the heat maps (thresholds, instances, points) is the business of minisam
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..pixels import Picture, normalise, to_rgb
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
 
+SIZE = 352  # pixels, as officially
 TEXT_CACHE = 1024  # phrases
 PROMPTS_AT_ONCE = 16  # heat maps decoded together: they need about 20 MB each at 352 x 352 pixels
 
@@ -45,6 +47,13 @@ def highlight(
     return image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
 
 
+def check_size(size: int, patch: int) -> None:
+    """ValueError unless a side of `size` pixels splits into patches."""
+    if size < patch or size % patch:
+        nearest = max(patch, round(size / patch) * patch)
+        raise ValueError(f"heat_size {size}: give a multiple of {patch}, such as {nearest}")
+
+
 class HeatMapper:
     """A CLIPSeg model, its tokenizer and a cache of encoded phrases.
 
@@ -53,11 +62,8 @@ class HeatMapper:
     ValueError if the model takes no such size, or a template has no {}.
     """
 
-    def __init__(self, model: CLIPSeg, tokenizer: CLIPTokenizer, size: int = 352, templates: Sequence[str] = ("{}",)):
-        patch = model.config.clip.vision.patch_size
-        if size < patch or size % patch:
-            nearest = max(patch, round(size / patch) * patch)
-            raise ValueError(f"heat size {size}: give a multiple of {patch}, such as {nearest}")
+    def __init__(self, model: CLIPSeg, tokenizer: CLIPTokenizer, size: int = SIZE, templates: Sequence[str] = ("{}",)):
+        check_size(size, model.config.clip.vision.patch_size)
         wrong = [template for template in templates if "{}" not in template]
         if wrong or not templates:
             raise ValueError(f"template {''.join(wrong[:1])!r}: mark the place of the phrase with {{}}")
@@ -100,8 +106,7 @@ class HeatMapper:
         state = (device, weights[0].dtype, updates, torch.is_autocast_enabled(device.type), self.templates)
         missing = [phrase for phrase in dict.fromkeys(phrases) if (phrase, state) not in self.texts]
         if missing:
-            if not all(phrase.strip() for phrase in missing):
-                raise ValueError("an empty phrase: name what to look for")
+            self.check_phrases(missing)
             ids = [self.tokens(template.replace("{}", phrase)) for phrase in missing for template in self.templates]
             padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
             for row, text in zip(padded, ids):
@@ -114,6 +119,13 @@ class HeatMapper:
         while len(self.texts) > TEXT_CACHE:
             self.texts.popitem(last=False)
         return found
+
+    def check_phrases(self, phrases: list[str]) -> None:
+        """ValueError for a phrase that is empty or longer than the model takes."""
+        for phrase, template in product(phrases, self.templates):
+            if not phrase.strip():
+                raise ValueError("an empty phrase: name what to look for")
+            self.tokens(template.replace("{}", phrase))
 
     def tokens(self, text: str) -> list[int]:
         """Ids of one text, with the start and the end token. ValueError if there are none between, or too many."""

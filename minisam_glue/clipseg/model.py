@@ -132,10 +132,10 @@ def load(path: str | Path, preset: str = "rd64-refined") -> CLIPSeg:
     """A published checkpoint -> the model, in eval mode. ValueError if the file is not of this preset."""
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    file = torch.load(path, map_location="cpu", weights_only=True)
     with torch.device("meta"):  # no time for random weights that are replaced at once
         model = CLIPSeg(PRESETS[preset])
-    load_official(model, state)
+    load_official(model, file.get("model", file))
     return model.eval()
 
 

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from .. import grounding_dino, sam2
+from .. import clipseg, grounding_dino, sam2
 from ..grounding_dino.tokenizer import split_words
 
 FOLDER = Path(__file__).parent
-DETECTOR, SEGMENTER = "detector.pt", "segmenter.pt"  # files of weights, fp16
+DETECTOR, HEAT_MAPPER, SEGMENTER = "detector.pt", "clipseg.pt", "segmenter.pt"  # files of weights, fp16
 VOCABULARY = FOLDER / "vocab.txt"
 KNOWN = (
     "eight colours (red, green, blue, yellow, orange, purple, white, black) and "
     "eight shapes (circle, square, triangle, star, cross, ring, heart, hexagon)"
 )
+HEAT_SIZE = 224  # side of the square that the demo CLIPSeg sees, pixels
 SIDES = (224, 448)  # shorter and longest side the detector sees, pixels: more than in training (arXiv 1906.06423)
 
 
@@ -19,6 +20,23 @@ def load_detector(path: str | Path, device: str = "cpu") -> grounding_dino.Detec
     """The demo detector from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
     model = grounding_dino.load(path, "demo").float().to(device)
     return grounding_dino.Detector(model, grounding_dino.WordPieceTokenizer.load(VOCABULARY), SIDES)
+
+
+def clip_tokenizer() -> clipseg.CLIPTokenizer:
+    """CLIP's tokenizer with merges for the words of the demo's vocabulary alone; other words are spelled."""
+    words = [word for word in VOCABULARY.read_text(encoding="utf-8").split() if word.isalpha()]
+    merges = {}  # a dict keeps the order, and each pair once
+    for word in words:
+        letters = [*word[:-1], word[-1] + "</w>"]
+        for i in range(1, len(letters)):
+            merges["".join(letters[:i]), letters[i]] = None
+    return clipseg.CLIPTokenizer(list(merges))
+
+
+def load_heat_mapper(path: str | Path, device: str = "cpu") -> clipseg.HeatMapper:
+    """The demo CLIPSeg from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
+    model = clipseg.load(path, "demo").float().to(device)
+    return clipseg.HeatMapper(model, clip_tokenizer(), HEAT_SIZE)
 
 
 def load_segmenter(path: str | Path, device: str = "cpu") -> sam2.SAM2:

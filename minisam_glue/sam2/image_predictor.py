@@ -60,6 +60,10 @@ class ImagePredictor:
         self.features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
         self.sizes = [a.shape[:2] for a in arrays]
 
+    def use_features(self, features: ImageFeatures, size: tuple[int, int]) -> None:
+        """Take one image, of size (H, W), that is encoded already, such as the present frame of a VideoTracker."""
+        self.features, self.sizes = features, [size]
+
     @torch.inference_mode()
     def predict(
         self,
