@@ -37,11 +37,13 @@ CAPTION, IDS = "car . person .", [101, 2482, 1012, 2711, 1012, 102]
 
 
 def ours(weights: dict, folder: Path):
+    from minisam_glue.grounding_dino.fast import accelerate
     from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, load_official
 
     with torch.device("meta"):
         model = GroundingDINO(PRESETS["swin-t"]).eval()
     load_official(model, weights)
+    accelerate(model)  # as load_models does
 
     def run(image):
         ids = torch.tensor([IDS], device=image.device)

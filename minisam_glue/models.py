@@ -96,7 +96,7 @@ def load_models(
         size = sam or ("large" if place.type == "cuda" else "small")
         text, segmenter = _load_official(folder, detector, size, progress, heat_size or SIZE, templates)
     if text is not None:
-        text.model.to(place, precision).eval()
+        grounding_dino.accelerate(text.model.to(place, precision)).eval()  # leaves CLIPSeg as it is
     segmenter = sam2.accelerate(segmenter.to(place, precision).eval())
     if method == CLIPSEG:
         return Models(None, segmenter, demo=is_demo, heat_mapper=text)

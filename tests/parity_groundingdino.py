@@ -6,26 +6,29 @@ from functools import lru_cache
 import numpy as np
 import parity
 import torch
+from helpers import official_phrases
 
 from minisam_glue.boxes import cxcywh_to_xyxy
-from minisam_glue.grounding_dino import official
 from minisam_glue.grounding_dino.bert import BertConfig
 from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
+from minisam_glue.grounding_dino.fast import accelerate, gather_samples
 from minisam_glue.grounding_dino.fusion import BiAttentionBlock
 from minisam_glue.grounding_dino.geometry import (
     box_embedding,
     build_geometry,
-    inside_mask,
     inverse_sigmoid,
-    map_position,
-    scaled_valid,
+    shapes_on_levels,
     sine_embedding,
+    sine_position,
+    valid_cells,
 )
 from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, GroundingDINOConfig
 from minisam_glue.grounding_dino.swin import SwinConfig
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 from minisam_glue.grounding_dino.transformer import Text, TextLayer, contrastive_logits
 
+FORMS = ("plain", "fast")
+ONE_FORM = ("embeddings", "text", "text_batch", "text_long", "text_enhancer", "postprocess")
 VOCABULARY = parity.ROOT / "golden" / "tokenizers" / "bert-base-uncased-vocab.txt"
 
 
@@ -34,8 +37,8 @@ def tokenizer() -> WordPieceTokenizer:
     return WordPieceTokenizer.load(VOCABULARY)
 
 
-def run(golden, device, dtype):
-    return globals()["case_" + golden.meta["case"]](golden, torch.device(device), dtype)
+def run(golden, device, dtype, fast=False):
+    return globals()["case_" + golden.meta["case"]](golden, torch.device(device), dtype, fast)
 
 
 # --- Building the model ------------------------------------------------------------------------------------
@@ -70,25 +73,26 @@ def formula_name(key: str) -> str:
     return "bbox_embed.0." + key.split(".", 2)[2] if key.startswith("bbox_embed.") else key
 
 
-def with_formula_weights(module, salt: str, device, dtype):
+def with_formula_weights(module, salt: str, device, dtype, fast: bool):
     state = module.state_dict()
     new = {
         k: parity.formula(formula_name(k), tuple(v.shape), salt) if v.is_floating_point() else v
         for k, v in state.items()
     }
     module.load_state_dict(new)
-    return module.to(device, dtype).eval()
+    module = module.to(device, dtype).eval()
+    return accelerate(module) if fast else module
 
 
 @lru_cache(maxsize=1)
-def build(config_json: str, salt: str, device, dtype) -> GroundingDINO:
-    model = with_formula_weights(GroundingDINO(model_config(json.loads(config_json))), salt, device, dtype)
+def build(config_json: str, salt: str, device, dtype, fast: bool) -> GroundingDINO:
+    model = with_formula_weights(GroundingDINO(model_config(json.loads(config_json))), salt, device, dtype, fast)
     model.transformer.decoder.embed_boxes = official_box_embedding
     return model
 
 
-def model_of(golden, device, dtype) -> GroundingDINO:
-    return build(json.dumps(golden.config), golden.meta.get("salt", ""), device, dtype)
+def model_of(golden, device, dtype, fast) -> GroundingDINO:
+    return build(json.dumps(golden.config), golden.meta.get("salt", ""), device, dtype, fast)
 
 
 # --- What the official code does in a batch; ours does not, so that a batch equals its images one by one ----
@@ -106,16 +110,16 @@ def official_batch_mask(attention: torch.Tensor, heads: int) -> torch.Tensor:
     return attention[order.view(B, heads), 0]  # (B, h, L, L)
 
 
-def official_choice(golden, rating: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ratings and numbers of the chosen cells (B, Q), padding included.
+def official_selection(golden, scores: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and numbers of the selected cells (B, Q), padding included.
 
-    Where the file chose a cell that is rated as ours but for rounding, its choice stands.
+    Where the file selected a cell whose score differs from ours by rounding only, its selection stands.
     """
-    values, ours = rating.topk(number)
+    values, ours = scores.topk(number)
     if "topk_indices" not in golden.outputs:
         return values, ours
     official = torch.from_numpy(golden.outputs["topk_indices"]).to(ours.device)
-    tied = (rating.gather(1, official) - values).abs() < 5e-4
+    tied = (scores.gather(1, official) - values).abs() < 5e-4
     return values, torch.where(tied, official, ours)
 
 
@@ -151,19 +155,18 @@ def tokens_of(golden, device):
     rows = [tokenizer().encode(caption) for caption in golden.meta["inputs"]["captions"]]
     length = max(map(len, rows))
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
-    real = torch.tensor([[i < len(row) for i in range(length)] for row in rows], device=device)
-    return ids, real
+    valid = torch.tensor([[i < len(row) for i in range(length)] for row in rows], device=device)
+    return ids, valid
 
 
 # --- Parts -------------------------------------------------------------------------------------------------
 
 
-def case_embeddings(golden, device, dtype):
+def case_embeddings(golden, device, dtype, fast):
     stored = {k: torch.from_numpy(v).to(device) for k, v in golden.stored.items()}
     shapes = tuple(map(tuple, stored["spatial_shapes"].tolist()))
     valid = (shapes, tuple((int(0.75 * h), int(0.5 * w)) for h, w in shapes))
-    geometry = build_geometry(shapes, valid, golden.config["hidden_dim"], 1, device)
-    filled = torch.stack(((~stored["mask"]).any(2).sum(1), (~stored["mask"]).any(1).sum(1)), 1)
+    geometry = build_geometry(shapes, valid, golden.config["hidden_dim"], device)
     pos2 = sine_embedding(stored["pos2"].flip(-1), 128).flatten(-2)
     pos4 = box_embedding(stored["pos4"], golden.config["hidden_dim"])
     return {
@@ -171,7 +174,7 @@ def case_embeddings(golden, device, dtype):
         "sine_xy": pos4,
         "sineembed4": pos4,
         "sineembed2": pos2,
-        "pe_hw": map_position(13, 17, filled, 256).permute(0, 3, 1, 2),
+        "pe_hw": sine_position(~stored["mask"], 256).permute(0, 3, 1, 2),
         "valid_ratios": geometry.valid_ratios,
         "reference_points": geometry.reference,
         "output_memory_zero": ~geometry.usable,
@@ -180,35 +183,36 @@ def case_embeddings(golden, device, dtype):
     }
 
 
-def case_msdeform(golden, device, dtype):
+def case_msdeform(golden, device, dtype, fast):
     c, stored = golden.config, {k: torch.from_numpy(v).to(device) for k, v in golden.stored.items()}
     attention = MSDeformAttn(c["embed_dim"], c["num_levels"], c["num_heads"], c["num_points"])
-    attention = with_formula_weights(attention, golden.meta["salt"], device, dtype)
+    attention = with_formula_weights(attention, golden.meta["salt"], device, dtype, fast)
     shapes = tuple(map(tuple, stored["spatial_shapes"].tolist()))
-    query, value, mask = stored["query"].to(dtype), stored["value"].to(dtype), stored["key_padding_mask"]
+    query, value, valid = stored["query"].to(dtype), stored["value"].to(dtype), ~stored["key_padding_mask"]
+    sample = gather_samples if fast else deformable_sample
     heads = value.unflatten(-1, (c["num_heads"], -1))
     return {
-        "ref2": attention(query, stored["ref2"], value, shapes, mask),
-        "ref4": attention(query, stored["ref4"], value, shapes, mask),
+        "ref2": attention(query, stored["ref2"], value, shapes, valid),
+        "ref4": attention(query, stored["ref4"], value, shapes, valid),
         "ref2_nomask": attention(query, stored["ref2"], value, shapes, None),
-        "core": deformable_sample(heads, shapes, stored["core_locations"], stored["core_weights"]),
+        "core": sample(heads, shapes, stored["core_locations"], stored["core_weights"]),
     }
 
 
-def case_fusion(golden, device, dtype):
+def case_fusion(golden, device, dtype, fast):
     c, stored = golden.config, {k: torch.from_numpy(v).to(device) for k, v in golden.stored.items()}
     block = BiAttentionBlock(c["v_dim"], c["embed_dim"], c["num_heads"])
-    block = with_formula_weights(block, golden.meta["salt"], device, dtype)
+    block = with_formula_weights(block, golden.meta["salt"], device, dtype, fast)
     v, l = stored["v"].to(dtype), stored["l"].to(dtype)
-    masked = block(v, l, stored["attention_mask_v"], stored["attention_mask_l"])
+    masked = block(v, l, ~stored["attention_mask_v"], ~stored["attention_mask_l"])
     plain = block(v, l, None, None)
     return {"v": masked[0], "l": masked[1], "v_nomask": plain[0], "l_nomask": plain[1]}
 
 
-def case_text_enhancer(golden, device, dtype):
+def case_text_enhancer(golden, device, dtype, fast):
     c = golden.config
     layer = with_formula_weights(
-        TextLayer(c["d_model"], c["nhead"], c["dim_feedforward"]), golden.meta["salt"], device, dtype
+        TextLayer(c["d_model"], c["nhead"], c["dim_feedforward"]), golden.meta["salt"], device, dtype, fast
     )
     src, pos = (torch.from_numpy(golden.stored[k]).to(device, dtype).transpose(0, 1) for k in ("src", "pos"))
     attend = ~torch.from_numpy(golden.stored["src_mask"]).to(device)
@@ -216,8 +220,8 @@ def case_text_enhancer(golden, device, dtype):
     return {"out": out.transpose(0, 1)}
 
 
-def case_swin(golden, device, dtype):
-    model, out = model_of(golden, device, dtype), {}
+def case_swin(golden, device, dtype, fast):
+    model, out = model_of(golden, device, dtype, fast), {}
     swin = model.backbone[0]
     images, sizes = batch_of(golden, ("image0", "image1"), device, dtype)
     with Recorder(model) as seen:
@@ -226,10 +230,10 @@ def case_swin(golden, device, dtype):
         for i, layer in enumerate(swin.layers):
             out[f"batch_stage{i}_prenorm"] = seen.of(layer).flatten(1, 2)
     shapes = tuple(tuple(m.shape[-2:]) for m in maps)
-    valid = torch.tensor(scaled_valid(sizes, tuple(images.shape[-2:]), shapes), device=device)
+    own = torch.tensor(shapes_on_levels(sizes, tuple(images.shape[-2:]), shapes), device=device)
     for i, (shape, m) in enumerate(zip(shapes, maps)):
-        out[f"feat{i}"], out[f"mask{i}"] = m, ~inside_mask(*shape, valid[:, i])
-        out[f"pos{i}"] = map_position(*shape, valid[:, i], 256).permute(0, 3, 1, 2)
+        valid = valid_cells(*shape, own[:, i])
+        out[f"feat{i}"], out[f"mask{i}"], out[f"pos{i}"] = m, ~valid, sine_position(valid, 256).permute(0, 3, 1, 2)
     single, _ = batch_of(golden, ("single",), device, dtype)
     return out | {f"single_feat{i}": m for i, m in enumerate(swin(single))}
 
@@ -258,20 +262,20 @@ class Recorder:
 # --- Text --------------------------------------------------------------------------------------------------
 
 
-def case_text(golden, device, dtype):
-    model = model_of(golden, device, dtype)
-    ids, real = tokens_of(golden, device)
+def case_text(golden, device, dtype, fast):
+    model = model_of(golden, device, dtype, fast)
+    ids, valid = tokens_of(golden, device)
     with Recorder(model) as seen:
-        text = model.encode_text(ids, real)
+        text = model.encode_text(ids, valid)
         hidden = seen.of(model.bert)
-    cut = ids[:, : text.real.shape[1]]
+    cut = ids[:, : text.valid.shape[1]]
     return {
         "full_input_ids": ids,
         "input_ids": cut,
         "token_type_ids": torch.zeros_like(cut),
         "text_self_attention_masks": text.attention[:, 0],
         "position_ids": text.positions,
-        "text_token_mask": text.real,
+        "text_token_mask": text.valid,
         "bert_last_hidden_state": hidden,
         "encoded_text": text.features,
     }
@@ -283,9 +287,9 @@ case_text_batch = case_text_long = case_text
 # --- The whole model ---------------------------------------------------------------------------------------
 
 
-def case_end_to_end(golden, device, dtype):
+def case_end_to_end(golden, device, dtype, fast):
     """Run every stage and keep what passes between them."""
-    model, got = model_of(golden, device, dtype), {}
+    model, got = model_of(golden, device, dtype, fast), {}
     with Recorder(model) as seen:
         images, sizes = batch_of(golden, [n for n in golden.meta["inputs"] if n.startswith("image")], device, dtype)
         text = model.encode_text(*tokens_of(golden, device))
@@ -294,7 +298,7 @@ def case_end_to_end(golden, device, dtype):
         levels = model.encode_image(images)
         geometry = geometry_of(model, levels, images, sizes)
         words = encoder_outputs(model, levels, geometry, text, seen, got)
-        text = Text(words, text.real, text.positions, text.attention)
+        text = Text(words, text.valid, text.positions, text.attention)
         query_outputs(golden, model, geometry, text, seen, got)
     width = golden.outputs["pred_logits"].shape[-1] if "pred_logits" in golden.outputs else 0
     official_width = max(0, width - words.shape[1])  # official logits are padded to 256 tokens
@@ -309,9 +313,8 @@ case_end_to_end_padding = case_swint_fullsize = case_end_to_end
 
 def geometry_of(model, levels, images, sizes):
     shapes, canvas = tuple(tuple(level.shape[-2:]) for level in levels), tuple(images.shape[-2:])
-    return build_geometry(
-        shapes, scaled_valid(sizes, canvas, shapes), model.config.hidden_dim, model.config.num_queries, images.device
-    )
+    own = shapes_on_levels(sizes, canvas, shapes)
+    return build_geometry(shapes, own, model.config.hidden_dim, images.device)
 
 
 def encoder_outputs(model, levels, geometry, text, seen, got) -> torch.Tensor:
@@ -322,7 +325,7 @@ def encoder_outputs(model, levels, geometry, text, seen, got) -> torch.Tensor:
     for i, layer in enumerate(encoder.layers):
         got[f"fusion{i}_v"], got[f"fusion{i}_l"] = seen.of(encoder.fusion_layers[i])
         got[f"text_layer{i}"], got[f"enc_layer{i}"] = seen.of(encoder.text_layers[i]), seen.of(layer)
-    got["mask_flatten"] = torch.zeros(geometry.usable.shape).bool() if geometry.mask is None else geometry.mask
+    got["mask_flatten"] = torch.zeros(geometry.usable.shape).bool() if geometry.valid is None else ~geometry.valid
     got["valid_ratios"] = geometry.valid_ratios
     last_level = geometry.position.split([h * w for h, w in geometry.shapes], 1)[-1]
     got["pos3"] = last_level.transpose(1, 2).unflatten(-1, geometry.shapes[-1])
@@ -330,28 +333,28 @@ def encoder_outputs(model, levels, geometry, text, seen, got) -> torch.Tensor:
 
 
 def query_outputs(golden, model, geometry, text, seen, got) -> None:
-    transformer, S = model.transformer, geometry.usable.shape[1]
-    candidates, rating = transformer.rate_cells(got["memory"], geometry, text)
-    got["output_memory"], got["enc_max_logits"] = candidates[:, :S], rating[:, :S]
-    got["enc_class"] = contrastive_logits(candidates, text)[:, :S]
-    got["enc_bbox_delta"] = transformer.enc_out_bbox_embed(candidates)[:, :S]
-    got["topk_logits"], chosen = official_choice(golden, rating, model.config.num_queries)
-    got["topk_indices"] = chosen
-    _, start = transformer.propose(candidates, chosen, geometry)
+    transformer = model.transformer
+    candidates, scores = transformer.score_tokens(got["memory"], geometry, text)
+    got["output_memory"], got["enc_max_logits"] = candidates, scores
+    got["enc_class"] = contrastive_logits(candidates, text)
+    got["enc_bbox_delta"] = transformer.enc_out_bbox_embed(candidates)
+    got["topk_logits"], selected = official_selection(golden, scores, model.config.num_queries)
+    got["topk_indices"] = selected
+    _, start = transformer.initial_boxes(candidates, selected, geometry)
     got["refpoints_unsigmoid"], got["ref_is_inf"] = start, start.isinf().all(-1)
-    got["init_box_proposal"] = geometry.proposals.gather(1, chosen[..., None].expand(-1, -1, 4)).sigmoid()
+    got["init_box_proposal"] = geometry.proposals.gather(1, selected[..., None].expand(-1, -1, 4)).sigmoid()
     got["tgt"] = transformer.tgt_embed.weight.expand(len(start), -1, -1)
     hidden, references = transformer.decode(got["memory"], start, geometry, text)
     got |= {f"layer{i}_raw": seen.of(layer) for i, layer in enumerate(transformer.decoder.layers)}
     got |= {f"hs{i}": h for i, h in enumerate(hidden)} | {f"ref{i}": r for i, r in enumerate(references)}
-    prediction = model.head(hidden[-1], references[-2], len(hidden) - 1, text)
-    got["hs_last"], got["pred_logits"], got["pred_boxes"] = hidden[-1], prediction.logits, prediction.boxes
+    output = model.head(hidden[-1], references[-2], len(hidden) - 1, text)
+    got["hs_last"], got["pred_logits"], got["pred_boxes"] = hidden[-1], output.logits, output.boxes
 
 
 # --- Official post-processing ------------------------------------------------------------------------------
 
 
-def case_postprocess(golden, device, dtype):
+def case_postprocess(golden, device, dtype, fast):
     """JSON in, JSON out: the official cases with every answer replaced by ours."""
     cases = json.loads(str(golden.outputs["cases"]))
     answers = [POSTPROCESS[case["kind"]](golden, case) for case in cases]
@@ -369,7 +372,7 @@ def case_postprocess(golden, device, dtype):
 
 def official_predict(golden, case, caption: str, remove_combined: bool = False):
     logits, boxes = (torch.from_numpy(golden.stored[f"{name}{case['caption_index']}"]) for name in ("logits", "boxes"))
-    return official.predict(
+    return official_phrases.predict(
         logits, boxes, caption, tokenizer(), case["box_threshold"], case["text_threshold"], remove_combined
     )
 
@@ -377,7 +380,7 @@ def official_predict(golden, case, caption: str, remove_combined: bool = False):
 def predict_case(golden, case):
     boxes, scores, phrases = official_predict(golden, case, case["caption"], case["remove_combined"])
     return case | {
-        "preprocessed": official.preprocess_caption(case["caption"]),
+        "preprocessed": official_phrases.preprocess_caption(case["caption"]),
         "boxes": boxes.tolist(),
         "scores": scores.tolist(),
         "phrases": phrases,
@@ -401,18 +404,18 @@ def classes_case(golden, case):
         case
         | in_pixels(case, boxes, scores)
         | {
-            "caption_built": official.preprocess_caption(caption),
-            "class_id": official.phrases_to_classes(phrases, case["classes"]),
+            "caption_built": official_phrases.preprocess_caption(caption),
+            "class_id": official_phrases.phrases_to_classes(phrases, case["classes"]),
         }
     )
 
 
 def phrases_case(golden, case):
-    return case | {"class_id": official.phrases_to_classes(case["phrases"], case["classes"])}
+    return case | {"class_id": official_phrases.phrases_to_classes(case["phrases"], case["classes"])}
 
 
 def preprocess_case(golden, case):
-    return case | {"out": official.preprocess_caption(case["caption"])}
+    return case | {"out": official_phrases.preprocess_caption(case["caption"])}
 
 
 POSTPROCESS = {

@@ -44,10 +44,10 @@ def test_training_overfits_four_scenes(tmp_path):
     recipe = Recipe(steps=160, warmup_steps=15, lr=1e-3, ema_decay=0.9, figure_steps=0)
     trainer = Trainer(DetectorTask(recipe), tmp_path, "cpu")
     scenes = [scene(seed, (80, 80)) for seed in range(4)]
-    batch = collate(scenes, TOKENIZER, (80, 160))
+    batch = collate(scenes, TOKENIZER, 80)
     losses = [float(trainer.update(batch)["total"].detach()) for _ in range(160)]
     assert losses[-1] < 0.1 * losses[0]
-    metrics = evaluate_detector(Detector(trainer.ema, TOKENIZER, (80, 160)), scenes)
+    metrics = evaluate_detector(Detector(trainer.ema, TOKENIZER, 80, 160), scenes)
     assert metrics["ap50"] > 0.95 and metrics["attributes"] == metrics["true_negative_rate"] == 1.0
 
 
@@ -73,15 +73,15 @@ def test_every_caption_is_spelt_without_unknown_words():
 
 
 def test_targets_are_the_boxes_and_tokens_of_the_named_objects(scenes):
-    batch = collate(scenes[:8], TOKENIZER, (64, 128))
+    batch = collate(scenes[:8], TOKENIZER, 64)
     assert batch.images.shape == (8, 3, 64, 80)
-    for s, target, ids, real in zip(scenes, batch.targets, batch.ids, batch.real):
+    for s, target, ids, valid in zip(scenes, batch.targets, batch.ids, batch.valid):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
         boxes = cxcywh_to_xyxy(target.boxes) * torch.tensor([80, 64, 80, 64])
         assert torch.allclose(boxes, torch.from_numpy(s.boxes[named]), atol=1e-3)
         for row, i in zip(target.tokens, named):
             assert TOKENIZER.join(ids[: len(row)][row].tolist()) == s.phrases[s.labels[i]].text.lower()
-        assert (ids[~real] == TOKENIZER.ids["[PAD]"]).all() and ids[real][-1] == TOKENIZER.sep
+        assert (ids[~valid] == TOKENIZER.ids["[PAD]"]).all() and ids[valid][-1] == TOKENIZER.sep
 
 
 def test_the_cells_of_an_object_are_those_in_its_middle_on_the_level_of_its_size():
@@ -124,7 +124,7 @@ def test_a_cut_out_has_its_figure_in_the_middle(scenes):
 
 def test_in_a_mosaic_all_objects_keep_their_place_their_mask_and_both_names(scenes):
     pictures = [mosaic(scenes[:4]), mosaic(scenes[4:8])]
-    batch = name_all(pictures, TASK.words, (128, 256))
+    batch = name_all(pictures, TASK.words, 128)
     assert batch.images.shape == (2, 3, 128, 160) and len(batch.names) == sum(len(s.boxes) for s in scenes[:8])
     number = 0
     for k, s in enumerate(scenes[:8]):
@@ -295,5 +295,5 @@ def test_average_precision_of_known_lists():
 def test_a_second_box_on_an_object_is_no_hit(scenes):
     s = next(s for s in scenes if s.labels[0] >= 0)
     box = torch.from_numpy(s.boxes[:1])
-    twice = Detections(box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([s.labels[0]] * 2), [], [], ("", 0.0))
+    twice = Detections(box.repeat(2, 1), torch.tensor([0.9, 0.8]), torch.tensor([s.labels[0]] * 2), [], ("", 0.0))
     assert hits(twice, s, 0.5) == [True, False] and attributes(twice, s) == [True, True]

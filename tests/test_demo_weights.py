@@ -63,7 +63,6 @@ def fresh_caches(detector):
     """What a fault has spoiled must not stay in a cache, nor what was there before hide it."""
 
     def clear():
-        geometry.build_geometry.cache_clear()
         detector.texts.clear()
 
     clear()

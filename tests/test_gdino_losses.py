@@ -11,8 +11,8 @@ from torchvision.ops import box_iou
 from minisam_glue.assignment import hungarian
 from minisam_glue.boxes import xyxy_to_cxcywh
 from minisam_glue.grounding_dino.detector import Detector, pack_captions, preprocess
-from minisam_glue.grounding_dino.losses import Target, detection_loss, focal_loss, match, token_map
-from minisam_glue.grounding_dino.model import GroundingDINO, Prediction
+from minisam_glue.grounding_dino.losses import Target, detection_loss, focal_loss, match_queries, token_map
+from minisam_glue.grounding_dino.model import DetectorOutput, GroundingDINO
 
 COLOURS = ["red square", "green square", "blue square"]
 (CAPTION,) = pack_captions(COLOURS, TOKENIZER)
@@ -36,12 +36,12 @@ def scenes(number=4, side=48):
 def random_case():
     torch.manual_seed(0)
     length = len(CAPTION.ids)
-    prediction = Prediction(torch.randn(2, 10, length), torch.rand(2, 10, 4) * 0.4 + 0.3)
+    output = DetectorOutput(torch.randn(2, 10, length), torch.rand(2, 10, 4) * 0.4 + 0.3)
     targets = [
         Target(torch.rand(3, 4) * 0.4 + 0.3, token_map(CAPTION.spans, [0, 2, 2], length)),
         Target(torch.zeros(0, 4), token_map(CAPTION.spans, [], length)),
     ]
-    return prediction, targets
+    return output, targets
 
 
 @pytest.mark.parametrize("n, m", [(1, 1), (1, 6), (3, 3), (4, 7), (5, 6), (0, 3)])
@@ -75,38 +75,38 @@ def test_a_perfect_prediction_costs_nothing():
     for query, row in ((7, 0), (2, 1), (5, 2)):
         logits[0, query, target.tokens[row]] = 20.0
         boxes[0, query] = target.boxes[row]
-    prediction = Prediction(logits, boxes)
-    assert match(logits[0], boxes[0], target).tolist() == [7, 2, 5]
-    assert detection_loss([prediction], [target])["total"] < 1e-5
+    output = DetectorOutput(logits, boxes)
+    assert match_queries(logits[0], boxes[0], target).tolist() == [7, 2, 5]
+    assert detection_loss([output], [target])["total"] < 1e-5
 
 
 def test_l1_and_giou_of_a_known_pair():
     """Two unit squares, one unit apart: no overlap, and a third of the hull of both is empty."""
     target = Target(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool))
-    losses = detection_loss([Prediction(torch.zeros(1, 1, 2), torch.tensor([[[2.5, 0.5, 1.0, 1.0]]]))], [target])
+    losses = detection_loss([DetectorOutput(torch.zeros(1, 1, 2), torch.tensor([[[2.5, 0.5, 1.0, 1.0]]]))], [target])
     assert losses["l1"] == 2 and losses["giou"] == pytest.approx(1 + 1 / 3)
 
 
 def test_an_image_without_objects_is_pushed_towards_no_similarity():
-    prediction, (_, empty) = random_case()
-    one = Prediction(prediction.logits[:1], prediction.boxes[:1])
+    output, (_, empty) = random_case()
+    one = DetectorOutput(output.logits[:1], output.boxes[:1])
     losses = detection_loss([one], [empty])
     assert losses["l1"] == losses["giou"] == 0
     assert losses["similarity"] == pytest.approx(float(focal_loss(one.logits, torch.zeros_like(one.logits)).sum()))
 
 
 def test_padded_text_tokens_carry_no_loss():
-    prediction, targets = random_case()
-    plain = detection_loss([prediction], targets)
-    padded = torch.cat((prediction.logits, torch.full((2, 10, 4), -torch.inf)), -1)
-    again = detection_loss([Prediction(padded.requires_grad_(), prediction.boxes)], targets)
+    output, targets = random_case()
+    plain = detection_loss([output], targets)
+    padded = torch.cat((output.logits, torch.full((2, 10, 4), -torch.inf)), -1)
+    again = detection_loss([DetectorOutput(padded.requires_grad_(), output.boxes)], targets)
     again["total"].backward()
     assert torch.allclose(again["total"], plain["total"]) and padded.grad.isfinite().all()
 
 
 def test_losses_of_all_heads_add_up():
-    prediction, targets = random_case()
-    one, two = detection_loss([prediction], targets), detection_loss([prediction] * 2, targets)
+    output, targets = random_case()
+    one, two = detection_loss([output], targets), detection_loss([output] * 2, targets)
     assert torch.allclose(two["total"], 2 * one["total"])
     assert torch.allclose(one["total"], one["similarity"] + 5 * one["l1"] + 2 * one["giou"])
 
@@ -114,9 +114,9 @@ def test_losses_of_all_heads_add_up():
 def test_every_used_parameter_receives_a_gradient():
     model = tiny_model().train()
     ids = torch.tensor([CAPTION.ids])
-    predictions = model(torch.randn(1, 3, 48, 48), model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))
+    outputs = model(torch.randn(1, 3, 48, 48), model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))
     target = Target(torch.tensor([[0.5, 0.5, 0.2, 0.3]]), token_map(CAPTION.spans, [1], len(CAPTION.ids)))
-    detection_loss(predictions, [target])["total"].backward()
+    detection_loss(outputs, [target])["total"].backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == []
 
@@ -124,25 +124,25 @@ def test_every_used_parameter_receives_a_gradient():
 def test_training_overfits_four_generated_images():
     torch.manual_seed(0)
     model, data = GroundingDINO(CONFIG).train(), scenes()
-    images = torch.stack([preprocess(picture, (48, 48)) for picture, _, _ in data])
+    images = torch.stack([preprocess(picture, 48, 48) for picture, _, _ in data])
     targets = [
         Target(xyxy_to_cxcywh(boxes) / 48, token_map(CAPTION.spans, labels, len(CAPTION.ids)))
         for _, boxes, labels in data
     ]
     ids = torch.tensor([CAPTION.ids] * len(data))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=120, pct_start=0.1)
-    for _ in range(120):
-        predictions = model(images, model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=160, pct_start=0.1)
+    for _ in range(160):
+        outputs = model(images, model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))
         optimizer.zero_grad()
-        detection_loss(predictions, targets)["total"].backward()
+        detection_loss(outputs, targets)["total"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     overlaps = []
     for (_, boxes, labels), found in zip(
         data,
-        Detector(model.eval(), TOKENIZER, (48, 48)).detect([picture for picture, _, _ in data], [COLOURS] * len(data)),
+        Detector(model.eval(), TOKENIZER, 48, 48).detect([picture for picture, _, _ in data], [COLOURS] * len(data)),
     ):
         assert sorted(found.indices.tolist()) == sorted(labels) and set(found.labels) == {COLOURS[i] for i in labels}
         order = [found.indices.tolist().index(label) for label in labels]

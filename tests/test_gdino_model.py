@@ -1,16 +1,14 @@
-"""The network: loading, exact folds, precision, and what its parts promise."""
+"""The network as the papers have it: loading, its parts against explicit formulas, precision, export."""
 
 import parity
 import pytest
 import torch
 from helpers.gdino_tiny import CONFIG, TOKENIZER, tiny_model
 
-from minisam_glue.grounding_dino import chunks
 from minisam_glue.grounding_dino import model as model_module
 from minisam_glue.grounding_dino.bert import phrase_masks
 from minisam_glue.grounding_dino.deformable_attention import deformable_sample
-from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
-from minisam_glue.grounding_dino.geometry import build_geometry
+from minisam_glue.grounding_dino.fast import gather_samples
 from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, load, load_official
 from minisam_glue.grounding_dino.swin import WindowAttention, shift_mask
 from minisam_glue.grounding_dino.transformer import Attention
@@ -83,6 +81,9 @@ def naive_sample(value, shapes, locations, weights):
     return out.flatten(2)
 
 
+SAMPLERS = [deformable_sample, gather_samples]
+
+
 def sampling_inputs(dtype=torch.float32):
     torch.manual_seed(1)
     S = sum(h * w for h, w in SHAPES)
@@ -90,11 +91,10 @@ def sampling_inputs(dtype=torch.float32):
     return [t.requires_grad_() for t in (value, locations, torch.rand(2, 3, 2, 3, 2))]
 
 
-@pytest.mark.parametrize("training", [False, True])  # without gradients it is one gather, with them map by map
-def test_deformable_sampling_equals_a_naive_loop(training):
-    value, locations, weights = sampling_inputs()
-    with torch.set_grad_enabled(training):
-        got, want = (f(value, SHAPES, locations, weights) for f in (deformable_sample, naive_sample))
+@pytest.mark.parametrize("sample", SAMPLERS)
+def test_deformable_sampling_equals_a_naive_loop(sample):
+    inputs = sampling_inputs()
+    got, want = (f(inputs[0], SHAPES, *inputs[1:]) for f in (sample, naive_sample))
     assert (got - want).abs().max() < 1e-5
 
 
@@ -109,46 +109,15 @@ def test_gradients_of_the_sampling_equal_those_of_a_naive_loop():
         assert (g - w).abs().max() < 1e-4
 
 
-def test_the_forward_pass_does_not_depend_on_the_size_of_its_parts(monkeypatch):
-    model, image = tiny_model(), torch.randn(2, 3, 40, 56)
-    whole = model(image, encode(model, images=2))[0]
-    monkeypatch.setattr(chunks, "PART", 1000)
-    parts = model(image, encode(model, images=2))[0]
-    assert torch.allclose(parts.logits, whole.logits, atol=1e-4) and torch.allclose(parts.boxes, whole.boxes, atol=1e-5)
-
-
-def test_a_location_that_is_not_a_number_does_not_crash():
+@pytest.mark.parametrize("sample", SAMPLERS)
+def test_a_location_that_is_not_a_number_spoils_no_other_query(sample):
     value, locations, weights = (t.detach() for t in sampling_inputs())
     locations[0, 0, 0, 0, 0] = torch.nan
     locations[0, 1, 0, 0, 0] = 1e30
-    out = deformable_sample(value, SHAPES, locations, weights)
-    assert out[0, 0].isnan().any() and out[0, 1:].isfinite().all()
+    assert sample(value, SHAPES, locations, weights)[0, 1:].isfinite().all()
 
 
-# --- Folds and fused attention -----------------------------------------------------------------------------
-
-
-def unfolded_fusion(attention, v, l, mask_v, mask_l):
-    """The formula of the paper, with every projection where it stands there."""
-
-    def heads(x):
-        return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-
-    scores = heads(attention.v_proj(v)) @ heads(attention.l_proj(l)).transpose(2, 3) * attention.scale  # (B, h, S, L)
-    over_text = scores.masked_fill(mask_l[:, None, None], -torch.inf).softmax(-1)
-    over_image = scores.masked_fill(mask_v[:, None, :, None], -torch.inf).softmax(2).transpose(2, 3)
-    read_v = (over_text @ heads(attention.values_l_proj(l))).transpose(1, 2).flatten(2)
-    read_l = (over_image @ heads(attention.values_v_proj(v))).transpose(1, 2).flatten(2)
-    return attention.out_v_proj(read_v), attention.out_l_proj(read_l)
-
-
-def test_fusion_with_folded_weights_equals_the_unfolded_formula():
-    torch.manual_seed(2)
-    attention = BiMultiHeadAttention(32, 64, 4).double()
-    v, l = torch.randn(2, 50, 32).double(), torch.randn(2, 7, 32).double()
-    masks = torch.arange(50) >= torch.tensor([[50], [31]]), torch.arange(7) >= torch.tensor([[4], [7]])
-    for got, want in zip(attention(v, l, *masks), unfolded_fusion(attention, v, l, *masks)):
-        assert (got - want).abs().max() < 1e-13
+# --- Attention ---------------------------------------------------------------------------------------------
 
 
 def explicit_attention(q, k, v, bias):
@@ -211,16 +180,10 @@ def test_forward_runs_in_half_precision(dtype):
         mixed = model(image, encode(model, images=2))[0]
     model = model.to(dtype)
     half = model(image.to(dtype), encode(model, images=2))[0]
-    for prediction in (mixed, half):
-        assert prediction.logits.isfinite().all() and prediction.boxes.dtype == torch.float32
-        assert prediction.logits.shape == full.logits.shape
-        assert (prediction.boxes - full.boxes).abs().median() < 0.02
-
-
-def test_an_image_with_fewer_cells_than_queries_is_handled():
-    model = tiny_model()
-    prediction = model(torch.randn(1, 3, 4, 4), encode(model))[0]
-    assert prediction.boxes.shape == (1, CONFIG.num_queries, 4) and prediction.logits.isfinite().all()
+    for output in (mixed, half):
+        assert output.logits.isfinite().all() and output.boxes.dtype == torch.float32
+        assert output.logits.shape == full.logits.shape
+        assert (output.boxes - full.boxes).abs().median() < 0.02
 
 
 def test_padding_text_changes_nothing():
@@ -236,16 +199,40 @@ def test_padding_text_changes_nothing():
 def test_training_mode_returns_every_head_and_the_last_one_first():
     model, image = tiny_model(), torch.randn(1, 3, 40, 56)
     last = model(image, encode(model))[0]
-    predictions = model.train()(image, encode(model))
-    assert len(predictions) == CONFIG.decoder_layers + 1
-    assert torch.equal(predictions[0].logits, last.logits)
+    outputs = model.train()(image, encode(model))
+    assert len(outputs) == CONFIG.decoder_layers + 1
+    assert torch.equal(outputs[0].logits, last.logits)
 
 
-def test_shape_only_tensors_are_cached_and_serve_training_after_inference():
-    model, image = tiny_model(), torch.randn(1, 3, 41, 57)
-    with torch.inference_mode():
-        model(image, encode(model))
-    hits = build_geometry.cache_info().hits
-    sum(p.logits.sum() + p.boxes.sum() for p in model.train()(image, encode(model))).backward()
-    assert build_geometry.cache_info().hits == hits + 1
-    assert all(p.grad is not None for p in model.transformer.parameters())
+def test_an_image_with_fewer_cells_than_queries_is_detected_as_in_a_batch():
+    model = tiny_model()
+    small, text = model.encode_image(torch.randn(1, 3, 4, 4)), encode(model)
+    own = tuple(tuple(level.shape[-2:]) for level in small)
+    alone = model.ground(small, (own,), text)[0]
+    canvas = [torch.nn.functional.pad(level, (0, 3, 0, 2)) for level in small]
+    padded = model.ground(canvas, (own,), text)[0]
+    assert alone.boxes.shape == (1, CONFIG.num_queries, 4) and alone.logits.isfinite().all()
+    found = alone.logits[0].amax(1).topk(4).indices  # the image has four cells
+    assert torch.allclose(alone.logits[0, found], padded.logits[0, found], atol=1e-4)
+    assert torch.allclose(alone.boxes[0, found], padded.boxes[0, found], atol=1e-5)
+
+
+class Network(torch.nn.Module):
+    """Images and token ids to logits and boxes, as an exporter sees the model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, ids):
+        output = self.model(images, self.model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))[0]
+        return output.logits, output.boxes
+
+
+def test_the_network_exports_and_the_exported_one_predicts_the_same():
+    network, ids = Network(tiny_model()), torch.tensor([TOKENIZER.encode("red car . dog .")])
+    exported = torch.export.export(network, (torch.randn(1, 3, 40, 56), ids), strict=False).module()
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad():
+        for got, want in zip(exported(image, ids), network(image, ids)):
+            assert torch.allclose(got, want, atol=1e-5)

@@ -13,13 +13,13 @@ KNOWN = (
     "eight shapes (circle, square, triangle, star, cross, ring, heart, hexagon)"
 )
 HEAT_SIZE = 224  # side of the square that the demo CLIPSeg sees, pixels
-SIDES = (224, 448)  # shorter and longest side the detector sees, pixels: more than in training (arXiv 1906.06423)
+MIN_SIZE, MAX_SIZE = 224, 448  # sides of an image as the detector sees it: more than in training (arXiv 1906.06423)
 
 
 def load_detector(path: str | Path, device: str = "cpu") -> grounding_dino.Detector:
     """The demo detector from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
     model = grounding_dino.load(path, "demo").float().to(device)
-    return grounding_dino.Detector(model, grounding_dino.WordPieceTokenizer.load(VOCABULARY), SIDES)
+    return grounding_dino.Detector(model, grounding_dino.WordPieceTokenizer.load(VOCABULARY), MIN_SIZE, MAX_SIZE)
 
 
 def clip_tokenizer() -> clipseg.CLIPTokenizer:

@@ -25,7 +25,7 @@ from ..grounding_dino.detector import Caption, pack_captions, preprocess
 from ..grounding_dino.geometry import Shapes, cell_centres
 from ..grounding_dino.losses import LOSS_WEIGHTS, Target, detection_loss, focal_loss, token_map
 from ..grounding_dino.transformer import contrastive_logits
-from . import SIDES, VOCABULARY, training
+from . import MAX_SIZE, MIN_SIZE, VOCABULARY, training
 from .drawing import COLOURS, SHAPES, Figure
 from .evaluate import evaluate_detector
 from .scenes import TRAINING_FROM, Scene, random_size, scene
@@ -75,7 +75,7 @@ def cut_out(scenes: list[Scene], widest: float, rng: np.random.Generator) -> Fig
     """Cut out every figure of the scenes; a cut-out is 1.04 to 2 * `widest` times as long as its figure."""
     images = []
     for s in scenes:
-        whole = preprocess(s.image, (min(s.image.shape[:2]), max(s.image.shape[:2])))[None]  # of its size
+        whole = preprocess(s.image, min(s.image.shape[:2]), max(s.image.shape[:2]))[None]  # of its size
         size = np.array(s.image.shape[1::-1])  # width, height
         for box in s.boxes:
             length = max(box[2:] - box[:2])
@@ -93,7 +93,7 @@ class Batch:
 
     images: Tensor  # (B, 3, H, W), normalised
     ids: Tensor  # (B, L)
-    real: Tensor  # (B, L), False at padding
+    valid: Tensor  # (B, L), False at padding
     targets: list[Target]
     # If all objects of the batch are named, by a caption of all names:
     names: Tensor | None = None  # (n, 2), as of `names_of`
@@ -107,8 +107,8 @@ def to_target(s: Scene, keep: list[int], tokens: Tensor) -> Target:
     return Target(xyxy_to_cxcywh(fractions), tokens)
 
 
-def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int, int]) -> Batch:
-    """Scenes of one size -> a batch; sides: shorter and longest side of what the model sees."""
+def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, min_size: int) -> Batch:
+    """Scenes of one size -> a batch; min_size: shorter side of what the model sees, pixels."""
     captions = [pack_captions([phrase.text for phrase in s.phrases], tokenizer)[0] for s in scenes]
     L = max(len(caption.ids) for caption in captions)
     ids = torch.full((len(scenes), L), tokenizer.ids["[PAD]"])
@@ -118,9 +118,9 @@ def collate(scenes: list[Scene], tokenizer: WordPieceTokenizer, sides: tuple[int
     for s, caption in zip(scenes, captions):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
         targets.append(to_target(s, named, token_map(caption.spans, [s.labels[i] for i in named], len(caption.ids))))
-    images = torch.stack([preprocess(s.image, sides) for s in scenes])
-    real = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
-    return Batch(images, ids, real, targets)
+    images = torch.stack([preprocess(s.image, min_size, 2 * min_size) for s in scenes])
+    valid = torch.arange(L) < torch.tensor([len(caption.ids) for caption in captions])[:, None]
+    return Batch(images, ids, valid, targets)
 
 
 def mosaic(scenes: list[Scene]) -> Scene:
@@ -136,7 +136,7 @@ def mosaic(scenes: list[Scene]) -> Scene:
     return Scene(image, masks, np.concatenate(parts), [f for s in scenes for f in s.figures], [], [-1] * len(masks))
 
 
-def name_all(scenes: list[Scene], words: Caption, sides: tuple[int, int]) -> Batch:
+def name_all(scenes: list[Scene], words: Caption, min_size: int) -> Batch:
     """Scenes of one size, their captions aside -> a batch in which each object is called by colour and shape."""
     ids, names = torch.tensor([words.ids] * len(scenes)), names_of([f for s in scenes for f in s.figures])
     L, colour_words, shape_words = len(words.ids), words.spans, words.spans[len(COLOURS) :]
@@ -147,7 +147,7 @@ def name_all(scenes: list[Scene], words: Caption, sides: tuple[int, int]) -> Bat
         targets.append(to_target(s, list(range(len(s.boxes))), tokens))
         owners.append(torch.from_numpy(np.where(s.masks.any(0), s.masks.argmax(0) + first, -1)))
         first += len(s.boxes)
-    images = torch.stack([preprocess(s.image, sides) for s in scenes])
+    images = torch.stack([preprocess(s.image, min_size, 2 * min_size) for s in scenes])
     return Batch(images, ids, torch.ones_like(ids, dtype=torch.bool), targets, names, torch.stack(owners))
 
 
@@ -201,9 +201,9 @@ def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device:
     level = torch.cat([torch.full((h * w,), i, device=device) for i, (h, w) in enumerate(shapes)])
     wanted = torch.zeros(len(targets), len(level), length, dtype=torch.bool, device=device)
     for row, target in zip(wanted, targets):
-        middle, sides = target.boxes.to(device)[:, None].split(2, -1)  # (n, 1, 2)
-        own = (sides.prod(2).sqrt() / PROPOSAL).log2().round().clamp(0, len(shapes) - 1)  # (n, 1)
-        away = ((centres - middle).abs() / sides).amax(2).where(level == own, torch.inf)  # (n, S), in sides
+        middle, size = target.boxes.to(device)[:, None].split(2, -1)  # (n, 1, 2)
+        own = (size.prod(2).sqrt() / PROPOSAL).log2().round().clamp(0, len(shapes) - 1)  # (n, 1)
+        away = ((centres - middle).abs() / size).amax(2).where(level == own, torch.inf)  # (n, S), in object sizes
         near = (away < 0.3) | (away == away.amin(1, keepdim=True))
         row[:, : target.tokens.shape[1]] = (near[:, :, None] & target.tokens.to(device)[:, None]).any(0)
     return wanted
@@ -211,8 +211,8 @@ def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device:
 
 def dense_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """Focal loss of the similarity of all cells and text tokens, (B, S, L), for each cell of an object."""
-    real = ~logits.isneginf()  # no text padding
-    return focal_loss(logits[real], wanted[real].float()).sum() / wanted.any(2).sum().clamp(min=1)
+    valid = ~logits.isneginf()  # no text padding
+    return focal_loss(logits[valid], wanted[valid].float()).sum() / wanted.any(2).sum().clamp(min=1)
 
 
 def all_losses(model: GroundingDINO, batch: Batch, words: Caption) -> dict[str, Tensor]:
@@ -222,12 +222,12 @@ def all_losses(model: GroundingDINO, batch: Batch, words: Caption) -> dict[str, 
     heads of Co-DETR, arXiv 2211.12860). Where all objects are named, from those of the backbone too.
     """
     transformer, device = model.transformer, model.transformer.level_embed.device
-    raw = model.encode_text(batch.ids.to(device), batch.real.to(device))
+    raw = model.encode_text(batch.ids.to(device), batch.valid.to(device))
     levels = model.encode_image(batch.images.to(device))
     shapes = tuple(tuple(level.shape[-2:]) for level in levels)
     memory, geometry, text = model.enhance(levels, (shapes,) * len(batch.images), raw)
-    candidates, rating = transformer.rate_cells(memory, geometry, text)
-    *decoder, encoder = model.refine(memory, candidates, transformer.choose(rating, geometry), geometry, text)
+    candidates, scores = transformer.score_tokens(memory, geometry, text)
+    *decoder, encoder = model.refine(memory, candidates, transformer.select_queries(scores, geometry), geometry, text)
     wanted = cells_of_objects(shapes, batch.targets, batch.ids.shape[1], device)
     losses, first = detection_loss(decoder, batch.targets), detection_loss([encoder], batch.targets)
     similarity = contrastive_logits(candidates, text)[:, : wanted.shape[1]]
@@ -277,18 +277,17 @@ class DetectorTask:
             scenes = [scene(first + i, (96, 128)) for i in range(FIGURE_SCENES)]
             return cut_out(scenes, 0.7 + step / recipe.figure_steps, rng)  # large ones first
         size, short = random_size(rng), round(recipe.side * math.exp(rng.uniform(-0.15, 0.15)))
-        sides = short, 2 * short
         if step < recipe.figure_steps + recipe.mosaic_steps or step % 2:
             size = tuple(max(72, length // 2) for length in size)
             scenes = [scene(first + i, size) for i in range(count)]
-            return name_all([mosaic(scenes[i : i + 4]) for i in range(0, count, 4)], self.words, sides)
-        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, sides)
+            return name_all([mosaic(scenes[i : i + 4]) for i in range(0, count, 4)], self.words, short)
+        return collate([scene(first + i, size) for i in range(recipe.batch_size)], self.tokenizer, short)
 
     def losses(self, model: GroundingDINO, batch: Batch | Figures) -> dict[str, Tensor]:
         return (figure_losses if isinstance(batch, Figures) else all_losses)(model, batch, self.words)
 
     def evaluate(self, model: GroundingDINO) -> dict[str, float]:
-        return evaluate_detector(Detector(model, self.tokenizer, SIDES), map(scene, EVALUATED))
+        return evaluate_detector(Detector(model, self.tokenizer, MIN_SIZE, MAX_SIZE), map(scene, EVALUATED))
 
 
 if __name__ == "__main__":

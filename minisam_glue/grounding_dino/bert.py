@@ -1,9 +1,9 @@
 """BERT text encoder, without its pooler.
 
-Paper: Devlin et al., arXiv 1810.04805. Key names are those of the detector's checkpoint (`bert.*`).
-It differs from plain BERT in its inputs: position ids that begin again in every phrase, and a mask
-that lets a token see its own phrase only (Grounding DINO, arXiv 2303.05499, section 3.4). Left out:
-dropout, and the second segment of a sentence pair (its embedding is in the checkpoint, and stays).
+Paper: Devlin et al., arXiv 1810.04805. Key names are those of the detector's checkpoint (`bert.*`). The inputs differ
+from plain BERT: position ids begin again in every phrase, and a mask lets a token attend to its own phrase only
+("sub-sentence level text feature", Grounding DINO, arXiv 2303.05499, section 3.4). Left out: dropout, and the second
+segment of a sentence pair (its embedding is in the checkpoint, and stays).
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,14 @@ class BertConfig:
 
 
 def phrase_masks(ids: Tensor, separators: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Which tokens see each other (B, L, L), True = attend, and positions (B, L), for ids (B, L).
+    """Masks (B, L, L), True where a token may attend to another, and positions (B, L) within phrases, for ids (B, L).
 
-    A phrase runs from after one separator to the next, and includes the latter. As in the official
-    code, a separator in the last column closes nothing: the words before it see themselves only, at
-    position 0. The detector always ends its captions with a full stop, so that this does not matter.
+    A phrase runs from after one separator to the next, which belongs to it. As in the official code, a separator in
+    the last column closes no phrase: each token before it sees itself only, at position 0. This does not matter in the
+    detector, whose captions end in a full stop and [SEP].
+
+        [CLS]  red  car  .  dog  .  [SEP]
+          0     0    1   2   0   1    0     positions; "red", "car" and "." see each other, "dog" sees its own "."
     """
     L = ids.shape[1]
     separator = torch.isin(ids, torch.tensor(separators, device=ids.device))
@@ -44,7 +47,7 @@ def phrase_masks(ids: Tensor, separators: tuple[int, ...]) -> tuple[Tensor, Tens
 
 
 class BertEmbeddings(nn.Module):
-    """Word, position and (always the first) segment embeddings, summed and normalised: ids (B, L) -> (B, L, C)."""
+    """Sum of word, position and first-segment embeddings, normalised: ids and positions (B, L) -> (B, L, C)."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -59,7 +62,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Post-norm self-attention and MLP; the nested dictionaries spell the official key names."""
+    """Self-attention and MLP (post-norm); the nested dictionaries spell the official key names."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -83,6 +86,7 @@ class BertLayer(nn.Module):
         return self.output["LayerNorm"](x + self.output["dense"](hidden))
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Multi-head self-attention with its output projection: (B, L, C) -> (B, L, C)."""
         B, L, C = x.shape
         project = self.attention["self"]
         # (B, L, C) -> (B, h, L, d)

@@ -14,7 +14,7 @@ from torchvision.ops import generalized_box_iou
 
 from ..assignment import hungarian
 from ..boxes import cxcywh_to_xyxy
-from .model import Prediction
+from .model import DetectorOutput
 
 ALPHA = 0.25  # focal loss: weight of the positives; the exponent is 2
 MATCH_WEIGHTS = {"similarity": 2.0, "l1": 5.0, "giou": 2.0}
@@ -46,7 +46,7 @@ def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
+def match_queries(logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
     """The query for each of the n objects of an image, from its logits (Q, L) and boxes (Q, 4): no query twice."""
     tokens, truth = target.tokens.to(logits.device).float(), target.boxes.to(boxes)
     logits = logits[:, : tokens.shape[1]].float()
@@ -60,31 +60,31 @@ def match(logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
     return torch.tensor(hungarian(total.T.cpu().numpy()), dtype=torch.long, device=boxes.device)
 
 
-def head_loss(prediction: Prediction, targets: list[Target], chosen: list[Tensor]) -> dict[str, Tensor]:
+def head_loss(output: DetectorOutput, targets: list[Target], chosen: list[Tensor]) -> dict[str, Tensor]:
     """Sums of the losses of one head; chosen[b] (n,) are the queries matched to the objects of image b."""
-    wanted = torch.zeros_like(prediction.logits)
+    wanted = torch.zeros_like(output.logits)
     for b, (target, queries) in enumerate(zip(targets, chosen)):
         wanted[b, queries, : target.tokens.shape[1]] = target.tokens.to(wanted)
-    boxes = torch.cat([prediction.boxes[b, queries] for b, queries in enumerate(chosen)])
+    boxes = torch.cat([output.boxes[b, queries] for b, queries in enumerate(chosen)])
     truth = torch.cat([target.boxes for target in targets]).to(boxes)
     overlap = generalized_box_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)).diagonal()
-    real = ~prediction.logits.isneginf()  # no text padding
+    valid = ~output.logits.isneginf()  # no text padding
     return {
-        "similarity": focal_loss(prediction.logits[real].float(), wanted[real].float()).sum(),
+        "similarity": focal_loss(output.logits[valid].float(), wanted[valid].float()).sum(),
         "l1": (boxes - truth).abs().sum(),
         "giou": (1 - overlap).sum(),
     }
 
 
-def detection_loss(predictions: list[Prediction], targets: list[Target]) -> dict[str, Tensor]:
-    """What a model in training mode returns -> each loss, summed over all heads, and their weighted "total".
+def detection_loss(outputs: list[DetectorOutput], targets: list[Target]) -> dict[str, Tensor]:
+    """Outputs of a model in training mode -> each loss, summed over all heads, and their weighted "total".
 
-    All are divided by the number of objects in the batch. ValueError if predictions are not finite.
+    All are divided by the number of objects in the batch. ValueError if outputs are not finite.
     """
     number = max(1, sum(len(target.boxes) for target in targets))
-    sums = {name: predictions[0].boxes.new_zeros(()) for name in LOSS_WEIGHTS}
-    for prediction in predictions:
-        chosen = [match(prediction.logits[b], prediction.boxes[b], target) for b, target in enumerate(targets)]
-        for name, value in head_loss(prediction, targets, chosen).items():
+    sums = {name: outputs[0].boxes.new_zeros(()) for name in LOSS_WEIGHTS}
+    for output in outputs:
+        chosen = [match_queries(output.logits[b], output.boxes[b], target) for b, target in enumerate(targets)]
+        for name, value in head_loss(output, targets, chosen).items():
             sums[name] = sums[name] + value / number
     return sums | {"total": sum(LOSS_WEIGHTS[name] * value for name, value in sums.items())}

@@ -1,19 +1,15 @@
 """Swin Transformer backbone: an image -> maps at strides 8, 16 and 32.
 
-Paper: Liu et al., arXiv 2103.14030, section 3. Key names are those of the official detector's
-`backbone.0`. Left out: absolute position embeddings, stochastic depth and the classification head.
-Padding is not masked: windows see it as the official ones do.
+Paper: Liu et al., arXiv 2103.14030, section 3. Key names are those of the official detector's `backbone.0`. Left out:
+absolute position embeddings, stochastic depth and the classification head. The padding that fills up windows is not
+masked, as in the official code.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from .chunks import in_parts, rows_at_once
 
 PATCH = 4
 
@@ -42,19 +38,29 @@ def relative_position_index(window: int) -> Tensor:
     return down * (2 * window - 1) + across
 
 
-@lru_cache(maxsize=16)
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, N, N): -100 between tokens that only the roll has brought into one window, else 0."""
+    """(windows, N, N): -100 between tokens that only the shift has brought into one window, else 0."""
 
-    def band(length: int) -> Tensor:
+    def band(length: int) -> Tensor:  # 0, 1 or 2: before the last window, in it, and rolled around from the front
         position = torch.arange(length, device=device)
         return (position >= length - window).int() + (position >= length - shift).int()
 
-    with torch.inference_mode(False):  # the cache serves training too
-        region = 3 * band(height)[:, None] + band(width)[None]
-        region = region.view(height // window, window, width // window, window)
-        region = region.transpose(1, 2).reshape(-1, window * window)  # (windows, N)
-        return (region[:, :, None] != region[:, None]).float() * -100.0
+    region = 3 * band(height)[:, None] + band(width)[None]
+    region = to_windows(region[None, :, :, None], window)[..., 0]  # (windows, N)
+    return (region[:, :, None] != region[:, None]).float() * -100.0
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C), whole windows of side w -> (B * windows, w * w, C)."""
+    B, H, W, C = x.shape
+    x = x.view(B, H // window, window, W // window, window, C)
+    return x.transpose(2, 3).reshape(-1, window * window, C)
+
+
+def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
+    """(B * windows, w * w, C) -> (B, height, width, C)."""
+    x = x.view(-1, height // window, width // window, window, window, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, height, width, x.shape[-1])
 
 
 class PatchEmbed(nn.Module):
@@ -83,26 +89,20 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", relative_position_index(window))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor, shift_mask: Tensor | None) -> Tensor:
-        """x (windows, N, C) of one or more images; shift_mask (windows of one image, N, N), added to the scores."""
-        windows, N, C = x.shape
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, h, N, N)
-        rows, biases = rows_at_once(x, 3 * N * C), repeat(bias)
-        if shift_mask is not None:
-            shift = shift_mask.repeat(windows // len(shift_mask), 1, 1)[:, None]  # (windows, 1, N, N)
-            biases = (bias + part for part in shift.split(rows))
-        return torch.cat([self.attend(part, its_bias) for part, its_bias in zip(x.split(rows), biases)])
-
-    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (windows, N, C) of one or more images -> the same shape; mask: `shift_mask`, added to the scores."""
         windows, N, C = x.shape
         # (windows, N, 3C) -> 3 x (windows, h, N, d)
         q, k, v = self.qkv(x).view(windows, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, h, N, N)
+        if mask is not None:
+            bias = bias + mask.repeat(windows // len(mask), 1, 1)[:, None]  # (windows, h, N, N)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(x.transpose(1, 2).reshape(windows, N, C))
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between: (..., C) -> (..., C)."""
+    """Two linear layers with GELU between: (..., C) -> (..., C). Swin calls them fc1 and fc2, unlike layers.MLP."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -110,7 +110,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_parts(lambda part: self.fc2(F.gelu(self.fc1(part))), x, self.fc1.out_features)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -129,21 +129,19 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def windowed_attention(self, x: Tensor) -> Tensor:
-        (B, H, W, C), w, s = x.shape, self.window, self.shift
+        """Pad (B, H, W, C) to whole windows, shift, attend within each window, and undo all of it."""
+        (H, W), w, s = x.shape[1:3], self.window, self.shift
         x = F.pad(x, (0, 0, 0, -W % w, 0, -H % w))
-        Hp, Wp = x.shape[1:3]
-        mask = None
+        padded, mask = x.shape[1:3], None
         if s:
             x = x.roll((-s, -s), (1, 2))
-            mask = shift_mask(Hp, Wp, w, s, x.device)
-        x = x.view(B, Hp // w, w, Wp // w, w, C).transpose(2, 3).reshape(-1, w * w, C)  # -> (B * windows, N, C)
-        x = self.attn(x, mask)
-        x = x.view(B, Hp // w, Wp // w, w, w, C).transpose(2, 3).reshape(B, Hp, Wp, C)
+            mask = shift_mask(*padded, w, s, x.device)
+        x = from_windows(self.attn(to_windows(x, w), mask), w, *padded)
         return (x.roll((s, s), (1, 2)) if s else x)[:, :H, :W]
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: the four tokens of each 2x2 square, side by side, down to 2C channels."""
+    """Halve the map: the four tokens of each 2x2 square, concatenated, are projected to 2C channels."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -158,7 +156,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution, every second one with shifted windows, then the merging of patches but for the last."""
+    """Blocks of one resolution, every second one with shifted windows; `downsample` leads to the next stage."""
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, last: bool):
         super().__init__()

@@ -20,4 +20,4 @@ class Oracle:
     def answer(self, s):
         named = [i for i, label in enumerate(s.labels) if label >= 0]
         labels = torch.tensor(self.spoil([s.labels[i] for i in named]), dtype=torch.long)
-        return Detections(torch.from_numpy(s.boxes[named]), torch.full((len(named),), 0.9), labels, [], [], ("", 0.0))
+        return Detections(torch.from_numpy(s.boxes[named]), torch.full((len(named),), 0.9), labels, [], ("", 0.0))

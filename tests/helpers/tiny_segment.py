@@ -56,7 +56,6 @@ class BrightDetector:
             torch.linspace(0.9, 0.8, count),
             torch.zeros(count, dtype=torch.long),
             [names[0]] * count,
-            [names[0]] * count,
             (names[0], 0.9 if len(columns) else 0.1),
         )
 

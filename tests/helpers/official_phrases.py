@@ -1,6 +1,6 @@
 """The official way to name a box: the words whose similarity passes a threshold, whatever phrase they are of.
 
-It can merge phrases, cut words and return "" (which is why detector.py scores whole phrases instead);
+It can merge phrases, cut words and return "" (which is why the detector scores whole phrases instead);
 it is here for those who compare. Behaviour: groundingdino/util/inference.py of IDEA-Research/GroundingDINO.
 """
 
@@ -8,7 +8,7 @@ from bisect import bisect_left
 
 from torch import Tensor
 
-from .tokenizer import WordPieceTokenizer
+from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 
 
 def preprocess_caption(caption: str) -> str:

@@ -1,0 +1,67 @@
+"""The faster forms of Grounding DINO's modules equal the plain ones, forwards and backwards."""
+
+import copy
+
+import pytest
+import torch
+from helpers.gdino_tiny import TOKENIZER, tiny_model
+
+from minisam_glue.grounding_dino import fast
+from minisam_glue.grounding_dino.fast import FORMS, accelerate
+from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
+
+
+def encode(model, images=2):
+    ids = torch.tensor([TOKENIZER.encode("red car . dog ."), [*TOKENIZER.encode("cat ."), 0, 0, 0]][:images])
+    return model.encode_text(ids, ids != 0)
+
+
+def predict(model):
+    """Outputs for two images of unequal size, with padding in the images and in the text."""
+    torch.manual_seed(5)
+    return model(torch.randn(2, 3, 40, 56), encode(model), [(40, 40), (32, 56)])
+
+
+def pair():
+    model = tiny_model()
+    return model, accelerate(copy.deepcopy(model))
+
+
+def test_every_module_that_has_a_faster_form_is_switched_and_keeps_its_weights():
+    plain, quick = pair()
+    kinds = {type(module) for module in plain.modules()}
+    assert FORMS.keys() <= kinds and not FORMS.keys() & {type(module) for module in quick.modules()}
+    assert all(issubclass(form, kind) and form.__init__ is kind.__init__ for kind, form in FORMS.items())
+    assert all(torch.equal(value, quick.state_dict()[key]) for key, value in plain.state_dict().items())
+    assert accelerate(quick) is quick
+
+
+@pytest.mark.parametrize("part", [fast.PART, 1000])  # numbers in a temporary: all tokens at once, and a few
+def test_the_whole_model_predicts_the_same(part, monkeypatch):
+    monkeypatch.setattr(fast, "PART", part)
+    plain, quick = pair()
+    with torch.no_grad():
+        want, got = predict(plain)[0], predict(quick)[0]
+    assert torch.allclose(got.logits, want.logits, atol=1e-4) and torch.allclose(got.boxes, want.boxes, atol=1e-5)
+
+
+def test_it_trains_the_same():
+    plain, quick = pair()
+    for model in (plain, quick):
+        outputs = predict(model.train())
+        torch.manual_seed(6)
+        sum((o.boxes * torch.randn_like(o.boxes)).sum() + o.logits[:, :, :4].sum() for o in outputs).backward()
+    largest = max(float(p.grad.abs().max()) for p in plain.parameters())
+    for (name, a), b in zip(plain.named_parameters(), quick.named_parameters()):
+        assert torch.allclose(a.grad, b[1].grad, rtol=1e-3, atol=1e-6 * largest), name
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_folded_fusion_equals_the_formula(masked):
+    torch.manual_seed(2)
+    plain = BiMultiHeadAttention(32, 64, 4).double()
+    v, l = torch.randn(2, 50, 32).double(), torch.randn(2, 7, 32).double()
+    valid = (torch.arange(50) < torch.tensor([[50], [31]]), torch.arange(7) < torch.tensor([[4], [7]]))
+    valid = valid if masked else (None, None)
+    for got, want in zip(accelerate(copy.deepcopy(plain))(v, l, *valid), plain(v, l, *valid)):
+        assert (got - want).abs().max() < 1e-13
