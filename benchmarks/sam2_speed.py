@@ -83,12 +83,12 @@ class Ours:
     def __init__(self, args, size: int, weights: dict):
         from dataclasses import replace
 
-        from minisam_glue.sam2 import PRESETS, SAM2
+        from minisam_glue.sam2 import PRESETS, SAM2, accelerate
 
         with torch.device("meta"):
             self.model = SAM2(replace(PRESETS[args.preset], image_size=size)).eval()
         self.model.load_state_dict(weights, strict=True, assign=True)
-        self.model.to(args.device)
+        accelerate(self.model.to(args.device))
         self.encode = self.model.encode_image
 
     def image(self, image: np.ndarray):

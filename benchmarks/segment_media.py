@@ -37,7 +37,9 @@ def models(sam: str):
     segmenter = sam2.build(f"sam2.1_hiera_{sam}")
     for model in (detector, segmenter):
         model.load_state_dict(parity.formula_state({k: tuple(v.shape) for k, v in model.state_dict().items()}))
-    grounding_dino.accelerate(detector)  # as load_models does
+    # as load_models does
+    grounding_dino.accelerate(detector)
+    sam2.accelerate(segmenter)
     return Models(grounding_dino.Detector(detector, grounding_dino.WordPieceTokenizer.load(VOCABULARY)), segmenter)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..grounding_dino import Detections, Detector
-from ..sam2 import SAM2, ImagePredictor, VideoTracker
+from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
 from . import load_detector, load_segmenter
 from .scenes import KINDS, SMALLEST, Clip, Scene, clip, extents, scene
 
@@ -309,7 +309,7 @@ def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
     """The models whose files are given."""
     return (
         load_detector(args.detector, args.device) if args.detector else None,
-        load_segmenter(args.segmenter, args.device) if args.segmenter else None,
+        accelerate(load_segmenter(args.segmenter, args.device)) if args.segmenter else None,
     )
 
 

@@ -14,7 +14,7 @@ from ..layers import MLP
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """2 x 2 max pooling of (B, H, W, C)."""
+    """2 x 2 max pooling: (B, H, W, C) -> (B, H / 2, W / 2, C)."""
     return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 

@@ -49,7 +49,7 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Two two-way blocks, and a last look of the tokens at the image."""
+    """Two two-way blocks, and a final attention from tokens to image."""
 
     def __init__(self, dim: int, mlp_dim: int):
         super().__init__()

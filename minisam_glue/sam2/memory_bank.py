@@ -24,7 +24,7 @@ POINTERS = 16  # pointers of frames less than this far back are attended to
 
 @dataclass
 class FrameMemory:
-    """What one frame leaves behind for one object. tokens and logits are dropped when no later frame needs them."""
+    """The memory of one frame for one object. tokens and logits are dropped when no later frame needs them."""
 
     pointer: Tensor  # (C,)
     object_score_logits: Tensor  # (), positive where the object is in the frame
@@ -51,7 +51,7 @@ class MemorySelection:
 
 
 def map_frame(frame: int, steps: int, sign: int, stride: int) -> int:
-    """The frame of the map that is `steps` maps back: the previous frame, then multiples of the stride."""
+    """Number of the frame whose map is `steps` maps back: the previous frame, then multiples of the stride."""
     if steps == 1:
         return frame - sign
     nearest = (frame - 2) // stride * stride if sign > 0 else -(-(frame + 2) // stride) * stride
@@ -75,7 +75,7 @@ class MemoryBank:
         return self.prompted.get(frame) or self.tracked.get(frame)
 
     def nearest_prompted(self, frame: int, limit: int | None) -> list[int]:
-        """At most `limit` prompted frames: the nearest before, the nearest from `frame` on, then the nearest others."""
+        """Choose at most `limit` prompted frames: the nearest before, the nearest from `frame` on, then the nearest others."""
         if limit is None or len(self.prompted) <= limit:
             return list(self.prompted)
         before = max((t for t in self.prompted if t < frame), default=None)
@@ -92,7 +92,7 @@ class MemoryBank:
         limit: int | None = None,
         pointer_count: int = POINTERS,
     ) -> MemorySelection:
-        """What `frame` attends to when time runs forwards or in reverse; of prompted frames at most `limit`."""
+        """Select what `frame` attends to when time runs forwards or in reverse, with at most `limit` prompted frames."""
         sign = -1 if reverse else 1
         chosen = [t for t in self.nearest_prompted(frame, limit) if t != frame]
         # Prompted frames that were not chosen still count as ordinary frames.
@@ -117,7 +117,7 @@ class MemoryBank:
             memory.tokens = memory.tokens if abs(t - frame) <= horizon else None
 
     def state(self) -> dict:
-        """Its content as dictionaries of tensors, which torch.save takes."""
+        """Give the content as dictionaries of tensors, which torch.save takes."""
         return {
             "prompted": {t: dict(vars(memory)) for t, memory in self.prompted.items()},
             "tracked": {t: dict(vars(memory)) for t, memory in self.tracked.items()},
@@ -125,7 +125,7 @@ class MemoryBank:
 
     @classmethod
     def from_state(cls, state: dict, device: torch.device) -> "MemoryBank":
-        """The bank whose state() this is, on a device."""
+        """Make the bank whose state() this is, on a device."""
 
         def restore(memory: dict) -> FrameMemory:
             return FrameMemory(**{k: None if v is None else v.to(device) for k, v in memory.items()})
@@ -134,7 +134,7 @@ class MemoryBank:
 
 
 def held_bytes(*kept: object) -> int:
-    """Bytes of all tensors in dataclasses, dictionaries, lists and tuples; memory that tensors share counts once."""
+    """Count the bytes of all tensors in dataclasses, dictionaries, lists and tuples; shared memory counts once."""
     storages, todo = {}, list(kept)
     while todo:
         item = todo.pop()

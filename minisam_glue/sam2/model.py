@@ -111,19 +111,19 @@ PRESETS = {
 
 @dataclass
 class ImageFeatures:
-    """What the model keeps of B images: all that prompts and memories need."""
+    """Features of B images: all that prompts and memories need of them."""
 
     tokens: Tensor  # (B, N, C), stride 16
     high_res: tuple[Tensor, Tensor]  # for the mask decoder: (B, c0, 4 h, 4 w) and (B, c1, 2 h, 2 w)
 
     def __getitem__(self, rows: slice | Tensor) -> "ImageFeatures":
-        """The features of some of the images, by a slice or by their numbers."""
+        """Take the features of some of the images, by a slice or by their numbers."""
         return type(self)(self.tokens[rows], (self.high_res[0][rows], self.high_res[1][rows]))
 
 
 @dataclass
 class ObjectOutput:
-    """The masks of B objects on a frame, and what their memories take from the decoder."""
+    """Masks of B objects on a frame, and the decoder's share of their memories."""
 
     logits: Tensor  # (B, S / 4, S / 4), fp32
     pointer: Tensor  # (B, C)
@@ -173,13 +173,13 @@ class SAM2(nn.Module):
     # --- An image and its prompts -----------------------------------------------------------------------------
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """(B, 3, S, S) -> features. The decoder's 1 x 1 convolutions on the finer maps are part of it."""
+        """Encode images (B, 3, S, S). The decoder's 1 x 1 convolutions on the finer maps are part of it."""
         s4, s8, s16 = self.image_encoder(images.to(self.no_mem_embed.dtype))
         decoder = self.sam_mask_decoder
         return ImageFeatures(s16.flatten(2).mT, (decoder.conv_s0(s4), decoder.conv_s1(s8)))
 
     def without_memory(self, features: ImageFeatures) -> Tensor:
-        """Image tokens (B, N, C) for the decoder where there is no memory: of an image, or of a first frame."""
+        """Image tokens (B, N, C) plus the embedding of "no memory": for images, and for frames of new objects."""
         return features.tokens + self.no_mem_embed
 
     def decode(
@@ -191,9 +191,9 @@ class SAM2(nn.Module):
         mask: Tensor | None = None,
         multimask: bool = False,
     ) -> Decoded:
-        """Image tokens (B or 1, N, C) and prompts in the model's pixels -> masks; see PromptEncoder, MaskDecoder.
+        """Decode image tokens (B or 1, N, C) and prompts in the model's pixels; see PromptEncoder and MaskDecoder.
 
-        Without points there is one per object that is none, as in the official model.
+        Without points each object gets one with the label "no point", as in the official model.
         """
         if points is None:
             count = len(tokens) if mask is None else len(mask)
@@ -206,7 +206,7 @@ class SAM2(nn.Module):
     # --- A frame and its objects ------------------------------------------------------------------------------
 
     def as_object(self, out: Decoded) -> ObjectOutput:
-        """The mask of the highest predicted IoU and its pointer, or what absence makes of both."""
+        """Choose the mask of the highest predicted IoU and its pointer; an absent object gets ABSENT and no_obj_ptr."""
         row, best = torch.arange(len(out.ious), device=out.ious.device), out.ious.argmax(1)
         there = (out.object_score_logits > 0)[:, None]
         logits = torch.where(there[..., None], out.masks[row, best].float(), ABSENT)
@@ -214,19 +214,19 @@ class SAM2(nn.Module):
         return ObjectOutput(logits, pointer, out.object_score_logits)
 
     def decode_mask(self, features: ImageFeatures, mask: Tensor) -> Decoded:
-        """What the decoder makes of masks (B, 1, S, S) of zeros and ones that are given as prompts of a video."""
+        """Decode mask prompts of a video, (B, 1, S, S) of zeros and ones."""
         prompt = self.mask_downsample(mask.to(self.no_mem_embed.dtype))
         return self.decode(features.tokens, features.high_res, mask=prompt)
 
     def as_given(self, mask: Tensor, out: Decoded) -> ObjectOutput:
-        """Such masks (B, 1, S, S) as they are; only the pointers are the decoder's."""
+        """Take mask prompts (B, 1, S, S) as the output; only the pointers are the decoder's."""
         logits = resize_antialiased(20 * mask - 10, self.config.image_size // 4)[:, 0]
         there = mask.flatten(1).any(1)
         pointer = torch.where(there[:, None], self.as_object(out).pointer, self.no_obj_ptr)
         return ObjectOutput(logits, pointer, 20.0 * there - 10)
 
     def encode_memory(self, features: ImageFeatures, out: ObjectOutput, prompted: bool) -> Tensor:
-        """Objects on a frame -> memory maps (B, N, mem_dim) in bfloat16. Masks of prompted frames are made binary."""
+        """Encode objects on a frame as memory maps (B, N, mem_dim) in bfloat16; prompted masks are made binary."""
         size = (self.config.image_size,) * 2
         logits = F.interpolate(out.logits[:, None], size=size, mode="bilinear", align_corners=False)
         masks = (logits > 0).float() if prompted else logits.sigmoid()
@@ -238,7 +238,7 @@ class SAM2(nn.Module):
     def condition_on_memory(
         self, features: ImageFeatures, selections: list[MemorySelection], pointer_count: int = POINTERS
     ) -> Tensor:
-        """The frame as it looks to B objects that remember: (B, N, C). selections: one per object, of one layout."""
+        """Let the frame attend to the memories of B objects: tokens (B, N, C). All selections have one layout."""
         return self.memory_attention(
             features.tokens, self.grid_position(self.config.dim), *self.memory_inputs(selections, pointer_count)
         )

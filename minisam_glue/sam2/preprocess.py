@@ -1,6 +1,6 @@
-"""The boundary of SAM 2: images, frames and prompts come in here, are checked, and become the model's tensors.
+"""Preprocessing: images, frames and prompts are checked here and become the model's tensors.
 
-Preprocessing as in the official predictors (facebookresearch/sam2): the whole image is stretched to a square;
+As in the official predictors (facebookresearch/sam2): the whole image is stretched to a square;
 images are resized as floats with antialiased bilinear weights, video frames as bytes with Pillow's bicubic.
 Left out: reading files, which is the caller's.
 """
@@ -30,7 +30,7 @@ def frame_pixels(frame: np.ndarray, size: int, device: torch.device) -> Tensor:
 
 
 def finite_tensor(value: Array, name: str) -> Tensor:
-    """Anything array-like as a finite float32 tensor on the CPU."""
+    """Turn anything array-like into a finite float32 tensor on the CPU. ValueError for what is not numbers."""
     try:
         if isinstance(value, np.ndarray):  # a copy, as torch takes neither negative strides nor foreign byte orders
             value = np.array(value, np.float32, order="C")
@@ -43,7 +43,10 @@ def finite_tensor(value: Array, name: str) -> Tensor:
 
 
 def box_points(boxes: Array) -> tuple[Tensor, Tensor]:
-    """xyxy boxes (4,) or (B, 4) -> corner points (B, 2, 2) and their labels (B, 2). Boxes may leave the image."""
+    """xyxy boxes (4,) or (B, 4) -> corner points (B, 2, 2) and their labels (B, 2). Boxes may leave the image.
+
+    Raises ValueError for another shape and for corners in the wrong order.
+    """
     boxes = finite_tensor(boxes, "boxes")
     if boxes.numel() == 0:
         boxes = boxes.reshape(0, 4)

@@ -326,10 +326,10 @@ class VideoTracker:
         scores = torch.stack(scores) if scores else absent.new_zeros(0)
         return FrameResult(self.frame, list(self.objects), low_res, scores, self.size, self.non_overlap)
 
-    # --- What is kept -----------------------------------------------------------------------------------------
+    # --- State ------------------------------------------------------------------------------------------------
 
     def state(self) -> dict:
-        """All that later frames depend on, as numbers and tensors that torch.save takes: see restore."""
+        """Give all that later frames depend on, as numbers and tensors that torch.save takes: see restore."""
         objects = [{"id": o.id, "added_at": o.added_at, "bank": o.bank.state()} for o in self.objects.values()]
         return {"frame": self.frame, "size": self.size, "passes": self.passes, "objects": objects}
 
@@ -352,7 +352,7 @@ class VideoTracker:
         del self.objects[object_id]
 
     def held_bytes(self) -> int:
-        """Bytes of all tensors that are kept for later frames, and of the current frame's features."""
+        """Count the bytes of the current frame's features and of all tensors that are kept for later frames."""
         return held_bytes(self.features, self.objects)
 
 
