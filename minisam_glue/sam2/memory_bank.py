@@ -7,10 +7,11 @@ pointers of up to fifteen frames before it:
     frame      P   ...   t-15  ...  t-7  t-6  t-5  t-4  t-3  t-2  t-1 | t
     map slot   0                          1    2    3    4    5    6
     pointer    x          x    ...   x    x    x    x    x    x    x
+    kept       both       pointer only   |    map and pointer         |
 
 With a stride of 3 and t = 20 the six maps are of frames 6, 9, 12, 15, 18 and 19: the previous frame, and multiples
-of the stride before it. The oldest map lies at most 5 * stride + 1 frames back. Farther back only pointers are kept,
-and beyond those only prompted frames. Left out: the random choice of memories that training makes.
+of the stride before it. So the oldest map lies at most 5 * stride + 1 frames back: the horizon behind which tracked
+frames keep their pointer alone. Left out: the random choice of memories that training makes.
 """
 
 from dataclasses import dataclass, field, is_dataclass
@@ -75,7 +76,7 @@ class MemoryBank:
         return self.prompted.get(frame) or self.tracked.get(frame)
 
     def nearest_prompted(self, frame: int, limit: int | None) -> list[int]:
-        """Choose at most `limit` prompted frames: the nearest before, the nearest from `frame` on, then the nearest others."""
+        """Choose at most `limit` prompted frames: the nearest before, the nearest from `frame` on, then the others."""
         if limit is None or len(self.prompted) <= limit:
             return list(self.prompted)
         before = max((t for t in self.prompted if t < frame), default=None)
@@ -92,7 +93,7 @@ class MemoryBank:
         limit: int | None = None,
         pointer_count: int = POINTERS,
     ) -> MemorySelection:
-        """Select what `frame` attends to when time runs forwards or in reverse, with at most `limit` prompted frames."""
+        """Select what `frame` attends to, when time runs forwards or in reverse: at most `limit` prompted frames."""
         sign = -1 if reverse else 1
         chosen = [t for t in self.nearest_prompted(frame, limit) if t != frame]
         # Prompted frames that were not chosen still count as ordinary frames.
