@@ -8,7 +8,7 @@ from helpers.sam2_tiny import frames, tiny_model
 
 from minisam_glue.sam2 import ImagePredictor, VideoTracker, accelerate, build, compile_model, fast
 from minisam_glue.sam2.fast import FORMS, depth_to_space, space_to_depth, weighted_sum
-from minisam_glue.sam2.hiera import HieraBlock
+from minisam_glue.sam2.hiera import Hiera, HieraBlock
 from minisam_glue.sam2.layers import Attention
 from minisam_glue.sam2.memory import RotaryAttention
 
@@ -73,6 +73,12 @@ def test_strips_of_windows_equal_the_whole_map(height, width, window, dim_out, m
     plain, strips = both(HieraBlock(16, dim_out, 2, window).requires_grad_(False))
     x = noise(2, height, width, 16)
     torch.testing.assert_close(strips(x), plain(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("background", [(7, 7), (3, 5)])
+def test_positions_stretched_by_matrices_equal_the_interpolated_ones(background):
+    plain, separable = both(Hiera(8, 1, (1, 1, 1, 1), (), (8, 4, 14, 7), background).requires_grad_(False))
+    torch.testing.assert_close(separable.position(32, 24), plain.position(32, 24), atol=1e-5, rtol=1e-5)
 
 
 def test_space_to_depth_puts_the_cells_of_a_square_together_and_back():

@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .hiera import HieraBlock, from_windows, to_windows
+from .hiera import Hiera, HieraBlock, from_windows, to_windows
 from .layers import Attention, LayerNorm2d
 from .mask_decoder import MaskDecoder
 from .memory import MemoryAttention, RotaryAttention, axial_angles
@@ -123,6 +123,28 @@ def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int 
                 result = result * rescale + weights.to(values.dtype) @ values
             out[b, i * rows : (i + 1) * rows] = result / total
     return out
+
+
+class SeparableHiera(Hiera):
+    """The trunk with its position embedding stretched by two matrix products.
+
+    Bicubic interpolation is linear along each axis: for the embedding P of a channel it is A P B^T, and A is the
+    interpolation of an identity matrix. Both products are small beside the sampling of every pixel.
+    """
+
+    def position(self, height: int, width: int) -> Tensor:
+        coarse, window = self.pos_embed.float()[0], self.pos_embed_window.float()[0]  # (C, h, w), (C, s, s)
+        size = window.shape[-1]
+        with torch.autocast(coarse.device.type, enabled=False):
+            coarse = bicubic_matrix(coarse, 1, height) @ coarse @ bicubic_matrix(coarse, 2, width).T
+        tiles = coarse.view(-1, height // size, size, width // size, size) + window[:, None, :, None]
+        return tiles.view(1, -1, height, width).permute(0, 2, 3, 1).to(self.pos_embed.dtype)
+
+
+def bicubic_matrix(x: Tensor, axis: int, length: int) -> Tensor:
+    """The matrix (length, n) that stretches this axis of x, of length n, as F.interpolate does."""
+    identity = torch.eye(x.shape[axis], device=x.device)[None, None]
+    return F.interpolate(identity, size=(length, x.shape[axis]), mode="bicubic")[0, 0]
 
 
 class StripHieraBlock(HieraBlock):
@@ -266,6 +288,7 @@ def folded_product(first: nn.Conv2d, second: nn.Conv2d, x: Tensor) -> Tensor:
 FORMS = {
     Attention: FewTokensAttention,
     RotaryAttention: FastRotaryAttention,
+    Hiera: SeparableHiera,
     HieraBlock: StripHieraBlock,
     MaskDecoder: NestedMaskDecoder,
     MemoryAttention: SharedMemoryAttention,
