@@ -47,6 +47,11 @@ def highlight(
     return image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
 
 
+def pad_ids(texts: list[list[int]], length: int) -> Tensor:
+    """Ids of T texts -> (T, length), zeros behind the end, which change nothing."""
+    return torch.tensor([ids + [0] * (length - len(ids)) for ids in texts])
+
+
 def check_size(size: int, patch: int) -> None:
     """ValueError unless a side of `size` pixels splits into patches."""
     if size < patch or size % patch:
@@ -108,10 +113,8 @@ class HeatMapper:
         if missing:
             self.check_phrases(missing)
             ids = [self.tokens(template.replace("{}", phrase)) for phrase in missing for template in self.templates]
-            padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.long)
-            for row, text in zip(padded, ids):
-                row[: len(text)] = torch.tensor(text)
-            encoded = clip.encode_text(padded.to(device)).unflatten(0, (len(missing), -1)).mean(1)
+            padded = pad_ids(ids, max(map(len, ids))).to(device)
+            encoded = clip.encode_text(padded).unflatten(0, (len(missing), -1)).mean(1)
             self.texts.update({(phrase, state): condition for phrase, condition in zip(missing, encoded)})
         found = {phrase: self.texts[phrase, state] for phrase in phrases}
         for phrase in phrases:

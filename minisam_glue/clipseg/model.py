@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .clip import CLIP, CLIPConfig, EncoderLayer
+from .clip import CLIP, CLIPConfig, EncoderLayer, TextConfig, VisionConfig
 
 # What published files hold beyond the model: 0, 1, 2, ..., kept by old versions of transformers.
 IGNORED_KEYS = ("clip.text_model.embeddings.position_ids", "clip.vision_model.embeddings.position_ids")
@@ -39,6 +39,18 @@ PRESETS = {
     "rd64-refined": CLIPSegConfig(refined=True),  # 150,747,746 parameters
     "rd64": CLIPSegConfig(),  # 150,693,890 parameters
     "rd16": CLIPSegConfig(reduce_dim=16),  # 149,884,418 parameters
+    # minisam_glue/demo, 1,526,474 parameters; the vocabulary is demo.clip_tokenizer()
+    "demo": CLIPSegConfig(
+        CLIPConfig(
+            VisionConfig(dim=128, num_layers=6, num_heads=4, mlp_dim=512, image_size=96, patch_size=8),
+            TextConfig(dim=64, num_layers=2, num_heads=4, mlp_dim=256, vocab_size=630, max_tokens=77),
+            projection_dim=64,
+        ),
+        reduce_dim=48,
+        extract_layers=(1, 3, 5),
+        refined=True,
+        decoder_mlp_dim=192,
+    ),
 }
 
 

@@ -1,0 +1,156 @@
+"""Training and evaluating the demo CLIPSeg."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from minisam_glue.clipseg import PRESETS, HeatMapper
+from minisam_glue.demo import FOLDER, SEGMENTER, clip_tokenizer, load_heat_mapper
+from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat_to_masks
+from minisam_glue.demo.scenes import Phrase, scene
+from minisam_glue.demo.train_clipseg import (
+    CLIPSegTask,
+    Recipe,
+    collate,
+    dice_loss,
+    random_phrases,
+    scene_losses,
+    target_of,
+)
+from minisam_glue.demo.train_detector import NAMES
+from minisam_glue.demo.training import Trainer, export
+from minisam_glue.models import load_models
+from minisam_glue.pipeline import segment_image
+from minisam_glue.weights import WeightsError
+
+RECIPE = Recipe(steps=4, batch_size=2, warmup_steps=2, figure_steps=2, phrases=3, side=48)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of four steps: two on figures, two on scenes."""
+    folder = tmp_path_factory.mktemp("run")
+    Trainer(CLIPSegTask(RECIPE), folder, "cpu").run(0)
+    return folder
+
+
+class Oracle:
+    """Answers with heat maps of the truth, 96 x 96, or of what `spoil` makes of the objects of a phrase."""
+
+    def __init__(self, scenes, spoil=lambda objects: objects):
+        self.by_image, self.spoil = {s.image.tobytes(): s for s in scenes}, spoil
+
+    def heat_maps(self, images, phrases):
+        (s,) = (self.by_image[image.tobytes()] for image in images)
+        maps = torch.full((1, len(phrases), 96, 96), -6.0)
+        for number in range(len(phrases)):
+            objects = self.spoil([i for i, label in enumerate(s.labels) if label == number])
+            if objects:
+                mask = torch.from_numpy(s.masks[objects].any(0))[None, None].float()
+                maps[0, number] = 12 * torch.nn.functional.interpolate(mask, (96, 96))[0, 0] - 6
+        return maps
+
+
+def test_the_preset_fits_the_tokenizer_which_spells_what_it_does_not_know():
+    tokenizer, config = clip_tokenizer(), PRESETS["demo"].clip.text
+    assert config.vocab_size == len(tokenizer.ids) and tokenizer.ids["<|endoftext|>"] == config.vocab_size - 1
+    for colour in NAMES["colour"]:
+        for shape in NAMES["shape"]:
+            assert len(tokenizer.encode(f"the {colour} {shape}")) <= 12
+    assert len(tokenizer.encode("zyx")) == 5
+
+
+def test_targets_lie_where_the_objects_of_a_phrase_are():
+    s = scene(3)
+    figure = s.figures[0]
+    phrase = Phrase("it", figure.colour, figure.shape)
+    target = target_of(s, phrase, 64)
+    mask = s.masks[[phrase.matches(f) for f in s.figures]].any(0)
+    assert target.shape == (64, 64) and float(target.mean()) == pytest.approx(mask.mean(), abs=0.01)
+    assert not target_of(s, Phrase("a dog", None, "dog"), 64).any()
+
+
+def test_phrases_for_a_scene_name_what_is_there_and_what_is_not():
+    rng = np.random.default_rng(0)
+    shown = [
+        any(phrase.matches(figure) for figure in s.figures)
+        for s in map(scene, range(20)) for phrase in random_phrases(rng, s, 8)
+    ]  # fmt: skip
+    assert len(shown) == 160 and 0.5 < np.mean(shown) < 0.95
+
+
+def test_dice_is_nothing_for_the_truth_and_without_anything_to_show():
+    target = torch.zeros(2, 8, 8)
+    target[0, 2:6, 2:6] = 1
+    assert float(dice_loss(40 * target - 20, target)) < 1e-4
+    assert float(dice_loss(20 - 40 * target, target)) > 0.9
+    assert float(dice_loss(torch.randn(2, 8, 8), torch.zeros(2, 8, 8))) == 0
+
+
+def test_each_kind_of_step_teaches_every_weight_that_its_loss_depends_on():
+    task = CLIPSegTask(RECIPE)
+    model = task.build()
+    figures = task.batch(0, 0)
+    task.losses(model, figures)["total"].backward()
+    assert all(p.grad is not None for p in model.clip.parameters()) and model.decoder.film_mul.weight.grad is None
+    task.losses(model, task.batch(2, 2))["total"].backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(trained, tmp_path):
+    task = CLIPSegTask(RECIPE)
+    first = Trainer(task, tmp_path, "cpu")
+    for step in range(3):
+        first.update(task.batch(step, step))
+    first.save()
+    again = Trainer(task, tmp_path, "cpu")
+    assert again.step == 3
+    again.run(0)
+    whole, resumed = (torch.load(f / "clipseg.pt", weights_only=True)["model"] for f in (trained, tmp_path))
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]
+
+
+def test_the_weights_of_a_run_are_used_by_method_clipseg(trained, tmp_path):
+    for source in (trained / "clipseg.pt", FOLDER / SEGMENTER):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    models = load_models(tmp_path, method="clipseg", device="cpu", heat_size=64)
+    assert models.detector is None and models.heat_mapper.size == 64 and models.demo
+    assert segment_image(models, scene(1).image, "red circle. blue star.").best is not None
+    assert load_heat_mapper(trained / "clipseg.pt").templates == ("{}",)
+    (tmp_path / "clipseg.pt").unlink()
+    with pytest.raises(WeightsError, match=r"clipseg.pt is missing: .*train_clipseg makes it"):
+        load_models(tmp_path, method="clipseg")
+
+
+def test_the_truth_reaches_full_marks_and_nothing_none():
+    scenes = [scene(seed) for seed in range(8)]
+    assert evaluate_heat_maps(Oracle(scenes), scenes)["heat_iou"] > 0.8
+    nothing = evaluate_heat_maps(Oracle(scenes, lambda objects: []), scenes)
+    assert nothing["heat_iou"] == 0 and nothing["heat_silence"] == 1
+
+
+def test_from_the_true_heat_maps_sam_2_makes_the_masks_of_the_objects():
+    models, scenes = load_models("demo", detector=None, device="cpu"), [scene(seed) for seed in range(8)]
+    metrics = evaluate_heat_to_masks(Oracle(scenes), models.sam, scenes)
+    assert metrics["text_iou"] > 0.6 and metrics["text_silence"] == 1.0
+    spoiled = evaluate_heat_to_masks(Oracle(scenes, lambda objects: objects or [0]), models.sam, scenes)
+    assert spoiled["text_silence"] < 0.5
+
+
+@pytest.mark.slow  # a minute
+def test_training_overfits_two_scenes(tmp_path):
+    recipe = Recipe(steps=150, warmup_steps=10, lr=1e-3, ema_decay=0.9, figure_steps=0)
+    trainer = Trainer(CLIPSegTask(recipe), tmp_path, "cpu")
+    scenes = [scene(seed, (80, 80)) for seed in range(2)]
+    phrases = [random_phrases(np.random.default_rng(seed), s, 6) for seed, s in enumerate(scenes)]
+    tokens = [[trainer.task.tokenizer.encode(phrase.text) for phrase in row] for row in phrases]
+    batch = collate(scenes, phrases, tokens, 80)
+    losses = [{k: float(v.detach()) for k, v in trainer.update(batch).items()} for _ in range(150)]
+    assert losses[-1]["dice"] < 0.2 and losses[-1]["bce"] < 0.2 * losses[0]["bce"]
+    assert float(scene_losses(trainer.ema, batch, trainer.task.words)["dice"]) < 0.3
+    mapper = HeatMapper(trainer.ema, trainer.task.tokenizer, 80)
+    export(trainer.ema, tmp_path / "clipseg.pt")
+    assert mapper.heat_maps([scenes[0].image], [phrases[0][0].text]).max() > 0
