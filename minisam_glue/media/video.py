@@ -8,10 +8,10 @@ index. Anything else uses the time stamps of all packets, which are read once, w
 missing or out of order, frames are counted from the start each time.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,6 +119,8 @@ class Video(Reader):
     def time(self, number: int) -> float:
         if number >= len(self.stamps):
             self._scan()
+        if number >= len(self.stamps):
+            self._count()
         return self._seconds(self.stamps[number])
 
     def _seconds(self, stamp: int) -> float:
@@ -133,14 +135,20 @@ class Video(Reader):
         if seconds <= TOLERANCE:
             return 0
         self._scan()
-        return bisect_left(self.stamps, self.stamps[0] + (seconds - TOLERANCE) / self.unit)
+        least = self.stamps[0] + (seconds - TOLERANCE) / self.unit
+        if not self.indexed:
+            self._count(least)
+        return bisect_left(self.stamps, least)
 
     def read(self, first: int, stride: int) -> Iterator[Timed]:
         if first:
             self._scan()
-        if first >= len(self.stamps):
+        if not (first and self.indexed):
+            frames = self._after(first)
+        elif first < len(self.stamps):
+            frames = self._from(self.stamps[first])
+        else:
             return
-        frames = self._from(self.stamps[first]) if first and self.indexed else islice(self._frames(None), first, None)
         for timed in every(stride, self._timed(frames, first)):
             yield timed._replace(picture=self._to_rgb(timed.picture))
 
@@ -182,6 +190,14 @@ class Video(Reader):
                 stamp = 0 if last is None else last + self.step
             last = stamp
             yield stamp, frame
+
+    def _after(self, count: int) -> Iterator[tuple[int, object]]:
+        """As `_frames`, without the first `count` frames, which are decoded all the same."""
+        for number, (stamp, frame) in enumerate(self._frames(None)):
+            if number < count:
+                self._note(number, stamp)
+            else:
+                yield stamp, frame
 
     def _from(self, stamp: int) -> Iterator[tuple[int, object]]:
         """As `_frames`, from the frame of this time stamp on, or the next one that can be decoded.
@@ -264,7 +280,7 @@ class Video(Reader):
     # --- The index -------------------------------------------------------------------------------------------------
 
     def _scan(self) -> None:
-        """Learn the time stamps of all frames from the packets, or by decoding where those say too little."""
+        """Learn the time stamps of all frames from the packets, if those tell them; `indexed` says so."""
         if self.scanned:
             return
         self.scanned, packets = True, []
@@ -286,8 +302,14 @@ class Video(Reader):
             known = set(self.stamps)
             self._lost = {stamp for stamp in stamps if self.stamps[0] < stamp < self.stamps[-1]} - known
             self.stamps += sorted(stamp for stamp in stamps if stamp > self.stamps[-1])
-        else:
-            self.stamps = [stamp for stamp, _ in self._frames(None)]
+            self.count = len(self.stamps)
+
+    def _count(self, least: float = math.inf) -> None:
+        """Learn the time stamps by decoding from the start, up to the first frame of at least that one."""
+        for number, (stamp, _) in enumerate(self._frames(None)):
+            self._note(number, stamp)
+            if stamp >= least:
+                return
         self.count = len(self.stamps)
 
     def _shown(self, packet) -> bool:
@@ -297,13 +319,15 @@ class Video(Reader):
 
     def exact_count(self, first: int = 0) -> int:
         self._scan()
-        if self.indexed and not self.checked:
+        if not self.indexed and not self.checked:
+            self._count()
+        elif not self.checked:
             number = first
             for stamp, _ in self._from(self.stamps[first]) if first else self._frames(None):
                 self._note(number, stamp)
                 number += 1
             self._note_end(number)
-            self.checked, self.count = True, len(self.stamps)
+        self.checked, self.count = True, len(self.stamps)
         return len(self.stamps)
 
     @property
