@@ -231,16 +231,20 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
         type=number(0, FASTEST, above=True),
         default=media.DEFAULT_FPS,
         metavar="X",
-        help="frames per second of folders and pipes, which state none (default %(default)s)",
+        help="frames per second of folders, pipes and TIFF pages, which state none (default %(default)s)",
     )
     group.add_argument(
-        "--start", type=number(0, LONGEST), default=0.0, metavar="S", help="second to begin at (default 0)"
+        "--start",
+        type=number(0, LONGEST),
+        default=0.0,
+        metavar="S",
+        help="begin at the first frame from this second on, counted from the first frame (default 0)",
     )
     group.add_argument(
         "--max-seconds",
         type=number(0, LONGEST, above=True),
         metavar="S",
-        help="seconds of the video to read (default: all)",
+        help="seconds of the video to read, by its time stamps (default: all)",
     )
     group.add_argument(
         "--stride", type=whole_number(1), default=1, metavar="N", help="read every N-th frame (default 1)"

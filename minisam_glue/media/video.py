@@ -42,7 +42,8 @@ class Entry(NamedTuple):
 def open_video(path: str | Path):
     """PyAV's container of a video file, as a context manager. PyAV's errors, OSError."""
     # "file:" because a name like a:b.mp4 is an address to FFmpeg otherwise
-    return load_av(str(path)).open(f"file:{path}", options={"format_whitelist": CONTAINERS})
+    # container_options, because some versions of PyAV crash if a program stream gets `options`
+    return load_av(str(path)).open(f"file:{path}", container_options={"format_whitelist": CONTAINERS})
 
 
 def is_video(path: str | Path) -> bool:
