@@ -82,7 +82,7 @@ class MSDeformAttn(nn.Module):
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, grid[1:])
         reference = reference[:, :, None, :, None]  # (B, Q, 1, levels, 1, 2 or 4)
         if reference.shape[-1] == 2:  # offsets in cells of the level
-            cells = torch.tensor([(width, height) for height, width in shapes], device=query.device)
-            return reference + offsets / cells[:, None], weights
+            cells = [[(width, height)] * self.points for height, width in shapes]  # (levels, K, 2)
+            return reference + offsets / torch.tensor(cells, dtype=offsets.dtype, device=query.device), weights
         # offsets in parts of half the box, so that K points fill it at first
         return reference[..., :2] + offsets / self.points * reference[..., 2:] * 0.5, weights

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable_attention import MSDeformAttn, deformable_sample
-from .fusion import BiMultiHeadAttention
+from .fusion import BiAttentionBlock, BiMultiHeadAttention
 from .geometry import Geometry, Shapes
 from .swin import MLP, WindowAttention
 from .transformer import EncoderLayer
@@ -73,6 +73,15 @@ class FoldedBiMultiHeadAttention(BiMultiHeadAttention):
         mixed = (weights @ v).view(B, h, -1, C)  # (B, h, L, C)
         read = mixed @ self.values_v_proj.weight.view(h, -1, C).transpose(1, 2)  # (h, C, d) -> (B, h, L, d)
         return self.out_l_proj(read.transpose(1, 2).flatten(2) + self.values_v_proj.bias)
+
+
+class FusedBiAttentionBlock(BiAttentionBlock):
+    """The scaled residual v + gamma * read_v in one pass, without a temporary of the size of all image tokens."""
+
+    def forward(self, v: Tensor, l: Tensor, valid_v: Tensor | None, valid_l: Tensor | None) -> tuple[Tensor, Tensor]:
+        v, l = self.layer_norm_v(v), self.layer_norm_l(l)
+        read_v, read_l = self.attn(v, l, valid_v, valid_l)
+        return torch.addcmul(v, self.gamma_v, read_v), torch.addcmul(l, self.gamma_l, read_l)
 
 
 # --- Deformable attention ----------------------------------------------------------------------------------
@@ -183,6 +192,7 @@ class MLPInParts(MLP):
 
 
 FORMS = {
+    BiAttentionBlock: FusedBiAttentionBlock,
     BiMultiHeadAttention: FoldedBiMultiHeadAttention,
     MSDeformAttn: GatheredMSDeformAttn,
     EncoderLayer: EncoderLayerInParts,

@@ -8,6 +8,7 @@ The text tokens meet the image four times:
     score_tokens         each image token is scored by its best text token; select_queries takes the highest
     DecoderLayer         ca_text in every layer: each query reads the text tokens, after the other queries
     contrastive_logits   the answer: the dot product of each final query with each text token
+The score of a phrase is that of its best token (phrase_scores in detector.py).
 """
 
 from dataclasses import dataclass
