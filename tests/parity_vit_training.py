@@ -21,16 +21,17 @@ def train_mixup_cutmix(golden, device, dtype) -> dict:
     x, y = golden.input("x").to(device, dtype), golden.input("y").to(device)
     out = {}
     for name, spec in golden.config.items():
+        classes = golden.outputs[f"{name}_y"].size // len(y)
         if "lam" in spec:
-            images, target = mix.mixup(x, mix.one_hot(y, 5), spec["lam"])
+            images, target = mix.mixup(x, mix.one_hot(y, classes), spec["lam"])
         else:
             left, top, right, bottom = map(int, spec["box"])
-            images, target = mix.cutmix(x, mix.one_hot(y, 5), (top, bottom, left, right))
+            images, target = mix.cutmix(x, mix.one_hot(y, classes), (top, bottom, left, right))
         out |= {f"{name}_x": images.flatten()[::7], f"{name}_y": target}
     for lam in {name.rpartition("_")[2] for name in golden.config}:
-        out |= timm_boxes(lam, x.shape[2:], 5 + golden.meta["seed_offset"])
+        out |= timm_boxes(lam, x.shape[2:], 5 + golden.meta.get("seed_offset", 0))
         for smoothing in (0.0, 0.1):
-            out[f"timm_target_{lam}_s{smoothing}"] = timm_target(mix.one_hot(y, 5, smoothing), float(lam))
+            out[f"timm_target_{lam}_s{smoothing}"] = timm_target(mix.one_hot(y, classes, smoothing), float(lam))
     return out
 
 
@@ -176,7 +177,7 @@ def train_trivialaugment(golden, device, dtype) -> dict:
 
 
 def train_random_erasing(golden, device, dtype) -> dict:
-    offset, tv, timm = golden.meta["seed_offset"], golden.config["tv"], golden.config["timm"]
+    offset, tv, timm = golden.meta.get("seed_offset", 0), golden.config["tv"], golden.config["timm"]
     x, out = golden.input("x"), {}
     for seed in range(6):
         torch.manual_seed(seed + offset)
