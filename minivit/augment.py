@@ -112,7 +112,7 @@ def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def magnitude_table() -> Tensor:
-    """The strengths (14 operations, 31 bins) of arXiv 2103.10158, table 1, "wide", as torchvision spaces them."""
+    """Magnitudes (14 operations, 31 bins) of arXiv 2103.10158, table 1, "wide", as torchvision spaces them."""
     enhance, degrees = torch.linspace(0, 0.99, BINS), torch.linspace(0, 135, BINS)
     pixels, none = torch.linspace(0, 32, BINS), torch.zeros(BINS)
     bits = 8 - (torch.arange(BINS) / ((BINS - 1) / 6)).round()
@@ -141,18 +141,18 @@ SIGNED = torch.tensor([name in OPS[1:10] for name in OPS])  # from ShearX to Sha
 
 
 def trivial_augment_wide(x: Tensor, generator: torch.Generator) -> Tensor:
-    """One random operation at one random strength for each of the uint8 images (B, 3, H, W)."""
+    """Apply one random operation of random strength to each of the uint8 images (B, 3, H, W)."""
     return apply_ops(x, *draw_ops(len(x), generator))
 
 
 def draw_ops(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Operation numbers (B,) and signed magnitudes (B,): uniform operation, bin and, where it has one, sign."""
+    """Draw operation numbers (B,) and signed magnitudes (B,): operation, bin and sign uniformly."""
     op, level, sign = (torch.randint(n, (count,), generator=generator) for n in (len(OPS), BINS, 2))
     return op, MAGNITUDES[op, level] * torch.where(SIGNED[op] & (sign == 1), -1.0, 1.0)
 
 
 def apply_ops(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
-    """Operation op[i] with magnitude[i], both on the CPU, of each uint8 image i: one batch for each operation."""
+    """Apply operation op[i] with magnitude[i], both on the CPU, to each uint8 image i; one batch for each operation."""
     order = op.argsort()
     counts, index = op.bincount(minlength=len(OPS)).tolist(), order.to(x.device)
     groups = zip(OPS, x[index].split(counts), magnitude[order].split(counts))
@@ -161,7 +161,7 @@ def apply_ops(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def apply_op(x: Tensor, op: str, magnitude: Tensor) -> Tensor:
-    """One operation of OPS on uint8 images (B, 3, H, W), each with its magnitude (B,).
+    """Apply one operation of OPS to uint8 images (B, 3, H, W), each with its magnitude (B,).
 
     Bit for bit what torchvision does to a PIL image: mostly integer arithmetic, and so the same on every
     device. Shears, translations and rotations take the nearest pixel, and 0 outside of the image.

@@ -1,19 +1,20 @@
 """CaiT's parts: talking heads for the blocks over all tokens, class-attention for the last blocks.
 
 CaiT: Touvron et al., "Going deeper with Image Transformers", arXiv 2103.17239, section 3 and figure 2.
-Talking heads: Shazeer et al., arXiv 2003.02436. CaiT trains in two stages. In the first, patches attend
-to patches. In the second, the class-attention tail, only the special tokens (class, distillation)
-change, and the patches stay as the first stage left them.
+Talking heads: Shazeer et al., arXiv 2003.02436. CaiT has two stages. In the first, self-attention, the
+patches attend to each other. In the second, the class-attention tail, only the special tokens (class,
+distillation) change, and the patches stay as the first stage left them. In the paper the special tokens
+join at the second stage (ViTConfig.tokens_enter_late); otherwise they go through the first one too.
 
-What class-attention leaves out of self-attention over T special tokens and N patches:
+Compared with self-attention over T special tokens and N patches, class-attention leaves out:
 
-- queries of the patches: the T special tokens alone ask, so the scores are T x (T + N), not
+- the queries of the patches: only the T special tokens have queries, so the scores are T x (T + N), not
   (T + N) x (T + N), and the cost grows linearly with N;
 - every update of the patches: no attention output, no residual and no MLP for them. The MLP of the
   block sees T tokens.
 
-Nothing is left out of what the special tokens read: keys and values come from all T + N tokens, and the
-layer norm of each block, with weights of its own, is still applied to the patches before that.
+Nothing is left out of what the special tokens read: keys and values come from all T + N tokens, after the
+layer norm of the block, whose weights are its own.
 B is batch, C channels, h heads, d channels per head.
 """
 
@@ -72,7 +73,7 @@ class ClassAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
         """x: (B, T + N, C), the special tokens first; tokens: T; bias: broadcastable to (B, h, T, T + N)."""
-        q = split_heads(self.q(x[:, :tokens]), self.heads)  # (B, h, T, d): only the special tokens ask
+        q = split_heads(self.q(x[:, :tokens]), self.heads)  # (B, h, T, d): queries of the special tokens only
         k, v = (split_heads(t, self.heads) for t in self.kv(x).chunk(2, dim=-1))  # each (B, h, T + N, d)
         out = scaled_dot_product_attention(q, k, v, bias)  # (B, h, T, d)
         return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)

@@ -74,7 +74,7 @@ CHECKS = {
     "mean": is_per_channel,
     "std": is_per_channel,
     "config": lambda value: isinstance(value, dict),
-    "model": lambda value: value is None or is_state_dict(value),  # only a run that goes on needs it
+    "model": lambda value: value is None or is_state_dict(value),  # needed only to resume
     "ema": is_state_dict,
 }
 

@@ -221,7 +221,7 @@ def train(given: dict, command: str) -> int:
         for s, handler in previous.items():
             signal.signal(s, handler)
     if not finished:
-        print(f"stopped in epoch {trainer.epoch + 1} and saved; go on with: {command} --resume {trainer.run}")
+        print(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
         return 130
     show_result(run.final_report(trainer), trainer.run)
     return 0
@@ -274,7 +274,7 @@ def make_bar(trainer: Trainer):
 
 
 def first_line(trainer: Trainer) -> str:
-    """What is about to be trained: preset, parameters, images, epochs, device, precision."""
+    """Describe the run: preset, parameters, images, epochs, device, precision."""
     parameters = sum(p.numel() for p in trainer.model.parameters())
     precision = str(trainer.dtype).removeprefix("torch.")
     return (

@@ -354,10 +354,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers of any kind -> uint8: floats in 0..1 are shares of white; others are of the least of DEPTHS that fits.
+    """Convert numbers of any kind to uint8: floats in 0..1 are shares of white, others have the smallest of DEPTHS.
 
-    What is negative, or above 16 bits, is stretched from the least to the greatest. What is not finite is as dark as
-    the least.
+    Values below 0 or above 16 bits are stretched from the minimum to the maximum. Non-finite values become as dark as
+    the minimum. Raises DataError if no value is finite.
     """
     floats = values.dtype.kind == "f"
     finite = values[np.isfinite(values)]
@@ -425,7 +425,7 @@ def _digest(path: Path) -> str:
 
 
 def _read_cache(path: Path) -> dict | None:
-    """What `_write_cache` stored, or None when there is nothing or it is damaged."""
+    """Read what `_write_cache` stored; None if there is nothing, or if it is damaged."""
     if not path.exists():
         return None
     try:

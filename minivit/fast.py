@@ -3,7 +3,7 @@
 The classes of attention.py, cait.py and vit.py are the papers' formulas. Each class here subclasses
 one of them, keeps its parameters and their names, and computes the same function with less work; its
 docstring has the algebra, and where the formula is the faster one after all. Checkpoints fit both. The
-trainer and the command line switch the forms on; whoever reads, exports or changes a model needs none.
+trainer and the command line switch the forms on; for reading, exporting or changing a model none is needed.
 """
 
 import torch

@@ -119,7 +119,7 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     out = args["out"]
     state = checkpoint.read(out / "last.pt") if resume else None
     if not resume and (out / "last.pt").exists():
-        raise TrainingError(f"{out} holds a run already: go on with --resume {out}, or choose another --out")
+        raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
     trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model))
     if state:
         resume_from(trainer, state)
@@ -217,7 +217,7 @@ def load_teacher(path: Path, dataset: datasets.Dataset, config: TrainConfig, dev
 
 
 def describe_model(args: dict, model: nn.Module) -> dict:
-    """What a checkpoint says about its model, so that it can be built again."""
+    """Describe the model for its checkpoints, so that it can be built again."""
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
     return {"preset": args["preset"], "overrides": overrides, "data": args["data"], "data_root": str(args["data_root"])}
 

@@ -1,7 +1,7 @@
 """The training loop.
 
 One `Trainer` holds the whole state of a run, so that a checkpoint is a copy of it and a resumed run
-goes on bit for bit. Random numbers come from two places, both saved: `generator` draws the order of
+continues bit for bit. Random numbers come from two places, both saved: `generator` draws the order of
 images and the augmentations, PyTorch's global one the dropout. The best epoch is chosen by the hold-out;
 the trainer never reads the test images.
 """
@@ -155,7 +155,7 @@ class Trainer:
         self.stop_requested = False
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """What `optimizer` names, over the model's parameters."""
+        """Build the optimizer that the settings name, over the model's parameters."""
         c = self.config
         if c.optimizer == "muon":
             products = torch.float32 if self.dtype == torch.float32 else torch.bfloat16

@@ -124,7 +124,7 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(images, tmp_path):
     process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "Traceback" not in printed
-    assert f"go on with: python train_cifar.py --resume {out}" in printed
+    assert f"continue with: python train_cifar.py --resume {out}" in printed
     before = len((out / "metrics.jsonl").read_text().splitlines())
 
     trainer, _ = run.prepare({"resume": out})
@@ -210,7 +210,7 @@ def test_an_optimizer_that_does_not_exist_is_named_with_those_that_do(capsys, tm
 
 def test_a_second_run_does_not_overwrite_the_first(finished, images, capsys):
     assert train_cifar.main(command(images, finished, "--epochs", "1")) == 2
-    assert f"go on with --resume {finished}" in capsys.readouterr().err
+    assert f"continue it with --resume {finished}" in capsys.readouterr().err
 
 
 def test_damaged_and_foreign_checkpoints_are_named(finished, images, tmp_path, capsys):
