@@ -9,6 +9,7 @@ from helpers.gdino_tiny import TOKENIZER, tiny_model
 from minisam_glue.grounding_dino import fast
 from minisam_glue.grounding_dino.fast import FORMS, accelerate
 from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
+from minisam_glue.grounding_dino.swin import WindowAttention, shift_mask
 
 
 def encode(model, images=2):
@@ -54,6 +55,15 @@ def test_it_trains_the_same():
     largest = max(float(p.grad.abs().max()) for p in plain.parameters())
     for (name, a), b in zip(plain.named_parameters(), quick.named_parameters()):
         assert torch.allclose(a.grad, b[1].grad, rtol=1e-3, atol=1e-6 * largest), name
+
+
+@pytest.mark.parametrize("windows_at_once", [1, 3, 100])
+def test_windows_in_parts_equal_all_windows_at_once(windows_at_once, monkeypatch):
+    monkeypatch.setattr(fast, "PART", windows_at_once * 3 * 9 * 32)
+    torch.manual_seed(4)
+    plain, x = WindowAttention(32, 4, 3), torch.randn(2 * 4, 9, 32)  # two images of 2 x 2 windows
+    for mask in (None, shift_mask(6, 6, 3, 1, x.device)):
+        assert (accelerate(copy.deepcopy(plain))(x, mask) - plain(x, mask)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("masked", [False, True])
