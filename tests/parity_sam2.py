@@ -175,7 +175,8 @@ def units(golden, model, device) -> dict:
             f"dec_{name}_objscore": d.object_score_logits[:, None],
             f"dec_{name}_tokens": d.tokens,
         }
-    masks = decoder.render(decoder.upscale(seen["image"], *high_res), seen["tokens"][:, 2:6])
+    weights = decoder.hypernetworks(seen["tokens"][:, 2:6])
+    masks = decoder.render(decoder.upscale(seen["image"], *high_res), weights)
     out |= {
         "dec_all4_masks": masks,
         "dec_all4_ious": decoder.iou_prediction_head(seen["tokens"][:, 1]).sigmoid(),

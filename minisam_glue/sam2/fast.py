@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .hiera import Hiera, HieraBlock, from_windows, to_windows
 from .layers import Attention, LayerNorm2d
-from .mask_decoder import MaskDecoder
+from .mask_decoder import STABILITY, MaskDecoder, stability
 from .memory import MemoryAttention, RotaryAttention, axial_angles
 from .memory_bank import POINTERS, MemorySelection
 from .model import SAM2, ImageFeatures
@@ -69,34 +69,34 @@ class FewTokensAttention(Attention):
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # a table made while tracking must serve training too
-def rotary_table(grid: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines (N, dim) of axial_angles, laid out for rotate_halves."""
+def rotary_table(grid: int, dim: int, device: torch.device) -> Tensor:
+    """Unit complex numbers (N, dim / 2) whose angles are those of axial_angles."""
     angles = axial_angles(grid, dim, device)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (i, i + dim / 2) of (..., N, dim) by its angle."""
-    return torch.addcmul(x * cos.to(x.dtype), x.roll(x.shape[-1] // 2, -1), sin.to(x.dtype))
+def rotate_complex(x: Tensor, table: Tensor) -> Tensor:
+    """Turn each pair of channels (2 i, 2 i + 1) of x (..., N, dim), as a complex number times table[:, i]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 class FastRotaryAttention(RotaryAttention):
-    """Rotary attention with its channels in another order, and off CUDA with values that are summed first.
+    """Rotary attention with complex numbers from a table, and off CUDA with values that are summed first.
 
-    A product q . k does not change when both sides' channels are permuted alike: the projections give even channels
-    first, then odd ones, so that pairs lie dim / 2 apart and a rotation is two multiplications and a roll.
-    As weights sum to one, sum_j w_j (W v_j + b) = W (sum_j w_j v_j) + b: memories have a quarter of the channels.
+    (a + i b)(cos + i sin) = (a cos - b sin) + i (a sin + b cos) turns a pair of channels. The angles depend on the size
+    of the map alone. And as the weights of a query sum to one, sum_j w_j (W v_j + b) = W (sum_j w_j v_j) + b: memories
+    have a quarter of the channels.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pointers: int = 0) -> Tensor:
-        N, M, dim = q.shape[1], k.shape[1] - pointers, self.q_proj.out_features
-        cos, sin = rotary_table(round(N**0.5), dim, q.device)
-        order = torch.arange(dim, device=q.device).view(-1, 2).T.flatten()
-        q = rotate_halves(F.linear(q, self.q_proj.weight[order], self.q_proj.bias[order]), cos, sin)
-        k = F.linear(k, self.k_proj.weight[order], self.k_proj.bias[order])
-        maps = rotate_halves(k[:, :M].unflatten(1, (-1, N)), cos, sin).flatten(1, 2)
-        k = torch.cat((maps, k[:, M:]), 1) if pointers else maps
+        if torch.compiler.is_compiling() or q.device.type == "mps":  # complex numbers are not at home there
+            return super().forward(q, k, v, pointers)
+        q, k = self.q_proj(q), self.k_proj(k)
+        N, M, dim = q.shape[1], k.shape[1] - pointers, q.shape[2]
+        table = rotary_table(round(N**0.5), dim, q.device)
+        maps = rotate_complex(k[:, :M].unflatten(1, (-1, N)), table)  # (B, F * N, d) -> (B, F, N, d)
+        q, k = rotate_complex(q, table), torch.cat((maps.flatten(1, 2), k[:, M:]), 1)
         if q.is_cuda or q.requires_grad or v.shape[2] == dim:
             return self.attend(q, k, self.v_proj(v))
         return self.out_proj(self.v_proj(weighted_sum(q * dim**-0.5, k, v)))
@@ -177,7 +177,8 @@ class NestedMaskDecoder(MaskDecoder):
 
     A 2 x 2 transposed convolution of stride 2 makes four cells of each cell, and sees no other: it is one matrix
     product whose output has the children last. Norm, activation and the product with the masks' weights work on
-    single cells, in any order. So only finished masks are brought to raster order.
+    single cells, in any order. So only finished masks are brought to raster order, and of those no more are made
+    than are returned.
     """
 
     def upscale(self, image: Tensor, feat_s0: Tensor, feat_s1: Tensor) -> Tensor:
@@ -187,11 +188,25 @@ class NestedMaskDecoder(MaskDecoder):
         x = act(norm_last(norm, conv_transpose_2x2(deconv1, x) + feat_s1))
         return act(conv_transpose_2x2(deconv2, x) + feat_s0)
 
-    def render(self, upscaled: Tensor, mask_tokens: Tensor) -> Tensor:
-        """upscaled (B, h, w, 4, 4, c0), mask_tokens (B, 4, C) -> logits (B, 4, 4 h, 4 w)."""
-        weights = self.hypernetworks(mask_tokens)  # (B, 4, c0)
+    def render(self, upscaled: Tensor, weights: Tensor) -> Tensor:
+        """upscaled (B, h, w, 4, 4, c0), weights (B, M, c0) -> mask logits (B, M, 4 h, 4 w)."""
         masks = (weights @ upscaled.flatten(1, 4).mT).flatten(0, 1).unflatten(1, upscaled.shape[1:5])
-        return depth_to_space(depth_to_space(masks)).unflatten(0, (-1, 4))
+        return depth_to_space(depth_to_space(masks)).unflatten(0, (-1, weights.shape[1]))
+
+    def choose_masks(
+        self, upscaled: Tensor, mask_tokens: Tensor, ious: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As MaskDecoder, but no mask is rendered that is not returned: the fallback only where it is needed."""
+        weights = self.hypernetworks(mask_tokens)
+        if multimask:
+            return self.render(upscaled, weights[:, 1:]), ious[:, 1:]
+        masks, chosen = self.render(upscaled, weights[:, :1]), ious[:, :1]
+        rows = (stability(masks[:, 0]) < STABILITY).nonzero()[:, 0]
+        if len(rows) and not self.training:
+            best = 1 + ious[rows, 1:].argmax(1)
+            better = self.render(upscaled[rows], weights[rows, best][:, None])
+            masks, chosen = masks.index_copy(0, rows, better), chosen.index_copy(0, rows, ious[rows, best][:, None])
+        return masks, chosen
 
 
 def conv_transpose_2x2(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:

@@ -114,10 +114,20 @@ class MaskDecoder(nn.Module):
         tokens = mask_tokens.unbind(1)
         return torch.stack([mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, tokens)], 1)
 
-    def render(self, upscaled: Tensor, mask_tokens: Tensor) -> Tensor:
-        """upscaled (B, c0, 4 h, 4 w), mask_tokens (B, 4, C) -> logits (B, 4, 4 h, 4 w)."""
-        masks = self.hypernetworks(mask_tokens) @ upscaled.flatten(2)
-        return masks.unflatten(2, upscaled.shape[2:])
+    def render(self, upscaled: Tensor, weights: Tensor) -> Tensor:
+        """upscaled (B, c0, 4 h, 4 w), weights (B, M, c0) -> mask logits (B, M, 4 h, 4 w)."""
+        return (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+
+    def choose_masks(
+        self, upscaled: Tensor, mask_tokens: Tensor, ious: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Render the masks of all four tokens, and return those that are asked for, with their IoUs (B, M)."""
+        masks = self.render(upscaled, self.hypernetworks(mask_tokens))
+        if multimask:
+            return masks[:, 1:], ious[:, 1:]
+        if self.training:
+            return masks[:, :1], ious[:, :1]
+        return stable_mask(masks, ious)
 
     def forward(
         self, image: Tensor, image_pe: Tensor, sparse: Tensor, high_res: tuple[Tensor, Tensor], multimask: bool
@@ -133,12 +143,8 @@ class MaskDecoder(nn.Module):
         object_score_logits = self.pred_obj_score_head(tokens[:, 0]).squeeze(1)
         ious = self.iou_prediction_head(tokens[:, 1]).sigmoid()
         tokens = tokens[:, 2:6]
-        masks = self.render(self.upscale(image, *high_res), tokens)
-        if multimask:
-            return Decoded(masks[:, 1:], ious[:, 1:], tokens[:, 1:], object_score_logits)
-        if self.training:
-            return Decoded(masks[:, :1], ious[:, :1], tokens[:, :1], object_score_logits)
-        return Decoded(*stable_mask(masks, ious), tokens[:, :1], object_score_logits)
+        masks, ious = self.choose_masks(self.upscale(image, *high_res), tokens, ious, multimask)
+        return Decoded(masks, ious, tokens[:, 1:] if multimask else tokens[:, :1], object_score_logits)
 
 
 def stable_mask(masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
