@@ -1,0 +1,90 @@
+"""The CIFAR-10 weights that ship, on 200 test images that the repository holds."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train_cifar
+from minivit import checkpoint
+from minivit.data import read_image
+from minivit.evaluate import Evaluator, top1
+
+IMAGES = Path(__file__).parent / "cifar10_test_200.zip"
+STATED = json.loads((Path(checkpoint.DEMO).parent / "cifar10.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """The 200 JPEG files, in a folder for each class."""
+    folder = tmp_path_factory.mktemp("test")
+    with zipfile.ZipFile(IMAGES) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def accuracy(images: Path, dtype: torch.dtype) -> float:
+    model, state = checkpoint.load_model(Path("demo"), torch.device("cpu"))
+    files = sorted(images.glob("*/*.jpg"))
+    pixels = torch.stack([read_image(file, 32) for file in files])
+    labels = torch.tensor([state["classes"].index(file.parent.name) for file in files])
+    evaluator = Evaluator(state["mean"], state["std"], torch.device("cpu"), dtype)
+    return top1(evaluator.predict(model, pixels), labels)
+
+
+def test_the_weights_give_the_stated_accuracy_on_the_fixed_images(images):
+    assert accuracy(images, torch.float32) == pytest.approx(STATED["float32"]["right_of_200_fixed"] / 200)
+
+
+def test_the_weights_and_the_images_are_small():
+    assert checkpoint.DEMO.stat().st_size < 6_000_000
+    assert IMAGES.stat().st_size < 250_000
+
+
+def test_demo_classifies_a_picture_and_says_how_it_was_cut(images, tmp_path, capsys):
+    picture = next(iter(sorted((images / "ship").glob("*.jpg"))))
+    Image.open(picture).resize((96, 64)).save(tmp_path / "ship.png")
+    assert train_cifar.main(["--predict", "demo", str(picture), str(tmp_path / "ship.png"), "--device", "cpu"]) == 0
+    small, large = capsys.readouterr().out.splitlines()
+    assert small.startswith(f"{picture}: ") and small.endswith("%")
+    assert large.endswith("(96x64: resized, centre crop of 32x32)")
+
+
+def test_demo_names_a_file_that_is_no_picture(tmp_path, capsys):
+    (tmp_path / "notes.png").write_text("no picture")
+    assert train_cifar.main(["--predict", "demo", str(tmp_path / "notes.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and "notes.png" in captured.err and captured.err.count("\n") == 1
+
+
+def test_demo_refuses_data_of_other_classes(capsys):
+    assert train_cifar.main(["--eval", "demo", "--data", "shapes", "--device", "cpu"]) == 2
+    assert "demo knows 10 classes (airplane, automobile, bird, ...), the data has 10 classes (striped disc" in (
+        capsys.readouterr().err
+    )
+
+
+def test_training_goes_on_from_demo_with_classes_of_its_own(images, tmp_path, capsys):
+    folder = tmp_path / "data"
+    for split in ("train", "test"):
+        for name in ("cat", "ship", "truck"):
+            (folder / split / name).mkdir(parents=True)
+            for file in sorted((images / name).glob("*.jpg"))[:6]:
+                (folder / split / name / file.name).write_bytes(file.read_bytes())
+    arguments = ["--data", "folder", "--data-root", str(folder), "--preset", "cifar-fast", "--val-split", "3"]
+    arguments += ["--pretrained", "demo", "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--sizes", "32"]
+    assert train_cifar.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "cifar10.pt; new, to be trained: head.weight, head.bias" in capsys.readouterr().out
+
+
+def test_demo_teaches_a_model_of_the_same_classes(images, tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / split).symlink_to(images)
+    arguments = ["--data", "folder", "--data-root", str(folder), "--preset", "vit-d128-l6", "--dim", "32"]
+    arguments += ["--depth", "1", "--teacher", "demo", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
+    assert train_cifar.main([*arguments, "--out", str(tmp_path / "run")]) == 0
