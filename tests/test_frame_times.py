@@ -517,3 +517,19 @@ def test_a_picture_for_those_who_see_no_animation_is_not_part_of_it(tmp_path):
     with frames(path) as video:
         assert [number_of(frame) for frame in video] == [1, 2, 3] and video.count == 3
     assert times_of(path) == pytest.approx([0, 0.1, 0.4])
+
+
+@pytest.mark.parametrize("start", [0, 0.4])
+def test_another_process_numbers_the_frames_behind_a_hole_in_the_same_way(start):
+    path = CASES / "time" / "hole.mp4"
+    with frames(path, start=start) as video:
+        expected = list(video)
+    with frames(path, start=start) as video:
+        reading = video.forward()
+        for _ in range(len(expected) - 6):  # beyond the hole
+            next(reading)
+        lost = video.lost
+    with frames(path, start=start) as video:
+        video.forget(lost)
+        assert len(lost) == 10 and same_pictures(video.forward(len(expected) - 6), expected[-6:])
+        assert video.time(len(expected) - 1) == pytest.approx(59 / 25)
