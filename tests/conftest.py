@@ -4,6 +4,7 @@ import threading
 from http.server import ThreadingHTTPServer
 
 import pytest
+import torch
 from helpers.checkpoint_server import CONTENT, SHA256, Handler
 
 from minisam_glue.weights import CHECKPOINTS, Checkpoint
@@ -29,3 +30,12 @@ def publish(server, monkeypatch):
         return urls
 
     return publish
+
+
+@pytest.fixture
+def one_thread():
+    """One thread: on a busy machine a library may use fewer threads than it has, and sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -170,7 +170,7 @@ def test_the_learning_rate_of_figures_ends_before_that_of_scenes_begins():
     assert [recipe.lr_at(step) for step in (400, 499, 799, 900)] == pytest.approx([1e-5, 1e-3, 1e-3, 5e-4])
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, one_thread):
     whole, part = (Trainer(TASK, tmp_path / name, "cpu") for name in ("whole", "part"))
     whole.run(0)
     for step in range(2):
