@@ -148,9 +148,12 @@ def test_asking_before_an_image_is_a_clear_error():
 
 def test_grey_rgba_and_pillow_images_are_converted():
     want = predictor().predict(boxes=BOXES[0], logits=True)
-    alpha = np.dstack((IMAGE, np.full(IMAGE.shape[:2], 7, np.uint8)))
-    for image in (alpha, Image.fromarray(IMAGE), Image.fromarray(alpha), IMAGE[::-1][::-1]):
+    opaque = np.dstack((IMAGE, np.full(IMAGE.shape[:2], 255, np.uint8)))
+    for image in (opaque, Image.fromarray(IMAGE), Image.fromarray(opaque), IMAGE[::-1][::-1]):
         same(predictor(image).predict(boxes=BOXES[0], logits=True), want)
+    clear = np.dstack((IMAGE, np.zeros(IMAGE.shape[:2], np.uint8)))
+    want = predictor(np.full_like(IMAGE, 255)).predict(boxes=BOXES[0], logits=True)
+    same(predictor(clear).predict(boxes=BOXES[0], logits=True), want)  # transparent pixels show the white ground
     grey = IMAGE[..., 0]
     want = predictor(np.dstack([grey] * 3)).predict(boxes=BOXES[0], logits=True)
     for image in (grey, grey[..., None], Image.fromarray(grey)):
