@@ -231,11 +231,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(how, direction, tmp_pa
     out = tmp_path / "stopped" / "film"
     wait_for_frames(out / ".unfinished" / "journal.jsonl", np.random.randint(6, 30), stopped)
     stopped.send_signal(how)
-    stopped.wait(60)
+    stopped.wait(300)
     assert stopped.returncode == (-how if how == signal.SIGKILL else 130)
     assert not (out / "result.json").exists() and (out / ".unfinished" / "state.pt").exists()
     resumed = run_tiny(*words, "--out", tmp_path / "stopped", "--resume")
-    assert (resumed.wait(120), whole.wait(120)) == (0, 0)
+    assert (resumed.wait(300), whole.wait(300)) == (0, 0)
     assert (out / "result.jsonl").read_bytes() == (tmp_path / "whole" / "film" / "result.jsonl").read_bytes()
     for path in sorted((tmp_path / "whole" / "film" / "annotated").iterdir()):
         assert path.read_bytes() == (out / "annotated" / path.name).read_bytes()

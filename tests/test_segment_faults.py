@@ -95,6 +95,7 @@ def test_a_video_that_filled_the_disk_goes_on_when_there_is_room(direction, plac
         save_film(tmp_path / "film", 6),
         "bright.",
         "--frames",
+        "--quiet",
         "--seed-frame",
         2,
         "--direction",

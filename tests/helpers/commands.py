@@ -25,8 +25,8 @@ def run_tiny(*words: object, **options) -> subprocess.Popen:
 
 
 def wait_for_frames(journal: Path, count: int, process: subprocess.Popen) -> None:
-    """Return when the journal has `count` lines and a state is saved, when the process ends, or after a minute."""
-    until = time.monotonic() + 60
+    """Return when the journal has `count` lines and a state is saved, when the process ends, or after five minutes."""
+    until = time.monotonic() + 300
     while time.monotonic() < until and process.poll() is None:
         if journal.exists() and journal.read_bytes().count(b"\n") >= count and journal.with_name("state.pt").exists():
             return
