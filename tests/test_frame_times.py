@@ -533,3 +533,26 @@ def test_another_process_numbers_the_frames_behind_a_hole_in_the_same_way(start)
         video.forget(lost)
         assert len(lost) == 10 and same_pictures(video.forward(len(expected) - 6), expected[-6:])
         assert video.time(len(expected) - 1) == pytest.approx(59 / 25)
+
+
+def test_packets_that_are_not_shown_are_not_counted(tmp_path):
+    """VP8 has frames that others only refer to: here each key frame comes twice, first with its `show` bit off."""
+    shown = tmp_path / "shown.webm"
+    encode(shown, Fraction(25), [Fraction(n, 25) for n in range(20)], "libvpx", {}, gop=5)
+    path = tmp_path / "hidden.webm"
+    with av.open(str(shown)) as source, av.open(str(path), "w") as output:
+        target = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size and packet.is_keyframe and packet.pts:
+                data = bytearray(bytes(packet))
+                data[0] &= 0xEF
+                copy = av.Packet(bytes(data))
+                copy.pts = copy.dts = packet.pts - 10
+                copy.time_base, copy.stream, copy.is_keyframe = packet.time_base, target, True
+                output.mux(copy)
+            if packet.size:
+                packet.stream = target
+                output.mux(packet)
+    check(Clip(path, "hidden", list(range(20)), [n / 25 for n in range(20)]), random.Random(0))
+    with frames(path) as video:
+        assert number_of(video[17]) == 17  # sought before anything else is read
