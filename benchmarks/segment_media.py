@@ -1,10 +1,12 @@
 """segment.py on real photographs and videos with the full-size models: time per stage, and peak memory.
 
     python benchmarks/segment_media.py photographs/*.jpg clip.mp4 --sam small --max-seconds 1
+    python benchmarks/segment_media.py photographs/*.jpg clip.mp4 --method clipseg
 
 Official weights are a download of a gigabyte; time and memory do not depend on their values, so both models have
-the formula weights of tests/parity.py, and what is found means nothing. The threshold is put where five boxes pass,
-so that every stage has work. Each input is a process of its own, which runs the command as a user would.
+the formula weights of tests/parity.py, and what is found means nothing. The threshold is put where five boxes (or
+at most five regions of heat maps) pass, so that every stage has work. Each input is a process of its own, which runs
+the command as a user would.
 Needs Linux or macOS for the peak memory. Left out: the quality of masks.
 """
 
@@ -25,22 +27,46 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 PROMPT, OBJECTS = "car. dog. person.", 5
 
 
-def models(sam: str):
-    """Grounding DINO Swin-T and a SAM 2.1 with formula weights."""
+def models(sam: str, method: str):
+    """Grounding DINO Swin-T or CLIPSeg, and a SAM 2.1, with formula weights."""
     import parity
     from parity_groundingdino import VOCABULARY
+    from parity_tokenizers import MERGES
 
-    from minisam_glue import grounding_dino, sam2
+    from minisam_glue import clipseg, grounding_dino, sam2
     from minisam_glue.models import Models
 
-    detector = grounding_dino.GroundingDINO(grounding_dino.PRESETS["swin-t"]).eval()
+    if method == "clipseg":
+        detector = clipseg.CLIPSeg(clipseg.PRESETS["rd64-refined"]).eval()
+    else:
+        detector = grounding_dino.GroundingDINO(grounding_dino.PRESETS["swin-t"]).eval()
     segmenter = sam2.build(f"sam2.1_hiera_{sam}")
     for model in (detector, segmenter):
         model.load_state_dict(parity.formula_state({k: tuple(v.shape) for k, v in model.state_dict().items()}))
     # as load_models does
-    grounding_dino.accelerate(detector)
     sam2.accelerate(segmenter)
+    if method == "clipseg":
+        mapper = clipseg.HeatMapper(detector, clipseg.CLIPTokenizer.load(MERGES))
+        return Models(None, segmenter, heat_mapper=mapper)
+    grounding_dino.accelerate(detector)
     return Models(grounding_dino.Detector(detector, grounding_dino.WordPieceTokenizer.load(VOCABULARY)), segmenter)
+
+
+def passing(loaded, picture: np.ndarray) -> list[str]:
+    """Flags with which OBJECTS boxes, or at most as many regions, pass on a picture."""
+    from minisam_glue.heatmap import confidence, label_components, measure_components
+    from minisam_glue.prompts import split_phrases
+
+    if loaded.heat_mapper is None:
+        scores = loaded.detector.detect(picture, PROMPT, 0.0, 0.0, nms_iou=0.7).scores
+        threshold = float(scores[min(OBJECTS, len(scores) - 1)])
+        return ["--box-threshold", str(threshold), "--text-threshold", "0"]
+    maps = loaded.heat_mapper.heat_maps([picture], split_phrases(PROMPT))[0]
+    threshold = float(maps.flatten().sigmoid().quantile(0.8))
+    areas = [measure_components(label_components(confidence(one) > threshold)).areas for one in maps]
+    largest = sorted(np.concatenate(areas), reverse=True)
+    least = min(largest[0], largest[OBJECTS] + 1) if len(largest) > OBJECTS else 0
+    return ["--method", "clipseg", "--heat-threshold", str(threshold), "--min-area", str(least)]
 
 
 def first_picture(source: str) -> np.ndarray:
@@ -57,26 +83,12 @@ def work(source: str, args: argparse.Namespace) -> None:
     import segment
 
     torch.set_num_threads(args.threads)
-    loaded = models(args.sam)
-    scores = loaded.detector.detect(first_picture(source), PROMPT, 0.0, 0.0, nms_iou=0.7).scores
-    threshold = str(float(scores[min(OBJECTS, len(scores) - 1)]))
+    loaded = models(args.sam, args.method)
+    flags = passing(loaded, first_picture(source))
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
         status = segment.main(
-            [
-                source,
-                PROMPT,
-                "--out",
-                out,
-                "--quiet",
-                "--box-threshold",
-                threshold,
-                "--text-threshold",
-                "0",
-                "--max-seconds",
-                str(args.max_seconds),
-            ],
-            loaded,
+            [source, PROMPT, "--out", out, "--quiet", *flags, "--max-seconds", str(args.max_seconds)], loaded
         )
         seconds = time.perf_counter() - start
         record = json.loads(next(Path(out).glob("*/result.json")).read_text())
@@ -100,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", help="photographs and videos")
     parser.add_argument("--sam", default="small", help="tiny, small, base_plus or large (default %(default)s)")
+    parser.add_argument("--method", choices=("detector", "clipseg"), default="detector")
     parser.add_argument("--max-seconds", type=float, default=1.0, help="of a video (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child process
@@ -108,7 +121,9 @@ def main() -> None:
         work(args.inputs[0], args)
         return
     options = ["--sam", args.sam, "--max-seconds", str(args.max_seconds), "--threads", str(args.threads), "--here"]
-    print(f"swin-t and sam2.1_hiera_{args.sam}, fp32, {args.threads} threads, torch {torch.__version__}")
+    options += ["--method", args.method]
+    name = "clipseg-rd64-refined" if args.method == "clipseg" else "swin-t"
+    print(f"{name} and sam2.1_hiera_{args.sam}, fp32, {args.threads} threads, torch {torch.__version__}")
     for source in args.inputs:
         done = subprocess.run([sys.executable, __file__, source, *options], capture_output=True, text=True)
         if done.returncode:
