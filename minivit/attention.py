@@ -1,7 +1,7 @@
 """Multi-head self-attention: Vaswani et al., "Attention Is All You Need", arXiv 1706.03762, section 3.2.
 
 B is batch, N tokens, C channels, h heads, d channels per head (C = h * d). Left out: masks, caches,
-cross-attention. PyTorch's fused kernel, which computes the same, stands in fast.py.
+and a class for cross-attention. PyTorch's fused kernel, which computes the same, stands in fast.py.
 """
 
 import torch

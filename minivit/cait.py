@@ -14,7 +14,8 @@ Compared with self-attention over T special tokens and N patches, class-attentio
   block sees T tokens.
 
 Nothing is left out of what the special tokens read: keys and values come from all T + N tokens, after the
-layer norm of the block, whose weights are its own.
+layer norm of the block, whose weights are its own. Talking heads, normalised queries and keys, a learned
+temperature and the convolution in the MLP are options of the full blocks alone.
 B is batch, C channels, h heads, d channels per head.
 """
 

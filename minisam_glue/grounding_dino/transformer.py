@@ -5,7 +5,8 @@ Paper: Grounding DINO, arXiv 2303.05499, sections 3.1 to 3.3 and figure 3; boxes
 
 The text tokens meet the image four times:
     Encoder              fusion in every layer: image tokens read text tokens, and text tokens read image tokens
-    score_tokens         each image token is scored by its best text token; select_queries takes the highest
+    score_tokens         each image token is scored by its best text token; select_queries takes the places of the
+                         highest: queries start there, with a content that is learned and the same for all images
     DecoderLayer         ca_text in every layer: each query reads the text tokens, after the other queries
     contrastive_logits   the answer: the dot product of each final query with each text token
 The score of a phrase is that of its best token (phrase_scores in detector.py).
@@ -185,7 +186,7 @@ class Transformer(nn.Module):
         return self.encoder(x, geometry.position.to(x.dtype) + level, geometry, text)
 
     def score_tokens(self, memory: Tensor, geometry: Geometry, text: Text) -> tuple[Tensor, Tensor]:
-        """Candidate queries (B, S, C), one per image token, and scores (B, S): the best logit of any text token."""
+        """Scored tokens (B, S, C), one per image token, and scores (B, S): the best logit of any text token."""
         candidates = self.enc_output_norm(self.enc_output(memory.masked_fill(~geometry.usable[..., None], 0)))
         return candidates, contrastive_logits(candidates, text).amax(-1)
 

@@ -35,7 +35,7 @@ class TwoWayBlock(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (B, T, C), image (B or 1, N, C) -> both as (B, ...). Positions are added to queries and keys."""
-        if self.first:
+        if self.first:  # tokens equal token_pe here: no residual, and no positions a second time
             tokens = self.norm1(self.self_attn(tokens, tokens, tokens))
         else:
             q = tokens + token_pe
@@ -59,7 +59,7 @@ class TwoWayTransformer(nn.Module):
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """image (B or 1, N, C), image_pe (1, N, C), tokens (B, T, C) -> tokens (B, T, C), image (B, N, C)."""
-        token_pe = tokens
+        token_pe = tokens  # prompts carry their positions: the tokens as they come serve as positions in all layers
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)
         attended = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)

@@ -9,6 +9,7 @@ pointers of up to fifteen frames before it:
     pointer    x          x    ...   x    x    x    x    x    x    x
     kept       both       pointer only   |    map and pointer         |
 
+A prompted frame that lies ahead gives its map, but no pointer; one behind gives its pointer however far it is.
 With a stride of 3 and t = 20 the six maps are of frames 6, 9, 12, 15, 18 and 19: the previous frame, and multiples
 of the stride before it. So the oldest map lies at most 5 * stride + 1 frames back: the horizon behind which tracked
 frames keep their pointer alone. Left out: the random choice of memories that training makes.

@@ -302,6 +302,7 @@ class VideoTracker:
     def track_group(self, objects: Sequence[TrackedObject], selections: Sequence[MemorySelection]) -> None:
         """Objects of equal memory layout on the current frame, as one batch."""
         tokens = self.model.condition_on_memory(self.features, list(selections), self.pointer_count)
+        # No click says which mask is meant: three are made, as officially, and as_object takes the best of them.
         out = self.model.as_object(self.model.decode(tokens, self.features.high_res, multimask=True))
         maps = self.model.encode_memory(self.features, out, prompted=False)
         logits = self.clean(out.logits)  # after the memory: it is made of the mask as decoded
