@@ -1,4 +1,4 @@
-"""Layers that more than one model uses.
+"""Layers that more than one model uses, and the strict loading of their weights.
 
 Key names are those of the official checkpoints: `layers.0`, `layers.1`, ... of an MLP.
 """
@@ -22,3 +22,17 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put a state dict in place of the weights. ValueError names the keys that do not fit."""
+    wanted = model.state_dict()
+    wrong = {
+        "missing": wanted.keys() - state.keys(),
+        "not known": state.keys() - wanted.keys(),
+        "of another shape": {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape},
+    }
+    if any(wrong.values()):
+        report = "; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys)
+        raise ValueError(f"the checkpoint is not of this model: {report}. Choose the preset that fits the file")
+    model.load_state_dict(state, assign=True)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import load_strictly
 from .clip import CLIP, CLIPConfig, EncoderLayer, TextConfig, VisionConfig
 
 # What published files hold beyond the model: 0, 1, 2, ..., kept by old versions of transformers.
@@ -153,14 +154,5 @@ def load(path: str | Path, preset: str = "rd64-refined") -> CLIPSeg:
 
 def load_official(model: CLIPSeg, state: dict[str, Tensor]) -> None:
     """Put a published state dict in place, strictly but for IGNORED_KEYS. ValueError names what does not fit."""
-    wanted = model.state_dict()
     state = {key: value for key, value in state.items() if key not in IGNORED_KEYS}
-    wrong = {
-        "missing": wanted.keys() - state.keys(),
-        "not known": state.keys() - wanted.keys(),
-        "of another shape": {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape},
-    }
-    if any(wrong.values()):
-        report = "; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys)
-        raise ValueError(f"the checkpoint is not of this model: {report}. Choose the preset that fits the file")
-    model.load_state_dict(state, assign=True)
+    load_strictly(model, state)

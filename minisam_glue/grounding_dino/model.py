@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import load_strictly
 from .bert import Bert, BertConfig, phrase_masks
 from .deformable_attention import MSDeformAttn
 from .geometry import Geometry, Shapes, build_geometry, inverse_sigmoid, shapes_on_levels
@@ -193,12 +194,4 @@ def load_official(model: GroundingDINO, state: dict[str, Tensor]) -> None:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     wanted = model.state_dict()
     state = {key: value for key, value in state.items() if key in wanted or key not in IGNORED_KEYS}
-    wrong = {
-        "missing": wanted.keys() - state.keys(),
-        "not known": state.keys() - wanted.keys(),
-        "of another shape": {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape},
-    }
-    if any(wrong.values()):
-        report = "; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys)
-        raise ValueError(f"the checkpoint is not of this model: {report}. Choose the preset that fits the file")
-    model.load_state_dict(state, assign=True)
+    load_strictly(model, state)
