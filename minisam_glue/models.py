@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -31,6 +32,7 @@ DETECTORS = ("swin-t", "swin-b")
 SAMS = ("tiny", "small", "base_plus", "large")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError, OSError)
+ADDING = Lock()  # of one thread at a time to the seconds of a Models
 Model = TypeVar("Model")
 
 
@@ -40,6 +42,10 @@ class Models:
 
     heat_mapper: CLIPSeg, which takes the detector's place if it is there.
     demo: whether these are the demo's small models, which know eight colours and eight shapes.
+
+    Threads: several may use the same Models at once, and get the masks that each gets alone. What belongs to a picture
+    or a video is kept by the call; caches of encoded phrases have locks. predictor.set_image and set_images are the
+    exception, as their docstring says. Whoever changes weights, precision, device or SAM 2's image size must be alone.
     """
 
     detector: Detector | None
@@ -59,7 +65,8 @@ class Models:
         yield
         if self.sam.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - start
+        with ADDING:
+            self.seconds[name] += time.perf_counter() - start
 
 
 def load_models(

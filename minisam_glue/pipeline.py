@@ -21,6 +21,7 @@ from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
 from .records import Segment, Segmented
+from .sam2 import EncodedImages
 from .seeding import Seeds, find_seeds, seeds_of_clicks, segment_seed
 
 
@@ -29,7 +30,8 @@ def segment_image(
 ) -> Segmented:
     """The objects of one picture, best first; empty lists and arrays if there are none.
 
-    prompt: a sentence, a list of phrases, or Clicks. ValueError for a malformed one.
+    prompt: a sentence, a list of phrases, or Clicks. ValueError for a malformed one. Several threads may call it with
+    the same models: see Models.
     """
     return segment_images(models, [image], prompt, thresholds, seeding)[0]
 
@@ -53,8 +55,8 @@ def segment_images(
     hits = [i for i, seeds in enumerate(found) if len(seeds)]
     if hits:  # a picture without a detection needs no masks
         with models.stage("encode"):
-            models.predictor.set_images([arrays[i] for i in hits])
-    objects = {i: _from_seeds(models, found[i], row) for row, i in enumerate(hits)}
+            encoded = models.predictor.encode([arrays[i] for i in hits])
+    objects = {i: _from_seeds(models, found[i], encoded, row) for row, i in enumerate(hits)}
     return [
         Segmented(array, objects.get(i, []), best=found[i].best, heat=found[i].heat) for i, array in enumerate(arrays)
     ]
@@ -70,7 +72,10 @@ def segment_video(
     direction: str = FORWARD,
     seeding: Seeding = Seeding(),
 ) -> Iterator[Segmented]:
-    """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking."""
+    """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking.
+
+    Each call tracks by itself: several threads may go through videos of their own with the same models.
+    """
     check_frames(frames)  # now, and not when the first frame is asked for
     return Tracking(models, prompt, thresholds, seed_frame, redetect, direction, seeding).run(frames)
 
@@ -91,13 +96,13 @@ def check_pictures(images: Sequence[Picture]) -> None:
             )
 
 
-def _from_seeds(models: Models, seeds: Seeds, row: int) -> list[Segment]:
+def _from_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, row: int) -> list[Segment]:
     """Objects by what a sentence found on image number `row` of those that are encoded."""
     with models.stage("masks"):
         if any(seed.proposed or seed.points for seed in seeds.objects):  # points may differ in number
-            masks = [segment_seed(models, seed, row)[0] for seed in seeds.objects]
+            masks = [segment_seed(models, seed, encoded, row)[0] for seed in seeds.objects]
         else:  # boxes, all at once
-            masks = models.predictor.predict(boxes=seeds.boxes, image=row).masks[:, 0].cpu().numpy()
+            masks = models.predictor.predict(boxes=seeds.boxes, image=row, encoded=encoded).masks[:, 0].cpu().numpy()
     return [
         Segment(number, seed.label, seed.score, seed.box, mask)
         for number, (seed, mask) in enumerate(zip(seeds.objects, masks), 1)
@@ -108,10 +113,10 @@ def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented
     """Objects of boxes, points and masks, each with SAM 2's own score."""
     seeds = seeds_of_clicks(clicks, image.shape[:2])
     with models.stage("encode"):
-        models.predictor.set_image(image)
+        encoded = models.predictor.encode([image])
     objects = []
     for number, seed in enumerate(seeds.objects, 1):
         with models.stage("masks"):
-            mask, score = segment_seed(models, seed)
+            mask, score = segment_seed(models, seed, encoded)
         objects.append(Segment(number, seed.label, score, seed.box or box_around(mask), mask))
     return Segmented(image, objects)

@@ -20,7 +20,7 @@ from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
 from .records import Segment, Segmented
-from .sam2 import FrameResult, VideoTracker
+from .sam2 import EncodedImages, FrameResult, VideoTracker
 from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, find_seeds, seeds_of, segment_seed
 
@@ -39,7 +39,8 @@ class Tracking:
     redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
     direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the seed frame
     back to the first, so that the frames before it come twice, at first without objects.
-    Memory does not grow with the number of frames. state() and restore() let another process go on.
+    Memory does not grow with the number of frames. state() and restore() let another process go on. One Tracking
+    belongs to one thread; the models may serve several.
     ValueError for arguments that make no sense together.
     """
 
@@ -201,8 +202,8 @@ class Tracking:
         """A seed as the arguments of VideoTracker.prompt; of masks that are proposed the one that is chosen."""
         if not seed.proposed:
             return seed.as_prompt()
-        self.models.predictor.use_features(self.tracker.features, self.tracker.size)
-        return {"mask": segment_seed(self.models, seed)[0]}
+        encoded = EncodedImages(self.tracker.current(), [self.tracker.size])
+        return {"mask": segment_seed(self.models, seed, encoded)[0]}
 
     # --- Records ---
 

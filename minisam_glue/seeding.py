@@ -18,6 +18,7 @@ from .masks import box_around
 from .models import Models
 from .prompts import AUTO, Clicks, Prompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
 from .records import HeatMap
+from .sam2 import EncodedImages
 from .sam2.layers import resize_antialiased
 
 Box = tuple[float, float, float, float]
@@ -234,8 +235,8 @@ def seeds_of(
 # --- From seeds to masks -----------------------------------------------------------------------------------
 
 
-def segment_seed(models: Models, seed: Seed, image: int = 0) -> tuple[np.ndarray, float]:
-    """The mask, bool (H, W), of a seed on image number `image` of the predictor, and SAM 2's own score of it.
+def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[np.ndarray, float]:
+    """The mask, bool (H, W), of a seed on image number `image` of those encoded, and SAM 2's own score of it.
 
     A mask is refined: it goes in as SAM 2's mask prompt, with its box. Three masks are proposed for a seed with a
     region, or with one click alone, which may mean a part or the whole. The one that agrees best with the region is
@@ -253,6 +254,7 @@ def segment_seed(models: Models, seed: Seed, image: int = 0) -> tuple[np.ndarray
         mask=mask,
         multimask=one_click or seed.region is not None,
         image=image,
+        encoded=encoded,
     )
     rating = found.scores[0] if seed.region is None else agreement(found.masks[0], seed.region)
     best = int(rating.argmax())

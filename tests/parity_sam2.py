@@ -193,9 +193,9 @@ def image_predict(golden, model, device) -> dict:
     predictor = ImagePredictor(model)
     image, side = drawn(golden, "image"), model.config.image_size
     predictor.set_image(image)
-    tokens = model.without_memory(predictor.features)
+    tokens = model.without_memory(predictor.encoded.features)
     out = {"preprocessed": image_pixels(image, side, device)[0], "image_embed": as_map(tokens)}
-    out["high_res0"], out["high_res1"] = fine_maps(predictor.features)
+    out["high_res0"], out["high_res1"] = fine_maps(predictor.encoded.features)
 
     def ask(name, index=0, box=None, point_coords=None, point_labels=None, mask_input=None, multimask_output=True):
         mask = drawn(golden, mask_input) if mask_input else None
@@ -214,8 +214,8 @@ def image_predict(golden, model, device) -> dict:
 def full_size(golden, model, device) -> dict:
     predictor = ImagePredictor(model)
     predictor.set_image(drawn(golden, "image"))
-    out = {"image_embed": as_map(model.without_memory(predictor.features))}
-    out["high_res0"], out["high_res1"] = fine_maps(predictor.features)
+    out = {"image_embed": as_map(model.without_memory(predictor.encoded.features))}
+    out["high_res0"], out["high_res1"] = fine_maps(predictor.encoded.features)
     box = json.loads(golden.meta["inputs"]["box"]["kind"].removeprefix("literal "))
     for name in ("single", "multi"):
         got = predictor.predict(box, multimask=name == "multi", logits=True)

@@ -77,10 +77,11 @@ def test_of_the_proposed_masks_the_one_that_agrees_with_the_heat_map_is_taken_no
     proposed.scores = torch.tensor([[0.99, 0.4, 0.7]])
     monkeypatch.setattr(models.predictor, "predict", lambda **given: proposed)
     (seed,) = find_seeds(models, [picture(5)], "bright.")[0].objects
-    mask, score = segment_seed(models, seed)
+    encoded = models.predictor.encode([picture(5)])
+    mask, score = segment_seed(models, seed, encoded)
     assert np.array_equal(mask, object_mask.numpy()) and score == pytest.approx(0.4)
     seed.region = None
-    assert np.array_equal(segment_seed(models, seed)[0], background.numpy())
+    assert np.array_equal(segment_seed(models, seed, encoded)[0], background.numpy())
 
 
 def test_a_region_between_the_pixels_of_a_tiny_picture_still_has_a_mask_prompt():

@@ -43,10 +43,10 @@ def test_the_unstable_masks_of_a_batch_fall_back_alone(monkeypatch):
     """Among these boxes some single masks are stable and some are not, so both branches are in one batch."""
     p = predictor()
     points, labels, _ = p.prompts(BOXES, None, None, None, (40, 56))
-    model, seen, render = p.model, {}, MaskDecoder.render
+    model, features, seen, render = p.model, p.encoded.features, {}, MaskDecoder.render
     with torch.inference_mode():
         monkeypatch.setattr(MaskDecoder, "render", lambda *args: seen.setdefault("masks", render(*args)))
-        three = model.decode(model.without_memory(p.features), p.features.high_res, points, labels, multimask=True)
+        three = model.decode(model.without_memory(features), features.high_res, points, labels, multimask=True)
         monkeypatch.undo()
     all4, ious = seen["masks"], three.ious
     stable = stability(all4[:, 0]) >= STABILITY

@@ -4,7 +4,6 @@ CLIPSeg, arXiv 2112.10003. An image is encoded once for all its prompts, and a p
 made of the heat maps (thresholds, instances, points) is the business of minisam_glue/heatmap.py.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import product
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..masks import mask_box
 from ..pixels import Picture, normalise, to_rgb
+from ..recent import Recent
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
 
@@ -65,6 +65,7 @@ class HeatMapper:
     size: side in pixels of the square that pictures are stretched to; more shows smaller objects and costs more.
     templates: a phrase is put into each of them, and the mean of their embeddings stands for it (CLIP, section 3.1.4).
     ValueError if the model takes no such size, or a template has no {}.
+    Threads: `heat_maps` may be called from several at once; the cache of phrases is made for it.
     """
 
     def __init__(self, model: CLIPSeg, tokenizer: CLIPTokenizer, size: int = SIZE, templates: Sequence[str] = ("{}",)):
@@ -73,7 +74,7 @@ class HeatMapper:
         if wrong or not templates:
             raise ValueError(f"template {''.join(wrong[:1])!r}: mark the place of the phrase with {{}}")
         self.model, self.tokenizer, self.size, self.templates = model, tokenizer, size, tuple(templates)
-        self.texts: OrderedDict[tuple, Tensor] = OrderedDict()
+        self.texts: Recent[tuple, Tensor] = Recent(TEXT_CACHE)
 
     @torch.no_grad()
     def heat_maps(self, images: list[Picture], prompts: Sequence[str | Picture]) -> Tensor:
@@ -109,19 +110,16 @@ class HeatMapper:
         updates = sum(0 if w.is_inference() else w._version for w in weights)
         device = weights[0].device
         state = (device, weights[0].dtype, updates, torch.is_autocast_enabled(device.type), self.templates)
-        missing = [phrase for phrase in dict.fromkeys(phrases) if (phrase, state) not in self.texts]
-        if missing:
-            self.check_phrases(missing)
-            ids = [self.tokens(template.replace("{}", phrase)) for phrase in missing for template in self.templates]
-            padded = pad_ids(ids, max(map(len, ids))).to(device)
-            encoded = clip.encode_text(padded).unflatten(0, (len(missing), -1)).mean(1)
-            self.texts.update({(phrase, state): condition for phrase, condition in zip(missing, encoded)})
-        found = {phrase: self.texts[phrase, state] for phrase in phrases}
-        for phrase in phrases:
-            self.texts.move_to_end((phrase, state))
-        while len(self.texts) > TEXT_CACHE:
-            self.texts.popitem(last=False)
-        return found
+        return {p: self.texts.get((p, state), lambda p=p: self.encode_phrase(p, device)) for p in phrases}
+
+    def encode_phrase(self, phrase: str, device: torch.device) -> Tensor:
+        """The condition (D,) of one phrase: the mean over the templates.
+
+        It goes through the network alone, so that its last digits do not depend on the phrases beside it.
+        """
+        self.check_phrases([phrase])
+        ids = [self.tokens(template.replace("{}", phrase)) for template in self.templates]
+        return self.model.clip.encode_text(pad_ids(ids, max(map(len, ids))).to(device)).mean(0)
 
     def check_phrases(self, phrases: list[str]) -> None:
         """ValueError for a phrase that is empty or longer than the model takes."""

@@ -65,8 +65,8 @@ def evaluate_heat_to_masks(
         names = [phrase.text for phrase in truth.phrases]
         (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
         numbers = torch.tensor([names.index(seed.label) for seed in seeds.objects], dtype=torch.long)
-        models.predictor.set_image(truth.image)
-        masks = [segment_seed(models, seed)[0] for seed in seeds.objects]
+        encoded = models.predictor.encode([truth.image])
+        masks = [segment_seed(models, seed, encoded)[0] for seed in seeds.objects]
         found = torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2]))
         named = [i for i, label in enumerate(truth.labels) if label >= 0]
         labels = torch.tensor([truth.labels[i] for i in named], dtype=torch.long)

@@ -7,7 +7,6 @@ masked, which gives the same as one image at a time (the official backbone sees 
 
 import logging
 import re
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..boxes import area, cxcywh_to_xyxy, suppress
 from ..pixels import Picture, normalise, to_rgb
 from ..prompts import Sentence, split_phrases
+from ..recent import Recent
 from .geometry import Shapes
 from .model import MAX_TEXT, GroundingDINO
 from .tokenizer import WordPieceTokenizer
@@ -204,11 +204,12 @@ class Detector:
     """A model with its tokenizer and a cache of encoded captions.
 
     min_size, max_size: pixels that the shorter side of an image is resized to, and that the longer may have at most.
+    Threads: `detect` may be called from several at once; the caches of words and captions are made for it.
     """
 
     def __init__(self, model: GroundingDINO, tokenizer: WordPieceTokenizer, min_size: int = 800, max_size: int = 1333):
         self.model, self.tokenizer, self.min_size, self.max_size = model, tokenizer, min_size, max_size
-        self.texts: OrderedDict[tuple, Text] = OrderedDict()
+        self.texts: Recent[tuple, Text] = Recent(TEXT_CACHE)
 
     @torch.no_grad()
     def detect(
@@ -287,10 +288,5 @@ class Detector:
         weights = [*self.model.bert.parameters(), *self.model.feat_map.parameters()]
         device, updates = weights[0].device, sum(0 if w.is_inference() else w._version for w in weights)
         key = (ids, device, weights[0].dtype, updates, torch.is_autocast_enabled(device.type))
-        if key not in self.texts:
-            row = torch.tensor([ids], device=device)
-            self.texts[key] = self.model.encode_text(row, torch.ones_like(row, dtype=torch.bool))
-            if len(self.texts) > TEXT_CACHE:
-                self.texts.popitem(last=False)
-        self.texts.move_to_end(key)
-        return self.texts[key]
+        row = torch.tensor([ids], device=device)
+        return self.texts.get(key, lambda: self.model.encode_text(row, torch.ones_like(row, dtype=torch.bool)))

@@ -98,11 +98,13 @@ class WordPieceTokenizer:
 
     def word_pieces(self, word: str) -> list[int]:
         """Greedy longest match first; pieces after the first are spelt ##piece in the vocabulary."""
-        if word not in self.known_words:
+        ids = self.known_words.get(word)
+        if ids is None:
+            ids = self._match(word)
             if len(self.known_words) > 100_000:
                 self.known_words.clear()
-            self.known_words[word] = self._match(word)
-        return self.known_words[word]
+            self.known_words[word] = ids
+        return ids  # not looked up again: another thread may have cleared the table
 
     def _match(self, word: str) -> list[int]:
         if len(word) > MAX_WORD:

@@ -13,7 +13,7 @@ faster forms of the modules.
 """
 
 from .fast import accelerate, compile_model
-from .image_predictor import ImagePredictor, MaskPrediction
+from .image_predictor import EncodedImages, ImagePredictor, MaskPrediction
 from .model import PRESETS, SAM2, SAM2Config, build, load
 from .video_tracker import FrameResult, VideoTracker
 
@@ -21,6 +21,7 @@ __all__ = [
     "PRESETS",
     "SAM2",
     "SAM2Config",
+    "EncodedImages",
     "FrameResult",
     "ImagePredictor",
     "MaskPrediction",

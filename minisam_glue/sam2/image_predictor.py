@@ -1,8 +1,13 @@
-"""Masks in images: set an image once, then ask with boxes, points and masks.
+"""Masks in images: encode an image once, then ask with boxes, points and masks.
 
     predictor = ImagePredictor(load("sam2.1_hiera_tiny.pt"))
     predictor.set_image(image)  # uint8 (H, W, 3) or Pillow
     found = predictor.predict(boxes=[[30, 40, 150, 130]])  # found.masks: bool (1, 1, H, W)
+
+From several threads at once, each call brings its own images:
+
+    encoded = predictor.encode([image])
+    found = predictor.predict(boxes=[[30, 40, 150, 130]], encoded=encoded)
 
 SAM 2, arXiv 2408.00714. Left out: the automatic mask generator (a grid of points over the whole image).
 """
@@ -21,6 +26,14 @@ from .model import SAM2, ImageFeatures
 from .preprocess import Array, finite_tensor, image_pixels, prompt_points
 
 
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images after the image encoder: any number of prompts can be answered from them, in any order."""
+
+    features: ImageFeatures
+    sizes: list[tuple[int, int]]  # (height, width) of each in pixels
+
+
 @dataclass
 class MaskPrediction:
     """The masks of B prompts on an image, M for each."""
@@ -36,6 +49,9 @@ class ImagePredictor:
     max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
     chunk: prompts decoded at once, by default 4 on a CPU, whose cache they should fit, and 32 elsewhere.
     Raises ValueError for a chunk below 1.
+
+    Threads: encode, and predict with `encoded`, keep nothing between calls, so that one predictor serves any number of
+    threads. set_image and set_images keep the images in the predictor: use them from one thread only.
     """
 
     def __init__(self, model: SAM2, max_hole: int = 0, max_sprinkle: int = 0, chunk: int | None = None):
@@ -43,26 +59,25 @@ class ImagePredictor:
             raise ValueError(f"chunk {chunk}: give at least 1")
         self.model, self.max_hole, self.max_sprinkle = model, max_hole, max_sprinkle
         self.chunk = chunk or (4 if model.device.type == "cpu" else 32)
-        self.features: ImageFeatures | None = None
-        self.sizes: list[tuple[int, int]] = []
+        self.encoded: EncodedImages | None = None
 
     def set_image(self, image: np.ndarray | Image.Image) -> None:
         """Encode an image, uint8 (H, W, 3) or Pillow. Grey and RGBA are converted. Raises ValueError for others."""
         self.set_images([image])
 
-    @torch.inference_mode()
     def set_images(self, images: list[np.ndarray | Image.Image]) -> None:
         """Encode several images, of any sizes, as one batch; predict then takes image = 0, 1, ..."""
+        self.encoded = self.encode(images)
+
+    @torch.inference_mode()
+    def encode(self, images: list[np.ndarray | Image.Image]) -> EncodedImages:
+        """Encode images, of any sizes, as one batch, and keep none of them. Raises ValueError as set_image does."""
         if not images:
             raise ValueError("no images: give at least one")
         arrays = [to_rgb(image) for image in images]
         size, device = self.model.config.image_size, self.model.device
-        self.features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
-        self.sizes = [a.shape[:2] for a in arrays]
-
-    def use_features(self, features: ImageFeatures, size: tuple[int, int]) -> None:
-        """Take one image, of size (H, W), that is encoded already, such as the present frame of a VideoTracker."""
-        self.features, self.sizes = features, [size]
+        features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
+        return EncodedImages(features, [a.shape[:2] for a in arrays])
 
     @torch.inference_mode()
     def predict(
@@ -74,8 +89,9 @@ class ImagePredictor:
         multimask: bool = False,
         logits: bool = False,
         image: int = 0,
+        encoded: EncodedImages | None = None,
     ) -> MaskPrediction:
-        """Masks for B prompts on one image.
+        """Masks for B prompts on one image: number `image` of `encoded`, by default of what set_images encoded.
 
         boxes: (4,) or (B, 4) xyxy pixels. points: (P, 2) or (B, P, 2) xy pixels, with labels of the same leading
         shape, 1 positive and 0 negative. mask: logits (S / 4, S / 4), with or without leading axes of 1 or B, as in
@@ -83,15 +99,17 @@ class ImagePredictor:
         for prompts that may mean several things, such as one click; otherwise one mask, chosen by its stability.
         No boxes, (0, 4), give no masks. Raises ValueError for prompts that are missing, malformed or not finite.
         """
-        if self.features is None:
-            raise ValueError("no image yet: call set_image first")
-        if not 0 <= image < len(self.sizes):
-            raise ValueError(f"image {image}: there are {len(self.sizes)}, counted from 0")
-        xy, labels, mask = self.prompts(boxes, points, labels, mask, self.sizes[image])
+        encoded = encoded or self.encoded
+        if encoded is None:
+            raise ValueError("no image yet: call set_image first, or give what encode returns")
+        if not 0 <= image < len(encoded.sizes):
+            raise ValueError(f"image {image}: there are {len(encoded.sizes)}, counted from 0")
+        features, size = encoded.features[image : image + 1], encoded.sizes[image]
+        xy, labels, mask = self.prompts(boxes, points, labels, mask, size)
         parts = []
         for i in range(0, max(len(xy), 1), self.chunk):
             chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
-            parts.append(self.decode(image, *chunk, multimask, logits))
+            parts.append(self.decode(features, size, *chunk, multimask, logits))
         return MaskPrediction(*(torch.cat([getattr(p, k) for p in parts]) for k in ("masks", "scores", "low_res")))
 
     def prompts(
@@ -122,10 +140,16 @@ class ImagePredictor:
         return xy, labels, mask
 
     def decode(
-        self, image: int, xy: Tensor, labels: Tensor, mask: Tensor | None, multimask: bool, logits: bool
+        self,
+        features: ImageFeatures,
+        size: tuple[int, int],
+        xy: Tensor,
+        labels: Tensor,
+        mask: Tensor | None,
+        multimask: bool,
+        logits: bool,
     ) -> MaskPrediction:
-        """One chunk of prompts."""
-        features, size = self.features[image : image + 1], self.sizes[image]
+        """One chunk of prompts on one image of (H, W) pixels."""
         tokens = self.model.without_memory(features)
         out = self.model.decode(tokens, features.high_res, xy, labels, mask, multimask)
         low = out.masks.float()
