@@ -61,16 +61,23 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 def decode_rle(rle: dict) -> np.ndarray:
     """{"size": [H, W], "counts": str, bytes or list of runs} -> bool (H, W). ValueError if it is damaged."""
-    height, width = _size(rle)
-    counts = rle["counts"]
-    runs = _from_string(counts) if isinstance(counts, (str, bytes)) else _checked(counts)
-    if runs.size and (runs.min() < 0 or runs.max() > height * width) or runs.sum() != height * width:
-        raise ValueError(f"damaged run lengths: they do not add up to {height} x {width} pixels")
+    (height, width), runs = rle_size(rle), rle_runs(rle)
     flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
     return np.ascontiguousarray(flat.reshape(width, height).T)
 
 
-def _size(rle: dict) -> tuple[int, int]:
+def rle_runs(rle: dict) -> np.ndarray:
+    """The lengths of the runs (n,), background first, without the mask itself. ValueError as of decode_rle."""
+    height, width = rle_size(rle)
+    counts = rle["counts"]
+    runs = _from_string(counts) if isinstance(counts, (str, bytes)) else _checked(counts)
+    if runs.size and (runs.min() < 0 or runs.max() > height * width) or runs.sum() != height * width:
+        raise ValueError(f"damaged run lengths: they do not add up to {height} x {width} pixels")
+    return runs
+
+
+def rle_size(rle: dict) -> tuple[int, int]:
+    """(height, width). ValueError if that is none."""
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
         raise ValueError('run lengths are {"size": [height, width], "counts": ...}')
     size = rle["size"]

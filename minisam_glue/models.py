@@ -6,9 +6,7 @@ models = load_models("folder", detector="swin-b", sam="large")
 models = load_models(method="clipseg")                   # CLIPSeg's heat maps in place of Grounding DINO
 """
 
-import pickle
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +29,6 @@ DETECTOR, CLIPSEG = METHODS = ("detector", "clipseg")  # from a sentence to wher
 DETECTORS = ("swin-t", "swin-b")
 SAMS = ("tiny", "small", "base_plus", "large")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError, OSError)
 ADDING = Lock()  # of one thread at a time to the seconds of a Models
 Model = TypeVar("Model")
 
@@ -161,13 +158,9 @@ def _load_demo(
 def _read(load: Callable[[Path], Model], path: Path) -> Model:
     """A file by its loader. WeightsError for whatever is wrong with its content."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wonders aloud about files that are none of its own
-            return load(path)
-    except DAMAGED as error:
+        return load(path)
+    except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
-        if isinstance(error, pickle.UnpicklingError):  # torch's text advises to switch its protection off
-            text = "it is damaged, or holds more than tensors, and is not opened for safety"
         raise WeightsError(f"{path} can't be used ({text[:300]}): delete it and download it again") from error
 
 

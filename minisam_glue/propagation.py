@@ -19,9 +19,10 @@ from .masks import box_around, mask_box
 from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
+from .reading import fields, flag, optional, real, sequence, text, whole
 from .records import Segment, Segmented
 from .sam2 import EncodedImages, FrameResult, VideoTracker
-from .sam2.video_tracker import indexable
+from .sam2.video_tracker import indexable, state_kind
 from .seeding import Seed, Seeds, find_seeds, seeds_of, segment_seed
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -234,13 +235,38 @@ class Tracking:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a state: the masks are those that an uninterrupted run gives."""
+        """Go on from a state: the masks are those that an uninterrupted run gives.
+
+        ValueError if it is none of state()'s, or of another model; then nothing changes.
+        """
+        self._check(state)
         self.tracker.restore(state["tracker"])
         self.known = {
             o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"]) for o in state["known"]
         }
         self.reverse, self.next = state["reverse"], state["next"]
         self.seeded, self.seeded_at = state["seeded"], state["seeded_at"]
+
+    def _check(self, state: object) -> None:
+        """ValueError unless restore can take it."""
+        tracker = state_kind(self.models.sam.config)
+        known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole())
+        fields(
+            tracker=tracker,
+            known=sequence(known),
+            reverse=flag,
+            next=optional(whole(-1)),
+            seeded=optional(tracker),
+            seeded_at=optional(whole()),
+        )(state, "the tracking")
+        numbers = {record["id"] for record in state["known"]}
+        tracked = {o["id"] for held in (state["tracker"], state["seeded"]) if held for o in held["objects"]}
+        if not tracked <= numbers:
+            raise ValueError("the tracking has no record of an object that it tracks")
+        if (state["seeded"] is None) != (state["seeded_at"] is None):
+            raise ValueError("the tracking does not say when its objects were marked")
+        if self.direction != BOTH and state["reverse"] != (self.direction == REVERSE):
+            raise ValueError("the tracking runs in the other direction")
 
 
 def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Iterator[tuple[int, Picture]]:

@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from .heatmap import confidence
-from .masks import decode_rle, encode_rle
+from .masks import decode_rle, encode_rle, rle_runs
+from .reading import fields, real, sequence, text, whole
 from .render.overlay import overlay
 
 
@@ -47,6 +48,20 @@ class Segment:
             record["first"],
             record["last"],
         )
+
+
+def _run_lengths(value: object, where: str) -> None:
+    rle_runs(value)
+
+
+RECORD = fields(  # what a frame's JSON has at least, see Segmented.as_json
+    frame=whole(),
+    objects=sequence(
+        fields(
+            id=whole(1), label=text, score=real, box=sequence(real, 4), first=whole(), last=whole(), mask=_run_lengths
+        )
+    ),
+)
 
 
 @dataclass

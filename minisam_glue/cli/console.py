@@ -4,6 +4,8 @@ import json
 import sys
 from collections import Counter
 
+from ..text import one_line, printable
+
 USAGE_ERROR = 2  # the exit status
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
@@ -12,13 +14,8 @@ def failed(error: Exception | str) -> int:
     """Print one line on standard error. Returns the exit status of a usage or input error."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return USAGE_ERROR
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped: a file's name must not steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Console:

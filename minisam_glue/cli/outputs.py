@@ -22,12 +22,17 @@ from PIL import Image
 from ..files import whole_file
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
-from ..records import HeatMap, Segment, Segmented
+from ..reading import LARGEST, anything, check_regular, fields, load, mapping, optional, plain, sequence, text, whole
+from ..records import RECORD, HeatMap, Segment, Segmented
 from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
 
 UNFINISHED = ".unfinished"
+VERSION = 1  # of the state of an interrupted run
+STATE = fields(
+    journal=whole(), lost=optional(sequence(whole(-LARGEST))), settings=mapping(text, plain), tracking=anything
+)
 RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "page.html")
 
 
@@ -124,15 +129,40 @@ def label_name(number: int, label: str) -> str:
 class Journal:
     """Records of frames as JSON lines in one file, found again by frame; if a frame has several lines the last counts.
 
-    `size`: bytes of an earlier journal to keep; 0 for a new one. ValueError if it is damaged.
+    size, shape: bytes of an earlier journal to keep, and the (height, width) of its frames; without them a new one is
+    begun. ValueError if the earlier one is damaged: it stays as it was.
     """
 
-    def __init__(self, path: Path, size: int = 0):
-        self.file = open(path, "r+b" if size else "w+b")  # noqa: SIM115, close() ends it
-        self.file.truncate(size)  # a shorter file is filled with zeros, which are no JSON
+    def __init__(self, path: Path, size: int | None = None, shape: tuple[int, int] | None = None):
         self.places = {}  # frame -> offset and length: only a few numbers are held per frame
-        for line in self.file:
-            self.places[json.loads(line)["frame"]] = (self.file.tell() - len(line), len(line))
+        if size is not None:
+            check_regular(path)
+        self.file = open(path, "w+b" if size is None else "r+b")  # noqa: SIM115, close() ends it
+        try:
+            if size is not None:
+                self._read(size, shape)
+                self.file.truncate(size)  # lines after the saved state come again
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, size: int, shape: tuple[int, int]) -> None:
+        there, end = self.size, 0
+        if size > there:
+            raise ValueError(f"the journal has {there} bytes, not {size}")
+        self.file.seek(0)
+        while end < size:
+            line, where = self.file.readline(size - end), f"line {len(self.places) + 1} of the journal"
+            if not line.endswith(b"\n"):
+                raise ValueError(f"{where} is cut off")
+            record = json.loads(line)
+            RECORD(record, where)
+            if {tuple(held["mask"]["size"]) for held in record["objects"]} - {shape}:
+                raise ValueError(f"the journal has masks of another size than {shape}")
+            self.places[record["frame"]] = (end, len(line))
+            end += len(line)
+        if self.places and max(self.places) - min(self.places) >= len(self.places):
+            raise ValueError("the journal lacks frames")
 
     def append(self, record: dict) -> None:
         """Write a record, on disk before this returns."""
@@ -210,13 +240,29 @@ class VideoOutput:
     def _reopen(self) -> None:
         """State and journal of an interrupted run. MediaError if they are damaged."""
         try:
-            self.state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-            self.journal = Journal(self.unfinished / "journal.jsonl", self.state["journal"])
-            self.video.forget(self.state["lost"])
-        except Exception as error:  # what is damaged makes torch raise nearly anything
-            raise MediaError(f"{self.unfinished} is damaged: leave out --resume to begin anew") from error
+            state = load(self.state_path)
+            version = state.get("version", VERSION) if isinstance(state, dict) else VERSION
+            if type(version) is not int or version != VERSION:
+                raise ValueError("it is of another version of this program")
+            STATE(state, "the state")
+            self.journal = Journal(self.unfinished / "journal.jsonl", state["journal"], self.video.size[::-1])
+            self.video.forget(state["lost"])
+        except (ValueError, OSError, RecursionError) as error:
+            raise self.damaged(error) from error
+        self.state = state
         for path in list(self.new.rglob(".*.tmp")):  # left by a process that was killed
             path.unlink()
+
+    def damaged(self, error: Exception) -> MediaError:
+        """The error of an interrupted run that can't be gone on with."""
+        reason = " ".join(str(error).split())[:200]
+        return MediaError(f"{self.unfinished} can't be continued ({reason}): leave out --resume to begin anew")
+
+    def check_next(self, frame: int | None) -> None:
+        """ValueError unless the frame to come is beside one that the journal has."""
+        places = self.journal.places
+        if places and (frame is None or not {frame - 1, frame + 1} & places.keys()):
+            raise ValueError(f"frame {frame} is to come, but the journal has frames {min(places)} to {max(places)}")
 
     def add(self, result: Segmented) -> dict:
         """One frame: journal, masks, cut-outs, and its picture if it is the next one. Returns its JSON record, with its
@@ -254,7 +300,7 @@ class VideoOutput:
     def save_state(self, state: dict) -> None:
         """Let a later run continue after the frames so far. OSError if there is no room: an older state stays then."""
         content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
-        torch.save(state | {"journal": self.journal.size, "lost": self.video.lost}, content)
+        torch.save(state | {"version": VERSION, "journal": self.journal.size, "lost": self.video.lost}, content)
         with whole_file(self.state_path) as path:
             path.write_bytes(content.getbuffer())
 

@@ -3,7 +3,8 @@
 import sys
 import time
 
-from .console import count, printable
+from ..text import printable
+from .console import count
 
 LINE_EVERY = 10.0  # seconds
 

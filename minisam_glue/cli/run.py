@@ -12,6 +12,7 @@ from ..models import DETECTOR, DETECTORS, Models, load_models
 from ..processes import own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..seeding import check_sentence
+from ..text import printable
 from . import INTERRUPTED
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, summary
@@ -31,7 +32,8 @@ def download(args: Namespace) -> int:
         raise ValueError(f"--download {unknown[0]}: no weights are called so; give all, or some of {known}")
     for name in names:
         print(weights.describe(name))
-        print("  ", weights.fetch(name, args.weights, None if args.quiet else weights.progress_line()))
+        path = weights.fetch(name, args.weights, None if args.quiet else weights.progress_line())
+        print("  ", printable(str(path)))
     return 0
 
 

@@ -75,7 +75,11 @@ class VideoRun:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""
         if output.state:
             self.check_settings(output.state["settings"])
-            tracking.restore(output.state["tracking"])
+            try:
+                tracking.restore(output.state["tracking"])
+                output.check_next(tracking.next)
+            except ValueError as error:
+                raise output.damaged(error) from error
         best, saved = None, time.monotonic()
         with Progress(self.source, not self.args.quiet, *tracking.counted(video.count)) as progress:
             for result in tracking.run(video):

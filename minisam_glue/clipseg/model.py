@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import load_strictly
+from ..reading import load_state_dict
 from .clip import CLIP, CLIPConfig, EncoderLayer, TextConfig, VisionConfig
 
 # What published files hold beyond the model: 0, 1, 2, ..., kept by old versions of transformers.
@@ -145,10 +146,10 @@ def load(path: str | Path, preset: str = "rd64-refined") -> CLIPSeg:
     """A published checkpoint -> the model, in eval mode. ValueError if the file is not of this preset."""
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
-    file = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_state_dict(path)
     with torch.device("meta"):  # no time for random weights that are replaced at once
         model = CLIPSeg(PRESETS[preset])
-    load_official(model, file.get("model", file))
+    load_official(model, state)
     return model.eval()
 
 

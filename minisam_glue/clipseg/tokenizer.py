@@ -10,10 +10,12 @@ import gzip
 import html
 import re
 import unicodedata
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
 MERGES = 49152 - 256 - 2  # CLIP uses so many of the file's lines
+LONGEST = 1 << 23  # characters of the file that are read: it has 3.2 million, and another may unpack to any number
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTRACTIONS = ("'re", "'ve", "'ll", "'s", "'t", "'m", "'d")
 LIGATURES = str.maketrans(
@@ -111,8 +113,8 @@ class CLIPTokenizer:
         """From bpe_simple_vocab_16e6.txt.gz. ValueError for another file."""
         try:
             with gzip.open(path, "rt", encoding="utf-8") as file:
-                lines = file.read().split("\n")[1 : MERGES + 1]
-        except (gzip.BadGzipFile, UnicodeDecodeError, EOFError):
+                lines = file.read(LONGEST).split("\n")[1 : MERGES + 1]
+        except (gzip.BadGzipFile, UnicodeDecodeError, EOFError, zlib.error):
             lines = []
         pairs = [tuple(line.split()) for line in lines]
         if len(pairs) != MERGES or any(len(pair) != 2 for pair in pairs):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import load_strictly
+from ..reading import load_state_dict
 from .bert import Bert, BertConfig, phrase_masks
 from .deformable_attention import MSDeformAttn
 from .geometry import Geometry, Shapes, build_geometry, inverse_sigmoid, shapes_on_levels
@@ -182,10 +183,10 @@ def load(path: str | Path, preset: str = "swin-t") -> GroundingDINO:
     """Load an official checkpoint -> the model, in eval mode. ValueError if the file is not of this preset."""
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
-    file = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_state_dict(path)
     with torch.device("meta"):
         model = GroundingDINO(PRESETS[preset])
-    load_official(model, file.get("model", file))
+    load_official(model, state)
     return model.eval()
 
 

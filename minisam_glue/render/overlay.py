@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..masks import erode, mask_box
+from ..text import one_line
 
 COLOURS = np.array(
     [[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0], [240, 228, 66], [0, 114, 178], [204, 121, 167]],
@@ -137,7 +138,7 @@ def _frame(out: np.ndarray, box: tuple[int, int, int, int], colour: tuple, strok
 
 def _text(index: int, labels: object, scores: object, ids: object) -> str:
     words = [] if ids is None else [f"#{ids[index]}"]  # first, so that it is never next to the score nor cut off
-    words += [] if labels is None else [" ".join(str(labels[index]).split())]
+    words += [] if labels is None else [one_line(labels[index])]
     words += [] if scores is None else [f"{float(scores[index]):.2f}"]
     return " ".join(word for word in words if word)
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..files import whole_file
 from ..masks import erode, mask_box
+from ..text import one_line
 from .overlay import OPACITY, colour_of, ink_on, stroke_width
 
 LONGEST_SIDE = 4096  # pixels of the embedded picture: it is seen at the size of a window, and JPEG ends at 65,535
@@ -124,7 +125,7 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -
         if record.mask.shape != (height, width):
             raise ValueError(f"the mask of #{record.id} is {record.mask.shape} but the image {(height, width)}")
     page = PAGE.format(
-        title=escape(_clean(Path(path).stem)),
+        title=escape(one_line(Path(path).stem)),
         width=width,
         height=height,
         ratio=width / height,
@@ -137,13 +138,7 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -
         script_hash=b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     )
     with whole_file(path) as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))  # arguments may hold bytes that are no text
-
-
-def _clean(text: object) -> str:
-    """The text on one line, without the control characters that HTML forbids."""
-    line = " ".join(str(text).split())
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+        temporary.write_bytes(page.encode())
 
 
 def _layer(number: int, record: Record) -> str:
@@ -166,7 +161,7 @@ def _row(number: int, record: Record) -> str:
     return (
         f'<li><label><input type="checkbox" checked data-layer="layer{number}">'
         f'<span class="swatch" style="{_colours(record)}">#{record.id}</span>'
-        f"<bdi>{escape(_clean(record.label))}</bdi><span>{score}</span></label></li>"
+        f"<bdi>{escape(one_line(record.label))}</bdi><span>{score}</span></label></li>"
     )
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, is_dataclass
 import torch
 from torch import Tensor
 
+from ..reading import Kind, fields, mapping, optional, tensor, whole
+
 SLOTS = 7  # temporal embeddings: one shared by all prompted frames, and six for the frames before
 POINTERS = 16  # pointers of frames less than this far back are attended to
 
@@ -127,12 +129,30 @@ class MemoryBank:
 
     @classmethod
     def from_state(cls, state: dict, device: torch.device) -> "MemoryBank":
-        """Make the bank whose state() this is, on a device."""
+        """Make the bank whose state() this is, on a device. state: checked by state_kind."""
 
         def restore(memory: dict) -> FrameMemory:
             return FrameMemory(**{k: None if v is None else v.to(device) for k, v in memory.items()})
 
         return cls(*({t: restore(m) for t, m in state[name].items()} for name in ("prompted", "tracked")))
+
+
+def state_kind(dim: int, mem_dim: int, image_size: int) -> Kind:
+    """What MemoryBank.state() gives for a model of these sizes, see SAM2Config."""
+    grid, side = image_size // 16, image_size // 4
+    memory = fields(
+        pointer=tensor(dim),
+        object_score_logits=tensor(),
+        tokens=optional(tensor(grid * grid, mem_dim)),
+        logits=optional(tensor(side, side)),
+    )
+    prompted = fields(
+        pointer=tensor(dim),
+        object_score_logits=tensor(),
+        tokens=tensor(grid * grid, mem_dim),  # attended to however far the frame is
+        logits=optional(tensor(side, side)),
+    )
+    return fields(prompted=mapping(whole(), prompted, least=1), tracked=mapping(whole(), memory))
 
 
 def held_bytes(*kept: object) -> int:

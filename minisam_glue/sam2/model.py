@@ -14,7 +14,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import MLP
+from ..layers import MLP, load_strictly
+from ..reading import load_state_dict
 from .hiera import Hiera, ImageEncoder, Neck
 from .layers import resize_antialiased, sine_position_1d, sine_position_2d
 from .mask_decoder import Decoded, MaskDecoder
@@ -287,7 +288,8 @@ def build(preset: str | SAM2Config) -> SAM2:
 def preset_of(state: dict[str, Tensor]) -> str:
     """The name of the preset whose trunk and switches a state dict has. Raises ValueError if there is none."""
     depth = len({k.split(".")[3] for k in state if k.startswith("image_encoder.trunk.blocks.")})
-    width = len(state.get("image_encoder.trunk.patch_embed.proj.bias", ()))
+    bias = state.get("image_encoder.trunk.patch_embed.proj.bias", torch.empty(0))
+    width = len(bias) if bias.ndim else 0
     later = "no_obj_embed_spatial" in state
     for name, config in PRESETS.items():
         if (sum(config.stages), config.embed_dim, config.no_obj_embed_spatial) == (depth, width, later):
@@ -299,15 +301,12 @@ def preset_of(state: dict[str, Tensor]) -> str:
 
 
 def load(path: str | PathLike, preset: str | SAM2Config | None = None) -> SAM2:
-    """An official checkpoint file, {"model": state dict}, as a model in eval mode on the CPU.
+    """An official checkpoint file, a state dict under "model", as a model in eval mode on the CPU.
 
     Without a preset the weights tell which one they are. Every key must fit. Raises ValueError for another layout.
     """
-    file = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(file, dict) or "model" not in file:
-        raise ValueError(f'{path}: expected a SAM 2 checkpoint, {{"model": state dict}}')
-    state = file["model"]
+    state = load_state_dict(path)
     with torch.device("meta"):  # no time for random weights that are replaced at once
         model = build(preset or preset_of(state))
-    model.load_state_dict(state, strict=True, assign=True)
+    load_strictly(model, state)
     return model

@@ -21,10 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..pixels import to_rgb
+from ..reading import LARGEST, Kind, fields, optional, sequence, whole
+from . import memory_bank
 from .components import clean
 from .layers import resize_antialiased
 from .memory_bank import POINTERS, FrameMemory, MemoryBank, MemorySelection, held_bytes
-from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput
+from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput, SAM2Config
 from .preprocess import Array, finite_tensor, frame_pixels, prompt_points
 
 
@@ -337,8 +339,10 @@ class VideoTracker:
     def restore(self, state: dict) -> None:
         """Go back to where state() was taken; seek or step to any frame then goes on with the same masks, bit by bit.
 
-        Clicks and frames kept by keep_all for going back are not part of it.
+        Clicks and frames kept by keep_all for going back are not part of it. ValueError if it is none of state()'s, or
+        of another model; then nothing changes.
         """
+        state_kind(self.model.config)(state, "the tracker")
         self.reset()
         self.frame, self.passes = state["frame"], state["passes"]
         self.size = state["size"] and tuple(state["size"])
@@ -355,6 +359,17 @@ class VideoTracker:
     def held_bytes(self) -> int:
         """Count the bytes of the current frame's features and of all tensors that are kept for later frames."""
         return held_bytes(self.features, self.objects)
+
+
+def state_kind(config: SAM2Config) -> Kind:
+    """What VideoTracker.state() gives for a model of this configuration."""
+    bank = memory_bank.state_kind(config.dim, config.mem_dim, config.image_size)
+    return fields(
+        frame=whole(-1),
+        size=optional(sequence(whole(1), 2)),
+        passes=whole(),
+        objects=sequence(fields(id=whole(-LARGEST), added_at=whole(), bank=bank)),
+    )
 
 
 def indexable(frames: Iterable) -> bool:

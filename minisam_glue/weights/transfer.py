@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..text import printable
 from .table import Checkpoint
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -42,8 +43,7 @@ def get(url: str, part: Path, checkpoint: Checkpoint, progress: Callable[[int, i
             failure = _get(url, part, checkpoint, progress, connections)
     except Refused as refused:
         failure = str(refused)
-    # A server chooses some of the words: they must not steer a terminal.
-    return failure and "".join(c if c.isprintable() else "?" for c in failure)
+    return failure and printable(failure)  # a server chooses some of the words
 
 
 def verify(path: Path, checkpoint: Checkpoint) -> str | None:

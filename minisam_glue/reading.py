@@ -1,0 +1,247 @@
+"""Files from elsewhere: read without running code, and checked before they are used.
+
+`load` reads what torch.save wrote. Its weights_only stops code; the checks here bound memory by the size of the file
+and let only plain tensors through. A kind says what a value must be: it is a function of a value and of where it
+stands, and raises ValueError in a few words. Left out: TorchScript, safetensors.
+"""
+
+import os
+import reprlib
+import stat
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Kind = Callable[[object, str], None]  # a value, and where it stands
+
+DEEPEST = 20  # dictionaries and lists inside each other
+ROOM = 4  # times a file's size that its content may take
+LARGEST, MOST = 2**53, 1e300  # of whole numbers, of all others
+UNREADABLE = "it is damaged, or holds more than tensors, and is not opened for safety"
+
+
+# --- Files ------------------------------------------------------------------------------------------------
+
+
+def check_regular(path: str | Path) -> None:
+    """ValueError unless it is a regular file: a pipe would be waited for, a device may never end. OSError if none."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no regular file")
+
+
+def load(path: str | Path) -> object:
+    """The content of a file that torch.save wrote, with its tensors in memory of their own on the CPU.
+
+    ValueError if it is damaged, or holds other tensors than dense real ones; the message does not name the file.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:
+        is_zip = check_zip(file)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch wonders aloud about files that are none of its own
+                # Mapped: a tensor that claims more numbers than there are is refused, not read beyond the end.
+                content = torch.load(_as_text(path, file), map_location="cpu", weights_only=True, mmap=is_zip)
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files make torch raise nearly anything
+            raise ValueError(UNREADABLE) from error
+        return _Copier(ROOM * os.fstat(file.fileno()).st_size).copy(content)
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a file of weights, bare or under "model". ValueError if there is none, or as of load."""
+    content = load(path)
+    state = content.get("model", content) if isinstance(content, dict) else content
+    mapping(text, any_tensor)(state, "its state dict")
+    return state
+
+
+def check_zip(file) -> bool:
+    """Whether torch reads an open file as a zip archive. ValueError if entries would grow when they are unpacked."""
+    if file.read(4) != b"PK\3\4":
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # damaged files make zipfile raise half a dozen types
+        raise ValueError(UNREADABLE) from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch.save never does")
+    return True
+
+
+def _as_text(path: str | Path, file) -> str:
+    """A name for torch, which takes no bytes that are not UTF-8."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{file.fileno()}"
+    return os.fspath(path)
+
+
+class _Copier:
+    """Copies dictionaries, lists and tensors; ValueError if they take more than `room` bytes, one for each item.
+
+    Tensors keep their strides, and share numbers as before: one that repeats few numbers may be of any shape.
+    """
+
+    def __init__(self, room: int):
+        self.room, self.storages = room, {}
+
+    def copy(self, value: object, depth: int = 0) -> object:
+        self.take(1)  # lists that hold one list many times would grow without end
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deeply")
+        if isinstance(value, dict):
+            return {key: self.copy(item, depth + 1) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)([self.copy(item, depth + 1) for item in value])
+        return self.tensor(value) if isinstance(value, Tensor) else value
+
+    def take(self, size: int) -> None:
+        self.room -= size
+        if self.room < 0:
+            raise ValueError("its content claims to be larger than the file")
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+            raise ValueError(f"it holds {describe(tensor)} where dense real ones on the CPU are expected")
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr(), storage.nbytes()
+        if place not in self.storages:
+            self.take(storage.nbytes())
+            self.storages[place] = storage.clone()
+        copy = torch.empty(0, dtype=tensor.dtype)
+        return copy.set_(self.storages[place], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+# --- Kinds of values --------------------------------------------------------------------------------------
+
+
+def describe(value: object) -> str:
+    """A value in a few words, however large it is."""
+    if isinstance(value, Tensor):
+        form = str(value.layout) if value.layout != torch.strided else str(value.dtype)
+        place = "" if value.device.type == "cpu" else f" on the device {value.device}"
+        return f"a {form.removeprefix('torch.')} tensor of shape {tuple(value.shape)}{place}"
+    if isinstance(value, (dict, list, tuple, set, bytes, bytearray)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a number of {value.bit_length()} bits"
+    return reprlib.repr(value)
+
+
+def refuse(value: object, where: str, expected: str) -> None:
+    """Raise the ValueError of a value that is not what is expected."""
+    raise ValueError(f"{where} is {describe(value)}, not {expected}")
+
+
+def text(value: object, where: str) -> None:
+    if not isinstance(value, str):
+        refuse(value, where, "a text")
+
+
+def flag(value: object, where: str) -> None:
+    if not isinstance(value, bool):
+        refuse(value, where, "true or false")
+
+
+def anything(value: object, where: str) -> None:
+    """For what is checked elsewhere."""
+
+
+def plain(value: object, where: str) -> None:
+    """Numbers, texts, true, false and None, and lists and dictionaries of them."""
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            plain(item, where)
+    elif not isinstance(value, (str, int, float, type(None))):
+        refuse(value, where, "a plain value")
+
+
+def whole(low: int = 0, high: int = LARGEST) -> Kind:
+    """A whole number within bounds."""
+
+    def check(value: object, where: str) -> None:
+        if type(value) is not int or not low <= value <= high:
+            refuse(value, where, f"a whole number from {low} to {high}")
+
+    return check
+
+
+def real(value: object, where: str) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST:
+        refuse(value, where, "a finite number")
+
+
+def optional(kind: Kind) -> Kind:
+    """The kind, or None."""
+    return lambda value, where: None if value is None else kind(value, where)
+
+
+def sequence(kind: Kind, length: int | None = None) -> Kind:
+    """A list or tuple of one kind, of a length if that is given."""
+
+    def check(value: object, where: str) -> None:
+        if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
+            refuse(value, where, "a list" + (f" of {length}" if length else ""))
+        for index, item in enumerate(value):
+            kind(item, f"{where}[{index}]")
+
+    return check
+
+
+def mapping(keys: Kind, values: Kind, least: int = 0) -> Kind:
+    """A dictionary with at least so many keys, all of one kind, and values of another."""
+
+    def check(value: object, where: str) -> None:
+        if not isinstance(value, dict) or len(value) < least:
+            refuse(value, where, "a dictionary" + (f" of at least {least}" if least else ""))
+        for key, item in value.items():
+            keys(key, f"a key of {where}")
+            values(item, f"{where}[{describe(key)}]")
+
+    return check
+
+
+def fields(**kinds: Kind) -> Kind:
+    """A dictionary with these keys; others are let be."""
+
+    def check(value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            refuse(value, where, "a dictionary")
+        for name, kind in kinds.items():
+            if name not in value:
+                raise ValueError(f"{where} lacks {name!r}")
+            kind(value[name], f"{where}[{name!r}]")
+
+    return check
+
+
+def any_tensor(value: object, where: str) -> None:
+    if not isinstance(value, Tensor):
+        refuse(value, where, "a tensor")
+
+
+def tensor(*shape: int) -> Kind:
+    """Finite floating-point numbers of a shape."""
+
+    def check(value: object, where: str) -> None:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
+            refuse(value, where, f"a tensor of shape {shape}")
+        check_finite(value, where)
+
+    return check
+
+
+def check_finite(value: Tensor, where: str) -> None:
+    """ValueError if a tensor holds NaN or infinity."""
+    # Their sum tells nearly always, in a fifth of the time.
+    if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+        raise ValueError(f"{where} holds NaN or infinity")
