@@ -10,10 +10,13 @@ import http.client
 import io
 import logging
 import os
+import stat
 import tarfile
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +36,14 @@ CIFAR_MEAN_STD = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"}  # their names in Pillow
+SUFFIXES = {  # of files that are taken for images before they are opened
+    *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".avifs"),
+    *(".heic", ".heif", ".hif"),
+}
+MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit against decompression bombs
+MAX_BYTES = 1 << 28  # of one image file
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level, in files of 16 bits or of any numbers
 CIFAR_ARCHIVE_BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
 
@@ -180,10 +191,11 @@ def _cifar_help(name: str, source: type, root: Path, error: Exception) -> str:
 def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False) -> Dataset:
     """Images in root/train/<class>/ and root/test/<class>/ (or val/), resized and cropped to image_size squared.
 
-    With both test/ and val/ present, val/ is the validation split. Hidden files are ignored. Decoded images are cached
+    With both test/ and val/ present, val/ is the validation split. Hidden files are ignored, and files that are no
+    images are left out. Decoded images are cached
     in $MINIVIT_CACHE, else ~/.cache/minivit, under a key made of all names and bytes. Raises DataError.
     """
-    splits = _find_splits(Path(root))
+    splits = _leave_out_others(Path(root), _find_splits(Path(root)))
     classes = sorted(splits["train"])
     files = {split: [path for name in classes for path in found[name]] for split, found in splits.items()}
     cache = _cache_path(Path(root), files, image_size)
@@ -222,8 +234,49 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     return found
 
 
+def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> dict[str, dict[str, list[Path]]]:
+    """The images alone: without text files, Thumbs.db, desktop.ini and the like, which a warning counts and names."""
+    kept, others = {}, []
+    for split, found in splits.items():
+        kept[split] = {name: [path for path in files if _looks_like_image(path)] for name, files in found.items()}
+        for name, files in found.items():
+            others += sorted(set(files) - set(kept[split][name]))
+            if not kept[split][name]:
+                named = _some([path.name for path in files])
+                raise DataError(f"class folder {root / split / name} holds no images, only {named}: put images there")
+    if others:
+        named = _some([path.relative_to(root).as_posix() for path in others])
+        log.warning(
+            "left out %d %s: %s",
+            len(others),
+            "file that is no image" if len(others) == 1 else "files that are no images",
+            named,
+        )
+    return kept
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What Pillow warns of is refused, or told in our words. For one thread alone: the filters are the process's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_without_warnings()
+def _looks_like_image(path: Path) -> bool:
+    """Whether its name says that it is an image, or its content does under a name that says nothing."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with _open(path):
+            return True
+    except Exception:  # as in _decode
+        return False
+
+
 def _find_classes(split: Path) -> dict[str, list[Path]]:
-    classes = {d.name: _find_files(d) for d in sorted(split.iterdir()) if d.is_dir() and not d.name.startswith(".")}
+    classes = {d.name: _find_files(d) for d in sorted(split.iterdir()) if d.is_dir() and not _is_hidden(d.name)}
     empty = [name for name, files in classes.items() if not files]
     if empty:
         raise DataError(f"class folder {split / empty[0]} is empty: put images there or remove it")
@@ -234,9 +287,14 @@ def _find_files(directory: Path) -> list[Path]:
     """All files below a class folder, sorted; hidden files and folders left out."""
     files = []
     for parent, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file browser hides it; __MACOSX is what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _decode_splits(root: Path, splits: dict[str, dict[str, list[Path]]], classes: list[str], size: int) -> dict:
@@ -261,14 +319,14 @@ def _decode_splits(root: Path, splits: dict[str, dict[str, list[Path]]], classes
     return stored
 
 
+@_without_warnings()
 def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str | None]]:
     """uint8 images (N, 3, size, size), and for each file None or why it could not be decoded."""
     images = np.zeros((len(files), 3, size, size), dtype=np.uint8)
 
     def decode(index: int) -> str | None:
-        data = _read_bytes(files[index])
         try:
-            images[index] = _decode(data, size)
+            images[index] = _decode(_read_bytes(files[index]), size)
         except DataError as error:
             return str(error)
         return None
@@ -277,12 +335,13 @@ def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str 
     return torch.from_numpy(images), problems
 
 
+@_without_warnings()
 def _has_pages(path: Path) -> bool:
     """Whether it is a TIFF of more than one page."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             return image.format == "TIFF" and image.n_frames > 1
     except Exception:  # as in _decode, which has reported it
         return False
@@ -296,31 +355,55 @@ def _in_threads(function: Callable, items: list) -> list:
         return [result for part in results for result in part]
 
 
+@_without_warnings()
 def read_image(path: str | Path, size: int) -> torch.Tensor:
     """One image file as uint8 (3, size, size), decoded as `folder` does. Raises DataError."""
-    data = _read_bytes(Path(path))
+    try:
+        data = _read_bytes(Path(path))
+    except DataError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
     try:
         return torch.from_numpy(_decode(data, size).copy())
     except DataError as error:
         raise DataError(f"cannot decode {path}: {error}") from error
 
 
+@_without_warnings()
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels of an image file that `read_image` reads, upright."""
-    with Image.open(path) as image:
+    with _open(path) as image:
         width, height = image.size
         return (height, width) if image.getexif().get(274, 1) > 4 else (width, height)  # EXIF orientation, on its side
+
+
+def _open(source: str | Path | io.BytesIO) -> Image.Image:
+    """An image that is not decoded yet, of a regular file or of its bytes. DataError above MAX_PIXELS.
+
+    Only FORMATS are tried: Pillow would run Ghostscript on an EPS file, whatever its name.
+    """
+    if not isinstance(source, io.BytesIO):
+        _check_regular(source)
+    Image.init()
+    too_large = f"more than {MAX_PIXELS} pixels: make it smaller"
+    try:
+        image = Image.open(source, formats=sorted(FORMATS & Image.OPEN.keys()))  # not every Pillow has AVIF
+    except Image.DecompressionBombError as error:
+        raise DataError(too_large) from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise DataError(too_large)
+    return image
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:
     """Bytes of an image file -> uint8 (3, size, size). Raises DataError with the reason in a few words."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(io.BytesIO(data)) as image:
             image.draft(None, (2 * size, 2 * size))  # large JPEGs only: decode at a half, a quarter or an eighth
             return _resize_and_crop(_to_rgb(image), size)
     except UnidentifiedImageError as error:
         raise DataError(_unread(data)) from error
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # Pillow's readers raise a dozen types on damaged files
         raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
@@ -343,13 +426,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     clear = image.has_transparency_data
     pixels = np.asarray(image.convert("RGBA" if clear else "RGB"))
-    colours = pixels[..., :3].astype(np.uint32)
+    colours = pixels[..., :3]
     if high_bytes:  # of 16 bits a colour Pillow keeps eight: of a picture that uses only twelve, four are left
         bits = next(depth - 8 for depth in DEPTHS[1:] if colours.max() < 2 ** (depth - 8))
-        colours = colours * 255 // (2**bits - 1)
+        colours = colours.astype(np.uint32) * 255 // (2**bits - 1)
     if clear:
         alpha = pixels[..., 3:].astype(np.uint32)
-        colours = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+        colours = (colours.astype(np.uint32) * alpha + 255 * (255 - alpha) + 127) // 255
     return Image.fromarray(colours.astype(np.uint8))
 
 
@@ -383,10 +466,26 @@ def _resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _read_bytes(path: Path) -> bytes:
+    """The content of a regular file of at most MAX_BYTES. DataError with the reason in a few words."""
+    _check_regular(path)
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(str(error.strerror or error)) from error
+    if len(data) > MAX_BYTES:
+        raise DataError(f"more than {MAX_BYTES} bytes")
+    return data
+
+
+def _check_regular(path: str | Path) -> None:
+    """DataError unless it is a regular file: a pipe would be waited for, a device may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise DataError(str(error.strerror or error)) from error
+    if not stat.S_ISREG(mode):
+        raise DataError("no regular file")
 
 
 def _some(names: list[str]) -> str:
@@ -414,13 +513,16 @@ def _cache_path(root: Path, files: dict[str, list[Path]], image_size: int) -> Pa
     digests = _in_threads(_digest, paths)
     key = hashlib.sha256(b"2")  # the format of the cache: count it up when decoding or layout changes
     for path, digest in zip(paths, digests):
-        key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode())
+        key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode("utf-8", "surrogateescape"))
     home = os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit"
     return Path(home) / f"folder-{image_size}-{key.hexdigest()[:32]}.pt"
 
 
 def _digest(path: Path) -> str:
-    data = _read_bytes(path)
+    try:
+        data = _read_bytes(path)
+    except DataError as error:
+        return str(error)
     return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 

@@ -14,6 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivit.reading import (
+    any_tensor,
+    anything,
+    check_finite,
+    check_regular,
+    fields,
+    load,
+    mapping,
+    sequence,
+    text,
+    whole,
+)
 from minivit.vit import VisionTransformer
 
 # Old name -> ours, as patterns, tried in this order.
@@ -31,7 +43,9 @@ TORCHVISION = [
     (r"heads\.head", "head"),
 ]
 CAIT = [(r"blocks_token_only\.", "class_blocks."), (r"gamma_([12])", r"ls\1.gamma")]
-SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+LARGEST_TENSOR = 1 << 28  # numbers
+SAFETENSORS_ENTRY = fields(dtype=text, shape=sequence(whole(1)), data_offsets=sequence(whole(), 2))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -40,31 +54,47 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Never runs code from the file. ValueError if it is missing, damaged or holds something else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"there is no weights file {path}")
     try:
-        if path.suffix == ".safetensors":
-            return read_safetensors(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}): download it again") from None
+        state = read_safetensors(path) if path.suffix == ".safetensors" else load(path)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as weights ({error}): download it again") from None
     if isinstance(state, dict):
         state = state.get("model", state.get("ema", state))  # weights alone, or a checkpoint that holds them
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors: name a .pth or .safetensors file of weights")
+    try:
+        mapping(text, any_tensor)(state, "its content")
+        large = next((name for name, tensor in state.items() if tensor.numel() > LARGEST_TENSOR), None)
+        if large:  # few numbers that a file repeats may be of any shape
+            raise ValueError(f"{large} has {state[large].numel()} numbers")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no state dict of tensors ({error}): name a .pth or .safetensors file of weights"
+        ) from None
     return state
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file: the length of a JSON header (8 bytes), the header, the raw numbers."""
+    """Read a safetensors file: the length of a JSON header (8 bytes), the header, the raw numbers.
+
+    ValueError, OSError or RecursionError if it is damaged.
+    """
+    check_regular(path)
     data = bytearray(path.read_bytes())
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : min(start, len(data))])
+    mapping(text, anything)(header, "its header")
     header.pop("__metadata__", None)
-    state = {}
+    state, room = {}, len(data) - start
     for name, entry in header.items():
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        state[name] = torch.frombuffer(data[begin:end], dtype=SAFETENSORS_DTYPES[entry["dtype"]]).view(entry["shape"])
+        SAFETENSORS_ENTRY(entry, repr(name))
+        dtype, shape, (begin, end) = SAFETENSORS_DTYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
+        if dtype is None:
+            raise ValueError(f"{name!r} has numbers of type {entry['dtype']!r}, not {', '.join(SAFETENSORS_DTYPES)}")
+        room -= end - begin
+        if math.prod(shape) * dtype.itemsize != end - begin or start + end > len(data) or room < 0:
+            raise ValueError(f"{name!r} has not as many numbers as its shape {shape} says")
+        state[name] = torch.frombuffer(data[start + begin : start + end], dtype=dtype).view(shape)
     return state
 
 
@@ -77,6 +107,8 @@ def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {rename(name, CAIT): tensor for name, tensor in state.items()}
     for key in [name for name in ours if re.search(r"class_blocks\.\d+\.attn\.k\.", name)]:
         value = key.replace(".attn.k.", ".attn.v.")
+        if value not in ours or ours[key].shape != ours[value].shape or not ours[key].ndim:
+            raise ValueError(f"{key} and {value} of the file do not fit together")
         ours[key.replace(".attn.k.", ".attn.kv.")] = torch.cat([ours.pop(key), ours.pop(value)])
     return ours
 
@@ -97,30 +129,44 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
     fresh = [
         name
         for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
-        if name in state and name in ours and len(state[name]) != len(ours[name])
+        if name in state and name in ours and state[name].ndim and len(state[name]) != len(ours[name])
     ]
     state |= {name: ours[name] for name in fresh}
-    if "pos_embed" in state and "pos_embed" in ours and state["pos_embed"].shape != ours["pos_embed"].shape:
+    positions = state.get("pos_embed")
+    known = ours.get("pos_embed")
+    if positions is not None and known is not None and positions.ndim == 3 and positions.shape != known.shape:
         tokens = 0 if model.config.tokens_enter_late else model.config.tokens
-        state["pos_embed"] = resize_position_embedding(state["pos_embed"], tokens, model.config.grid)
+        state["pos_embed"] = resize_position_embedding(positions, tokens, model.config.grid)
     problems = [
         f"{word} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
         for word, names in (
             ("lacks", ours.keys() - state.keys()),
             ("has beyond the model", state.keys() - ours.keys()),
             ("has other shapes of", [k for k in ours.keys() & state.keys() if ours[k].shape != state[k].shape]),
+            ("has whole numbers in", [k for k in ours.keys() & state.keys() if is_other_kind(ours[k], state[k])]),
         )
         if names
     ]
     if problems:
         raise ValueError(f"these weights are of another architecture: the file {'; it '.join(problems)}")
+    for name, tensor in state.items():
+        check_finite(tensor, name)
     model.load_state_dict(state)
     return fresh
 
 
+def is_other_kind(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether one holds whole numbers and the other does not."""
+    return ours.is_floating_point() != theirs.is_floating_point()
+
+
 def load_pretrained(model: VisionTransformer, path: Path) -> str:
     """Initialise `model` from an official file. Returns a line that says what was loaded and what is new."""
-    fresh = load_state(model, to_our_names(read_weights(path)))
+    state = read_weights(path)
+    try:
+        fresh = load_state(model, to_our_names(state))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return f"loaded {path}" + (f"; new, to be trained: {', '.join(fresh)}" if fresh else "")
 
 

@@ -3,7 +3,8 @@
 The metrics follow scikit-learn's conventions: rows are true and columns predicted classes, 0 / 0 counts as 0, macro
 means count classes without images, and of equal logits the higher class ranks first in top-k. Confidence is the
 softmax probability of the predicted class; its calibration error is that of Guo et al., arXiv 1706.04599. Pictures
-need matplotlib (extra `cli`); all numbers are written without it.
+need matplotlib (extra `cli`); all numbers are written without it. Names of classes may hold anything: they are shown
+letter by letter, those that no font has and control characters as escapes such as \\x1b.
 Left out: threshold curves (ROC, precision-recall), multi-label targets.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from minivit.files import write_atomically
+from minivit.text import markdown, printable
 
 DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
@@ -139,22 +141,23 @@ def write_report(
     def save(name: str, content: bytes) -> None:
         write_atomically(folder / name, lambda path: path.write_bytes(content))
 
-    pictures = {}
+    pictures, names = {}, [printable(name) for name in classes]
     try:
         import matplotlib  # noqa: F401  (only asked whether it is there)
     except ImportError as error:
         print(f"The report has no pictures ({error}): pip install 'minivit-minisam[cli]' brings matplotlib.")
     else:
         pictures = _draw(confusion.numpy(), logits, target, predicted, classes, images, history, title)
-    for name, figure in pictures.items():
-        save(f"{name}.png", _png(figure))
+    for name, picture in pictures.items():
+        save(f"{name}.png", picture)
     save(
         "confusion.csv",
-        _csv([["true \\ predicted", *classes], *([name, *row] for name, row in zip(classes, report["confusion"]))]),
+        _csv([["true \\ predicted", *names], *([name, *row] for name, row in zip(names, report["confusion"]))]),
     )
-    save("per_class.csv", _csv([["class", *PER_CLASS], *(row.values() for row in report["per_class"])]))
+    rows = ([name, *list(row.values())[1:]] for name, row in zip(names, report["per_class"]))
+    save("per_class.csv", _csv([["class", *PER_CLASS], *rows]))
     save("report.md", _markdown(report, pictures).encode())
-    save("report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    save("report.json", _json(report).encode())
     return report
 
 
@@ -183,6 +186,12 @@ def _metrics(logits: torch.Tensor, target: torch.Tensor, confusion: torch.Tensor
     }
 
 
+def _json(report: Mapping) -> str:
+    """Indented JSON with readable letters; control characters and bytes that are no text are escaped."""
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def _csv(rows: Iterable[Iterable]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -202,11 +211,11 @@ def percent(share: float, digits: int = 2) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
     """A Markdown table, the first column left-aligned and the others right."""
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines] + [""]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines] + [""]
 
 
 def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
-    names = [row["class"] for row in report["per_class"]]
+    names = [markdown(row["class"]) for row in report["per_class"]]
     confusion, support = report["confusion"], [row["support"] for row in report["per_class"]]
     head = [
         ("images", report["images"]),
@@ -214,9 +223,9 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
         ("top-1 accuracy", percent(report["top1"]) + " %"),
         ("top-5 accuracy", percent(report["top5"]) + " %"),
         ("expected calibration error, 15 bins", percent(report["calibration_error"]) + " %"),
-        *report["facts"].items(),
+        *((markdown(name), markdown(str(value))) for name, value in report["facts"].items()),
     ]
-    lines = [f"# {report['title']}", "", *_table(["", ""], head)]
+    lines = [f"# {markdown(report['title'])}", "", *_table(["", ""], head)]
     lines += ["Percentages are cut to two decimals, not rounded; the full numbers are in report.json.", ""]
     lines += [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in pictures]
 
@@ -226,7 +235,10 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     lines += _table(
         ["class", "precision %", "recall %", "F1 %", "images"],
         [
-            *([row["class"], *(percent(row[c]) for c in columns), row["support"]] for row in report["per_class"]),
+            *(
+                [name, *(percent(row[c]) for c in columns), row["support"]]
+                for name, row in zip(names, report["per_class"])
+            ),
             *(
                 [f"**{kind} mean**", *(percent(report[kind][c]) for c in columns), report["images"]]
                 for kind in ("macro", "weighted")
@@ -259,15 +271,64 @@ def _draw(
     images: torch.Tensor | None,
     history: Iterable[Mapping],
     title: str,
+) -> dict[str, bytes]:
+    """All pictures that the inputs allow, as PNG by file name."""
+    import matplotlib
+
+    families, missing = _find_fonts("".join([title, *classes]))
+    title, *classes = (_without(text, missing) for text in (title, *classes))
+    with matplotlib.rc_context({"font.family": families}):
+        figures = _draw_figures(confusion, logits, target, predicted, classes, images, history, title)
+        return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def _find_fonts(text: str) -> tuple[list[str], set[str]]:
+    """Families that together have the letters of a text, as far as fonts are installed, and the letters left over."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    families, default = [*matplotlib.rcParams["font.family"]], FT2Font(findfont(FontProperties()))
+    missing = {c for c in text if c.isprintable() and not default.get_char_index(ord(c))}
+    for entry in sorted(
+        fontManager.ttflist, key=lambda e: (e.style != "normal", e.weight not in (400, "normal"), e.name)
+    ):
+        if not missing:
+            break
+        try:
+            font = FT2Font(entry.fname)
+        except (OSError, RuntimeError):  # a font that was removed, or is damaged
+            continue
+        found = {c for c in missing if font.scalable and font.get_char_index(ord(c))}
+        if found and "last resort" not in entry.name.lower():  # which draws boxes with names of scripts
+            families.append(entry.name)
+            missing -= found
+    return families, missing
+
+
+def _without(text: str, missing: set[str]) -> str:
+    """The text with letters that can't be drawn as escapes."""
+    return "".join(c.encode("unicode_escape").decode() if c in missing else c for c in printable(text))
+
+
+def _draw_figures(
+    confusion: np.ndarray,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    predicted: torch.Tensor,
+    classes: Sequence[str],
+    images: torch.Tensor | None,
+    history: Iterable[Mapping],
+    title: str,
 ) -> dict:
-    """All pictures that the inputs allow, by file name."""
+    """The pictures as figures, None for curves without a history."""
     figures = {"curves": _draw_curves(history, title)}
     figures["confusion"] = _draw_confusion(confusion, classes, title, normalised=False)
     figures["confusion_normalised"] = _draw_confusion(confusion, classes, title, normalised=True)
     if images is not None:
         confidence = logits.softmax(1).gather(1, predicted[:, None])[:, 0]
         figures["predictions"] = _draw_predictions(images, target, predicted, confidence, classes, title)
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    return figures
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained"):

@@ -1,7 +1,10 @@
 """Data sets: decoding, layout errors, the cache, the hold-out, CIFAR's error paths, and how hard the shapes are."""
 
+import contextlib
 import math
+import os
 import pickle
+import subprocess
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import damage
 from helpers.picture_cases import CASES as PICTURES
 from helpers.picture_cases import SIDE, Case
 from PIL import Image
 
+from minisam_glue.media import images, limits
 from minivit import data, shapes
 from minivit.data import DataError, Dataset, Split
 
@@ -202,9 +207,9 @@ def test_unreadable_images_are_named_and_skipped_only_on_request(root, caplog):
     cut = root / "train" / "cat" / "cut.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:3000])
-    (root / "train" / "dog" / "notes.txt").write_text("not an image")
+    (root / "train" / "dog" / "notes.png").write_text("not an image")
     for _ in range(2):  # the second time from whatever the first left behind
-        with pytest.raises(DataError, match=r"2 unreadable images: train/cat/cut.jpg \(.*truncated.*notes.txt"):
+        with pytest.raises(DataError, match=r"2 unreadable images: train/cat/cut.jpg \(.*truncated.*notes.png"):
             data.load("folder", root, image_size=8)
     for _ in range(2):
         caplog.clear()
@@ -479,3 +484,73 @@ def test_a_heic_picture_is_refused_with_the_way_out():
     path = Path(__file__).parent / "cases" / "heic" / "IMG_0001.HEIC"
     with pytest.raises(DataError, match="HEIC is not supported: convert it to JPEG"):
         data.read_image(path, 32)
+
+
+# Files from elsewhere
+
+
+def test_files_that_are_no_images_are_left_out_with_a_count_in_one_line(root, caplog):
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0.png", "notes.txt", "README", "film.mp4"):
+        (root / "train" / "cat" / name).write_bytes(b"no image")
+    save(root / "train" / "__MACOSX" / "0.png"), save(root / "train" / "dog" / "__MACOSX" / "0.png")
+    (root / "train" / "dog" / "nameless").write_bytes((root / "train" / "dog" / "0.png").read_bytes())
+    loaded = data.load("folder", root, image_size=8)
+    assert loaded.classes == ["cat", "dog"] and loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "left out 5 files that are no images: train/cat/README, train/cat/Thumbs.db, train/cat/desktop.ini, "
+        "train/cat/film.mp4, train/cat/notes.txt"
+    ]
+    for path in (root / "test" / "dog").iterdir():
+        path.rename(path.with_suffix(".txt"))
+        path.with_suffix(".txt").write_text("words")
+    with pytest.raises(DataError, match=r"test/dog holds no images, only 0.txt, 1.txt, 2.txt: put images there"):
+        data.load("folder", root, image_size=8)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs the file types of Unix")
+def test_pipes_devices_and_links_to_nothing_are_told_and_not_waited_for(root):
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    os.mkfifo(root / "train" / "cat" / "pipe")
+    (root / "train" / "cat" / "zero.png").symlink_to("/dev/zero")
+    (root / "train" / "dog" / "nothing.png").symlink_to("nowhere.png")
+    reasons = r"pipe.png \(no regular file\), .*zero.png \(no regular file\), .*nothing.png \(No such file"
+    with pytest.raises(DataError, match=rf"3 unreadable images: train/cat/{reasons}"):
+        data.load("folder", root, image_size=8)
+    assert len(data.load("folder", root, image_size=8, skip_bad=True).train) == 6
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(DataError, match=f"cannot read .*{name}: no regular file"):
+            data.read_image(root / "train" / "cat" / name, 8)
+
+
+def test_no_program_is_run_for_an_image_and_none_is_larger_than_segments(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program was started"))
+    for name, content in damage.misled(b""):
+        if name.endswith(("png", "eps")):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DataError, match="not an image that Pillow reads"):
+                data.read_image(tmp_path / name, 8)
+    for name, content in damage.enormous((save(tmp_path / "good.png")).read_bytes()):
+        (tmp_path / name).write_bytes(content)
+        with contextlib.suppress(DataError):  # all but two, whose other chunks alone are damaged
+            data.read_image(tmp_path / name, 8)
+    with pytest.raises(DataError, match="20000x5000.png: more than 89478485 pixels: make it smaller"):
+        data.read_image(tmp_path / "20000x5000.png", 8)
+    monkeypatch.setattr(data, "MAX_BYTES", 50)
+    with pytest.raises(DataError, match="cannot read .*good.png: more than 50 bytes"):
+        data.read_image(tmp_path / "good.png", 8)
+    assert not recwarn.list and data.MAX_PIXELS == limits.MAX_PIXELS and data.FORMATS == images.FORMATS
+
+
+def test_names_in_any_encoding_and_of_any_letters_are_read(root):
+    names = [b"caf\xe9", "\u732b".encode(), b"a|b", b"\x1b[31mred", b"<b>", b"two\nlines", b"$x$"]
+    try:
+        for name in names:
+            for split in ("train", "test"):
+                save(root / split / "place.png")
+                os.makedirs(os.fsencode(root / split) + b"/" + name)
+                os.rename(root / split / "place.png", os.fsencode(root / split) + b"/" + name + b"/x" + name + b".png")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    for _ in range(2):  # the second time from the cache
+        loaded = data.load("folder", root, image_size=8)
+        assert sorted(loaded.classes) == sorted([*map(os.fsdecode, names), "cat", "dog"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_json_markdown_and_csv_hold_the_same_numbers(tmp_path):
     assert [float(row["f1"]) for row in rows] == [row["f1"] for row in stored["per_class"]]
 
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert "| device | CPU |" in text and "| dog\\|$x$ | cat | 1 | 25.00 |" in text
+    assert "| device | CPU |" in text and "| dog\\|\\$x\\$ | cat | 1 | 25.00 |" in text
     assert f"| top-1 accuracy | {report.percent(stored['top1'])} % |" in text
 
 
@@ -244,3 +245,53 @@ def test_calibration_error_is_the_weighted_gap_between_confidence_and_accuracy()
 def test_a_classifier_that_is_right_as_often_as_it_says_has_no_calibration_error():
     logits = torch.tensor([[0.75, 0.25]] * 4, dtype=torch.float64).log()
     assert report.expected_calibration_error(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-12)
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "![x](http://127.0.0.1/x.png)",
+    "a|b\\|c",
+    "`code` $x$ **bold**",
+    "\x1b[31mred\x9b",
+    "two\nlines\t",
+    "caf\udce9",
+    "\u732b",
+    "\U000f0000\u202e",
+]
+
+
+def test_names_of_classes_break_no_table_and_bring_no_markup_or_control_character(tmp_path, recwarn):
+    count, logits = len(NASTY), torch.eye(len(NASTY)) * 3
+    images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+    got = report.write_report(tmp_path, logits, torch.arange(count), NASTY, images, HISTORY, NASTY[0], {"a|b": "<b>"})
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert stored == got and [row["class"] for row in stored["per_class"]] == NASTY
+    for path in tmp_path.iterdir():
+        if path.suffix != ".png":
+            assert {c for c in path.read_text(encoding="utf-8") if not c.isprintable()} <= {"\n"}, path
+    plain = re.sub(r"\\.", "", text)  # without what is escaped
+    assert not set(plain) & set("<>`$") and "[x]" not in plain
+    table = plain.split("## Confusion matrix")[1].strip().splitlines()[2:]
+    assert len(table) == count + 2 and {row.count("|") for row in table} == {count + 2}
+    with open(tmp_path / "per_class.csv", newline="", encoding="utf-8") as file:
+        assert [row["class"] for row in csv.DictReader(file)][4:7] == [
+            "\\x1b[31mred\\x9b",
+            "two\\nlines\\t",
+            "caf\\udce9",
+        ]
+    assert not [w for w in recwarn.list if "Glyph" in str(w.message)]
+
+
+def test_pictures_show_letters_of_any_script_where_a_font_has_them_and_escape_the_others():
+    matplotlib = pytest.importorskip("matplotlib")
+    from matplotlib.font_manager import fontManager
+
+    families, missing = report._find_fonts("cat \u00e9\u0416")
+    assert families == matplotlib.rcParams["font.family"] and not missing
+    families, missing = report._find_fonts("\u732b cat \U0010ffff")
+    assert missing in (set(), {"\u732b"}) and len(families) == 2 - len(missing)  # a font for CJK may be at hand
+    assert report._without("\u732b cat", {"\u732b"}) == "\\u732b cat" and report._without("\u732b", set()) == "\u732b"
+    only = [entry for entry in fontManager.ttflist if entry.name == "STIXGeneral"]
+    rare = "\u2a2f\u2aaf"
+    assert report._find_fonts(rare)[1] == set() and only

@@ -1,0 +1,34 @@
+"""Text from elsewhere, such as names of files and classes, as a terminal or a report may show it."""
+
+import logging
+import re
+import sys
+
+MARKUP = re.compile(r"([\\`*_{}\[\]<>|&~$])")
+
+
+def printable(text: str) -> str:
+    """The text with whatever is no letter or sign escaped: control characters must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: str) -> str:
+    """The text as Markdown that shows just these letters (CommonMark 0.31, section 2.4): no link, no tag, no column."""
+    return MARKUP.sub(r"\\\1", printable(text))
+
+
+def say(line: str) -> None:
+    """Print one line."""
+    print(printable(line), flush=True)
+
+
+def complain(line: str) -> None:
+    """Print one line on standard error."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+class LogLines(logging.Handler):
+    """Prints warnings of this package as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(f"{record.levelname.lower()}: {record.getMessage()}")
