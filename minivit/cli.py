@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from minivit import checkpoint, run
 from minivit import data as datasets
 from minivit.evaluate import Evaluator
 from minivit.report import percent
+from minivit.text import LogLines, complain, printable, say
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS
 
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
 
     A usage or input error is one line on standard error. command: how the user calls this program.
     """
+    show_warnings()
     given = vars(parse_arguments(argv, command))
     try:
         if "eval" in given:
@@ -54,16 +57,32 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
             return classify(path, images, given)
         return train(given, command)
     except (ValueError, OSError) as error:  # DataError, TrainingError, CheckpointError and files out of reach
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {' '.join(str(error).split())}")
         return 2
+
+
+def show_warnings() -> None:
+    """Print warnings of this package as lines, and letters that a terminal lacks as escapes."""
+    log = logging.getLogger(__package__)
+    if not any(isinstance(handler, LogLines) for handler in log.handlers):
+        log.addHandler(LogLines(logging.WARNING))
+    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # ---- arguments ------------------------------------------------------------------------------------------
 
 
+class Parser(argparse.ArgumentParser):
+    """Its errors may show any argument."""
+
+    def error(self, message: str) -> None:
+        super().error(printable(message))
+
+
 def parse_arguments(argv: list[str] | None, command: str) -> argparse.Namespace:
     """Parse the command line. An argument that was not given is absent, so that presets and --config can fill it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=command,
         usage=f"{command} [options]",
         description=DESCRIPTION.format(command=command),
@@ -207,7 +226,7 @@ ADD_GROUPS = (add_tasks, add_data, add_model, add_optimisation, add_augmentation
 
 def train(given: dict, command: str) -> int:
     """Train or resume. Ctrl-C finishes the step, saves a checkpoint, and prints how to continue."""
-    trainer, _ = run.prepare(given, say=print)
+    trainer, _ = run.prepare(given, say=say)
 
     def stop(signum, frame):
         if trainer.stop_requested:
@@ -221,7 +240,7 @@ def train(given: dict, command: str) -> int:
         for s, handler in previous.items():
             signal.signal(s, handler)
     if not finished:
-        print(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
+        say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
         return 130
     show_result(run.final_report(trainer), trainer.run)
     return 0
@@ -229,7 +248,7 @@ def train(given: dict, command: str) -> int:
 
 def fit(trainer: Trainer) -> bool:
     """Train with a progress bar on a terminal, a line per epoch elsewhere. False when stopped and saved."""
-    print(first_line(trainer), flush=True)
+    say(first_line(trainer))
     bar, started, first = make_bar(trainer), time.perf_counter(), trainer.step
 
     def on_step() -> None:
@@ -248,7 +267,7 @@ def fit(trainer: Trainer) -> bool:
 
     def on_epoch() -> None:
         line = epoch_line(trainer, started, first)
-        print(line, flush=True) if bar is None else bar.write(line)
+        say(line) if bar is None else bar.write(printable(line))
 
     finished = trainer.fit(on_step=on_step, on_epoch=on_epoch)
     if bar is not None:
@@ -299,10 +318,10 @@ def show_result(result: dict, folder: Path) -> None:
     for name in run.WEIGHTS:
         if f"test_acc_{name}" in result:
             mark = "  <- chosen" + (" by the hold-out" if result["val_acc"] else "") if name == result["chosen"] else ""
-            print(f"test accuracy, {run.weights_name(name):<10} {percent(result[f'test_acc_{name}'])} %{mark}")
+            say(f"test accuracy, {run.weights_name(name):<10} {percent(result[f'test_acc_{name}'])} %{mark}")
     if result["val_acc"]:
-        print(f"hold-out accuracy of the chosen weights: {percent(result['val_acc'])} %")
-    print(f"report: {folder / 'report' / 'report.md'}")
+        say(f"hold-out accuracy of the chosen weights: {percent(result['val_acc'])} %")
+    say(f"report: {folder / 'report' / 'report.md'}")
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------
@@ -320,7 +339,7 @@ def evaluate(path: Path, given: dict) -> int:
         known, there = (checkpoint.name_classes(names) for names in (state["classes"], dataset.classes))
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
     accuracy = Evaluator(state["mean"], state["std"], device).accuracy(model, dataset.test)
-    print(f"{path}: {percent(accuracy)} % of {len(dataset.test)} test images ({args['data']})")
+    say(f"{path}: {percent(accuracy)} % of {len(dataset.test)} test images ({args['data']})")
     return 0
 
 
@@ -338,7 +357,7 @@ def classify(path: Path, images: list[Path], given: dict) -> int:
         best = scores.softmax(0).topk(min(3, len(scores)))
         likeliest = (f"{state['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
         seen = "" if size == (side, side) else f"  ({size[0]}x{size[1]}: resized, centre crop of {side}x{side})"
-        print(f"{file}: {', '.join(likeliest)}{seen}")
+        say(f"{file}: {', '.join(likeliest)}{seen}")
     return 0
 
 

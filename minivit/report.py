@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from minivit.files import write_atomically
-from minivit.text import markdown, printable
+from minivit.text import markdown, printable, say
 
 DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
@@ -145,7 +145,7 @@ def write_report(
     try:
         import matplotlib  # noqa: F401  (only asked whether it is there)
     except ImportError as error:
-        print(f"The report has no pictures ({error}): pip install 'minivit-minisam[cli]' brings matplotlib.")
+        say(f"The report has no pictures ({error}): pip install 'minivit-minisam[cli]' brings matplotlib.")
     else:
         pictures = _draw(confusion.numpy(), logits, target, predicted, classes, images, history, title)
     for name, picture in pictures.items():

@@ -291,3 +291,34 @@ def test_a_picture_of_another_size_is_resized_and_predict_says_so(finished, tmp_
         train_cifar.main(["--predict", str(finished / "best.pt"), str(tmp_path / "wide.png"), "--device", "cpu"]) == 0
     )
     assert capsys.readouterr().out.endswith("%  (50x30: resized, centre crop of 16x16)\n")
+
+
+def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images, tmp_path, capsys):
+    import torch
+
+    state = torch.load(finished / "best.pt", weights_only=True)
+    state["classes"] = ["\x1b[31mred\n", "caf\udce9"]
+    torch.save(state, tmp_path / "best\x1b[2J.pt")
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "train" / "dark" / "notes\x07.txt").write_text("words")
+    (tmp_path / "data" / "test" / "dark" / "x\x9b.png").write_bytes(b"no image")
+    picture = str(images / "test" / "dark" / "0.png")
+    said = ""
+    for words, status in (
+        (["--predict", f"{tmp_path}/best\x1b[2J.pt", picture, "--device", "cpu"], 0),
+        (["--eval", f"{tmp_path}/best\x1b[2J.pt", "--data-root", str(images), "--device", "cpu"], 2),
+        (["--predict", str(finished / "best.pt"), "no\x1b[2Jfile.png"], 2),
+        (command(tmp_path / "data", tmp_path / "r\x1b[2J", "--epochs", "1", "--config", "\x07"), 2),
+        (command(tmp_path / "data", tmp_path / "r\x1b[2J", "--epochs", "1"), 2),
+        (command(tmp_path / "data", tmp_path / "r\x1b[2J", "--epochs", "1", "--skip-bad"), 0),
+    ):
+        assert train_cifar.main(words) == status
+        printed = capsys.readouterr()
+        assert {c for c in printed.out + printed.err if not c.isprintable()} <= {"\n"}
+        assert printed.err.count("error: ") == (status == 2)
+        said += printed.out + printed.err
+    for shown in (r"\x1b[31mred\n", r"caf\udce9", r"notes\x07.txt", r"x\x9b.png", r"r\x1b[2J/report", r"no\x1b[2Jfile"):
+        assert shown in said, shown
+    with pytest.raises(SystemExit):
+        train_cifar.main(["--no\x1b[2Jflag"])
+    assert "\x1b" not in capsys.readouterr().err
