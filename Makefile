@@ -12,7 +12,7 @@ demo: $(VENV)/.ready
 	$(RUN) train_cifar.py --data shapes --preset shapes-demo --out runs/demo
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q --numprocesses auto --dist loadfile  # a process per core
 
 lint: $(VENV)/.lint
 	$(RUN) -m ruff check .

@@ -84,7 +84,11 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
         centres = np.arange(values.min(), values.max() + 1)
         counts = np.bincount(values - values.min())
     else:
-        counts, edges = np.histogram(values, bins)
+        # The edges in the values' own precision, as NumPy 2 has them: older versions round them differently.
+        least, greatest = values.min(), values.max()
+        edges = least + np.arange(bins + 1, dtype=values.dtype) * ((greatest - least) / values.dtype.type(bins))
+        edges[-1] = greatest
+        counts = np.histogram(values, bins)[0]
         centres = (edges[:-1] + edges[1:]) / 2
     moments = counts * centres.astype(float)
     below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]  # pixels of each class, for each split

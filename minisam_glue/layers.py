@@ -21,9 +21,10 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers  # a slice of a ModuleList does not export with PyTorch 2.6
+        for layer in hidden:
             x = self.activation(layer(x))
-        return self.layers[-1](x)
+        return last(x)
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor]) -> None:

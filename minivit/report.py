@@ -449,7 +449,8 @@ def _name_cells(ax, names: Sequence[str], cell: float) -> None:
     ax.set_yticks(np.arange(C + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="#dddddd", linewidth=min(0.8, 2.5 * cell))
     ax.tick_params(which="minor", length=0)
-    ax.spines[:].set_visible(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def _print_cells(ax, values: np.ndarray, norm, cell: float, normalised: bool) -> None:
@@ -517,7 +518,8 @@ def _draw_prediction(ax, image: torch.Tensor, true: str, predicted: str, confide
     ax.imshow(image.permute(1, 2, 0).cpu().numpy())  # (3, H, W) -> (H, W, 3)
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.spines[:].set(color="#bbbbbb" if right else VERMILION, linewidth=0.6 if right else 2.5)
+    for spine in ax.spines.values():
+        spine.set(color="#bbbbbb" if right else VERMILION, linewidth=0.6 if right else 2.5)
     colour, mark = ("#222222", "\u2713") if right else (VERMILION, "\u2717")
     said = f"{mark} {_short(predicted, 12)} {percent(confidence, 0)} %"
     for text, down, ink, weight in (

@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import os
 import threading
 from http.server import ThreadingHTTPServer
 
@@ -8,6 +9,11 @@ import torch
 from helpers.checkpoint_server import CONTENT, SHA256, Handler
 
 from minisam_glue.weights import CHECKPOINTS, Checkpoint
+
+# Workers of pytest-xdist share the cores: one thread each, and one for the processes that tests start.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import parity
+import PIL
 import pytest
 import torch
+import torchvision
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted([*GOLDEN.glob("*/*.npz"), *GOLDEN.glob("tokenizers/*.json")])
@@ -24,8 +26,14 @@ CASES = [
 ]
 
 
+def older_than(module, *version: int) -> bool:
+    return tuple(int(part) for part in module.__version__.split("+")[0].split(".")[: len(version)]) < version
+
+
 @pytest.mark.parametrize("path, form", CASES)
 def test_our_model_reproduces_the_official_numbers(path, form):
+    if path.stem.startswith("preprocess_") and (older_than(PIL, 13) or older_than(torchvision, 0, 29)):
+        pytest.skip("before Pillow 13 and torchvision 0.29 some resized pixels were rounded to the next grey level")
     rows, ok = parity.run_file(path, form=form)
     assert ok, "\n".join(row for row in rows if not row.endswith("ok"))
 
