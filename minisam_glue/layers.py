@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reading import check_finite
+from .reading import check_weights
 
 
 class MLP(nn.Module):
@@ -32,17 +32,10 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor]) -> None:
 
     ValueError names the keys that do not fit, and weights that are NaN or infinite.
     """
-    wanted = model.state_dict()
-    both = wanted.keys() & state.keys()
-    wrong = {
-        "missing": wanted.keys() - state.keys(),
-        "not known": state.keys() - wanted.keys(),
-        "of another shape": {k for k in both if wanted[k].shape != state[k].shape},
-        "of another type": {k for k in both if wanted[k].is_floating_point() != state[k].is_floating_point()},
-    }
-    if any(wrong.values()):
-        report = "; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys)
-        raise ValueError(f"the checkpoint is not of this model: {report}. Choose the preset that fits the file")
-    for name, value in state.items():
-        check_finite(value, name)
+    try:
+        check_weights(state, model.state_dict())
+    except ValueError as error:
+        raise ValueError(
+            f"the checkpoint is not of this model: {error}. Choose the preset that fits the file"
+        ) from None
     model.load_state_dict(state, assign=True)

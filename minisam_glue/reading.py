@@ -10,7 +10,7 @@ import reprlib
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -185,12 +185,12 @@ def optional(kind: Kind) -> Kind:
     return lambda value, where: None if value is None else kind(value, where)
 
 
-def sequence(kind: Kind, length: int | None = None) -> Kind:
-    """A list or tuple of one kind, of a length if that is given."""
+def sequence(kind: Kind, length: int | None = None, least: int = 0) -> Kind:
+    """A list or tuple of one kind, of a length if that is given, or of at least so many."""
 
     def check(value: object, where: str) -> None:
-        if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
-            refuse(value, where, "a list" + (f" of {length}" if length else ""))
+        if not isinstance(value, (list, tuple)) or length not in (None, len(value)) or len(value) < least:
+            refuse(value, where, "a list" + (f" of {length}" if length else f" of at least {least}" if least else ""))
         for index, item in enumerate(value):
             kind(item, f"{where}[{index}]")
 
@@ -238,6 +238,25 @@ def tensor(*shape: int) -> Kind:
         check_finite(value, where)
 
     return check
+
+
+def check_weights(state: object, wanted: Mapping[str, Tensor]) -> None:
+    """ValueError unless it is a state dict with the names and shapes of a model's, without NaN and infinity.
+
+    wanted: the state dict of the model, which may be on the meta device. The precision may be another one.
+    """
+    mapping(text, any_tensor)(state, "the state dict")
+    both = wanted.keys() & state.keys()
+    wrong = {
+        "missing": wanted.keys() - state.keys(),
+        "not known": state.keys() - wanted.keys(),
+        "of another shape": {k for k in both if wanted[k].shape != state[k].shape},
+        "of another type": {k for k in both if wanted[k].is_floating_point() != state[k].is_floating_point()},
+    }
+    if any(wrong.values()):
+        raise ValueError("; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys))
+    for name, value in state.items():
+        check_finite(value, name)
 
 
 def check_finite(value: Tensor, where: str) -> None:

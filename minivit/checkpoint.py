@@ -14,8 +14,25 @@ from torch import nn
 
 from minivit.fast import accelerate
 from minivit.files import write_atomically
+from minivit.reading import (
+    LARGEST,
+    any_tensor,
+    check_weights,
+    describe,
+    fields,
+    kinds_of,
+    load,
+    mapping,
+    optional,
+    plain,
+    positive,
+    real,
+    sequence,
+    text,
+    whole,
+)
 from minivit.resnet import resnet18, resnet50
-from minivit.vit import PRESETS, VisionTransformer
+from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 DEMO = Path(__file__).parent / "demo" / "cifar10.pt"
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
@@ -38,24 +55,21 @@ def save(path: Path, state: dict) -> None:
 def read(path: Path) -> dict:
     """Read a checkpoint onto the CPU and check what it holds. Never runs code from the file. Raises CheckpointError."""
     try:
-        state = torch.load(find(path), map_location="cpu", weights_only=True)
+        state = load(find(path))
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except Exception:  # zip, pickle and tensor readers each raise their own types
+    except (ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or another kind of file"
+            f"{path} cannot be read as a checkpoint: it is damaged, or another kind of file ({error})"
         ) from None
     if not isinstance(state, dict) or "describe" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of this program; official weights go to --pretrained")
-    wrong = [name for name, is_right in CHECKS.items() if not is_right(state.get(name))]
-    if wrong:
-        raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} missing or of another kind")
+    for name, kind in KINDS.items():
+        try:
+            kind(state.get(name), name)
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {name} missing or of another kind ({error})") from None
     return state
-
-
-def is_state_dict(value: object) -> bool:
-    """Whether `value` maps names to tensors."""
-    return isinstance(value, dict) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in value.items())
 
 
 def name_classes(classes: list[str]) -> str:
@@ -63,27 +77,46 @@ def name_classes(classes: list[str]) -> str:
     return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
-def is_per_channel(value: object) -> bool:
-    """Whether `value` is three numbers."""
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(v, float | int) for v in value)
-
-
-CHECKS = {
-    "describe": lambda value: isinstance(value, dict),
-    "classes": lambda value: isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
-    "mean": is_per_channel,
-    "std": is_per_channel,
-    "config": lambda value: isinstance(value, dict),
-    "model": lambda value: value is None or is_state_dict(value),  # needed only to resume
-    "ema": is_state_dict,
+KINDS = {
+    "describe": mapping(text, plain),
+    "classes": sequence(text, least=1),
+    "mean": sequence(real, 3),
+    "std": sequence(positive, 3),
+    "config": lambda value, where: (mapping(text, plain)(value, where), whole(-LARGEST)(value.get("seed", 0), "seed")),
+    "model": optional(mapping(text, any_tensor)),  # needed only to resume
+    "ema": mapping(text, any_tensor),
 }
+MODEL_KINDS = kinds_of(ViTConfig)
+MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a whole number of a configuration may be
+MOST_PARAMETERS = 1 << 31  # 8 GiB in fp32, four times that in training
 
 
 def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
     """Build a preset's model for `classes` classes, with some settings of its ViTConfig changed.
 
-    Raises ValueError for settings that contradict each other, and for any change to a ResNet.
+    Raises ValueError for settings that contradict each other, for a model that is too large to be meant, and for any
+    change to a ResNet.
     """
+    outline_model(preset, classes, overrides)
+    return _build(preset, classes, overrides)
+
+
+def outline_model(preset: str, classes: int, overrides: dict) -> nn.Module:
+    """The model of build_model on the meta device, where it has shapes and takes no memory. ValueError as there."""
+    for name, value in overrides.items():
+        most = MOST_BLOCKS if name == "depth" else MOST_OTHERS
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, (int, float)) and not 0 <= number <= most:
+                raise ValueError(f"--{name.replace('_', '-')} {describe(number)}: give a number from 0 to {most}")
+    with torch.device("meta"):
+        model = _build(preset, classes, overrides)
+    count = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if count > MOST_PARAMETERS:
+        raise ValueError(f"a model of {count / 1e9:,.1f} billion parameters is too large: lower --dim or --depth")
+    return model
+
+
+def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
     if preset in RESNETS:
         if overrides:
             flag = next(iter(overrides)).replace("_", "-")
@@ -92,19 +125,40 @@ def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
     return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
 
 
+def check_fits(path: Path, state: dict) -> None:
+    """Raise CheckpointError unless the EMA weights of a checkpoint fit the model that it describes.
+
+    Nothing is allocated: a description may claim any size.
+    """
+    about = state["describe"]
+    try:
+        fields(preset=text, overrides=fields())(about, "its description")
+        for name in ("data", "data_root"):
+            text(about.get(name, ""), f"its {name}")
+        if about["preset"] not in PRESETS and about["preset"] not in RESNETS:
+            raise ValueError(f"there is no preset {about['preset']!r}")
+        kinds = {name: kind for name, kind in MODEL_KINDS.items() if name in about["overrides"]}
+        unknown = sorted(about["overrides"].keys() - kinds.keys())
+        if unknown:
+            raise ValueError(f"there is no setting {unknown[0]!r}")
+        fields(**kinds)(about["overrides"], "its settings")
+        outline = outline_model(about["preset"], len(state["classes"]), about["overrides"])
+        check_weights(state["ema"], outline.state_dict())
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # settings that contradict each other
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not fit the model it describes ({reason}): it comes from another "
+            "architecture or another version of this program"
+        ) from None
+
+
 def load_model(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """Build the model of a checkpoint with its EMA weights, in evaluation mode on `device`; returns both.
 
     Raises CheckpointError if the file cannot be read or its weights do not fit the model it describes.
     """
     state = read(path)
-    about = state["describe"]
-    try:
-        model = build_model(about["preset"], len(state["classes"]), about["overrides"])
-        model.load_state_dict(state["ema"])
-    except (RuntimeError, TypeError, ValueError, KeyError):  # settings and weights that contradict each other
-        raise CheckpointError(
-            f"{path} does not fit the model it describes ({about.get('preset')}): it comes from another "
-            "architecture or another version of this program"
-        ) from None
+    check_fits(path, state)
+    model = build_model(state["describe"]["preset"], len(state["classes"]), state["describe"]["overrides"])
+    model.load_state_dict(state["ema"])
     return accelerate(model.to(device)).eval(), state

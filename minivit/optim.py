@@ -10,6 +10,8 @@ import math
 import torch
 from torch import nn
 
+from minivit.reading import anything, fields, mapping, refuse, sequence, tensor, whole
+
 # Parameters of two and more dimensions that are no weight matrices: weight decay would only pull them to zero.
 NO_DECAY = (
     "cls_token",
@@ -40,6 +42,53 @@ def adamw(
     """AdamW over param_groups(model), PyTorch's fused implementation on CPUs and NVIDIA GPUs."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
+    """Take over the moments from a state_dict() of the same optimizer; its rates and settings stay as they are.
+
+    ValueError if they are not of these parameters: a fused step would read and write beyond moments that are smaller.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    fields(state=mapping(whole(), anything), param_groups=sequence(fields(params=sequence(whole())), len(groups)))(
+        state, "the optimizer"
+    )
+    if any(list(saved["params"]) != own["params"] for saved, own in zip(state["param_groups"], groups)):
+        raise ValueError("the optimizer is of other parameters")
+    parameters = {
+        number: (parameter, group)
+        for group, own in zip(optimizer.param_groups, groups)
+        for parameter, number in zip(group["params"], own["params"])
+    }
+    if state["state"] and state["state"].keys() != parameters.keys():  # nothing is there before the first step
+        raise ValueError(f"the optimizer has a state of {len(state['state'])} parameters, not of {len(parameters)}")
+    moments = {n: checked_moments(*parameters[n], saved, n) for n, saved in state["state"].items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def checked_moments(parameter: nn.Parameter, group: dict, saved: object, number: int) -> dict:
+    """The moments of one parameter, in its layout in memory. ValueError if they have other names or shapes."""
+    moment = tensor(*parameter.shape)
+    kinds = {"step": first_or_later, "exp_avg": moment, "exp_avg_sq": moment}  # torch's AdamW
+    if "momentum" in group:  # Muon's matrices
+        kinds = {"momentum": moment}
+    elif "gain" in group:  # Muon's other parameters
+        kinds = {"step": whole(1), "mean": moment, "square": moment}
+    where = f"the optimizer's state of parameter {number}"
+    fields(**kinds)(saved, where)
+    if any(name in kinds and bool((saved[name] < 0).any()) for name in ("exp_avg_sq", "square")):
+        raise ValueError(f"{where} has a mean of squares below 0")
+    return {
+        name: torch.empty_like(parameter).copy_(saved[name]) if kind is moment else saved[name]
+        for name, kind in kinds.items()
+    }
+
+
+def first_or_later(value: object, where: str) -> None:
+    """The number of a step as AdamW keeps it: a tensor."""
+    tensor()(value, where)
+    if value < 1:
+        refuse(value.item(), where, "at least 1")
 
 
 def warmup_cosine(

@@ -5,13 +5,15 @@ and let only plain tensors through. A kind says what a value must be: it is a fu
 stands, and raises ValueError in a few words. Left out: TorchScript, safetensors.
 """
 
+import dataclasses
 import os
 import reprlib
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -51,14 +53,6 @@ def load(path: str | Path) -> object:
         except Exception as error:  # damaged files make torch raise nearly anything
             raise ValueError(UNREADABLE) from error
         return _Copier(ROOM * os.fstat(file.fileno()).st_size).copy(content)
-
-
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a file of weights, bare or under "model". ValueError if there is none, or as of load."""
-    content = load(path)
-    state = content.get("model", content) if isinstance(content, dict) else content
-    mapping(text, any_tensor)(state, "its state dict")
-    return state
 
 
 def check_zip(file) -> bool:
@@ -180,17 +174,30 @@ def real(value: object, where: str) -> None:
         refuse(value, where, "a finite number")
 
 
+def positive(value: object, where: str) -> None:
+    """A finite number above 0."""
+    real(value, where)
+    if value <= 0:
+        refuse(value, where, "above 0")
+
+
+def measured(value: object, where: str) -> None:
+    """Any number, NaN and infinity too."""
+    if not isinstance(value, float) and (type(value) is not int or abs(value) > LARGEST):
+        refuse(value, where, "a number")
+
+
 def optional(kind: Kind) -> Kind:
     """The kind, or None."""
     return lambda value, where: None if value is None else kind(value, where)
 
 
-def sequence(kind: Kind, length: int | None = None) -> Kind:
-    """A list or tuple of one kind, of a length if that is given."""
+def sequence(kind: Kind, length: int | None = None, least: int = 0) -> Kind:
+    """A list or tuple of one kind, of a length if that is given, or of at least so many."""
 
     def check(value: object, where: str) -> None:
-        if not isinstance(value, (list, tuple)) or length not in (None, len(value)):
-            refuse(value, where, "a list" + (f" of {length}" if length else ""))
+        if not isinstance(value, (list, tuple)) or length not in (None, len(value)) or len(value) < least:
+            refuse(value, where, "a list" + (f" of {length}" if length else f" of at least {least}" if least else ""))
         for index, item in enumerate(value):
             kind(item, f"{where}[{index}]")
 
@@ -224,6 +231,48 @@ def fields(**kinds: Kind) -> Kind:
     return check
 
 
+def kinds_of(config: type) -> dict[str, Kind]:
+    """The kind of each field of a dataclass, by name."""
+    return {field.name: kind_of(field.type) for field in dataclasses.fields(config)}
+
+
+def kind_of(annotation: object) -> Kind:
+    """What an annotation says: int, float, bool, str, None, a tuple, or one of several, such as Literal["a"] | None."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is tuple:
+        return sequence(kind_of(inside[0]), None if inside[-1] is ... else len(inside))
+    if origin is Literal:
+        return one_of(inside)
+    if inside:
+        return any_of(*map(kind_of, inside))
+    return {int: whole(-LARGEST), float: real, bool: flag, str: text, type(None): one_of([None])}[annotation]
+
+
+def one_of(values: Sequence) -> Kind:
+    """One of a few values, of the same type."""
+
+    def check(value: object, where: str) -> None:
+        if not any(type(value) is type(other) and value == other for other in values):
+            refuse(value, where, f"one of {', '.join(map(str, values))}")
+
+    return check
+
+
+def any_of(*kinds: Kind) -> Kind:
+    """A value of one of several kinds; the first one words the error."""
+
+    def check(value: object, where: str) -> None:
+        errors = []
+        for kind in kinds:
+            try:
+                return kind(value, where)
+            except ValueError as error:
+                errors.append(error)
+        raise errors[0]
+
+    return check
+
+
 def any_tensor(value: object, where: str) -> None:
     if not isinstance(value, Tensor):
         refuse(value, where, "a tensor")
@@ -238,6 +287,35 @@ def tensor(*shape: int) -> Kind:
         check_finite(value, where)
 
     return check
+
+
+def numbers(like: Tensor) -> Kind:
+    """A tensor of the shape and type of another one."""
+
+    def check(value: object, where: str) -> None:
+        if not isinstance(value, Tensor) or (value.shape, value.dtype) != (like.shape, like.dtype):
+            refuse(value, where, describe(like))
+
+    return check
+
+
+def check_weights(state: object, wanted: Mapping[str, Tensor]) -> None:
+    """ValueError unless it is a state dict with the names and shapes of a model's, without NaN and infinity.
+
+    wanted: the state dict of the model, which may be on the meta device. The precision may be another one.
+    """
+    mapping(text, any_tensor)(state, "the state dict")
+    both = wanted.keys() & state.keys()
+    wrong = {
+        "missing": wanted.keys() - state.keys(),
+        "not known": state.keys() - wanted.keys(),
+        "of another shape": {k for k in both if wanted[k].shape != state[k].shape},
+        "of another type": {k for k in both if wanted[k].is_floating_point() != state[k].is_floating_point()},
+    }
+    if any(wrong.values()):
+        raise ValueError("; ".join(f"{len(keys)} {what}, such as {min(keys)}" for what, keys in wrong.items() if keys))
+    for name, value in state.items():
+        check_finite(value, name)
 
 
 def check_finite(value: Tensor, where: str) -> None:

@@ -23,6 +23,7 @@ from minivit.checkpoint import RESNETS, build_model
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
+from minivit.reading import check_regular, fields, flag, kinds_of, mapping, optional, plain, real, text, whole
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
 from minivit.train import TrainConfig, Trainer, TrainingError
@@ -89,6 +90,16 @@ WEIGHTS = ("final", "final_ema", "best", "best_ema")
 TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
+ARGUMENT_KINDS = {  # of config.json
+    **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
+    **kinds_of(TrainConfig),
+    **dict.fromkeys(("optimizer", "schedule", "amp", "padding"), text),  # TrainConfig says which there are
+    **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
+    **dict.fromkeys(("teacher", "pretrained"), optional(text)),
+    "val_split": real,
+    "skip_bad": flag,
+    "threads": whole(0, 1 << 16),
+}
 
 
 def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tuple[Trainer, dict]:
@@ -103,13 +114,18 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     elif "config" in given:
         given = {**read_config(given.pop("config")), **given}
     args = resolve(given)
+    state = checkpoint.read(args["out"] / "last.pt") if resume else None
+    if state:
+        check_same_model(args, state)
     device = choose_device(args["device"])
     if args["threads"]:
         torch.set_num_threads(args["threads"])
     config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
+    overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
+    checkpoint.outline_model(args["preset"], 1, overrides)  # before images of its size are read
     dataset = load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
-    model = build_model(args["preset"], len(dataset.classes), {k: args[k] for k in MODEL_FIELDS & args.keys()})
+    model = build_model(args["preset"], len(dataset.classes), overrides)
     check_sizes(config.sizes, model, "the model")
     if args["pretrained"] and not resume:
         say(load_pretrained(model, checkpoint.find(args["pretrained"])))
@@ -117,7 +133,6 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
         fit_whitening(model, dataset)
     teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
     out = args["out"]
-    state = checkpoint.read(out / "last.pt") if resume else None
     if not resume and (out / "last.pt").exists():
         raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
     trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model))
@@ -126,6 +141,18 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     out.mkdir(parents=True, exist_ok=True)
     write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def check_same_model(args: dict, state: dict) -> None:
+    """Raise ValueError if a run would go on with another model than its checkpoint has, before any is built."""
+    saved = {"preset": state["describe"].get("preset"), "overrides": state["describe"].get("overrides")}
+    ours = {"preset": args["preset"], "overrides": {k: args[k] for k in MODEL_FIELDS & args.keys()}}
+    if saved != ours:
+        path = args["out"] / "last.pt"
+        raise checkpoint.CheckpointError(
+            f"{path} holds a model of other settings than this run's: resume it with the same settings"
+        )
+    checkpoint.check_fits(args["out"] / "last.pt", state)
 
 
 def resume_from(trainer: Trainer, state: dict) -> None:
@@ -137,7 +164,7 @@ def resume_from(trainer: Trainer, state: dict) -> None:
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise checkpoint.CheckpointError(
-            f"{trainer.run / 'last.pt'} cannot be resumed ({type(error).__name__}: {reason}): "
+            f"{trainer.run / 'last.pt'} cannot be resumed ({reason}): "
             "it is damaged, or holds weights alone; start a new run"
         ) from None
 
@@ -228,12 +255,21 @@ def describe_model(args: dict, model: nn.Module) -> dict:
 def read_config(path: Path) -> dict:
     """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
     try:
-        args = json.loads(Path(path).read_text())["arguments"]
+        check_regular(path)
+        content = json.loads(Path(path).read_text())
+        fields(arguments=mapping(text, plain))(content, "its content")
+        args = content["arguments"]
+        unknown = sorted(args.keys() - ARGUMENT_KINDS.keys())
+        if unknown:
+            raise ValueError(f"arguments[{unknown[0]!r}] is not known to this version of the program: take it out")
+        fields(**{name: kind for name, kind in ARGUMENT_KINDS.items() if name in args})(args, "arguments")
     except FileNotFoundError:
         raise TrainingError(f"there is no {path}: name a run folder or its config.json") from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise TrainingError(f"{path} is not the config.json of a run") from None
-    return {k: Path(v) if k in PATHS and v else v for k, v in args.items() if k != "out"}
+    except (ValueError, RecursionError) as error:  # JSON that is none, too
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+    return {k: Path(v) if k in PATHS and v else v for k, v in tuples.items() if k != "out"}
 
 
 def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from minivit import checkpoint
+from minivit import checkpoint, reading
 from minivit.augment import Augment
 from minivit.data import Dataset
 from minivit.ema import EMA
@@ -27,7 +27,7 @@ from minivit.files import write_atomically
 from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
-from minivit.optim import adamw, one_cycle, warmup_cosine, warmup_linear
+from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
 
 
 class TrainingError(ValueError):
@@ -357,9 +357,12 @@ class Trainer:
             raise TrainingError(
                 f"this run was started with another {', '.join(changed)}: resume it with the same settings"
             )
+        self.check_progress(state)
+        for weights in ("model", "ema"):
+            reading.check_weights(state[weights], self.model.state_dict())
+        load_moments(self.optimizer, state["optimizer"])
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"].cpu())
         self.generator.set_state(state["generator"].cpu())
@@ -370,6 +373,43 @@ class Trainer:
         self.cpu_seconds, self.clock = state.get("cpu_seconds", 0.0), time.process_time()
         self.order = state["order"].cpu()
         self.write_metrics()
+
+    def check_progress(self, state: dict) -> None:
+        """ValueError unless the numbers of a checkpoint, weights and moments aside, can be those of this run."""
+        r, images = reading, len(self.train_split)
+        if state["classes"] != list(self.data.classes):
+            known, there = map(checkpoint.name_classes, (state["classes"], self.data.classes))
+            raise TrainingError(
+                f"this run was started with {known}, the data has {there}: resume it with the same data"
+            )
+        scaler = r.fields(
+            scale=r.positive,
+            growth_factor=r.positive,
+            backoff_factor=r.positive,
+            growth_interval=r.whole(1),
+            _growth_tracker=r.whole(),
+        )
+        r.fields(
+            scaler=scaler if self.scaler.is_enabled() else r.anything,
+            rng=r.numbers(torch.get_rng_state()),
+            generator=r.numbers(self.generator.get_state()),
+            rng_cuda=r.sequence(r.any_tensor),
+            epoch=r.whole(0, self.config.epochs),
+            batch=r.whole(0, self.steps_per_epoch),
+            order=r.any_tensor,
+            sums=r.sequence(r.measured, 3),
+            bad_steps=r.whole(),
+            bad_in_a_row=r.whole(),
+            best=r.optional(r.fields(score=r.real, epoch=r.whole(1, self.config.epochs))),
+            history=r.sequence(r.mapping(r.text, r.optional(r.measured))),
+        )(state, "the run")
+        r.sequence(r.fields(epoch=r.whole(1)))(state["history"], "its history")
+        r.real(state.get("cpu_seconds", 0.0), "its processor time")
+        every = torch.arange(images)
+        if state["batch"]:  # in the middle of an epoch
+            r.numbers(every)(state["order"], "the order of the images")
+            if not torch.equal(state["order"].sort().values, every):
+                raise ValueError("the order of the images does not have each of them once")
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""

@@ -1,11 +1,13 @@
 """minivit/optim.py: which parameters decay, one AdamW step, and the schedules."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from minivit import muon, optim
 from minivit.optim import adamw, one_cycle, param_groups, warmup_cosine, warmup_linear
 from minivit.vit import VisionTransformer, ViTConfig
 
@@ -92,3 +94,59 @@ def test_the_linear_schedule_rises_to_the_rate_and_falls_to_zero():
     assert lr[-1] == 0
     with pytest.raises(ValueError, match="12 warm-up steps do not fit into 12 steps"):
         warmup_linear(0, 12, 12, 0.5)
+
+
+def wrong_moments(moment: torch.Tensor) -> dict[str, object]:
+    """What a file may hold in place of a moment."""
+    return {
+        "half": moment[: len(moment) // 2],
+        "number more": torch.cat([moment.flatten(), moment.flatten()[:1]]),
+        "empty": moment.new_zeros(0),
+        "one": moment.new_zeros(()),
+        "turned": moment.mT.contiguous() if moment.ndim > 1 else moment[None],
+        "repeated": moment.new_zeros(1).expand(2**40),
+        "integer": moment.to(torch.int32),
+        "nan": moment * float("nan"),
+        "list": moment.tolist(),
+        "none": None,
+    }
+
+
+@pytest.mark.parametrize("kind", [optim.adamw, muon.Muon])
+def test_moments_of_another_shape_are_refused_before_a_fused_step_writes_beyond_them(kind):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Linear(48, 2))
+    optimizer = kind(model, 1e-3)
+    model(torch.randn(4, 64)).sum().backward()
+    optimizer.step()
+    good = copy.deepcopy(optimizer.state_dict())
+    optim.load_moments(optimizer, copy.deepcopy(good))
+    for number, moments in good["state"].items():
+        for name in moments.keys() - {"step"}:
+            for value in wrong_moments(moments[name]).values():
+                changed = copy.deepcopy(good)
+                changed["state"][number][name] = value
+                with pytest.raises(ValueError, match=f"of parameter {number}"):
+                    optim.load_moments(optimizer, changed)
+    for change in ({}, {"state": []}, {"param_groups": []}, {"param_groups": good["param_groups"][:1] * 2}):
+        with pytest.raises(ValueError):
+            optim.load_moments(optimizer, good | change if change else {})
+    few = good["state"].copy()
+    few.pop(0)
+    with pytest.raises(ValueError, match="a state of 3 parameters, not of 4"):
+        optim.load_moments(optimizer, good | {"state": few})
+    optimizer.step()
+
+
+def test_moments_come_into_the_layout_of_their_parameters_and_leave_the_settings():
+    model = torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = optim.adamw(model, 1e-3)
+    model(torch.randn(2, 4, 5, 5)).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    expected = state["state"][0]["exp_avg"].clone()
+    state["state"][0]["exp_avg"] = expected.contiguous()
+    state["param_groups"][0] |= {"lr": 5.0, "betas": (2.0, "x"), "fused": None}
+    optim.load_moments(optimizer, state)
+    moment = optimizer.state[model.weight]["exp_avg"]
+    assert torch.equal(moment, expected) and moment.stride() == model.weight.stride() != expected.contiguous().stride()
+    assert optimizer.param_groups[0]["lr"] == 1e-3 and optimizer.param_groups[0]["betas"] == (0.9, 0.999)

@@ -18,8 +18,25 @@ def reading(request):
     return request.param
 
 
-def test_both_packages_have_the_same_checks():
-    assert inspect.getsource(SAME[0]) == inspect.getsource(SAME[1])
+def test_what_both_packages_check_they_check_alike():
+    ours, theirs = (dict(inspect.getmembers(module, inspect.isroutine)) for module in SAME)
+    shared = {
+        "load",
+        "check_zip",
+        "check_regular",
+        "check_weights",
+        "describe",
+        "fields",
+        "mapping",
+        "sequence",
+        "tensor",
+    }
+    assert shared <= ours.keys() & theirs.keys()
+    sources = (
+        {name: inspect.getsource(found[name]) for name in ours.keys() & theirs.keys()} for found in (ours, theirs)
+    )
+    assert next(sources) == next(sources)
+    assert inspect.getsource(SAME[0]._Copier) == inspect.getsource(SAME[1]._Copier)
 
 
 def test_a_good_file_is_read_to_the_bit_into_memory_of_its_own(tmp_path, reading):

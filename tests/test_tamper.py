@@ -1,6 +1,7 @@
 """Files that somebody changed: each ends in a result or one line, within bounds of time and memory, in one process."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -12,8 +13,13 @@ from helpers import tamper
 from helpers.commands import command
 from helpers.squares import save_film
 from helpers.tiny_segment import tiny_models
+from PIL import Image
 
-from minisam_glue.cli.console import Console
+from minisam_glue import demo, load_models
+from minisam_glue.cli.console import Console, failed
+from minivit import cli, run
+from minivit.pretrained import load_pretrained
+from minivit.vit import VisionTransformer, ViTConfig
 
 pytest.importorskip("resource", reason="limits of memory are set as on Unix")
 Cases = Iterator[tuple[str, bytes]]
@@ -68,13 +74,6 @@ def resume(stopped: tuple[Path, list], name: str, cases: Cases, capsys) -> dict[
     return problems(folder / name, each(), lambda: command(*words, models=models), capsys)
 
 
-def state_cases(path: Path) -> Cases:
-    state = torch.load(path, weights_only=True)
-    for name, content in tamper.variants(state):
-        yield name, tamper.saved(content)
-    yield from tamper.broken_archives(path.read_bytes())
-
-
 def journal_cases(path: Path) -> Cases:
     lines = path.read_bytes().splitlines(keepends=True)
     for name, content in tamper.variants(json.loads(lines[0]), json=True):
@@ -87,18 +86,153 @@ def journal_cases(path: Path) -> Cases:
     yield "once", lines[0]
 
 
+def archives(path: Path, step: int) -> Cases:
+    """Each step-th of the ways in which a file of torch.save may be changed."""
+    return tamper.files(torch.load(path, weights_only=True), path.read_bytes(), step)
+
+
 def part(cases: Cases, step: int) -> Cases:
     """Each step-th case."""
     return (case for number, case in enumerate(cases) if number % step == 0)
 
 
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_changed_state_of_a_video_is_refused_in_one_line_or_continued(step, stopped, capsys):
-    cases = part(list(state_cases(stopped[0] / "state.pt")), step)
-    assert resume(stopped, "state.pt", cases, capsys) == {}
+    assert resume(stopped, "state.pt", archives(stopped[0] / "state.pt", step), capsys) == {}
 
 
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_changed_journal_of_a_video_is_refused_in_one_line_or_continued(step, stopped, capsys):
     cases = part(list(journal_cases(stopped[0] / "journal.jsonl")), step)
     assert resume(stopped, "journal.jsonl", cases, capsys) == {}
+
+
+# --- Trainings ---------------------------------------------------------------------------------------------
+
+TINY = "--preset shapes-demo --dim 8 --depth 1 --heads 1 --image-size 8 --device cpu --threads 1 --amp off"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A data set of two classes, bright and dark."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 6), ("test", 2)):
+        for name, level in (("bright", 200), ("dark", 20)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (level, level, 10 * number)).save(root / split / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def unfinished(request, pictures, tmp_path_factory) -> Path:
+    """The folder of a training that was stopped in the middle of its second epoch."""
+    out = tmp_path_factory.mktemp("training") / "run"
+    os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    words = f"--data folder --data-root {pictures} --out {out} --epochs 2 --batch-size 4 --val-split 4 {TINY}"
+    words = f"{words} --optimizer {request.param}"
+    trainer, _ = run.prepare(vars(cli.parse_arguments(words.split(), "minivit")))
+
+    def stop() -> None:
+        trainer.stop_requested = trainer.step == 3
+
+    assert not trainer.fit(on_step=stop)
+    return out
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Its tables and pictures take longer than all else."""
+    monkeypatch.setattr(run, "final_report", lambda trainer: {"val_acc": None, "chosen": "final"})
+
+
+def retrain(folder: Path, name: str, cases: Cases, capsys, tmp_path) -> dict[str, str]:
+    """Continue a training with each content of one of its files."""
+    place = tmp_path / "run"
+
+    def each() -> Cases:
+        for case in cases:
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(folder, place)
+            yield case
+
+    return problems(place / name, each(), lambda: cli.main(["--resume", str(place)]), capsys)
+
+
+@pytest.mark.parametrize("step", [37, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_changed_last_checkpoint_is_refused_in_one_line_or_continued(step, unfinished, tmp_path, capsys, no_report):
+    assert retrain(unfinished, "last.pt", archives(unfinished / "last.pt", step), capsys, tmp_path) == {}
+
+
+@pytest.mark.parametrize("step", [31, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_changed_configuration_is_refused_in_one_line_or_continued(step, unfinished, tmp_path, capsys, no_report):
+    content = json.loads((unfinished / "config.json").read_text())
+    cases = [(name, json.dumps(new).encode()) for name, new in tamper.variants(content, json=True)]
+    cases += [("deep", tamper.deep()), ("empty", b""), ("bytes", b"\xff\xfe"), ("list", b"[]")]
+    assert retrain(unfinished, "config.json", part(cases, step), capsys, tmp_path) == {}
+
+
+@pytest.mark.parametrize("step", [41, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_changed_best_checkpoint_is_refused_in_one_line_or_classifies(step, unfinished, pictures, tmp_path, capsys):
+    path, picture = tmp_path / "best.pt", str(pictures / "test" / "dark" / "0.png")
+    cases = archives(unfinished / "best.pt", step)
+    assert problems(path, cases, lambda: cli.main(["--predict", str(path), picture]), capsys) == {}
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("depth", 10**7), ("dim", 30_000), ("dim", 2**40), ("image_size", 2**40), ("mlp_ratio", 1e300), ("heads", 10**9)]
+    + [("patch", 10**9), ("depth", 999), ("class_attention", 10**7), ("threads", 10**9)],
+)
+def test_a_model_too_large_to_be_meant_is_refused_before_it_is_built(name, value, pictures, tmp_path, capsys):
+    arguments = {"data": "folder", "data_root": str(pictures), "preset": "vit-d256-l6", name: value}
+    if value == 999:
+        arguments |= {"dim": 4096}
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": arguments}))
+    with tamper.bounded(10, 1 << 30):
+        assert cli.main(["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and name.split("_")[0] in error.replace("-", "_")
+    assert not (tmp_path / "run").exists()
+
+
+# --- Weights -----------------------------------------------------------------------------------------------
+
+
+def told(load: Callable[[], object]) -> int:
+    """The exit status of a command that loads weights."""
+    try:
+        load()
+    except ValueError as error:
+        return failed(error)
+    return 0
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_changed_weights_of_the_demo_are_refused_in_one_line_or_loaded(step, tmp_path, capsys):
+    path = tmp_path / demo.SEGMENTER
+    cases = archives(demo.FOLDER / path.name, step)
+    assert problems(path, cases, lambda: told(lambda: load_models(tmp_path, None)), capsys) == {}
+
+
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_changed_safetensors_are_refused_in_one_line_or_loaded(step, tmp_path, capsys):
+    model = VisionTransformer(ViTConfig(image_size=8, dim=8, depth=1, heads=2))
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    for name, tensor in model.state_dict().items():
+        raw = tensor.numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    good = packed_safetensors(header, body)
+    cases = [(name, packed_safetensors(new, body)) for name, new in tamper.variants(header, json=True)]
+    cases += [(f"cut at {length}", good[:length]) for length in (0, 5, 8, 100, len(good) - 1)]
+    cases += [(f"length {size}", size.to_bytes(8, "little") + good[8:]) for size in (0, 2**40, 2**64 - 1)]
+    cases += [("whole", good), ("deep", packed_safetensors(None, body, tamper.deep()))]
+    cases += [("nan", packed_safetensors(header, torch.full((len(body) // 4,), float("nan")).numpy().tobytes()))]
+    path = tmp_path / "weights.safetensors"
+    assert problems(path, part(cases, step), lambda: told(lambda: load_pretrained(model, path)), capsys) == {}
+
+
+def packed_safetensors(header: object, body: bytes, text: bytes | None = None) -> bytes:
+    text = json.dumps(header).encode() if text is None else text
+    return len(text).to_bytes(8, "little") + text + body

@@ -12,11 +12,13 @@ import signal
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
+MANY = 12  # values in a dictionary, from where on they are much alike
 SECONDS = 20  # that one case may take
 MEMORY = 3 << 30  # bytes that one case may ask for
 
@@ -46,9 +48,11 @@ def bounded(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
 
 
 def places(value: object, path: tuple = ()) -> Iterator[tuple]:
-    """The keys and indices that lead to each value inside a value; of a long list or dictionary to the first three."""
+    """The keys and indices that lead to each value inside a value; of a list or large dictionary the first three."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for key, item in list(inside)[:3] if len(path) > 1 or isinstance(value, list) else list(inside):
+    inside = list(inside)
+    alike = path and (isinstance(value, list) or len(inside) > MANY)
+    for key, item in inside[:3] if alike else inside:
         yield (*path, key)
         yield from places(item, (*path, key))
 
@@ -104,6 +108,7 @@ SCALARS = {
     "text": "\x1b[2Jtext",
     "number": 7,
     "fraction": 0.5,
+    "zero": 0,
     "minus": -1,
     "big": 2**40,
     "bigger": 2**63,
@@ -127,6 +132,13 @@ def variants(content: object, json: bool = False) -> Iterator[tuple[str, object]
             if json and isinstance(new, Tensor):
                 continue
             yield f"{name} {kind}", changed(content, path, new)
+
+
+def files(content: object, data: bytes, step: int = 1) -> Iterator[tuple[str, bytes]]:
+    """Each step-th variant of what a file of torch.save holds, and of the ways in which its bytes are broken."""
+    for name, changed_content in islice(variants(content), 0, None, step):
+        yield name, saved(changed_content)
+    yield from islice(broken_archives(data), 0, None, step)
 
 
 def saved(content: object) -> bytes:
