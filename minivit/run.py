@@ -23,7 +23,19 @@ from minivit.checkpoint import RESNETS, build_model
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import write_atomically
 from minivit.pretrained import load_pretrained
-from minivit.reading import check_regular, fields, flag, kinds_of, mapping, optional, plain, real, text, whole
+from minivit.reading import (
+    check_regular,
+    check_weights,
+    fields,
+    flag,
+    kinds_of,
+    mapping,
+    optional,
+    plain,
+    real,
+    text,
+    whole,
+)
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
 from minivit.train import TrainConfig, Trainer, TrainingError
@@ -165,7 +177,7 @@ def resume_from(trainer: Trainer, state: dict) -> None:
         reason = " ".join(str(error).split())[:120]
         raise checkpoint.CheckpointError(
             f"{trainer.run / 'last.pt'} cannot be resumed ({reason}): "
-            "it is damaged, or holds weights alone; start a new run"
+            "it is damaged, of another version of this program, or holds weights alone; start a new run"
         ) from None
 
 
@@ -336,6 +348,12 @@ def weights_of(trainer: Trainer) -> dict[str, nn.Module]:
     if trainer.best and trainer.best["epoch"] != trainer.epoch:
         saved = checkpoint.read(trainer.run / "best.pt")
         for name, state in (("best", saved["model"]), ("best_ema", saved["ema"])):
+            try:
+                check_weights(state, trainer.model.state_dict())
+            except ValueError as error:
+                raise checkpoint.CheckpointError(
+                    f"{trainer.run / 'best.pt'} is of another run, or damaged ({error}): the last checkpoint is whole"
+                ) from None
             models[name] = copy.deepcopy(trainer.ema.module)
             models[name].load_state_dict(state)
     return models

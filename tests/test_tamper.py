@@ -101,6 +101,27 @@ def test_a_changed_state_of_a_video_is_refused_in_one_line_or_continued(step, st
     assert resume(stopped, "state.pt", archives(stopped[0] / "state.pt", step), capsys) == {}
 
 
+@pytest.mark.parametrize("size", [2**40, 10**400, -1, 5, True, None])
+def test_a_journal_is_never_made_as_long_as_a_state_says(size, stopped, capsys):
+    folder, words = stopped
+    before = (folder / "journal.jsonl").read_bytes()
+    torch.save(torch.load(folder / "state.pt", weights_only=True) | {"journal": size}, folder / "state.pt")
+    with tamper.bounded(5):
+        assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert "can't be continued" in error and "leave out --resume" in error and error.count("\n") == 1
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
+def test_states_of_another_version_are_told_as_such(stopped, capsys):
+    folder, words = stopped
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(state | {"version": 0}, folder / "state.pt")
+    assert command(*words) == 2 and "of another version of this program" in capsys.readouterr().err
+    torch.save({name: value for name, value in state.items() if name != "version"}, folder / "state.pt")
+    assert command(*words) == 0
+
+
 @pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_changed_journal_of_a_video_is_refused_in_one_line_or_continued(step, stopped, capsys):
     cases = part(list(journal_cases(stopped[0] / "journal.jsonl")), step)

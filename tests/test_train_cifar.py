@@ -322,3 +322,17 @@ def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images,
     with pytest.raises(SystemExit):
         train_cifar.main(["--no\x1b[2Jflag"])
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_weights_of_the_best_epoch_that_were_changed_are_told_at_the_end(finished, tmp_path, monkeypatch, capsys):
+    import torch
+
+    shutil.copytree(finished, tmp_path / "run")
+    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    torch.save(last | {"best": {"score": 0.5, "epoch": 1}}, tmp_path / "run" / "last.pt")
+    state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    for change in (None, {}, {name: tensor[..., None] for name, tensor in state["model"].items()}):
+        torch.save(state | {"model": change}, tmp_path / "run" / "best.pt")
+        assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 2
+        error = capsys.readouterr().err
+        assert "best.pt is of another run, or damaged" in error and error.count("\n") == 1
