@@ -11,10 +11,12 @@ import pytest
 from helpers.commands import TINY, command, lines
 from helpers.squares import picture, save, save_film
 from helpers.tiny_segment import tiny_models
+from PIL import Image
 
 import segment
 from minisam_glue.cli import outputs, run, video
 from minisam_glue.cli.console import Console
+from minisam_glue.cli.job import Job
 
 
 def files(folder: Path) -> list[str]:
@@ -119,14 +121,14 @@ def test_a_video_that_filled_the_disk_goes_on_when_there_is_room(direction, plac
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def interrupted(words: list, after: int, monkeypatch) -> int:
-    """Ctrl-C while frame or picture number `after` is written, counted from 1."""
+def interrupted(words: list, after: int, monkeypatch, by: int = signal.SIGINT) -> int:
+    """Ctrl-C, or another signal, while frame or picture number `after` is written, counted from 1."""
     calls, record = [], Console.record
 
     def press(self, line):
         calls.append(record(self, line))
         if len(calls) == after:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(by)
 
     with monkeypatch.context() as patch:
         patch.setattr(Console, "record", press)
@@ -147,6 +149,71 @@ def test_ctrl_c_between_pictures_keeps_those_that_are_done_and_resume_does_the_o
     assert ["finished before" in line for line in said] == [True, True, False, False]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0", "1", "2", "3"]
     assert (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns == first
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_programs_stops_as_ctrl_c_does_with_a_status_of_its_own(name, tmp_path, monkeypatch):
+    number = getattr(signal, name, None)
+    if number is None:
+        pytest.skip(f"no {name} here")
+    words = [save_film(tmp_path / "film", 4), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert interrupted(words, 2, monkeypatch, number) == 128 + number
+    assert (tmp_path / "out" / "film" / ".unfinished" / "state.pt").exists()
+    assert command(*words, "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_and_the_other_inputs_go_on(error, tmp_path, monkeypatch, capsys):
+    sources = [save(picture(5), tmp_path / f"{name}.png") for name in "ab"]
+    segment_images = Job.segment_images
+
+    def runs_out(self, images):
+        if not (tmp_path / "out" / "a").exists() and not asked:
+            asked.append(True)
+            raise error
+        return segment_images(self, images)
+
+    asked = []
+    monkeypatch.setattr(Job, "segment_images", runs_out)
+    assert command(*sources, "bright.", "--out", tmp_path / "out") == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {sources[0]}: out of memory: take a smaller --sam") and line.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
+
+
+def test_another_error_of_pytorch_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def wrong(self, images):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr(Job, "segment_images", wrong)
+    with pytest.raises(RuntimeError, match="must match"):
+        command(save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, which other systems do not")
+def test_a_picture_that_memory_does_not_hold_is_one_line(tmp_path):
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png")
+    save(picture(5), tmp_path / "small.png")
+    limited = (
+        "import resource, sys; from helpers.commands import command; "
+        "pages = int(open('/proc/self/statm').read().split()[0]); "
+        "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (200 << 20),) * 2); "
+        "sys.exit(command(*sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", limited, "large.png", "small.png", "bright.", "--out", "out"]
+    tests = Path(__file__).parent
+    path = f"{tests}{os.pathsep}{tests.parent}"
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert process.returncode == 2 and "error: large.png: out of memory" in process.stderr, process.stderr
+    assert "Traceback" not in process.stderr and (tmp_path / "out" / "small" / "result.json").exists()
 
 
 def test_ctrl_c_while_models_load_is_quiet(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,8 @@ INTERRUPTED = 130  # the exit status after Ctrl-C
 def main(argv: list[str] | None = None, models: Models | None = None) -> int:
     """Do what the command line says, with `models` if they are loaded already. Returns the exit status.
 
-    0 also when nothing is found; 2 for a usage or input error, told in one line; 130 after Ctrl-C.
+    0 also when nothing is found; 2 for a usage or input error, told in one line; 130 after Ctrl-C, 128 + its number
+    after another signal.
     """
     try:
         from .command import run_command  # torch takes seconds to import: Ctrl-C is quiet then, too

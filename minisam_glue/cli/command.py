@@ -3,12 +3,10 @@
 import os
 import sys
 
-import torch
-
 from ..models import Models
 from . import INTERRUPTED
 from .arguments import with_flag
-from .console import failed
+from .console import TOO_LARGE, failed, out_of_memory
 from .parser import parse_arguments
 from .run import Run, download
 
@@ -26,8 +24,10 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
         return failed(with_flag(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (torch.OutOfMemoryError, MemoryError):
-        return failed("out of memory: take a smaller --sam, --dtype bfloat16, or smaller pictures")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return failed(TOO_LARGE)
     finally:
         flush_output()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from ..text import one_line, printable
 
 USAGE_ERROR = 2  # the exit status
+TOO_LARGE = "out of memory: take a smaller --sam, --dtype bfloat16, or smaller pictures"
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
 
@@ -16,6 +17,14 @@ def failed(error: Exception | str) -> int:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     print(f"error: {one_line(error)}", file=sys.stderr)
     return USAGE_ERROR
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, Pillow's, a GPU's, or that of PyTorch on a CPU, which is a
+    plain RuntimeError."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in ("out of memory", "not enough memory", "allocate memory"))
+    return isinstance(error, MemoryError)
 
 
 class Console:

@@ -14,7 +14,8 @@ from .console import Console
 
 @dataclass
 class Job:
-    """The flags, what to look for and how, the models, the console; stopped: Ctrl-C was pressed."""
+    """The flags, what to look for and how, the models, the console; stopped: the signal that
+    asks to stop, such as that of Ctrl-C, or 0."""
 
     args: Namespace
     prompt: Prompt
@@ -22,7 +23,7 @@ class Job:
     seeding: Seeding
     models: Models
     console: Console
-    stopped: bool = False
+    stopped: int = 0
 
     @property
     def sentence(self) -> str | None:

@@ -13,13 +13,13 @@ from ..processes import own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..seeding import check_sentence
 from ..text import printable
-from . import INTERRUPTED
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
-from .console import Console, failed, summary
+from .console import TOO_LARGE, Console, failed, out_of_memory, summary
 from .job import Job
 from .outputs import finished, save_picture
 from .video import VideoRun
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 
 
@@ -79,7 +79,7 @@ class Run:
 
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. Returns the exit status."""
-        previous = {s: signal.signal(s, self.stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {s: signal.signal(s, self.stop) for s in STOPPING}
         status, begun = 0, time.perf_counter()
         try:
             groups = self.groups()
@@ -87,7 +87,7 @@ class Run:
             for number, (moving, group) in enumerate(groups, 1):
                 status = max(status, self.one_group(moving, group))
                 if self.job.stopped:
-                    status = INTERRUPTED if number < len(groups) else status
+                    status = 128 + self.job.stopped if number < len(groups) else status
                     break
         finally:
             for s, handler in previous.items():
@@ -106,10 +106,10 @@ class Run:
             self.console.say(f"note: the demo weights know {demo.KNOWN}; not {', '.join(map(repr, foreign))}")
 
     def stop(self, signum: int, frame: object) -> None:
-        """Ctrl-C: end after the current frame; a second one ends at once."""
+        """Ctrl-C, or another of STOPPING: end after the current frame; a second one ends at once."""
         if self.job.stopped:
             raise KeyboardInterrupt
-        self.job.stopped = True
+        self.job.stopped = signum
 
     def groups(self) -> list[tuple[bool, list[str]]]:
         """Pictures in batches, videos (True) alone, in the order given. Each input is opened once to tell."""
@@ -137,6 +137,10 @@ class Run:
         except ValueError as error:
             text = with_flag(error)
             return failed(text if len(self.folders) == 1 or group[0] in text else f"{group[0]}: {text}")
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return failed(f"{', '.join(group)}: {TOO_LARGE}")
 
     def pictures(self, group: list[str]) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""

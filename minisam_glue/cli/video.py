@@ -9,7 +9,6 @@ from ..media.images import is_picture
 from ..processes import install_command
 from ..prompts import Clicks
 from ..propagation import FORWARD, Tracking
-from . import INTERRUPTED
 from .console import count, summary
 from .job import Job
 from .outputs import VideoOutput
@@ -56,7 +55,7 @@ class VideoRun:
                     self.save(tracking, output)
                     output.abort()
                     self.console.say("stopped and saved; continue with the same command and --resume")
-                    return INTERRUPTED
+                    return 128 + self.job.stopped
                 with stage("write"):
                     result = output.finish(self.source, self.job.facts())
             except BaseException:

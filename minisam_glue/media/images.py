@@ -212,6 +212,8 @@ def reason(error: Exception) -> str:
         return "not a picture in a known format"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS} pixels: make it smaller first"
+    if isinstance(error, MemoryError):
+        return "out of memory, unless it is damaged: make it smaller first"
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split()) or f"damaged ({type(error).__name__})"
 

@@ -101,6 +101,8 @@ class _Animation(Reader):
                 wanted, known = number >= first and (number - first) % stride == 0, number < len(self.starts) - 1
                 try:
                     frame = None if known and not wanted else frame_of(image, number + self.hidden)
+                except MemoryError:
+                    raise
                 except Exception:  # the file ends early: what came before is good
                     self.damaged += 1
                     return
