@@ -1,6 +1,7 @@
 """Pictures as people have them: depths, alpha, pages, HEIC, masks, folders, views of arrays."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from minisam_glue import Clicks, load_models, segment_image, segment_video
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, read_masks
-from minisam_glue.media.images import is_picture
+from minisam_glue.media.images import is_picture, page_count
 from minisam_glue.pixels import to_rgb
 
 CASES = Path(__file__).parent / "cases"
@@ -257,6 +258,23 @@ def test_the_command_line_says_what_it_leaves_out_of_a_folder(tmp_path, capsys):
         assert command(tmp_path / "in", "bright.", "--out", tmp_path / "out", "--quiet", *words) == 0
         [line] = capsys.readouterr().err.splitlines()
         assert "8 left out" in line and "0.txt" in line and "and 3 more" in line and line.startswith("warning: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs the file types of Unix")
+def test_pipes_and_devices_are_no_pictures_and_are_not_waited_for(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(scene()).save(tmp_path / "in" / "a.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "zero.png").symlink_to("/dev/zero")
+    for read in (expand_inputs, lambda paths, warn: frames(paths[0], warn=warn)):
+        told = []
+        read([str(tmp_path / "in")], told.append)
+        assert len(told) == 1 and "2 left out" in told[0] and "pipe.png, zero.png" in told[0]
+    for name in ("pipe.png", "zero.png"):
+        for read in (read_image, read_masks):
+            with pytest.raises(MediaError, match=f"{name}: it is no regular file"):
+                read(tmp_path / "in" / name)
+    assert page_count(tmp_path / "in" / "pipe.png") == 1
 
 
 def test_a_folder_with_nothing_says_what_is_there_instead(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..pixels import to_rgb
+from ..reading import check_regular
 from .heif import is_heif, read_heif
 from .limits import MAX_BYTES, MAX_PIXELS, MediaError
 
@@ -114,7 +115,7 @@ def list_folder(
         )
     except OSError as error:
         raise MediaError(f"{folder}: {error.strerror}") from error
-    found = [path for path in entries if not os.path.isdir(path) and takes(path)]
+    found = [path for path in entries if os.path.isfile(path) and takes(path)]  # a pipe would be waited for
     others = [path for path in entries if path not in set(found)]
     names = [f"{path.name}/" if os.path.isdir(path) else path.name for path in others]
     listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
@@ -139,6 +140,8 @@ def _download(url: str) -> io.BytesIO:
 
 def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     """The picture, not yet decoded, to be closed by the caller. MediaError above MAX_PIXELS; else Pillow's errors."""
+    if not isinstance(source, io.BytesIO):
+        check_regular(source)
     Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # we refuse what Pillow only warns of
@@ -192,6 +195,7 @@ def is_heic(source: str | Path | io.BytesIO) -> bool:
 def _content(source: str | Path | io.BytesIO, size: int = MAX_BYTES) -> bytes:
     if isinstance(source, io.BytesIO):
         return source.getvalue()[:size]
+    check_regular(source)
     with open(source, "rb") as file:
         return file.read(size)
 
