@@ -166,10 +166,11 @@ def plain(value: object, where: str) -> None:
 
 def whole(low: int = 0, high: int = LARGEST) -> Kind:
     """A whole number within bounds."""
+    expected = "a whole number" + (f" from {low}" if low > -LARGEST else "") + (f" to {high}" if high < LARGEST else "")
 
     def check(value: object, where: str) -> None:
         if type(value) is not int or not low <= value <= high:
-            refuse(value, where, f"a whole number from {low} to {high}")
+            refuse(value, where, expected)
 
     return check
 

@@ -59,9 +59,7 @@ def read(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or another kind of file ({error})"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
     if not isinstance(state, dict) or "describe" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of this program; official weights go to --pretrained")
     for name, kind in KINDS.items():

@@ -157,14 +157,19 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
 
 def check_same_model(args: dict, state: dict) -> None:
     """Raise ValueError if a run would go on with another model than its checkpoint has, before any is built."""
-    saved = {"preset": state["describe"].get("preset"), "overrides": state["describe"].get("overrides")}
-    ours = {"preset": args["preset"], "overrides": {k: args[k] for k in MODEL_FIELDS & args.keys()}}
-    if saved != ours:
-        path = args["out"] / "last.pt"
-        raise checkpoint.CheckpointError(
-            f"{path} holds a model of other settings than this run's: resume it with the same settings"
-        )
-    checkpoint.check_fits(args["out"] / "last.pt", state)
+    path = args["out"] / "last.pt"
+    checkpoint.check_fits(path, state)
+    saved = all_settings(state["describe"]["preset"], state["describe"]["overrides"])
+    ours = all_settings(args["preset"], {name: args[name] for name in MODEL_FIELDS & args.keys()})
+    changed = sorted(name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name))
+    if changed:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise checkpoint.CheckpointError(f"{path} holds a model of another {flags}: resume it with the same settings")
+
+
+def all_settings(preset: str, overrides: dict) -> dict:
+    """The settings of a model, with those that its preset has."""
+    return {"preset": preset, **(vars(PRESETS[preset]) if preset in PRESETS else {}), **overrides}
 
 
 def resume_from(trainer: Trainer, state: dict) -> None:

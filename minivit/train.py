@@ -390,6 +390,8 @@ class Trainer:
             _growth_tracker=r.whole(),
         )
         r.fields(
+            model=r.mapping(r.text, r.any_tensor),
+            optimizer=r.anything,
             scaler=scaler if self.scaler.is_enabled() else r.anything,
             rng=r.numbers(torch.get_rng_state()),
             generator=r.numbers(self.generator.get_state()),

@@ -336,3 +336,10 @@ def test_weights_of_the_best_epoch_that_were_changed_are_told_at_the_end(finishe
         assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert "best.pt is of another run, or damaged" in error and error.count("\n") == 1
+
+
+def test_a_run_is_not_resumed_with_another_model(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    assert train_cifar.main(["--resume", str(tmp_path / "run"), "--dim", "32", "--mlp-ratio", "3"]) == 2
+    assert "last.pt holds a model of another --dim, --mlp-ratio: resume it" in capsys.readouterr().err
+    assert train_cifar.main(["--resume", str(tmp_path / "run"), "--dim", "16", "--mlp-ratio", "2"]) == 0
