@@ -7,16 +7,21 @@ but the places of flipped bits.
 import io
 import pickle
 import re
-import resource
 import signal
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+try:
+    import resource
+except ImportError:  # on Windows, where nothing limits a process from inside
+    resource = None
 
 MANY = 12  # values in a dictionary, from where on they are much alike
 SECONDS = 20  # that one case may take
@@ -29,15 +34,22 @@ class TooSlow(Exception):
 
 @contextmanager
 def bounded(seconds: int = SECONDS, memory: int = MEMORY) -> Iterator[None]:
-    """TooSlow after so many seconds; MemoryError, or torch's RuntimeError, above so much more memory than now."""
+    """TooSlow after so many seconds; MemoryError, or torch's RuntimeError, above so much more memory than now.
+
+    Memory is bounded on Linux, time on Unix.
+    """
+    if resource is None:
+        yield
+        return
 
     def stop(signum: int, frame: object) -> None:
         raise TooSlow
 
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
     previous, limits = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + memory, limits[1]))
+    used = Path("/proc/self/statm")
+    if used.exists():
+        now = int(used.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory, limits[1]))
     signal.alarm(seconds)
     try:
         yield
