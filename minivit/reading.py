@@ -29,10 +29,16 @@ UNREADABLE = "it is damaged, or holds more than tensors, and is not opened for s
 # --- Files ------------------------------------------------------------------------------------------------
 
 
-def check_regular(path: str | Path) -> None:
-    """ValueError unless it is a regular file: a pipe would be waited for, a device may never end. OSError if none."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+def check_regular(path: str | Path, most: int | None = None) -> None:
+    """ValueError unless it is a regular file, of at most so many bytes if that is given. OSError if there is none.
+
+    A pipe would be waited for, a device may never end.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
         raise ValueError("it is no regular file")
+    if most is not None and about.st_size > most:
+        raise ValueError(f"it has {about.st_size} bytes, more than {most}")
 
 
 def load(path: str | Path) -> object:

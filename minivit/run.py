@@ -272,7 +272,7 @@ def describe_model(args: dict, model: nn.Module) -> dict:
 def read_config(path: Path) -> dict:
     """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
     try:
-        check_regular(path)
+        check_regular(path, most=1 << 20)
         content = json.loads(Path(path).read_text())
         fields(arguments=mapping(text, plain))(content, "its content")
         args = content["arguments"]

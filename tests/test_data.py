@@ -539,6 +539,7 @@ def test_no_program_is_run_for_an_image_and_none_is_larger_than_segments(tmp_pat
     with pytest.raises(DataError, match="cannot read .*good.png: more than 50 bytes"):
         data.read_image(tmp_path / "good.png", 8)
     assert not recwarn.list and data.MAX_PIXELS == limits.MAX_PIXELS and data.FORMATS == images.FORMATS
+    assert data.SUFFIXES == images.IMAGE_SUFFIXES
 
 
 def test_names_in_any_encoding_and_of_any_letters_are_read(root):

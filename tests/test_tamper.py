@@ -188,7 +188,13 @@ def test_a_changed_last_checkpoint_is_refused_in_one_line_or_continued(step, unf
 def test_a_changed_configuration_is_refused_in_one_line_or_continued(step, unfinished, tmp_path, capsys, no_report):
     content = json.loads((unfinished / "config.json").read_text())
     cases = [(name, json.dumps(new).encode()) for name, new in tamper.variants(content, json=True)]
-    cases += [("deep", tamper.deep()), ("empty", b""), ("bytes", b"\xff\xfe"), ("list", b"[]")]
+    cases += [
+        ("deep", tamper.deep()),
+        ("empty", b""),
+        ("bytes", b"\xff\xfe"),
+        ("long", b" " * (1 << 22) + b"{}"),
+        ("list", b"[]"),
+    ]
     assert retrain(unfinished, "config.json", part(cases, step), capsys, tmp_path) == {}
 
 

@@ -29,6 +29,7 @@ from ..render.overlay import crop
 from ..render.page import write_page
 
 UNFINISHED = ".unfinished"
+LONGEST_LINE = 1 << 26  # bytes of the record of one frame
 VERSION = 1  # of the state of an interrupted run
 STATE = fields(
     journal=whole(), lost=optional(sequence(whole(-LARGEST))), settings=mapping(text, plain), tracking=anything
@@ -152,7 +153,10 @@ class Journal:
             raise ValueError(f"the journal has {there} bytes, not {size}")
         self.file.seek(0)
         while end < size:
-            line, where = self.file.readline(size - end), f"line {len(self.places) + 1} of the journal"
+            line, where = (
+                self.file.readline(min(size - end, LONGEST_LINE)),
+                f"line {len(self.places) + 1} of the journal",
+            )
             if not line.endswith(b"\n"):
                 raise ValueError(f"{where} is cut off")
             record = json.loads(line)
