@@ -13,7 +13,7 @@ def printable(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """The text as Markdown that shows just these letters (CommonMark 0.31, section 2.4): no link, no tag, no column."""
+    """The text as Markdown that shows just these letters (CommonMark 0.31, section 2.4): no tag, picture or column."""
     return MARKUP.sub(r"\\\1", printable(text))
 
 

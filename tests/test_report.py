@@ -260,7 +260,8 @@ NASTY = [
 ]
 
 
-def test_names_of_classes_break_no_table_and_bring_no_markup_or_control_character(tmp_path, recwarn):
+def test_names_of_classes_break_no_table_and_bring_no_markup_or_control_character(tmp_path, recwarn, monkeypatch):
+    monkeypatch.setattr(report, "DPI", 40)  # faster
     count, logits = len(NASTY), torch.eye(len(NASTY)) * 3
     images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
     got = report.write_report(tmp_path, logits, torch.arange(count), NASTY, images, HISTORY, NASTY[0], {"a|b": "<b>"})

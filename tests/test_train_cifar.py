@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import train_cifar
-from minivit import cli, run
+from minivit import cli, report, run
 from minivit.report import percent
 
 SCRIPT = Path(train_cifar.__file__)
@@ -293,8 +293,10 @@ def test_a_picture_of_another_size_is_resized_and_predict_says_so(finished, tmp_
     assert capsys.readouterr().out.endswith("%  (50x30: resized, centre crop of 16x16)\n")
 
 
-def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images, tmp_path, capsys):
+def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images, tmp_path, capsys, monkeypatch):
     import torch
+
+    monkeypatch.setattr(report, "DPI", 40)  # faster
 
     state = torch.load(finished / "best.pt", weights_only=True)
     state["classes"] = ["\x1b[31mred\n", "caf\udce9"]
