@@ -8,9 +8,9 @@ python train_cifar.py --help                                    # all options, w
 import functools
 import sys
 
-from minivit import cli
+from minivit.__main__ import main as run_command
 
-main = functools.partial(cli.main, command="python train_cifar.py")
+main = functools.partial(run_command, command="python train_cifar.py")
 
 if __name__ == "__main__":
     sys.exit(main())

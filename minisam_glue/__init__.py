@@ -6,13 +6,18 @@ models = load_models()
 found = segment_image(models, read_image("street.jpg"), "car. person.")
 """
 
-from .heatmap import HeatSettings
-from .media import Frames, MediaError, frames, read_image
-from .models import Models, load_models
-from .pipeline import segment_image, segment_images, segment_video
-from .prompts import Clicks, Seeding, Thresholds
-from .records import Segment, Segmented
-from .weights import WeightsError
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .heatmap import HeatSettings
+    from .media import Frames, MediaError, frames, read_image
+    from .models import Models, load_models
+    from .pipeline import segment_image, segment_images, segment_video
+    from .prompts import Clicks, Seeding, Thresholds
+    from .records import Segment, Segmented
+    from .weights import WeightsError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,3 +38,26 @@ __all__ = [
     "segment_images",
     "segment_video",
 ]
+PLACES = {
+    "HeatSettings": ".heatmap",
+    **dict.fromkeys(("Frames", "MediaError", "frames", "read_image"), ".media"),
+    **dict.fromkeys(("Models", "load_models"), ".models"),
+    **dict.fromkeys(("segment_image", "segment_images", "segment_video"), ".pipeline"),
+    **dict.fromkeys(("Clicks", "Seeding", "Thresholds"), ".prompts"),
+    **dict.fromkeys(("Segment", "Segmented"), ".records"),
+    "WeightsError": ".weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module, when it is first asked for: torch takes seconds, and Ctrl-C must not print a
+    traceback then (see cli/__init__.py)."""
+    if name in PLACES:
+        return getattr(import_module(PLACES[name], __name__), name)
+    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,7 +5,27 @@ from minivit import PRESETS, ViTConfig, VisionTransformer
 model = VisionTransformer(PRESETS["cifar"])
 """
 
-from .vit import PRESETS, VisionTransformer, ViTConfig
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .vit import PRESETS, VisionTransformer, ViTConfig
 
 __version__ = "0.1.0"
 __all__ = ["PRESETS", "ViTConfig", "VisionTransformer"]
+PLACES = dict.fromkeys(__all__, ".vit")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module, when it is first asked for: torch takes seconds, and Ctrl-C must not print a
+    traceback then (see __main__.py)."""
+    if name in PLACES:
+        return getattr(import_module(PLACES[name], __name__), name)
+    if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,6 +14,7 @@ from torch import nn
 from minivit import checkpoint, run
 from minivit import data as datasets
 from minivit.evaluate import Evaluator
+from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
 from minivit.report import percent
 from minivit.text import LogLines, complain, printable, say
 from minivit.train import TrainConfig, Trainer, TrainingError
@@ -36,7 +37,13 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
 last.pt and best.pt (checkpoints), result.json and report/. The hold-out (--val-split) chooses between
 epochs and between raw and EMA weights; the test images are read once, at the end.
-Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C."""
+Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C (128 + its number
+by another signal), 141 when the reader of the output has gone (| head)."""
+NO_MEMORY = {  # by task
+    "train": "out of memory: lower --batch-size, or raise --accumulate, which sends a batch through the model in parts",
+    "eval": "out of memory: take a smaller checkpoint, smaller images (--image-size) or fewer of them",
+    "predict": "out of memory: make the picture smaller, or take a smaller checkpoint",
+}
 
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
@@ -48,17 +55,35 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
     A usage or input error is one line on standard error. command: how the user calls this program.
     """
     show_warnings()
-    given = vars(parse_arguments(argv, command))
+    task = "train"
     try:
-        if "eval" in given:
-            return evaluate(given.pop("eval"), given)
-        if "predict" in given:
-            path, *images = given.pop("predict")
-            return classify(path, images, given)
-        return train(given, command)
-    except (ValueError, OSError) as error:  # DataError, TrainingError, CheckpointError and files out of reach
-        complain(f"error: {' '.join(str(error).split())}")
+        with on_signals(stop):
+            given = vars(parse_arguments(argv, command))
+            task = next((name for name in ("eval", "predict") if name in given), task)
+            status = run_task(given, command)
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        leads_nowhere(sys.stdout)
+        return 128 + CLOSED_PIPE
+    except KeyboardInterrupt as stopped:
+        return 128 + getattr(stopped, "number", signal.SIGINT)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        # DataError, TrainingError, CheckpointError, files out of reach; or no memory, however that is said
+        if not out_of_memory(error) and isinstance(error, RuntimeError):
+            raise
+        complain(f"error: {NO_MEMORY[task] if out_of_memory(error) else ' '.join(str(error).split())}")
         return 2
+
+
+def run_task(given: dict, command: str) -> int:
+    """Do what the arguments ask for, and return the exit status."""
+    if "eval" in given:
+        return evaluate(given.pop("eval"), given)
+    if "predict" in given:
+        path, *images = given.pop("predict")
+        return classify(path, images, given)
+    return train(given, command)
 
 
 def show_warnings() -> None:
@@ -225,23 +250,22 @@ ADD_GROUPS = (add_tasks, add_data, add_model, add_optimisation, add_augmentation
 
 
 def train(given: dict, command: str) -> int:
-    """Train or resume. Ctrl-C finishes the step, saves a checkpoint, and prints how to continue."""
+    """Train or resume. Ctrl-C finishes the step, saves a checkpoint, and prints how to continue; a second one ends at
+    once, with the checkpoint of before."""
     trainer, _ = run.prepare(given, say=say)
+    asked = []
 
-    def stop(signum, frame):
+    def save_and_stop(number: int, frame: object) -> None:
         if trainer.stop_requested:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         trainer.stop_requested = True
+        asked.append(number)
 
-    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(save_and_stop):
         finished = fit(trainer)
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
     if not finished:
         say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
-        return 130
+        return 128 + asked[0]
     show_result(run.final_report(trainer), trainer.run)
     return 0
 

@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import signal
 import threading
 from http.server import ThreadingHTTPServer
 
@@ -14,6 +15,10 @@ from minisam_glue.weights import CHECKPOINTS, Checkpoint
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a script
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs under test leave an ignored signal alone
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ def test_each_process_takes_its_own_gpu_unless_one_is_named(device, expected, tm
     taken = []
     monkeypatch.setattr(run, "load_models", lambda *args: taken.append(args[3]) or tiny_models())
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setenv("LOCAL_RANK", "3")
     source = save(picture(5), tmp_path / "one.png")
     assert segment.main([source, "x", "--device", device, "--out", str(tmp_path / "out"), "--quiet"]) == 0

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..processes import begin_program
+
 if TYPE_CHECKING:
     from ..models import Models
-
-INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
 def main(argv: list[str] | None = None, models: Models | None = None) -> int:
     """Do what the command line says, with `models` if they are loaded already. Returns the exit status.
 
     0 also when nothing is found; 2 for a usage or input error, told in one line; 130 after Ctrl-C, 128 + its number
-    after another signal.
+    after another signal; 141 when the reader of standard output has gone (`| head`).
     """
-    try:
-        from .command import run_command  # torch takes seconds to import: Ctrl-C is quiet then, too
+    if argv is None:
+        begin_program()
+    from .command import run_command  # torch takes seconds to import: Ctrl-C is quiet then, too
 
-        return run_command(argv, models)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return run_command(argv, models)

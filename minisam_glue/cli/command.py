@@ -1,10 +1,10 @@
 """One command from its first word to its exit status: whatever a user can mend becomes one line on standard error."""
 
-import os
+import signal
 import sys
 
 from ..models import Models
-from . import INTERRUPTED
+from ..processes import CLOSED_PIPE, leads_nowhere, on_signals, stop
 from .arguments import with_flag
 from .console import TOO_LARGE, failed, out_of_memory
 from .parser import parse_arguments
@@ -16,25 +16,30 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     try:
-        args = parse_arguments(argv)
-        return download(args) if args.download else Run(args, models).all()
-    except BrokenPipeError:  # the reader of --json - has gone
-        return 0
+        with on_signals(stop):
+            args = parse_arguments(argv)
+            status = download(args) if args.download else Run(args, models).all()
+    except BrokenPipeError:  # the reader of what --download lists has gone
+        status = 128 + CLOSED_PIPE
     except (ValueError, OSError) as error:  # MediaError, WeightsError and other usage or input errors
-        return failed(with_flag(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        status = failed(with_flag(error))
+    except KeyboardInterrupt as stopped:
+        status = 128 + getattr(stopped, "number", signal.SIGINT)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        return failed(TOO_LARGE)
+        status = failed(TOO_LARGE)
     finally:
-        flush_output()
+        can_write = flush_output()
+    return status if can_write else 128 + CLOSED_PIPE
 
 
-def flush_output() -> None:
-    """Flush standard output now: where it can't be written, Python would fail again at its end."""
+def flush_output() -> bool:
+    """Flush standard output now: where it can't be written, Python would fail again at its end. False if its reader
+    has gone."""
     try:
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        leads_nowhere(sys.stdout)
+        return not isinstance(error, BrokenPipeError)
+    return True

@@ -1,9 +1,13 @@
 """Text for people on the console: results, hints, warnings, errors, the time of each stage; and JSON lines."""
 
+import errno
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
+from typing import TextIO
 
+from ..processes import leads_nowhere
 from ..text import one_line, printable
 
 USAGE_ERROR = 2  # the exit status
@@ -15,45 +19,62 @@ def failed(error: Exception | str) -> int:
     """Print one line on standard error. Returns the exit status of a usage or input error."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    tell(f"error: {one_line(error)}", sys.stderr)
     return USAGE_ERROR
 
 
+def tell(line: str, stream: TextIO) -> bool:
+    """Print one line. False if the stream's reader has gone; then it takes what else comes, and nobody sees it."""
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        leads_nowhere(stream)
+        return False
+    return True
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, Pillow's, a GPU's, or that of PyTorch on a CPU, which is a
-    plain RuntimeError."""
+    """Whether an error says that memory ran out: Python's, Pillow's, a GPU's, the system's, or that of PyTorch on a
+    CPU, which is a plain RuntimeError."""
     if isinstance(error, RuntimeError):
-        return any(words in str(error) for words in ("out of memory", "not enough memory", "allocate memory"))
-    return isinstance(error, MemoryError)
+        words = ("out of memory", "not enough memory", "allocate memory", "std::bad_alloc")
+        return any(phrase in str(error) for phrase in words)
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 class Console:
     """Printed text. quiet: errors and warnings only. json: a line per picture or frame on standard output, everything
-    else on standard error."""
+    else on standard error. on_closed: is called when the reader of standard output has gone."""
 
     def __init__(self, quiet: bool, json: bool):
         self.quiet, self.json = quiet, json
+        self.on_closed: Callable[[], None] = lambda: None
+
+    def print(self, line: str) -> None:
+        """One line on standard output."""
+        if not tell(line, sys.stdout):
+            self.on_closed()
 
     def say(self, text: str) -> None:
         """One line of progress or result."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr if self.json else sys.stdout, flush=True)
+            tell(printable(text), sys.stderr) if self.json else self.print(printable(text))
 
     def warn(self, text: str) -> None:
         """One line on standard error, also if quiet."""
-        print(f"warning: {printable(text)}", file=sys.stderr)
+        tell(f"warning: {printable(text)}", sys.stderr)
 
     def record(self, record: dict) -> None:
         """A JSON line, if they are asked for."""
         if self.json:
-            print(json.dumps(record), flush=True)
+            self.print(json.dumps(record))
 
     def profile(self, seconds: Counter, total: float) -> None:
         """The seconds of each stage and their share of the total, on standard error."""
         stages = Counter(seconds)
         stages["other"] = max(0.0, total - sum(seconds.values()))
         for stage, spent in stages.most_common():
-            print(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", file=sys.stderr)
+            tell(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", sys.stderr)
 
 
 def summary(labels: list[str], best: tuple[str, float] | None, hints: dict[str, float]) -> str:

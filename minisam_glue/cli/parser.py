@@ -28,7 +28,7 @@ DESCRIPTION = """Segment the objects that a sentence names, in images, folders, 
 
 Each input gets its own folder under --out. Results appear there only when they are complete; --resume continues an
 interrupted video. Exit status: 0 (also if nothing is found), 2 for a usage or input error, 130 after Ctrl-C,
-128 + its number after another signal."""
+128 + its number after another signal, 141 when the reader of standard output has gone (| head)."""
 OTSU = "otsu"
 FORMATS = ("mp4", "gif", "webp", "png")
 LONGEST = 1e9  # seconds and frames: 30 years

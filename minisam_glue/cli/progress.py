@@ -4,7 +4,7 @@ import sys
 import time
 
 from ..text import printable
-from .console import count
+from .console import count, tell
 
 LINE_EVERY = 10.0  # seconds
 
@@ -39,7 +39,7 @@ class Progress:
             self.bar.update(more)
         elif self.shown and time.monotonic() - self.last > LINE_EVERY:
             self.last = time.monotonic()
-            print(printable(self.line(objects)), file=sys.stderr, flush=True)
+            tell(printable(self.line(objects)), sys.stderr)
 
     def line(self, objects: int) -> str:
         """ "clip.mp4: frame 20 of 90, 35 s left, 2.0 frames/s, 1 object"."""

@@ -1,6 +1,5 @@
 """One command: inputs in order, pictures in batches, videos one by one, results into folders."""
 
-import signal
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 
 from .. import demo, media, weights
 from ..models import DETECTOR, DETECTORS, Models, load_models
-from ..processes import own_gpu, rank_and_number
+from ..processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..seeding import check_sentence
 from ..text import printable
@@ -19,7 +18,6 @@ from .job import Job
 from .outputs import finished, save_picture
 from .video import VideoRun
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 
 
@@ -61,6 +59,7 @@ class Run:
             raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
         make_folder(args.out)  # before the long loading: it may fail
         self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
+        self.console.on_closed = self.reader_gone
         if self.job.sentence:
             check_sentence(self.job.models, self.job.sentence)
 
@@ -68,7 +67,7 @@ class Run:
         """The models that the command line names; of several processes each takes its own GPU."""
         args, device = self.args, self.args.device
         if device in ("auto", "cuda") and torch.cuda.is_available():
-            device = own_gpu()
+            device = own_gpu(torch.cuda.device_count())
         method, detector = args.method, args.detector or DETECTORS[0]
         if isinstance(prompt, Clicks):
             method, detector = DETECTOR, None
@@ -79,19 +78,16 @@ class Run:
 
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. Returns the exit status."""
-        previous = {s: signal.signal(s, self.stop) for s in STOPPING}
-        status, begun = 0, time.perf_counter()
-        try:
+        status, begun, left = 0, time.perf_counter(), 0
+        with on_signals(self.stop):
             groups = self.groups()
             self.note(groups)
-            for number, (moving, group) in enumerate(groups, 1):
-                status = max(status, self.one_group(moving, group))
+            for left in range(len(groups) - 1, -1, -1):
+                status = max(status, self.one_group(*groups[-1 - left]))
                 if self.job.stopped:
-                    status = 128 + self.job.stopped if number < len(groups) else status
                     break
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
+        if (self.job.stopped and left) or self.job.stopped == CLOSED_PIPE:
+            status = 128 + self.job.stopped
         if self.args.profile:
             self.console.profile(self.job.models.seconds, time.perf_counter() - begun)
         return status
@@ -106,10 +102,14 @@ class Run:
             self.console.say(f"note: the demo weights know {demo.KNOWN}; not {', '.join(map(repr, foreign))}")
 
     def stop(self, signum: int, frame: object) -> None:
-        """Ctrl-C, or another of STOPPING: end after the current frame; a second one ends at once."""
+        """Ctrl-C, or another signal: end after the current frame; a second one ends at once."""
         if self.job.stopped:
-            raise KeyboardInterrupt
+            raise Stopped(signum)
         self.job.stopped = signum
+
+    def reader_gone(self) -> None:
+        """Nobody reads standard output any more: end as after Ctrl-C."""
+        self.job.stopped = self.job.stopped or CLOSED_PIPE
 
     def groups(self) -> list[tuple[bool, list[str]]]:
         """Pictures in batches, videos (True) alone, in the order given. Each input is opened once to tell."""
@@ -130,8 +130,6 @@ class Run:
         """A batch of pictures, or a video. What can't be done is told; returns the exit status."""
         try:
             return VideoRun(self.job, group[0], self.folders[group[0]]).segment() if moving else self.pictures(group)
-        except BrokenPipeError:
-            raise
         except OSError as error:  # while writing: "No space left on device" names no file
             return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
         except ValueError as error:
@@ -140,7 +138,9 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            return failed(f"{', '.join(group)}: {TOO_LARGE}")
+        if len(group) > 1:  # pictures that may fit one by one
+            return max(self.one_group(False, [source]) for source in group)
+        return failed(f"{group[0]}: {TOO_LARGE}")
 
     def pictures(self, group: list[str]) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""
