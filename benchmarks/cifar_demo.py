@@ -34,9 +34,8 @@ FIXED = Path(__file__).resolve().parent.parent / "tests" / "cifar10_test_200.zip
 
 def export(folder: Path) -> None:
     """Write the chosen weights of a run as the demo file."""
-    chosen = json.loads((folder / "result.json").read_text())["chosen"]
-    state = checkpoint.read(folder / ("best.pt" if chosen.startswith("best") else "last.pt"))
-    weights = state["ema" if chosen.endswith("_ema") else "model"]
+    state = checkpoint.read(folder / "best.pt")
+    weights, chosen = state["model"], checkpoint.name_weights(state)
     about = state["describe"] | {"data": "cifar10", "data_root": "data"}
     content = {key: state[key] for key in ("config", "classes", "mean", "std")} | {"describe": about}
     content["ema"] = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}

@@ -1,9 +1,15 @@
 """Checkpoints: save one, read it with checks, build its model.
 
-A checkpoint is the state of a `Trainer` (see Trainer.state_dict), a dict of tensors and plain values.
-It says how its model is built ("describe": preset and overrides), which classes it knows and how images
-are normalised, so that the file alone is enough to classify an image. `demo` in place of a path stands
-for the weights that come with this package, in fp16 and without the state of their training.
+A checkpoint is a dict of tensors and plain values. It says how its model is built ("describe": preset and
+overrides), which classes it knows and how images are normalised, so that the file alone is enough to
+classify an image. Of a run, best.pt holds one set of weights ("model"), those that the run is known by, and
+says which they are ("weights": raw or averaged; "epoch"). last.pt holds all that the run needs to go on:
+raw weights ("model"), their average ("ema", which is what it stands for as a model), the optimizer's state.
+`demo` in place of a path stands for the weights that come with this package, in fp16.
+
+    model, state = checkpoint.load_model(Path("runs/cifar10-cifar/best.pt"), torch.device("cpu"))
+    x = normalise(images, state["mean"], state["std"])  # images: uint8 (B, 3, H, W) of the model's size
+    names = [state["classes"][i] for i in model(x).argmax(1)]
 """
 
 import dataclasses
@@ -23,6 +29,7 @@ from minivit.reading import (
     kinds_of,
     load,
     mapping,
+    one_of,
     optional,
     plain,
     positive,
@@ -48,8 +55,14 @@ def find(path: Path) -> Path:
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint, whole or not at all."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    """Write a checkpoint, whole or not at all. CheckpointError if there is no room: what was there before stays."""
+    try:
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+    except (OSError, RuntimeError) as error:  # of a disk that is full torch makes a RuntimeError
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise CheckpointError(
+            f"{path} can't be written ({reason}): make room; what was saved before is whole"
+        ) from None
 
 
 def read(path: Path) -> dict:
@@ -67,7 +80,21 @@ def read(path: Path) -> dict:
             kind(state.get(name), name)
         except ValueError as error:
             raise CheckpointError(f"{path} is damaged: {name} missing or of another kind ({error})") from None
+    if weights_of(state) is None:
+        raise CheckpointError(f"{path} is damaged: it holds no weights")
     return state
+
+
+def weights_of(state: dict) -> dict | None:
+    """The weights that a checkpoint stands for: of best.pt the only ones, of last.pt the averaged ones."""
+    return state.get("model") if state.get("ema") is None else state["ema"]
+
+
+def name_weights(state: dict) -> str:
+    """Which weights those are, in words: "averaged weights of epoch 12"."""
+    epoch = state.get("epoch")
+    kind = state.get("weights") or "averaged"
+    return f"{kind} weights" + (f" of epoch {epoch}" if epoch else "")
 
 
 def name_classes(classes: list[str]) -> str:
@@ -81,8 +108,11 @@ KINDS = {
     "mean": sequence(real, 3),
     "std": sequence(positive, 3),
     "config": lambda value, where: (mapping(text, plain)(value, where), whole(-LARGEST)(value.get("seed", 0), "seed")),
-    "model": optional(mapping(text, any_tensor)),  # needed only to resume
-    "ema": mapping(text, any_tensor),
+    "model": optional(mapping(text, any_tensor)),
+    "ema": optional(mapping(text, any_tensor)),
+    "precision": optional(one_of(["float32", "bfloat16", "float16"])),
+    "weights": optional(one_of(["raw", "averaged"])),
+    "epoch": optional(whole()),
 }
 MODEL_KINDS = kinds_of(ViTConfig)
 MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a whole number of a configuration may be
@@ -124,7 +154,7 @@ def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
 
 
 def check_fits(path: Path, state: dict) -> None:
-    """Raise CheckpointError unless the EMA weights of a checkpoint fit the model that it describes.
+    """Raise CheckpointError unless the weights of a checkpoint fit the model that it describes.
 
     Nothing is allocated: a description may claim any size.
     """
@@ -141,7 +171,7 @@ def check_fits(path: Path, state: dict) -> None:
             raise ValueError(f"there is no setting {unknown[0]!r}")
         fields(**kinds)(about["overrides"], "its settings")
         outline = outline_model(about["preset"], len(state["classes"]), about["overrides"])
-        check_weights(state["ema"], outline.state_dict())
+        check_weights(weights_of(state), outline.state_dict())
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # settings that contradict each other
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -151,12 +181,12 @@ def check_fits(path: Path, state: dict) -> None:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
-    """Build the model of a checkpoint with its EMA weights, in evaluation mode on `device`; returns both.
+    """Build the model of a checkpoint with its weights, in evaluation mode on `device`; returns both.
 
     Raises CheckpointError if the file cannot be read or its weights do not fit the model it describes.
     """
     state = read(path)
     check_fits(path, state)
     model = build_model(state["describe"]["preset"], len(state["classes"]), state["describe"]["overrides"])
-    model.load_state_dict(state["ema"])
-    return accelerate(model.to(device)).eval(), state
+    model.load_state_dict(weights_of(state))
+    return accelerate(model.to(device, memory_format=torch.channels_last)).eval(), state

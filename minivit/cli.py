@@ -9,6 +9,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from minivit import checkpoint, run
@@ -339,11 +340,14 @@ def epoch_line(trainer: Trainer, started: float, first: int) -> str:
 
 def show_result(result: dict, folder: Path) -> None:
     """Print the test accuracy of all weights of a run, and where its report is."""
+    if result["stopped_early"]:
+        say(f"stopped early, after epoch {result['epochs']}: the hold-out accuracy no longer rose (--patience)")
     for name in run.WEIGHTS:
         if f"test_acc_{name}" in result:
-            mark = "  <- chosen" + (" by the hold-out" if result["val_acc"] else "") if name == result["chosen"] else ""
-            say(f"test accuracy, {run.weights_name(name):<10} {percent(result[f'test_acc_{name}'])} %{mark}")
-    if result["val_acc"]:
+            by = " by the hold-out" if name == "best" else ""
+            mark = f"  <- chosen{by}, best.pt" if name == result["chosen"] else ""
+            say(f"test accuracy, {run.weights_name(name):<14} {percent(result[f'test_acc_{name}'])} %{mark}")
+    if result["val_acc"] is not None:
         say(f"hold-out accuracy of the chosen weights: {percent(result['val_acc'])} %")
     say(f"report: {folder / 'report' / 'report.md'}")
 
@@ -362,8 +366,9 @@ def evaluate(path: Path, given: dict) -> int:
     if dataset.classes != state["classes"]:
         known, there = (checkpoint.name_classes(names) for names in (state["classes"], dataset.classes))
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
-    accuracy = Evaluator(state["mean"], state["std"], device).accuracy(model, dataset.test)
-    say(f"{path}: {percent(accuracy)} % of {len(dataset.test)} test images ({args['data']})")
+    accuracy = evaluator_of(state, device).accuracy(model, dataset.test)
+    about = f"{args['data']}, {checkpoint.name_weights(state)}"
+    say(f"{path}: {percent(accuracy)} % of {len(dataset.test)} test images ({about})")
     return 0
 
 
@@ -373,7 +378,7 @@ def classify(path: Path, images: list[Path], given: dict) -> int:
         raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
     device = run.choose_device(given.get("device", "auto"))
     model, state = checkpoint.load_model(path, device)
-    evaluator = Evaluator(state["mean"], state["std"], device)
+    evaluator = evaluator_of(state, device)
     for file in images:
         side = input_side(model)
         image, size = datasets.read_image(file, side), datasets.image_size(file)
@@ -383,6 +388,11 @@ def classify(path: Path, images: list[Path], given: dict) -> int:
         seen = "" if size == (side, side) else f"  ({size[0]}x{size[1]}: resized, centre crop of {side}x{side})"
         say(f"{file}: {', '.join(likeliest)}{seen}")
     return 0
+
+
+def evaluator_of(state: dict, device: torch.device) -> Evaluator:
+    """Shows images as the run of a checkpoint did, in its precision, so that its numbers come out again."""
+    return Evaluator(state["mean"], state["std"], device, getattr(torch, state.get("precision") or "float32"))
 
 
 def input_side(model: nn.Module) -> int:

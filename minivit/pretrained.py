@@ -61,7 +61,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as weights ({error}): download it again") from None
     if isinstance(state, dict):
-        state = state.get("model", state.get("ema", state))  # weights alone, or a checkpoint that holds them
+        averaged = state.get("ema") if "describe" in state else None  # of our last.pt the averaged weights count
+        state = averaged or state.get("model", state.get("ema", state))  # weights alone, or a file that holds them
     try:
         mapping(text, any_tensor)(state, "its content")
         large = next((name for name, tensor in state.items() if tensor.numel() > LARGEST_TENSOR), None)

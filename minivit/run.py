@@ -38,7 +38,7 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
-from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.train import LEAST_HOLD_OUT, TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, ViTConfig
 
 # Training settings of presets, where they differ from TrainConfig.
@@ -98,7 +98,7 @@ DEFAULTS = {
     "teacher": None,
     "pretrained": None,
 }
-WEIGHTS = ("final", "final_ema", "best", "best_ema")
+WEIGHTS = ("final", "final_ema", "best")
 TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
@@ -144,6 +144,7 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     elif not resume:
         fit_whitening(model, dataset)
     teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
+    check_hold_out(dataset.val, config, say)
     out = args["out"]
     if not resume and (out / "last.pt").exists():
         raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
@@ -153,6 +154,18 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     out.mkdir(parents=True, exist_ok=True)
     write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def check_hold_out(val: datasets.Split | None, config: TrainConfig, say: Callable[[str], None]) -> None:
+    """Say that a small hold-out chooses nothing. TrainingError if early stopping has none to go by."""
+    if val is None and config.patience:
+        raise TrainingError(f"--patience {config.patience} needs a hold-out: give --val-split above 0, or --patience 0")
+    if val is not None and len(val) < LEAST_HOLD_OUT:
+        images = "1 image" if len(val) == 1 else f"{len(val)} images"
+        say(
+            f"the hold-out has {images}, too few to choose weights by ({LEAST_HOLD_OUT} are needed): "
+            "the averaged weights of the last epoch are taken"
+        )
 
 
 def check_same_model(args: dict, state: dict) -> None:
@@ -302,7 +315,7 @@ def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> 
         "images": len(trainer.train_split),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
     }
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
+    write_json(path, content)
 
 
 def commit() -> str | None:
@@ -319,20 +332,23 @@ def commit() -> str | None:
 
 
 def final_report(trainer: Trainer) -> dict:
-    """Evaluate a finished run on the test images, once. Writes result.json and report/, returns the result.
+    """Evaluate a finished run on the test images, once. Writes best.pt, result.json and report/, returns the result.
 
-    All weights of the run are measured, and one of them is chosen: by the hold-out, or without one the
-    EMA weights of the last epoch. Accuracies are shares in [0, 1].
+    The weights of the last epoch, raw and averaged, are measured, and those of the best epoch where the hold-out could
+    choose one. best.pt holds the chosen ones; `test_acc` is theirs. Accuracies are shares in [0, 1].
     """
-    evaluator, data, val = trainer.evaluator, trainer.data, trainer.val_split
+    evaluator, data = trainer.evaluator, trainer.data
     candidates = weights_of(trainer)
-    chosen = "final_ema"
-    if val:
-        chosen = max(candidates, key=lambda name: evaluator.accuracy(candidates[name], val))
+    chosen = "best" if "best" in candidates else "final_ema"
     scores = {name: evaluator.predict(model, data.test.images).cpu() for name, model in candidates.items()}
     result = {f"test_acc_{name}": top1(s, data.test.labels) for name, s in scores.items()}
     result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": trainer.bad_steps}
-    result["val_acc"] = evaluator.accuracy(candidates[chosen], val) if val else None
+    result["val_acc"] = evaluator.accuracy(candidates[chosen], trainer.val_split) if trainer.val_split else None
+    if chosen == "final_ema":
+        trainer.save_best("averaged", None)
+    best = checkpoint.read(trainer.run / "best.pt")
+    result |= {"weights": best["weights"], "epoch": best["epoch"], "epochs": trainer.epoch}
+    result["stopped_early"] = trainer.stopped_early
     write_report(
         trainer.run / "report",
         scores[chosen],
@@ -343,39 +359,49 @@ def final_report(trainer: Trainer) -> dict:
         title=f"{trainer.describe.get('preset', 'model')} on {trainer.describe.get('data', 'its test images')}",
         facts=report_facts(result),
     )
-    write_atomically(trainer.run / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
+    write_json(trainer.run / "result.json", result)
     return result
 
 
+def write_json(path: Path, content: dict) -> None:
+    """Write indented JSON, whole or not at all. ValueError for NaN and infinity, which JSON does not have."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
 def weights_of(trainer: Trainer) -> dict[str, nn.Module]:
-    """The weights a run offers: those of the last and of the best epoch, each as trained and as EMA."""
+    """The weights a run offers: "final", "final_ema" and, if the hold-out could choose, "best", those of best.pt."""
     models = {"final": trainer.model, "final_ema": trainer.ema.module}
-    if trainer.best and trainer.best["epoch"] != trainer.epoch:
-        saved = checkpoint.read(trainer.run / "best.pt")
-        for name, state in (("best", saved["model"]), ("best_ema", saved["ema"])):
-            try:
-                check_weights(state, trainer.model.state_dict())
-            except ValueError as error:
-                raise checkpoint.CheckpointError(
-                    f"{trainer.run / 'best.pt'} is of another run, or damaged ({error}): the last checkpoint is whole"
-                ) from None
-            models[name] = copy.deepcopy(trainer.ema.module)
-            models[name].load_state_dict(state)
+    if trainer.can_choose:
+        path = trainer.run / "best.pt"
+        saved = checkpoint.read(path)
+        try:
+            if saved.get("epoch") != trainer.best["epoch"] or saved.get("weights") is None:
+                raise ValueError(f"it is not of epoch {trainer.best['epoch']}")
+            check_weights(saved["model"], trainer.model.state_dict())
+        except ValueError as error:
+            raise checkpoint.CheckpointError(
+                f"{path} is of another run, or damaged ({error}): the last checkpoint is whole"
+            ) from None
+        models["best"] = copy.deepcopy(trainer.ema.module)
+        models["best"].load_state_dict(saved["model"])
     return models
 
 
 def report_facts(result: dict) -> dict[str, str]:
     """The rows of a result at the head of report.md, percentages cut to two decimals like all others there."""
-    held_out = result["val_acc"] is not None
-    facts = {"weights chosen by the hold-out" if held_out else "weights": weights_name(result["chosen"])}
+    by = ", chosen by the hold-out" if result["chosen"] == "best" else ""
+    facts = {"weights": f"{result['weights']}, epoch {result['epoch']} of {result['epochs']}{by}"}
     for name in WEIGHTS:
         if f"test_acc_{name}" in result:
             facts[f"test accuracy, {weights_name(name)}"] = f"{percent(result[f'test_acc_{name}'])} %"
-    if held_out:
-        facts["hold-out accuracy, chosen weights"] = f"{percent(result['val_acc'])} %"
+    if result["val_acc"] is not None:
+        facts["hold-out accuracy of these weights"] = f"{percent(result['val_acc'])} %"
+    if result["stopped_early"]:
+        facts["stopped early"] = "the hold-out accuracy no longer rose (--patience)"
     return facts
 
 
 def weights_name(name: str) -> str:
-    """A name of WEIGHTS in words: "final_ema" -> "final EMA"."""
-    return name.replace("_ema", " EMA")
+    """A name of WEIGHTS in words: "final_ema" -> "final averaged"."""
+    return name.replace("_ema", " averaged")

@@ -29,6 +29,8 @@ from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
 
+LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
+
 
 class TrainingError(ValueError):
     """A run that cannot start or continue. The message is one line and says what to change."""
@@ -153,6 +155,7 @@ class Trainer:
         self.cpu_seconds = 0.0  # processor time of all threads up to the last finished epoch, evaluation included
         self.clock = time.process_time()
         self.stop_requested = False
+        self.can_choose = self.val_split is not None and len(self.val_split) >= LEAST_HOLD_OUT
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Build the optimizer that the settings name, over the model's parameters."""
@@ -171,19 +174,25 @@ class Trainer:
         on_epoch: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the last epoch (or to `until`). Returns False when a stop was requested and saved."""
-        while self.epoch < min(until or self.config.epochs, self.config.epochs):
+        while self.epoch < min(until or self.config.epochs, self.config.epochs) and not self.stopped_early:
             if not self.train_epoch(on_step):
                 self.save(self.run / "last.pt")
                 return False
             self.end_epoch()
             on_epoch()
-            if self.config.patience and self.epoch - (self.best or {}).get("epoch", self.epoch) >= self.config.patience:
-                break
         return True
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last `patience` epochs brought no better hold-out accuracy."""
+        patience = self.config.patience
+        return bool(patience and self.best and self.epoch - self.best["epoch"] >= patience)
 
     def train_epoch(self, on_step: Callable[[], None]) -> bool:
         """One pass over the training images, from where the run stands. False when a stop was requested."""
         self.forward.train()
+        if self.stop_requested:  # before the order is drawn, which the resumed run does
+            return False
         if self.batch == 0:
             self.order = torch.randperm(len(self.train_split), generator=self.generator)
             self.sums = [0.0, 0.0, 0]
@@ -221,13 +230,14 @@ class Trainer:
             x, target = mix_batch(x, target, c.mixup, c.cutmix, c.mix_prob, self.generator)
         self.set_lr()
         self.optimizer.zero_grad(set_to_none=True)
+        losses, hits = 0.0, 0
         for x_part, target_part in zip(x.chunk(self.config.accumulate), target.chunk(self.config.accumulate)):
             loss, logits = self.loss(x_part, target_part)
             self.scaler.scale(loss * (len(x_part) / len(x))).backward()
-            self.sums[0] += loss.detach().double() * len(x_part)
-            self.sums[1] += (logits.detach().argmax(1) == target_part.argmax(1)).sum()
-        self.sums[2] += len(x)
-        self.update()
+            losses += loss.detach().double() * len(x_part)
+            hits += (logits.detach().argmax(1) == target_part.argmax(1)).sum()
+        if self.update():
+            self.sums = [self.sums[0] + losses, self.sums[1] + hits, self.sums[2] + len(x)]
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the scores (B, classes)."""
@@ -243,8 +253,9 @@ class Trainer:
             heads[0], heads[-1], teacher, target, self.config.distill_weight, self.config.distill_temperature
         ), heads[0]
 
-    def update(self) -> None:
-        """Clip the gradient, step the optimizer, update the EMA. A non-finite gradient changes nothing and is counted.
+    def update(self) -> bool:
+        """Clip the gradient, step the optimizer, update the EMA. Returns whether the gradient was finite: one that is
+        not changes nothing and is counted.
 
         TrainingError after `max_bad_steps` of them in a row.
         """
@@ -265,6 +276,7 @@ class Trainer:
                 f"{self.bad_in_a_row} steps in a row were not finite: step {self.step}, learning rate "
                 f"{self.lr:.3g}, loss scale {scale:.3g}; lower --lr, or try --amp off"
             )
+        return finite
 
     @property
     def step(self) -> int:
@@ -289,7 +301,8 @@ class Trainer:
     # ---- the end of an epoch ------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
-        """Evaluate on the hold-out, log, and write the checkpoints."""
+        """Evaluate on the hold-out, log, and write the checkpoints. TrainingError if the run is no longer finite."""
+        self.check_finite()
         seconds = time.perf_counter() - self.started
         loss, hits, images = (float(s) for s in self.sums)
         row = {
@@ -310,21 +323,32 @@ class Trainer:
         self.history.append(row)
         self.write_metrics()
         score = max(row.get("val_acc", -1.0), row.get("val_acc_ema", -1.0))
-        if self.val_split and score > (self.best or {"score": -1.0})["score"]:
+        better = self.val_split is not None and score > (self.best or {"score": -1.0})["score"]
+        if better:
             self.best = {"score": score, "epoch": self.epoch}
-            self.save(self.run / "best.pt")
+        if better or not self.can_choose:
+            averaged = not self.can_choose or row["val_acc_ema"] >= row["val_acc"]
+            self.save_best("averaged" if averaged else "raw", score if self.can_choose else None)
         self.save(self.run / "last.pt")
+
+    def check_finite(self) -> None:
+        """TrainingError if no step of the epoch had a finite loss, or the weights hold NaN or infinity."""
+        if not self.sums[2] or not all(bool(torch.isfinite(p).all()) for p in self.model.state_dict().values()):
+            raise TrainingError(
+                f"the {'weights are' if self.sums[2] else 'loss is'} not finite after epoch {self.epoch + 1}: "
+                "lower --lr, or try --amp off"
+            )
 
     def write_metrics(self) -> None:
         """Write metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""
-        lines = "".join(json.dumps(row) + "\n" for row in self.history)
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.history)
         write_atomically(self.run / "metrics.jsonl", lambda path: path.write_text(lines))
 
     # ---- checkpoints -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs, and how the model is built."""
-        return {
+        return self.about() | {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -341,11 +365,17 @@ class Trainer:
             "best": self.best,
             "history": self.history,
             "cpu_seconds": self.cpu_seconds + time.process_time() - self.clock,
+        }
+
+    def about(self) -> dict:
+        """What every checkpoint says beside its weights: the model, the classes, how images are shown to it."""
+        return {
             "config": asdict(self.config),
             "describe": self.describe,
             "classes": self.data.classes,
             "mean": list(self.data.mean),
             "std": list(self.data.std),
+            "precision": str(self.dtype).removeprefix("torch."),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -353,6 +383,11 @@ class Trainer:
         # A setting that is newer than the checkpoint had its default when the run began.
         saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
         changed = [k for k, v in asdict(self.config).items() if saved[k] != v]
+        if "epochs" in changed:
+            raise TrainingError(
+                f"--epochs {self.config.epochs}: the learning rate of this run ends with epoch {saved['epochs']}, so "
+                f"it can't be longer; train on from its weights: --pretrained {self.run / 'best.pt'}, another --out"
+            )
         if changed:
             raise TrainingError(
                 f"this run was started with another {', '.join(changed)}: resume it with the same settings"
@@ -414,5 +449,14 @@ class Trainer:
                 raise ValueError("the order of the images does not have each of them once")
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint that the run can be resumed from."""
         checkpoint.save(path, self.state_dict())
+
+    def save_best(self, weights: Literal["raw", "averaged"], val_acc: float | None) -> None:
+        """Write best.pt: one set of weights, those of the model or their average (EMA), and which they are.
+
+        val_acc: the hold-out accuracy that chose them, a share in [0, 1]; None if they were not chosen by it.
+        """
+        model = self.model if weights == "raw" else self.ema.module
+        chosen = {"weights": weights, "epoch": self.epoch, "val_acc": val_acc, "model": model.state_dict()}
+        checkpoint.save(self.run / "best.pt", self.about() | chosen)

@@ -52,13 +52,40 @@ def test_a_model_is_its_preset_with_some_settings_changed():
         ("std", None),
         ("config", 3),
         ("model", {"head.weight": [1.0]}),
-        ("ema", None),
+        ("ema", [1.0]),
+        ("precision", "float8"),
+        ("weights", "some"),
     ],
 )
 def test_each_part_of_another_kind_is_named(tmp_path, state, name, value):
     torch.save(state | {name: value}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=f"a.pt is damaged: {name} missing or of another kind"):
         checkpoint.read(tmp_path / "a.pt")
+
+
+def test_one_set_of_weights_is_what_the_file_stands_for(tmp_path, state):
+    chosen = {k: v for k, v in state.items() if k != "ema"} | {"weights": "raw", "epoch": 3}
+    checkpoint.save(tmp_path / "best.pt", chosen)
+    model, read = checkpoint.load_model(tmp_path / "best.pt", CPU)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state["model"].items())
+    assert checkpoint.name_weights(read) == "raw weights of epoch 3"
+    torch.save({k: v for k, v in chosen.items() if k != "model"}, tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match="none.pt is damaged: it holds no weights"):
+        checkpoint.read(tmp_path / "none.pt")
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_checkpoint_before_stays(tmp_path, state):
+    resource = pytest.importorskip("resource")
+    checkpoint.save(tmp_path / "a.pt", state)
+    content, before = (tmp_path / "a.pt").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="a.pt can't be written .*: make room") as error:
+            checkpoint.save(tmp_path / "a.pt", state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and (tmp_path / "a.pt").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 @pytest.mark.parametrize(

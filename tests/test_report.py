@@ -107,13 +107,16 @@ def test_percentages_are_never_rounded_up(share, shown):
 
 def test_the_head_of_the_report_cuts_its_percentages_too():
     result = {"test_acc_final": 2 / 3, "test_acc_final_ema": 0.99999, "chosen": "final_ema", "val_acc": 0.99999}
+    result |= {"weights": "averaged", "epoch": 7, "epochs": 7, "stopped_early": True}
     assert run.report_facts(result) == {
-        "weights chosen by the hold-out": "final EMA",
+        "weights": "averaged, epoch 7 of 7",
         "test accuracy, final": "66.66 %",
-        "test accuracy, final EMA": "99.99 %",
-        "hold-out accuracy, chosen weights": "99.99 %",
+        "test accuracy, final averaged": "99.99 %",
+        "hold-out accuracy of these weights": "99.99 %",
+        "stopped early": "the hold-out accuracy no longer rose (--patience)",
     }
-    assert run.report_facts(result | {"val_acc": None})["weights"] == "final EMA"
+    chosen = {"chosen": "best", "test_acc_best": 0.5, "weights": "raw", "epoch": 3}
+    assert run.report_facts(result | chosen)["weights"] == "raw, epoch 3 of 7, chosen by the hold-out"
 
 
 def test_without_matplotlib_all_numbers_are_written_and_the_extra_is_named(tmp_path, monkeypatch, capsys):

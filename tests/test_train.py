@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from minivit import checkpoint
 from minivit import data as datasets
 from minivit.run import final_report
 from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
@@ -88,9 +89,12 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path):
 
 def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
     first = trainer(data, tmp_path)
-    other = trainer(data, tmp_path, dataclasses.replace(CONFIG, lr=2e-3, epochs=5))
-    with pytest.raises(TrainingError, match="another epochs, lr"):
+    other = trainer(data, tmp_path, dataclasses.replace(CONFIG, lr=2e-3, warmup=0.5))
+    with pytest.raises(TrainingError, match="another lr, warmup"):
         other.load_state_dict(first.state_dict())
+    longer = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=5))
+    with pytest.raises(TrainingError, match="--epochs 5: .* ends with epoch 4, .*--pretrained .*best.pt"):
+        longer.load_state_dict(first.state_dict())
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(data, tmp_path):
@@ -190,20 +194,90 @@ def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
     assert {"test_acc_final", "test_acc_final_ema", "test_acc", "val_acc", "chosen"} <= result.keys()
 
 
-def test_the_report_offers_final_and_best_raw_and_averaged(data, tmp_path):
-    t = trainer(data, tmp_path)
+def test_best_pt_holds_the_weights_that_the_hold_out_chose_and_says_which(data, tmp_path):
+    t = trainer(datasets.hold_out(datasets.shapes(0, 160, 20, image_size=16), 100), tmp_path)
     t.fit()
-    t.best = {"score": 1.0, "epoch": 1}  # so that best.pt is another epoch than the last
-    t.save(tmp_path / "best.pt")
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    row = t.history[best["epoch"] - 1]
+    assert best["val_acc"] == max(max(r["val_acc"], r["val_acc_ema"]) for r in t.history) == t.best["score"]
+    assert best["val_acc"] == row["val_acc_ema" if best["weights"] == "averaged" else "val_acc"]
+    assert "optimizer" not in best and "ema" not in best
+    model = copy.deepcopy(t.model)
+    model.load_state_dict(best["model"])
+    assert t.evaluator.accuracy(model, t.val_split) == best["val_acc"]
     result = final_report(t)
-    assert all(0 <= result[f"test_acc_{name}"] <= 1 for name in ("final", "final_ema", "best", "best_ema"))
+    assert result["chosen"] == "best" and result["test_acc"] == t.evaluator.accuracy(model, t.data.test)
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert json.loads((tmp_path / "report" / "report.json").read_text())["top1"] == pytest.approx(result["test_acc"])
 
 
+def test_a_small_hold_out_or_none_chooses_nothing_and_the_last_averaged_weights_are_best_pt(data, tmp_path):
+    for val in (data.val, None):
+        t = trainer(dataclasses.replace(data, val=val), tmp_path / str(val is None))
+        t.fit()
+        assert final_report(t)["chosen"] == "final_ema"
+        best = torch.load(t.run / "best.pt", weights_only=True)
+        assert (best["weights"], best["epoch"], best["val_acc"]) == ("averaged", 4, None)
+        assert all(torch.equal(best["model"][k], v) for k, v in t.ema.state_dict().items())
+
+
+@pytest.mark.parametrize("moment", ["before the first step", "at an epoch's border", "during evaluation"])
+def test_a_stop_at_a_border_resumes_bit_for_bit(moment, data, tmp_path):
+    whole = trainer(data, tmp_path / "whole")
+    whole.fit()
+    first = trainer(data, tmp_path / "parts")
+
+    class Stops(type(first.evaluator)):
+        def accuracy(self, model, split):
+            first.stop_requested = True
+            return super().accuracy(model, split)
+
+    if moment == "during evaluation":
+        first.evaluator = Stops(*vars(first.evaluator).values())
+    stop = (lambda: setattr(first, "stop_requested", True)) if moment == "at an epoch's border" else (lambda: None)
+    first.stop_requested = moment == "before the first step"
+    assert not first.fit(on_epoch=stop)
+    resumed = trainer(data, tmp_path / "parts")
+    resumed.load_state_dict(checkpoint.read(tmp_path / "parts" / "last.pt"))
+    assert resumed.fit()
+    assert_same_state(whole, resumed)
+    assert without_speed(whole.history) == without_speed(resumed.history)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("fault", ["learning rate", "weights"])
+def test_a_run_that_is_not_finite_ends_in_one_line_however_short_it_is(fault, steps, data, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, clean_epochs=0, batch_size=len(data.train) // steps, warmup=0.0)
+    t = trainer(data, tmp_path, dataclasses.replace(config, lr=1e38) if fault == "learning rate" else config)
+    if fault == "weights":
+        t.model.head.weight.data[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="not finite after epoch 1: lower --lr") as error:
+        t.fit()
+    assert "\n" not in str(error.value) and not (t.run / "last.pt").exists()
+
+
+def test_one_step_that_is_not_finite_leaves_the_loss_of_the_epoch_finite(data, tmp_path):
+    t = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=1, clean_epochs=0))
+    loss, calls = t.loss, []
+
+    def once(x, target):
+        calls.append(1)
+        value, logits = loss(x, target)
+        return (value * float("nan") if len(calls) == 3 else value), logits
+
+    t.loss = once
+    t.fit()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert row["bad_steps"] == 1 and 0 < row["train_loss"] < 10
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(data, tmp_path):
     t = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=30, lr=1e-9, min_lr=0.0, patience=2))
-    assert t.fit() and t.epoch < 30
+    assert t.fit() and t.epoch < 30 and t.stopped_early
+    resumed = trainer(data, tmp_path, t.config)
+    resumed.load_state_dict(checkpoint.read(tmp_path / "last.pt"))
+    assert resumed.fit() and resumed.epoch == t.epoch
+    assert final_report(resumed)["stopped_early"] and "stopped early" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_teacher_trains_the_distillation_head_by_its_labels(data, tmp_path):
