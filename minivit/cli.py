@@ -36,8 +36,9 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
-last.pt and best.pt (checkpoints), result.json and report/. The hold-out (--val-split) chooses between
-epochs and between raw and EMA weights; the test images are read once, at the end.
+last.pt (what --resume needs), best.pt (the chosen weights), result.json and report/. A hold-out (--val-split)
+of 100 images or more chooses between epochs and between raw and averaged (EMA) weights; otherwise the averaged
+ones of the last epoch are taken. The test images are read once, at the end.
 Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C (128 + its number
 by another signal), 141 when the reader of the output has gone (| head)."""
 NO_MEMORY = {  # by task

@@ -163,7 +163,9 @@ def unfinished(request, pictures, tmp_path_factory) -> Path:
 @pytest.fixture
 def no_report(monkeypatch):
     """Its tables and pictures take longer than all else."""
-    monkeypatch.setattr(run, "final_report", lambda trainer: {"val_acc": None, "chosen": "final"})
+    monkeypatch.setattr(
+        run, "final_report", lambda trainer: {"val_acc": None, "chosen": "final", "stopped_early": False}
+    )
 
 
 def retrain(folder: Path, name: str, cases: Cases, capsys, tmp_path) -> dict[str, str]:
