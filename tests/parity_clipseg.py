@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 import parity
+import parity_flow
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tv
@@ -281,6 +282,4 @@ def case_postprocess_fill(golden, device, dtype):
 
 
 def case_flow(golden, device, dtype):
-    import parity_flow
-
     return parity_flow.run(golden, device, dtype)
