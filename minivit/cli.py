@@ -240,7 +240,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("machine"))
     flag("--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
-    flag("--amp", "autocast precision; auto: bf16 if the hardware has it", choices=("auto", "bf16", "fp16", "off"))
+    flag("--amp", "autocast precision; auto: bf16 where it gains", choices=("auto", "bf16", "fp16", "off"))
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
     flag("--out", "run folder (default runs/<data>-<preset>)", type=Path)
 

@@ -38,7 +38,15 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
-from minivit.train import LEAST_HOLD_OUT, TrainConfig, Trainer, TrainingError
+from minivit.train import (
+    LEAST_HOLD_OUT,
+    NARROW,
+    TrainConfig,
+    Trainer,
+    TrainingError,
+    bf16_is_faster,
+    choose_precision,
+)
 from minivit.vit import PRESETS, ViTConfig
 
 # Training settings of presets, where they differ from TrainConfig.
@@ -143,6 +151,9 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
         say(load_pretrained(model, checkpoint.find(args["pretrained"])))
     elif not resume:
         fit_whitening(model, dataset)
+    if not resume:  # which keeps its precision
+        args["amp"] = settle_amp(config, model, dataset, device)
+        config = dataclasses.replace(config, amp=args["amp"])
     teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
     out = args["out"]
@@ -259,6 +270,19 @@ def fit_whitening(model: nn.Module, dataset: datasets.Dataset) -> None:
     if isinstance(stem, WhiteningStem):
         images = dataset.train.images[:: max(1, len(dataset.train) // 5000)]
         stem.whiten.fit(resize_to_model(normalise(images, dataset.mean, dataset.std), model))
+
+
+def settle_amp(config: TrainConfig, model: nn.Module, dataset: datasets.Dataset, device: torch.device) -> str:
+    """--amp of a new run. For "auto", a narrow model and a CPU with bf16 a few steps tell: "bf16" or "off"."""
+    settings = getattr(model, "config", None)  # a ResNet has none; its convolutions gain
+    auto = config.amp == "auto" and device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
+    if not auto or settings is None or settings.dim >= NARROW:
+        return config.amp
+    batch = max(1, min(config.batch_size, len(dataset.train)) // config.accumulate)
+    images = dataset.train.images[:batch]
+    return (
+        "bf16" if bf16_is_faster(model, resize_to_model(normalise(images, dataset.mean, dataset.std), model)) else "off"
+    )
 
 
 def load_teacher(path: Path, dataset: datasets.Dataset, config: TrainConfig, device: torch.device) -> nn.Module:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train_cifar
-from minivit import cli, report, run
+from minivit import cli, report, run, train, vit
 from minivit.report import percent
 
 SCRIPT = Path(train_cifar.__file__)
@@ -130,6 +131,39 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(images, tmp_path):
     trainer, _ = run.prepare({"resume": out})
     trainer.fit(until=trainer.epoch + 1)
     assert len((out / "metrics.jsonl").read_text().splitlines()) == before + 1
+
+
+@pytest.mark.parametrize("faster, amp, precision", [(True, "bf16", "bfloat16"), (False, "off", "float32")])
+def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it(
+    faster, amp, precision, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "cpu_has_bf16", lambda: True)
+    now, spent = [0.0], []
+
+    def forward(self, x, *args, **options):  # the clock of this test goes on as the model works
+        bf16 = torch.is_autocast_enabled("cpu")
+        now[0] += 1.0 if bf16 == faster else 2.0
+        spent.append((bf16, len(x)))
+        return original(self, x, *args, **options)
+
+    original = vit.VisionTransformer.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(vit.VisionTransformer, "forward", forward)
+        patch.setattr(train.time, "perf_counter", lambda: now[0])
+        run.prepare(given(images, tmp_path / "r"))[0].fit(until=1)
+    assert spent[:6] == [(False, 8), (True, 8)] * 3
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert (config["arguments"]["amp"], config["precision"]) == (amp, precision)
+    monkeypatch.setattr(run, "bf16_is_faster", lambda *_: pytest.fail("measured again"))
+    assert str(run.prepare({"resume": tmp_path / "r"})[0].dtype) == f"torch.{precision}"
+    run.prepare({"config": tmp_path / "r" / "config.json", "out": tmp_path / "again"})
+    assert run.prepare(given(images, tmp_path / "wide") | {"dim": 128})[0].dtype == torch.bfloat16
+
+
+def given(images: Path, out: Path) -> dict:
+    """The arguments of `command` without --amp."""
+    words = [word for word in command(images, out) if word not in ("--amp", "off")]
+    return vars(cli.parse_arguments(words, "minivit"))
 
 
 def test_help_explains_every_flag(capsys):
