@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,46 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_p
     error = capfd.readouterr().err
     assert error.startswith("error: ") and "File too large" in error and "film" in error and error.count("\n") == 1
     assert not list((tmp_path / "out").rglob("*"))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """disk(kib): a folder that is a disk of its own, of so many KiB. Only an administrator of Linux may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("no small disk can be made here")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_a_disk_that_is_really_full_is_one_line_for_each_input_and_the_results_of_before_stay(
+    size, disk, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
+    out = disk(size)
+    source, film = tmp_path / "a.png", save_film(tmp_path / "film", 3)
+    save(picture(5), source)
+    assert command(source, "bright.", "--out", out) == 0
+    before = {name: (out / name).read_bytes() for name in files(out)}
+    save(picture(5, height=700, width=900), source)  # a page of it needs more than there is
+    for path in sorted(Path(film).iterdir()):
+        save(picture(5, height=700, width=900), path)
+    words = ["bright.", "--frames", "--html", "--save", "masks", "crops", "--format", "png", "--out", out]
+    capfd.readouterr()
+    assert command(source, film, *words, "--quiet") == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 2 and all(line.startswith("error: ") and "No space left" in line for line in errors)
+    assert before == {name: (out / name).read_bytes() for name in before}
+    assert not (out / "a" / ".unfinished").exists()
+    assert not (out / "film").exists() or [path.name for path in (out / "film").iterdir()] == [".unfinished"]
 
 
 def test_a_video_that_can_not_be_begun_leaves_nothing(tmp_path, monkeypatch, capsys):
