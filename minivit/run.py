@@ -38,15 +38,7 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
-from minivit.train import (
-    LEAST_HOLD_OUT,
-    NARROW,
-    TrainConfig,
-    Trainer,
-    TrainingError,
-    bf16_is_faster,
-    choose_precision,
-)
+from minivit.train import LEAST_HOLD_OUT, NARROW, TrainConfig, Trainer, TrainingError, bf16_is_faster, choose_precision
 from minivit.vit import PRESETS, ViTConfig
 
 # Training settings of presets, where they differ from TrainConfig.

@@ -10,6 +10,7 @@ import torch
 from helpers.commands import command
 from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
+from PIL import Image
 
 from minisam_glue import Clicks, Thresholds, demo, segment_image, segment_images, segment_video
 from minisam_glue.cli import main, parser
@@ -189,7 +190,9 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
         (["{png}", "bright.", "--redetect", "3"], "--redetect does nothing for pictures"),
         (["{png}", "bright.", "--start", "2", "--stride", "2"], "--start, --stride do nothing for pictures"),
         (["{png}", "bright.", "--save", "masks"], "--save masks does nothing for pictures, which always have masks"),
-        (["{png}", "bright.", "--frames"], "--frames does nothing without a folder"),
+        (["{png}", "bright.", "--frames"], "--frames does nothing without a folder, or a TIFF of many pages"),
+        (["{png}", "bright.", "--positives", "2"], "--positives does nothing without --seed-prompt points"),
+        (["{png}", "bright.", "--save", "crops", "heatmap"], "--save heatmap does nothing without --method clipseg"),
         (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
         (["{film}", "bright.", "--frames", "--html"], "--html does nothing for videos"),
         (["{film}", "bright.", "--frames", "--redetect", "2", "--fps", "5"], ""),
@@ -202,6 +205,15 @@ def test_flags_without_effect_are_said_unless_quiet(words, note, places, tmp_pat
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert said == ([f"note: {note}"] if note else [])
     assert command(*words, "--quiet") == 0 and capsys.readouterr().out == ""
+
+
+def test_frames_of_a_tiff_of_many_pages_is_no_idle_flag(tmp_path, capsys):
+    first, second = (Image.fromarray(picture(left)) for left in (5, 9))
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=[second])
+    words = [tmp_path / "pages.tif", "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    said = capsys.readouterr().out
+    assert "note: " not in said and "2 frames, 1 bright" in said
 
 
 def test_a_full_stop_inside_a_number_ends_no_phrase():

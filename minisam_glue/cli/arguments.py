@@ -161,8 +161,8 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
         notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
     if moving == {True}:
         notes += note(("html",), "for videos")
-    if not folders:
-        notes += note(("frames",), "without a folder")
+    if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):
+        notes += note(("frames",), "without a folder, or a TIFF of many pages")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
     if isinstance(prompt, Clicks):
         notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
@@ -170,7 +170,10 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
         notes += note(DETECTOR_FLAGS, f"with --method {CLIPSEG}")
     else:
         notes += note(HEAT_FLAGS, f"without --method {CLIPSEG}")
-        notes += note(("save",), f"of heat maps without --method {CLIPSEG}") if args.save == ["heatmap"] else []
+        notes += [f"--save heatmap does nothing without --method {CLIPSEG}"] if "heatmap" in args.save else []
+    pointed = "points" in args.seed_prompt if args.seed_prompt else args.method == CLIPSEG
+    if not pointed and not isinstance(prompt, Clicks):
+        notes += note(("positives", "negatives", "border"), "without --seed-prompt points")
     if args.weights == "demo":
         notes += note(("sam",) if isinstance(prompt, Clicks) else ("detector", "sam"), "with --weights demo")
     return notes
