@@ -159,8 +159,12 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("data"))
     flag("--data", "data set (default cifar10); shapes are generated, without a download", choices=datasets.NAMES)
-    flag("--data-root", "folder of the CIFAR archive, or of train/ and test/ (default data)", type=Path)
-    flag("--val-split", "hold-out: a share below 1, or a number, of the training images (default 0.02)", type=float)
+    flag("--data-root", "folder of the CIFAR archive, of train/ and test/, or of classes (default data)", type=Path)
+    flag(
+        "--val-split",
+        "hold-out: a share below 1, or a number, of the training images (default 0.02), unless there is a folder val/",
+        type=float,
+    )
     flag("--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
 
 
@@ -263,13 +267,16 @@ def train(given: dict, command: str) -> int:
         trainer.stop_requested = True
         asked.append(number)
 
-    with on_signals(save_and_stop):
-        finished = fit(trainer)
-    if not finished:
-        say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
-        return 128 + asked[0]
-    show_result(run.final_report(trainer), trainer.run)
-    return 0
+    try:
+        with on_signals(save_and_stop):
+            finished = fit(trainer)
+        if not finished:
+            say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
+            return 128 + asked[0]
+        show_result(run.final_report(trainer), trainer.run)
+        return 0
+    finally:
+        trainer.claim.release()
 
 
 def fit(trainer: Trainer) -> bool:

@@ -1,7 +1,8 @@
 """Data sets for small images, decoded once into uint8 tensors that stay in memory.
 
 `cifar10` and `cifar100` (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; archive and
-checksums are torchvision's), `folder` (train/<class>/*, test/<class>/*) and `shapes`, ten classes drawn from a seed.
+checksums are torchvision's), `folder` (train/<class>/*, test/<class>/*, or class folders alone) and `shapes`, ten
+classes drawn from a seed.
 Left out: data sets larger than memory, and labels other than one class per image.
 """
 
@@ -44,6 +45,7 @@ SUFFIXES = {  # of files that are taken for images before they are opened
 }
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one image file
+HOLD_OUTS = ("val", "valid", "validation")  # folders beside train/ that hold images to choose weights by
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level, in files of 16 bits or of any numbers
 CIFAR_ARCHIVE_BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
 
@@ -86,7 +88,8 @@ class Dataset:
 def load(name: str, root: str | Path = "data", image_size: int = 32, seed: int = 0, skip_bad: bool = False) -> Dataset:
     """Load `cifar10`, `cifar100`, `folder` or `shapes` at image_size x image_size pixels.
 
-    `root` holds the CIFAR archive or the class folders; `seed` draws the shapes; `skip_bad` leaves unreadable images
+    `root` holds the CIFAR archive or the class folders; `seed` draws the shapes, and the splits of class folders that
+    have none; `skip_bad` leaves unreadable images
     of a folder out. Raises DataError.
     """
     if image_size < 1:
@@ -94,7 +97,7 @@ def load(name: str, root: str | Path = "data", image_size: int = 32, seed: int =
     if name in CIFAR_MEAN_STD:
         return cifar(name, root, image_size)
     if name == "folder":
-        return folder(root, image_size, skip_bad)
+        return folder(root, image_size, skip_bad, seed)
     if name == "shapes":
         return shapes(seed, image_size=image_size)
     raise DataError(f"unknown data set '{name}': choose one of {', '.join(NAMES)}")
@@ -188,14 +191,19 @@ def _cifar_help(name: str, source: type, root: Path, error: Exception) -> str:
 # Folders of images
 
 
-def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False) -> Dataset:
-    """Images in root/train/<class>/ and root/test/<class>/ (or val/), resized and cropped to image_size squared.
+def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed: int = 0) -> Dataset:
+    """Images in root/train/<class>/ and root/test/<class>/, resized and cropped to image_size squared.
 
-    With both test/ and val/ present, val/ is the validation split. Hidden files are ignored, and files that are no
+    root/val/ (also valid/, validation/) is the hold-out, or stands in for a missing test/. Without any of these the
+    class folders in root are split by `seed`: 80 % of each class to train, 10 % to hold out, 10 % to test. A class
+    that test/ or the hold-out lacks is told in a warning. Hidden files are ignored, and files that are no
     images are left out. Decoded images are cached
     in $MINIVIT_CACHE, else ~/.cache/minivit, under a key made of all names and bytes. Raises DataError.
     """
     splits = _leave_out_others(Path(root), _find_splits(Path(root)))
+    if "all" in splits:
+        splits = _split(Path(root), splits["all"], seed)
+    _report_missing(Path(root), splits)
     classes = sorted(splits["train"])
     files = {split: [path for name in classes for path in found[name]] for split, found in splits.items()}
     cache = _cache_path(Path(root), files, image_size)
@@ -207,31 +215,73 @@ def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False) -> Da
     loaded = {split: Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in splits}
     for split, part in loaded.items():
         empty = [classes[i] for i in (torch.bincount(part.labels, minlength=len(classes)) == 0).nonzero().flatten()]
-        if empty:
+        if empty and (split == "train" or not len(part)):
             raise DataError(f"no readable image is left of {split}/{empty[0]}: replace its files or remove the class")
+        if empty and any(splits[split][name] for name in empty):
+            log.warning("no readable image is left of %s of %s, which stay unmeasured", split, _some(empty))
     mean, std = channel_stats(loaded["train"].images)
     return Dataset(loaded["train"], loaded["test"], classes, mean, std, loaded.get("val"))
 
 
 def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """{split: {class: sorted image paths}}, checked: all splits there, with the same classes, none empty."""
-    layout = f"expected {root}/train/<class>/* and {root}/test/<class>/* (or val/ instead of test/)"
+    """{split: {class: sorted paths}} with train and test, perhaps val; or with all, the class folders of no split.
+
+    Checked: no class of another split is unknown to train; none is empty.
+    """
+    layout = f"expected {root}/train/<class>/* and {root}/test/<class>/*, or {root}/<class>/* alone"
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist: {layout}")
-    found = {name: _find_classes(root / name) for name in ("train", "test", "val") if (root / name).is_dir()}
-    if "test" not in found and "val" in found:
-        found["test"] = found.pop("val")
+    found = {name: _find_classes(root / name) for name in ("train", "test") if (root / name).is_dir()}
+    held_out = [name for name in HOLD_OUTS if (root / name).is_dir()]
+    if len(held_out) > 1:
+        raise DataError(f"{root} has more than one hold-out: keep one of {', '.join(held_out)}")
+    if not found and not held_out and len(_find_classes(root)) > 1:
+        return {"all": _find_classes(root)}
+    for name in held_out:
+        found["val" if "test" in found else "test"] = _find_classes(root / name)
+        if "val" not in found:
+            log.warning("%s has no test/: %s/ is taken for the test images", root, name)
     for split in ("train", "test"):
         if not found.get(split):
             raise DataError(f"{root} has no {split} images: {layout}")
     for split, classes in found.items():
-        differing = sorted(found["train"].keys() ^ classes.keys())
-        if differing:
+        unknown = sorted(classes.keys() - found["train"].keys())
+        if unknown:
+            are = "is" if len(unknown) == 1 else "are"
             raise DataError(
-                f"class folders differ between train and {split} in {root}: {', '.join(differing[:10])} "
-                f"{'is' if len(differing) == 1 else 'are'} in only one of them; add or remove them"
+                f"{', '.join(unknown[:10])} in {root} {are} among the {split} images and not in train/: "
+                "add the class there, or remove it"
             )
-    return found
+    return {split: {name: classes.get(name, []) for name in found["train"]} for split, classes in found.items()}
+
+
+def _split(root: Path, found: dict[str, list[Path]], seed: int) -> dict[str, dict[str, list[Path]]]:
+    """80 % of each class to train, 10 % to val, 10 % to test, at least one image each, drawn by a seed; and say so."""
+    few = next((name for name, files in found.items() if len(files) < 3), None)
+    if few:
+        raise DataError(
+            f"class folder {root / few} has {len(found[few])} of the 3 images that a split needs at least: "
+            f"add images, or make {root}/train and {root}/test yourself"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    splits = {"train": {}, "val": {}, "test": {}}
+    for name, files in found.items():
+        drawn = [files[i] for i in torch.randperm(len(files), generator=generator)]
+        part = max(1, round(len(files) / 10))
+        pieces = {"val": drawn[:part], "test": drawn[part : 2 * part], "train": drawn[2 * part :]}
+        for split, piece in pieces.items():
+            splits[split][name] = sorted(piece)
+    counts = ", ".join(f"{sum(map(len, classes.values()))} {split}" for split, classes in splits.items())
+    log.warning("%s has no train/ and test/: its class folders are split 80/10/10 by seed %d (%s)", root, seed, counts)
+    return splits
+
+
+def _report_missing(root: Path, splits: dict[str, dict[str, list[Path]]]) -> None:
+    """Warn of classes that have training images and none in another split."""
+    for split, found in splits.items():
+        missing = [name for name, files in found.items() if not files]
+        if missing:
+            log.warning("%s: no %s images of %s, which stays unmeasured", root, split, _some(missing))
 
 
 def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> dict[str, dict[str, list[Path]]]:
@@ -241,9 +291,9 @@ def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> d
         kept[split] = {name: [path for path in files if _looks_like_image(path)] for name, files in found.items()}
         for name, files in found.items():
             others += sorted(set(files) - set(kept[split][name]))
-            if not kept[split][name]:
-                named = _some([path.name for path in files])
-                raise DataError(f"class folder {root / split / name} holds no images, only {named}: put images there")
+            if files and not kept[split][name]:
+                named, where = _some([path.name for path in files]), "" if split == "all" else split
+                raise DataError(f"class folder {root / where / name} holds no images, only {named}: put images there")
     if others:
         named = _some([path.relative_to(root).as_posix() for path in others])
         log.warning(
@@ -278,6 +328,8 @@ def _looks_like_image(path: Path) -> bool:
 def _find_classes(split: Path) -> dict[str, list[Path]]:
     classes = {d.name: _find_files(d) for d in sorted(split.iterdir()) if d.is_dir() and not _is_hidden(d.name)}
     empty = [name for name, files in classes.items() if not files]
+    if empty and split.name in ("test", *HOLD_OUTS):  # which _report_missing tells
+        return {name: files for name, files in classes.items() if files}
     if empty:
         raise DataError(f"class folder {split / empty[0]} is empty: put images there or remove it")
     return classes

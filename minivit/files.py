@@ -1,6 +1,7 @@
-"""Writing files so that a reader, a crash or a full disk never leaves half of one."""
+"""Files that no reader, crash or full disk finds half-written, and folders that no two runs share."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,3 +16,39 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what write_atomically left in a folder when its process was killed, and nothing else."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.\d+\.\d+\.tmp", path.name) and path.is_file():
+            path.unlink()
+
+
+class Claim:
+    """A folder that one process holds, until it is released or the process ends, however it ends.
+
+    BlockingIOError if another one holds it. On Windows, which has no flock, nothing is held.
+    """
+
+    def __init__(self, folder: Path):
+        self.descriptor = None
+        try:
+            import fcntl
+        except ImportError:
+            return
+        self.descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            if isinstance(error, BlockingIOError):
+                raise  # a file system without locks raises others
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    __del__ = release

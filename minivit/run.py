@@ -21,7 +21,7 @@ from minivit import data as datasets
 from minivit.augment import normalise
 from minivit.checkpoint import RESNETS, build_model
 from minivit.evaluate import resize_to_model, top1
-from minivit.files import write_atomically
+from minivit.files import Claim, clear_temporaries, write_atomically
 from minivit.pretrained import load_pretrained
 from minivit.reading import (
     check_regular,
@@ -126,6 +126,7 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     elif "config" in given:
         given = {**read_config(given.pop("config")), **given}
     args = resolve(given)
+    claim = claim_folder(args["out"]) if args["out"].is_dir() else None
     state = checkpoint.read(args["out"] / "last.pt") if resume else None
     if state:
         check_same_model(args, state)
@@ -149,14 +150,25 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
     out = args["out"]
+    out.mkdir(parents=True, exist_ok=True)
+    claim = claim or claim_folder(out)
     if not resume and (out / "last.pt").exists():
         raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
     trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model))
     if state:
         resume_from(trainer, state)
-    out.mkdir(parents=True, exist_ok=True)
+    trainer.claim = claim
+    clear_temporaries(out)
     write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def claim_folder(out: Path) -> Claim:
+    """Hold a run folder. TrainingError if another run is at work there."""
+    try:
+        return Claim(out)
+    except BlockingIOError:
+        raise TrainingError(f"another run is at work in {out}: wait for it, stop it, or choose another --out") from None
 
 
 def check_hold_out(val: datasets.Split | None, config: TrainConfig, say: Callable[[str], None]) -> None:
@@ -236,7 +248,7 @@ def load_data(args: dict) -> datasets.Dataset:
     side = args.get("image_size") or (PRESETS[args["preset"]].size[0] if args["preset"] in PRESETS else 32)
     side = 32 if args["data"].startswith("cifar") else side  # CIFAR stays small in memory and is enlarged on the device
     dataset = datasets.load(args["data"], args["data_root"], side, args["seed"], args["skip_bad"])
-    held_out = dataset.val is not None  # a folder with train, val and test brings its own
+    held_out = dataset.val is not None  # a folder may bring its own
     return (
         datasets.hold_out(dataset, args["val_split"], args["seed"]) if args["val_split"] and not held_out else dataset
     )

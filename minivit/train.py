@@ -24,7 +24,7 @@ from minivit.data import Dataset
 from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
 from minivit.fast import accelerate
-from minivit.files import write_atomically
+from minivit.files import Claim, write_atomically
 from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
@@ -175,6 +175,7 @@ class Trainer:
         self.cpu_seconds = 0.0  # processor time of all threads up to the last finished epoch, evaluation included
         self.clock = time.process_time()
         self.stop_requested = False
+        self.claim: Claim | None = None  # of the run folder; held as long as the trainer lives
         self.can_choose = self.val_split is not None and len(self.val_split) >= LEAST_HOLD_OUT
 
     def make_optimizer(self) -> torch.optim.Optimizer:

@@ -169,6 +169,38 @@ def test_val_stands_in_for_test_and_is_the_validation_split_beside_it(root):
     assert len(alone.test) == 4 and alone.val is None
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_hold_out_of_any_usual_name_is_the_hold_out(root, name):
+    for animal in ("cat", "dog"):
+        save(root / name / animal / "0.png")
+    assert len(data.load("folder", root, image_size=8).val) == 2
+    (root / "val").mkdir(exist_ok=True), (root / "valid").mkdir(exist_ok=True)
+    with pytest.raises(DataError, match="more than one hold-out: keep one of val, valid"):
+        data.load("folder", root, image_size=8)
+
+
+def test_class_folders_alone_are_split_by_the_seed_and_that_is_said(tmp_path, caplog):
+    for number, animal in enumerate(("cat", "dog")):
+        for i in range(20):
+            save(tmp_path / "pets" / animal / f"{i}.png", number * 100 + i)
+    parts = data.load("folder", tmp_path / "pets", image_size=8, seed=3)
+    assert [len(part) for part in (parts.train, parts.val, parts.test)] == [32, 4, 4]
+    assert "split 80/10/10 by seed 3 (32 train, 4 val, 4 test)" in caplog.text
+    assert all(torch.bincount(part.labels).tolist() == [len(part) // 2] * 2 for part in (parts.val, parts.test))
+    shades = [part.images[:, 0, 0, 0].tolist() for part in (parts.train, parts.val, parts.test)]
+    assert sorted(sum(shades, [])) == [*range(20), *range(100, 120)]  # each image once
+    again, other = (data.load("folder", tmp_path / "pets", image_size=8, seed=seed) for seed in (3, 4))
+    assert torch.equal(again.test.images, parts.test.images) and not torch.equal(other.test.images, parts.test.images)
+
+
+def test_a_class_that_the_test_split_lacks_is_told_and_the_others_are_measured(root, caplog):
+    for path in (root / "test" / "dog").iterdir():
+        path.unlink()
+    loaded = data.load("folder", root, image_size=8)
+    assert loaded.classes == ["cat", "dog"] and set(loaded.test.labels.tolist()) == {0}
+    assert "no test images of dog, which stays unmeasured" in caplog.text
+
+
 def test_hidden_files_are_ignored_and_subfolders_are_read(root):
     (root / "train" / "cat" / ".DS_Store").write_bytes(b"x")
     save(root / "train" / "cat" / "more" / "9.png")
@@ -199,7 +231,7 @@ def test_empty_class_folder_is_named(root):
 def test_class_folders_that_differ_are_named(root):
     save(root / "test" / "cow" / "0.png")
     (root / "test" / "dog").rename(root / "test" / "hound")
-    with pytest.raises(DataError, match="differ between train and test.*: cow, dog, hound"):
+    with pytest.raises(DataError, match="cow, hound in .* are among the test images and not in train/"):
         data.load("folder", root)
 
 
@@ -222,9 +254,9 @@ def test_unreadable_images_are_named_and_skipped_only_on_request(root, caplog):
 
 
 def test_a_class_left_without_images_by_skipping_is_refused(root):
-    for path in (root / "test" / "dog").iterdir():
+    for path in (root / "train" / "dog").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="no readable image is left of test/dog"):
+    with pytest.raises(DataError, match="no readable image is left of train/dog"):
         data.load("folder", root, image_size=8, skip_bad=True)
 
 

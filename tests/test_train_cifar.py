@@ -16,6 +16,7 @@ from PIL import Image
 
 import train_cifar
 from minivit import cli, report, run, train, vit
+from minivit.files import Claim
 from minivit.report import percent
 
 SCRIPT = Path(train_cifar.__file__)
@@ -380,3 +381,39 @@ def test_a_run_is_not_resumed_with_another_model(finished, tmp_path, capsys):
     assert train_cifar.main(["--resume", str(tmp_path / "run"), "--dim", "32", "--mlp-ratio", "3"]) == 2
     assert "last.pt holds a model of another --dim, --mlp-ratio: resume it" in capsys.readouterr().err
     assert train_cifar.main(["--resume", str(tmp_path / "run"), "--dim", "16", "--mlp-ratio", "2"]) == 0
+
+
+def test_a_second_run_in_one_folder_is_refused_at_once_and_touches_nothing(finished, images, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "new").mkdir()
+
+    def content(folder: Path) -> dict:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = content(tmp_path)
+    held = [Claim(tmp_path / name) for name in ("run", "new")]
+    for words in (["--resume", str(tmp_path / "run")], command(images, tmp_path / "new", "--epochs", "1")):
+        assert train_cifar.main(words) == 2
+        error = capsys.readouterr().err
+        assert "another run is at work in" in error and error.count("\n") == 1
+    assert content(tmp_path) == before
+    for claim in held:
+        claim.release()
+    assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 0
+
+
+def test_what_a_killed_run_left_half_written_goes_and_other_files_stay(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    ours, others = tmp_path / "run" / ".last.pt.123.456.tmp", tmp_path / "run" / "notes.tmp"
+    ours.write_bytes(b"half"), others.write_bytes(b"mine")
+    assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 0
+    assert not ours.exists() and others.read_bytes() == b"mine"
+
+
+def test_early_stopping_without_a_hold_out_is_refused_and_a_longer_schedule_says_how(
+    finished, images, tmp_path, capsys
+):
+    assert train_cifar.main(command(images, tmp_path / "r", "--val-split", "0", "--patience", "1")) == 2
+    assert "--patience 1 needs a hold-out: give --val-split" in capsys.readouterr().err
+    assert train_cifar.main(["--resume", str(finished), "--epochs", "9"]) == 2
+    assert "--epochs 9: " in (error := capsys.readouterr().err) and "--pretrained" in error
