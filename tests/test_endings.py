@@ -11,9 +11,12 @@ import pytest
 from helpers.commands import command
 from helpers.squares import picture, save, save_film
 
+import segment
 import train_cifar
 from minisam_glue import processes
 from minisam_glue.cli import outputs, video
+from minisam_glue.cli import run as segment_run
+from minisam_glue.cli.job import Job
 from minivit import cli, process
 from minivit.train import Trainer
 
@@ -258,10 +261,27 @@ def test_a_training_that_memory_does_not_hold_is_one_line(training):
     assert done.stderr.count("\n") == 1
 
 
-def test_pictures_that_do_not_fit_together_are_tried_one_by_one(tmp_path, monkeypatch, capsys):
-    from minisam_glue.cli import run
-    from minisam_glue.cli.job import Job
+@pytest.mark.parametrize(
+    "flags, ways",
+    [
+        ([], "a smaller --sam, --dtype bfloat16 or smaller pictures"),
+        (["--weights", "demo"], "--dtype bfloat16 or smaller pictures"),
+        (["--sam", "tiny", "--dtype", "bfloat16", "--heat-size", "704"], "--heat-size 352 or smaller pictures"),
+        (["--sam", "tiny", "--dtype", "float16"], "smaller pictures"),
+    ],
+)
+def test_memory_that_runs_out_while_models_load_names_what_can_still_be_smaller(flags, ways, tmp_path, capsys):
+    def load(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_run, "load_models", load)
+        source = save(picture(5), tmp_path / "a.png")
+        assert segment.main([source, "bright.", *flags, "--method", "clipseg", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: out of memory: take {ways}\n"
+
+
+def test_pictures_that_do_not_fit_together_are_tried_one_by_one(tmp_path, monkeypatch, capsys):
     segment_images = Job.segment_images
 
     def only_one(self, images):
@@ -270,7 +290,7 @@ def test_pictures_that_do_not_fit_together_are_tried_one_by_one(tmp_path, monkey
         return segment_images(self, images)
 
     monkeypatch.setattr(Job, "segment_images", only_one)
-    monkeypatch.setitem(run.BATCH, "cpu", 4)
+    monkeypatch.setitem(segment_run.BATCH, "cpu", 4)
     sources = [save(picture(5 + i), tmp_path / f"{i}.png") for i in range(3)]
     assert command(*sources, "bright.", "--out", tmp_path / "out") == 0
     assert not capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 3

@@ -355,6 +355,18 @@ def test_ranks_that_can_not_be_are_one_line(rank, number, places, tmp_path, monk
     assert ("RANK" in error or "WORLD_SIZE" in error) and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "rank, message", [("abc", "LOCAL_RANK=abc"), ("-1", "LOCAL_RANK=-1"), ("4", "has GPUs 0 to 1")]
+)
+def test_a_rank_on_this_machine_that_can_not_be_is_one_line(rank, message, places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert main([places["png"], "bright.", "--weights", "demo", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_hints_name_the_python_that_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "av", None)  # as if PyAV were not installed
     (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42")

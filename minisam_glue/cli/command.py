@@ -6,7 +6,7 @@ import sys
 from ..models import Models
 from ..processes import CLOSED_PIPE, leads_nowhere, on_signals, stop
 from .arguments import with_flag
-from .console import TOO_LARGE, failed, out_of_memory
+from .console import failed, out_of_memory, too_large
 from .parser import parse_arguments
 from .run import Run, download
 
@@ -21,14 +21,13 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
             status = download(args) if args.download else Run(args, models).all()
     except BrokenPipeError:  # the reader of what --download lists has gone
         status = 128 + CLOSED_PIPE
-    except (ValueError, OSError) as error:  # MediaError, WeightsError and other usage or input errors
-        status = failed(with_flag(error))
     except KeyboardInterrupt as stopped:
         status = 128 + getattr(stopped, "number", signal.SIGINT)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        # MediaError, WeightsError and other usage or input errors; or no memory, however that is said
+        if not out_of_memory(error) and isinstance(error, RuntimeError):
             raise
-        status = failed(TOO_LARGE)
+        status = failed(too_large(args) if out_of_memory(error) else with_flag(error))
     finally:
         can_write = flush_output()
     return status if can_write else 128 + CLOSED_PIPE

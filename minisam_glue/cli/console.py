@@ -3,15 +3,16 @@
 import errno
 import json
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from typing import TextIO
 
+from ..clipseg.heat_mapper import SIZE
 from ..processes import leads_nowhere
 from ..text import one_line, printable
 
 USAGE_ERROR = 2  # the exit status
-TOO_LARGE = "out of memory: take a smaller --sam, --dtype bfloat16, or smaller pictures"
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
 
@@ -40,6 +41,17 @@ def out_of_memory(error: BaseException) -> bool:
         words = ("out of memory", "not enough memory", "allocate memory", "std::bad_alloc")
         return any(phrase in str(error) for phrase in words)
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+
+
+def too_large(args: Namespace) -> str:
+    """What to make smaller when memory runs out: of the flags those that are not at their smallest yet."""
+    smaller = {
+        "a smaller --sam": args.weights != "demo" and args.sam != "tiny",
+        "--dtype bfloat16": args.dtype not in ("bfloat16", "float16"),
+        f"--heat-size {SIZE}": (args.heat_size or 0) > SIZE,
+    }
+    ways = [*(way for way, helps in smaller.items() if helps), "smaller pictures"]
+    return f"out of memory: take {', '.join(ways[:-1])}{' or ' if len(ways) > 1 else ''}{ways[-1]}"
 
 
 class Console:

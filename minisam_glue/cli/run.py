@@ -13,7 +13,7 @@ from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..seeding import check_sentence
 from ..text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
-from .console import TOO_LARGE, Console, failed, out_of_memory, summary
+from .console import Console, failed, out_of_memory, summary, too_large
 from .job import Job
 from .outputs import finished, save_picture
 from .video import VideoRun
@@ -131,7 +131,8 @@ class Run:
         try:
             return VideoRun(self.job, group[0], self.folders[group[0]]).segment() if moving else self.pictures(group)
         except OSError as error:  # while writing: "No space left on device" names no file
-            return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
+            if not out_of_memory(error):
+                return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
         except ValueError as error:
             text = with_flag(error)
             return failed(text if len(self.folders) == 1 or group[0] in text else f"{group[0]}: {text}")
@@ -140,7 +141,7 @@ class Run:
                 raise
         if len(group) > 1:  # pictures that may fit one by one
             return max(self.one_group(False, [source]) for source in group)
-        return failed(f"{group[0]}: {TOO_LARGE}")
+        return failed(f"{group[0]}: {too_large(self.args)}")
 
     def pictures(self, group: list[str]) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""
