@@ -37,7 +37,7 @@ Model = TypeVar("Model")
 class Models:
     """A detector (None if prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took.
 
-    heat_mapper: CLIPSeg, which takes the detector's place if it is there.
+    heat_mapper: CLIPSeg, which takes the detector's place if it is there. files: what the weights were read from.
     demo: whether these are the demo's small models, which know eight colours and eight shapes.
 
     Threads: several may use the same Models at once, and get the masks that each gets alone. What belongs to a picture
@@ -51,6 +51,7 @@ class Models:
     seconds: Counter = field(default_factory=Counter)
     demo: bool = False
     heat_mapper: HeatMapper | None = None
+    files: tuple[Path, ...] = ()
 
     def __post_init__(self):
         self.predictor = ImagePredictor(self.sam)
@@ -95,16 +96,16 @@ def load_models(
     is_demo = folder is not None and (source == "demo" or (Path(folder) / demo.SEGMENTER).is_file())
     detector = CLIPSEG if method == CLIPSEG else detector
     if is_demo:
-        text, segmenter = _load_demo(Path(folder), detector, heat_size, templates)
+        text, segmenter, files = _load_demo(Path(folder), detector, heat_size, templates)
     else:
         size = sam or ("large" if place.type == "cuda" else "small")
-        text, segmenter = _load_official(folder, detector, size, progress, heat_size or SIZE, templates)
+        text, segmenter, files = _load_official(folder, detector, size, progress, heat_size or SIZE, templates)
     if text is not None:
         grounding_dino.accelerate(text.model.to(place, precision)).eval()  # leaves CLIPSeg as it is
     segmenter = sam2.accelerate(segmenter.to(place, precision).eval())
     if method == CLIPSEG:
-        return Models(None, segmenter, demo=is_demo, heat_mapper=text)
-    return Models(text, segmenter, demo=is_demo)
+        return Models(None, segmenter, demo=is_demo, heat_mapper=text, files=files)
+    return Models(text, segmenter, demo=is_demo, files=files)
 
 
 def _load_official(
@@ -114,8 +115,8 @@ def _load_official(
     progress: Progress | None,
     heat_size: int,
     templates: Sequence[str],
-) -> tuple[Detector | HeatMapper | None, SAM2]:
-    """What finds the objects of a sentence (detector: its name, or "clipseg"), and SAM 2."""
+) -> tuple[Detector | HeatMapper | None, SAM2, tuple[Path, ...]]:
+    """What finds the objects of a sentence (detector: its name, or "clipseg"), SAM 2, and the files of both."""
     for kind, name, names in (("detector", detector, (*DETECTORS, CLIPSEG)), ("sam", sam, SAMS)):
         if name is not None and name not in names:
             raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
@@ -131,15 +132,16 @@ def _load_official(
     elif detector is not None:
         tokenizer = _read(WordPieceTokenizer.load, files["bert-vocab"])
         text = Detector(_read(lambda path: grounding_dino.load(path, detector), files[detector]), tokenizer)
-    return text, _read(lambda path: sam2.load(path, checkpoint), files[checkpoint])
+    return text, _read(lambda path: sam2.load(path, checkpoint), files[checkpoint]), tuple(files.values())
 
 
 def _load_demo(
     folder: Path, detector: str | None, heat_size: int | None, templates: Sequence[str]
-) -> tuple[Detector | HeatMapper | None, SAM2]:
+) -> tuple[Detector | HeatMapper | None, SAM2, tuple[Path, ...]]:
     """As _load_official, from the files of the demo's trainings."""
     text_file = {None: None, CLIPSEG: demo.HEAT_MAPPER}.get(detector, demo.DETECTOR)
-    for name in filter(None, (text_file, demo.SEGMENTER)):
+    names = [name for name in (text_file, demo.SEGMENTER) if name]
+    for name in names:
         if not (folder / name).is_file():
             raise WeightsError(
                 f"{folder / name} is missing: "
@@ -152,7 +154,7 @@ def _load_demo(
         text = HeatMapper(text.model, text.tokenizer, heat_size or text.size, templates)
     elif detector is not None:
         text = _read(demo.load_detector, folder / text_file)
-    return text, _read(demo.load_segmenter, folder / demo.SEGMENTER)
+    return text, _read(demo.load_segmenter, folder / demo.SEGMENTER), tuple(folder / name for name in names)
 
 
 def _read(load: Callable[[Path], Model], path: Path) -> Model:

@@ -10,6 +10,7 @@ from ..pipeline import segment_images
 from ..prompts import AUTO, Clicks, Prompt, Seeding, Thresholds
 from ..records import Segmented
 from .console import Console
+from .provenance import Facts, facts_of
 
 
 @dataclass
@@ -41,6 +42,10 @@ class Job:
     def segment_images(self, images: list[np.ndarray]) -> list[Segmented]:
         """Pictures that go through the models together."""
         return segment_images(self.models, images, self.prompt, self.thresholds, self.seeding)
+
+    def result_of(self, source: str, moving: bool) -> Facts:
+        """What the result of one input is of, see provenance.py. OSError if the input can't be read."""
+        return facts_of(source, self.args, self.prompt, self.models, moving)
 
     def facts(self) -> dict:
         """Fields of result.json that are the same for all inputs."""

@@ -27,19 +27,37 @@ from ..records import RECORD, HeatMap, Segment, Segmented
 from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
+from .provenance import Facts, differences
 
 UNFINISHED = ".unfinished"
 LONGEST_LINE = 1 << 26  # bytes of the record of one frame
-VERSION = 1  # of the state of an interrupted run
-STATE = fields(
-    journal=whole(), lost=optional(sequence(whole(-LARGEST))), settings=mapping(text, plain), tracking=anything
-)
+VERSION = 2  # of the state of an interrupted run
+OF = mapping(text, plain)  # what a result is of, see provenance.py
+STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
+LARGEST_RESULT = 1 << 30  # bytes of a result.json
 RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "page.html")
 
 
-def finished(folder: Path) -> bool:
-    """Whether the last run on this input was completed."""
-    return (folder / "result.json").is_file() and not (folder / UNFINISHED).exists()
+def finished_of(folder: Path) -> Facts | None:
+    """What the complete result in a folder is of; nothing if it does not say; None if there is none."""
+    if not (folder / "result.json").is_file() or (folder / UNFINISHED).exists():
+        return None
+    of = read_result(folder / "result.json").get("of", {})
+    try:
+        OF(of, "of")
+    except (ValueError, RecursionError):
+        return {}
+    return of
+
+
+def read_result(path: Path) -> dict:
+    """A result.json; empty if there is none, or it is damaged."""
+    try:
+        check_regular(path, LARGEST_RESULT)
+        content = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def publish(new: Path, folder: Path) -> None:
@@ -204,8 +222,9 @@ class VideoOutput:
     video: the frames that are segmented; `picture`: name of the annotated video, as VideoWriter takes it. in_order:
     frames come one after another from the first on, so they are drawn as they come; else at the end. save: also write
     masks/<object>/<frame>.png, crops/<object>/<frame>.png, and of the frames that were looked at
-    heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see
-    `state`. MediaError or OSError if it can't be written.
+    heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
+    is of, see provenance.py; ValueError if that state is of something else. MediaError or OSError if it can't be
+    written.
     """
 
     def __init__(
@@ -217,7 +236,9 @@ class VideoOutput:
         save: Collection[str] = (),
         audio_from: str | None = None,
         resume: bool = False,
+        of: Facts | None = None,
     ):
+        self.of = {} if of is None else of
         self.folder, self.video, self.in_order, self.save = folder, video, in_order, save
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
         self.state_path, self.start = self.unfinished / "state.pt", video.time(0)  # seconds
@@ -249,6 +270,15 @@ class VideoOutput:
             if type(version) is not int or version != VERSION:
                 raise ValueError("it is of another version of this program")
             STATE(state, "the state")
+        except (ValueError, OSError, RecursionError) as error:
+            raise self.damaged(error) from error
+        changed = differences(state["of"], self.of)
+        if changed:  # nothing has been touched yet
+            raise ValueError(
+                f"--resume: the unfinished result in {self.folder} is of {', '.join(changed)}: "
+                "leave out --resume to begin anew"
+            )
+        try:
             self.journal = Journal(self.unfinished / "journal.jsonl", state["journal"], self.video.size[::-1])
             self.video.forget(state["lost"])
         except (ValueError, OSError, RecursionError) as error:
@@ -304,7 +334,8 @@ class VideoOutput:
     def save_state(self, state: dict) -> None:
         """Let a later run continue after the frames so far. OSError if there is no room: an older state stays then."""
         content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
-        torch.save(state | {"version": VERSION, "journal": self.journal.size, "lost": self.video.lost}, content)
+        held = {"version": VERSION, "of": self.of, "journal": self.journal.size, "lost": self.video.lost}
+        torch.save(state | held, content)
         with whole_file(self.state_path) as path:
             path.write_bytes(content.getbuffer())
 
@@ -319,6 +350,7 @@ class VideoOutput:
             {"source": source}
             | facts
             | {
+                "of": self.of,
                 "fps": self.video.fps,
                 "size": list(self.video.size[::-1]),
                 "frames": frames,

@@ -15,7 +15,8 @@ from ..text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, out_of_memory, summary, too_large
 from .job import Job
-from .outputs import finished, save_picture
+from .outputs import finished_of, save_picture
+from .provenance import Facts, differences
 from .video import VideoRun
 
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
@@ -116,15 +117,32 @@ class Run:
         groups: list[tuple[bool, list[str]]] = []
         most = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
         for source in self.inputs:
-            if self.args.resume and finished(self.folders[source]):
-                self.console.say(f"{source}: finished before, {self.folders[source]}")
-                continue
             pages = self.args.frames and media.page_count(source) > 1
             moving = Path(source).is_dir() or media.is_moving(source) or pages
+            if self.args.resume and self.finished(source, moving):
+                continue
             if moving or not groups or groups[-1][0] or len(groups[-1][1]) == most:
                 groups.append((moving, []))
             groups[-1][1].append(source)
         return groups
+
+    def finished(self, source: str, moving: bool) -> bool:
+        """Whether a complete result of just this is there; that, and what another one is of, is said."""
+        folder = self.folders[source]
+        before = finished_of(folder)
+        if before is None:
+            return False
+        try:
+            changed = differences(before, self.job.result_of(source, moving))
+        except OSError:  # told when it is its turn
+            return False
+        if not before:
+            self.console.say(f"{source}: the result in {folder} does not say what it is of: done again")
+        elif changed:
+            self.console.say(f"{source}: the result in {folder} is of {', '.join(changed)}: done again")
+        else:
+            self.console.say(f"{source}: finished before, {folder}")
+        return not changed
 
     def one_group(self, moving: bool, group: list[str]) -> int:
         """A batch of pictures, or a video. What can't be done is told; returns the exit status."""
@@ -145,26 +163,29 @@ class Run:
 
     def pictures(self, group: list[str]) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""
-        job, (images, status) = self.job, self.read(group)
+        job, (images, of, status) = self.job, self.read(group)
         begun = time.perf_counter()
         results = job.segment_images(list(images.values())) if images else []
         seconds = (time.perf_counter() - begun) / max(len(images), 1)
         for source, result in zip(images, results):
             folder = self.folders[source]
             with job.models.stage("write"):
-                save_picture(folder, result, source, job.facts(), self.args.save, self.args.html)
+                save_picture(folder, result, source, job.facts() | {"of": of[source]}, self.args.save, self.args.html)
             self.console.record({"source": source} | result.as_json())
             text = summary([o.label for o in result.objects], result.best, job.hints)
             self.console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
         return status
 
-    def read(self, group: list[str]) -> tuple[dict, int]:
-        """The pictures that can be read, by name, and the exit status: the others are told."""
-        images, status = {}, 0
+    def read(self, group: list[str]) -> tuple[dict, dict[str, Facts], int]:
+        """The pictures that can be read, by name, what the result of each is of, and the exit status: the others are
+        told."""
+        images, of, status = {}, {}, 0
         for source in group:
             try:
                 with self.job.models.stage("read"):
-                    images[source] = media.read_image(source, self.console.warn)
-            except media.MediaError as error:
+                    image = media.read_image(source, self.console.warn)
+                    of[source] = self.job.result_of(source, False)
+                    images[source] = image
+            except (media.MediaError, OSError) as error:
                 status = failed(error)
-        return images, status
+        return images, of, status

@@ -1,7 +1,6 @@
 """One video of a command: frame by frame into its output, saved from time to time, continued if it was interrupted."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from .. import media
@@ -13,13 +12,9 @@ from .console import count, summary
 from .job import Job
 from .outputs import VideoOutput
 from .progress import Progress
+from .provenance import Facts
 
 SAVE_EVERY = 10.0  # seconds between saved states of a video
-SETTINGS = (  # flags, besides sentence and thresholds, that the results of a video depend on
-    *("weights", "detector", "sam", "dtype", "start", "stride", "max_seconds", "fps"),
-    *("seed_frame", "redetect", "direction", "box", "point", "mask", "save"),
-    *("method", "heat_size", "template"),
-)
 
 
 class VideoRun:
@@ -48,7 +43,7 @@ class VideoRun:
             )
             if isinstance(self.job.prompt, Clicks):
                 self.job.prompt.check_inside(video.size[::-1])  # before there is a folder
-            output = self.open_output(video)
+            output = self.open_output(video, self.job.result_of(self.source, True))
             try:
                 best = self.frames(video, tracking, output)
                 if self.job.stopped and video.seekable:
@@ -64,16 +59,16 @@ class VideoRun:
         self.report(result, best, video.damaged)
         return 0
 
-    def open_output(self, video: media.Frames) -> VideoOutput:
-        """The output folder, as --format, --save and --resume ask for it."""
+    def open_output(self, video: media.Frames, of: Facts) -> VideoOutput:
+        """The output folder, as --format, --save and --resume ask for it. of: what the result is of."""
         sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
         in_order = self.args.direction == FORWARD
-        return VideoOutput(self.folder, video, self.picture_name(), in_order, self.args.save, sound, self.args.resume)
+        picture, resume = self.picture_name(), self.args.resume
+        return VideoOutput(self.folder, video, picture, in_order, self.args.save, sound, resume, of)
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""
         if output.state:
-            self.check_settings(output.state["settings"])
             try:
                 tracking.restore(output.state["tracking"])
                 output.check_next(tracking.next)
@@ -96,30 +91,7 @@ class VideoRun:
 
     def save(self, tracking: Tracking, output: VideoOutput) -> None:
         """Save the state that --resume continues from."""
-        output.save_state({"tracking": tracking.state(), "settings": self.settings()})
-
-    def settings(self) -> dict:
-        """Settings that the results depend on, for comparison by --resume."""
-        fixed = {
-            "prompt": self.job.sentence,
-            "thresholds": asdict(self.job.thresholds),
-            "seeding": asdict(self.job.seeding),
-        }
-        return fixed | {name: getattr(self.args, name) for name in SETTINGS}
-
-    def check_settings(self, before: dict) -> None:
-        """ValueError if an interrupted run had other settings."""
-        words = {"prompt": "sentence", "thresholds": "thresholds", "seeding": "heat map or seed prompt"}
-        changed = [
-            words.get(name, "--" + name.replace("_", "-"))
-            for name, value in self.settings().items()
-            if before.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.folder} holds an interrupted run with another {', '.join(changed)}: "
-                "repeat its settings, choose another --out, or leave out --resume"
-            )
+        output.save_state({"tracking": tracking.state()})
 
     def picture_name(self) -> str:
         """The file name of the annotated video, or "annotated" for a folder of PNG."""

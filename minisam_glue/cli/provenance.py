@@ -1,0 +1,135 @@
+"""What a result is of: the source's content, the prompt, the weights, the program, and every flag that changes it.
+
+These facts stand in result.json and in the state of an interrupted video, under "of". A result is another run's, unless
+`differences` finds none. Left out: the device, which changes the last bits of a result and no more; and the content of
+URLs, cameras and pipes, which nothing says before they are read again: a result of theirs is never taken for a new one.
+"""
+
+import hashlib
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__, media
+from ..media.images import list_folder, looks_like_picture
+from ..models import Models
+from ..prompts import Clicks, Prompt
+from ..weights import CHECKPOINTS, cache_dir
+from .arguments import VIDEO_FLAGS
+
+Facts = dict[str, object]  # plain values, as JSON has them
+
+STATED_OTHERWISE = ("words", "box", "point", "mask", "weights", "detector", "sam", "dtype")  # see facts_of
+CHANGE_NOTHING = ("out", "resume", "json", "quiet", "profile", "download", "device")  # in what is written
+WORDS = {
+    "content": "other content of the source",
+    "boxes": "other --box",
+    "points": "other --point",
+    "masks": "other --mask",
+    "weights": "other weights",
+    "program": "another version of this program",
+    "precision": "another precision",
+    "prompt": "another prompt",
+    "source": "another source",
+}
+LONGEST_SHOWN = 60  # letters of a value in a message
+HASH_SHOWN = 12  # digits of a hash
+UNKNOWN = "unknown"  # content that can't be compared
+
+
+def facts_of(source: str, args: Namespace, prompt: Prompt, models: Models, moving: bool) -> Facts:
+    """The facts of one input's result. moving: whether it is a video. OSError if the source can't be read."""
+    clicks = prompt if isinstance(prompt, Clicks) else None
+    flags = vars(args).keys() - {*STATED_OTHERWISE, *CHANGE_NOTHING} - (set() if moving else {*VIDEO_FLAGS, "fps"})
+    facts = {
+        "source": os.path.basename(source.rstrip("/\\")),
+        "content": content(source),
+        "prompt": None if clicks else prompt,
+        "boxes": [list(map(float, box)) for box in clicks.boxes] if clicks else [],
+        "points": [list(map(float, point)) for point in clicks.points] if clicks else [],
+        "masks": [_hash_mask(mask) for mask in clicks.masks] if clicks else [],
+        "weights": {path.name: weights_hash(path) for path in models.files},
+        "precision": str(next(models.sam.parameters()).dtype).removeprefix("torch."),
+        "program": __version__,
+    }
+    facts |= {"--" + name.replace("_", "-"): getattr(args, name) for name in sorted(flags)}
+    facts["--save"] = sorted(args.save)
+    return json.loads(json.dumps(facts))  # tuples become lists, as they are when they are read again
+
+
+def differences(then: Facts, now: Facts) -> list[str]:
+    """What two results differ in, each in words: 'another prompt ("car." then, "dog." now)'."""
+    return [
+        _difference(name, then.get(name), now.get(name))
+        for name in {**now, **then}
+        if then.get(name) != now.get(name) or UNKNOWN in (then.get(name), now.get(name))
+    ]
+
+
+def _difference(name: str, then: object, now: object) -> str:
+    if UNKNOWN in (then, now):
+        return "content that can't be compared"
+    words, shown = WORDS.get(name, f"another {name}"), (_shown(then), _shown(now))
+    return words if shown[0] == shown[1] else f"{words} ({shown[0]} then, {shown[1]} now)"
+
+
+def _shown(value: object) -> str:
+    """A value in few letters: hashes are cut, what is missing is "none"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {str(digest)[:HASH_SHOWN]}" for name, digest in value.items()) or "none"
+    if isinstance(value, str) and len(value) == 64 and " " not in value:
+        return value[:HASH_SHOWN]
+    text = "none" if value in (None, []) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+# --- Hashes ------------------------------------------------------------------------------------------------
+
+
+def content(source: str) -> str:
+    """SHA-256 of a file, or of the names and contents of the pictures in a folder; UNKNOWN for all else. OSError."""
+    if os.path.isdir(source):
+        return _hash_folder(list_folder(source, looks_like_picture, "pictures", lambda _: None))
+    if source == "-" or source.startswith("camera:") or media.is_url(source):
+        return UNKNOWN
+    return _hash_file(source)
+
+
+def _hash_folder(paths: Sequence[Path]) -> str:
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(hashlib.sha256(os.fsencode(path.name)).digest() + bytes.fromhex(_hash_file(path)))
+    return total.hexdigest()
+
+
+def _hash_file(path: str | Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _hash_mask(mask: np.ndarray) -> str:
+    return hashlib.sha256(str(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a file of weights. One that was downloaded into the cache was checked then: its published hash counts,
+    so that nobody waits for a gigabyte to be read twice."""
+    published = {checkpoint.file: checkpoint.sha256 for checkpoint in CHECKPOINTS.values()}.get(path.name)
+    if published and len(published) == 64 and path.parent == cache_dir():
+        return published
+    about = path.stat()
+    return _remembered(str(path), about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _remembered(path: str, size: int, changed: int) -> str:
+    """The hash of a file as it is now: each command hashes it once."""
+    return _hash_file(path)
