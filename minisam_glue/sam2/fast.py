@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .hiera import Hiera, HieraBlock, from_windows, to_windows
-from .layers import Attention, LayerNorm2d
+from .layers import Attention, LayerNorm2d, sine_position_2d
 from .mask_decoder import STABILITY, MaskDecoder, stability
 from .memory import MemoryAttention, RotaryAttention, axial_angles
 from .memory_bank import POINTERS, MemorySelection
@@ -73,6 +73,13 @@ def rotary_table(grid: int, dim: int, device: torch.device) -> Tensor:
     """Unit complex numbers (N, dim / 2) whose angles are those of axial_angles."""
     angles = axial_angles(grid, dim, device)
     return torch.polar(torch.ones_like(angles), angles)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def sine_table(grid: int, dim: int, device: torch.device) -> Tensor:
+    """sine_position_2d of a square grid, which is the same for each frame of a video."""
+    return sine_position_2d(grid, grid, dim, device)
 
 
 def rotate_complex(x: Tensor, table: Tensor) -> Tensor:
@@ -292,6 +299,10 @@ class FastSAM2(SAM2):
             features.self_attended = self.memory_attention.self_attend(features.tokens, position)
         memory = self.memory_inputs(selections, pointer_count)
         return self.memory_attention(features.tokens, position, *memory, features.self_attended)
+
+    def grid_position(self, dim: int) -> Tensor:
+        """As SAM2, kept from frame to frame."""
+        return sine_table(self.config.image_size // 16, dim, self.device)
 
 
 def folded_product(first: nn.Conv2d, second: nn.Conv2d, x: Tensor) -> Tensor:
