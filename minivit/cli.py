@@ -17,7 +17,7 @@ from minivit import data as datasets
 from minivit.evaluate import Evaluator
 from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
 from minivit.report import percent
-from minivit.text import LogLines, complain, printable, say
+from minivit.text import LogLines, complain, count, printable, say
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS
 
@@ -330,8 +330,9 @@ def first_line(trainer: Trainer) -> str:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     precision = str(trainer.dtype).removeprefix("torch.")
     return (
-        f"{trainer.describe['preset']}: {parameters / 1e6:.2f}M parameters, {len(trainer.train_split)} images, "
-        f"{trainer.config.epochs} epochs, {trainer.device}, {precision}"
+        f"{trainer.describe['preset']}: {parameters / 1e6:.2f}M parameters, "
+        f"{count(len(trainer.train_split), 'image')}, {count(trainer.config.epochs, 'epoch')}, "
+        f"{trainer.device}, {precision}"
     )
 
 
@@ -376,7 +377,7 @@ def evaluate(path: Path, given: dict) -> int:
         raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
     accuracy = evaluator_of(state, device).accuracy(model, dataset.test)
     about = f"{args['data']}, {checkpoint.name_weights(state)}"
-    say(f"{path}: {percent(accuracy)} % of {len(dataset.test)} test images ({about})")
+    say(f"{path}: {percent(accuracy)} % of {count(len(dataset.test), 'test image')} ({about})")
     return 0
 
 

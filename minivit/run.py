@@ -38,6 +38,7 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
+from minivit.text import count
 from minivit.train import LEAST_HOLD_OUT, NARROW, TrainConfig, Trainer, TrainingError, bf16_is_faster, choose_precision
 from minivit.vit import PRESETS, ViTConfig
 
@@ -176,9 +177,8 @@ def check_hold_out(val: datasets.Split | None, config: TrainConfig, say: Callabl
     if val is None and config.patience:
         raise TrainingError(f"--patience {config.patience} needs a hold-out: give --val-split above 0, or --patience 0")
     if val is not None and len(val) < LEAST_HOLD_OUT:
-        images = "1 image" if len(val) == 1 else f"{len(val)} images"
         say(
-            f"the hold-out has {images}, too few to choose weights by ({LEAST_HOLD_OUT} are needed): "
+            f"the hold-out has {count(len(val), 'image')}, too few to choose weights by ({LEAST_HOLD_OUT} are needed): "
             "the averaged weights of the last epoch are taken"
         )
 

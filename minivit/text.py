@@ -4,6 +4,8 @@ import logging
 import re
 import sys
 
+from minivit.process import leads_nowhere
+
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|&~$])")
 
 
@@ -23,8 +25,16 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print one line on standard error."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Print one line on standard error. It is lost if the reader has gone: that is no reason to stop."""
+    try:
+        print(printable(line), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        leads_nowhere(sys.stderr)
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class LogLines(logging.Handler):

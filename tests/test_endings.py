@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.commands import command
@@ -208,6 +209,11 @@ def test_errors_whose_reader_has_gone_do_not_stop_the_other_inputs(tmp_path, gon
     assert (tmp_path / "out" / "b" / "result.json").exists()
 
 
+def test_an_error_of_a_training_whose_reader_has_gone_keeps_its_status(training, gone, monkeypatch):
+    monkeypatch.setattr("sys.stderr", gone)
+    assert train_cifar.main([*training, "--data-root", "nowhere"]) == 2
+
+
 @posix
 @pytest.mark.parametrize("script", ["segment.py", "train_cifar.py"])
 def test_a_standard_output_that_is_closed_from_the_start_is_no_error(script):
@@ -294,3 +300,13 @@ def test_pictures_that_do_not_fit_together_are_tried_one_by_one(tmp_path, monkey
     sources = [save(picture(5 + i), tmp_path / f"{i}.png") for i in range(3)]
     assert command(*sources, "bright.", "--out", tmp_path / "out") == 0
     assert not capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 3
+
+
+# --- What is left after a new start -------------------------------------------------------------------------------
+
+
+def test_the_time_left_of_a_resumed_training_counts_what_this_process_did(monkeypatch):
+    row = {"epoch": 3, "train_loss": 1.0, "train_acc": 0.5, "lr": 1e-3, "images_per_s": 10.0}
+    trainer = SimpleNamespace(history=[row], total_steps=630, step=30, config=SimpleNamespace(epochs=63))
+    monkeypatch.setattr(cli.time, "perf_counter", lambda: 12.0)
+    assert cli.epoch_line(trainer, started=2.0, first=20).endswith("10 min left")  # 600 steps, one second each
