@@ -20,6 +20,7 @@ from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
+from .propagators import MEMORY
 from .records import Segment, Segmented
 from .sam2 import EncodedImages
 from .seeding import Seeds, find_seeds, seeds_of_clicks, segment_seed
@@ -71,13 +72,14 @@ def segment_video(
     redetect: int = 0,
     direction: str = FORWARD,
     seeding: Seeding = Seeding(),
+    propagate: str = MEMORY,
 ) -> Iterator[Segmented]:
     """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking.
 
     Each call tracks by itself: several threads may go through videos of their own with the same models.
     """
     check_frames(frames)  # now, and not when the first frame is asked for
-    return Tracking(models, prompt, thresholds, seed_frame, redetect, direction, seeding).run(frames)
+    return Tracking(models, prompt, thresholds, seed_frame, redetect, direction, seeding, propagate).run(frames)
 
 
 def check_pictures(images: Sequence[Picture]) -> None:

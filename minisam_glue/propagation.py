@@ -1,6 +1,7 @@
 """Masks from frame to frame: objects are seeded on one frame, tracked from there, and detected again now and then.
 
-SAM 2's memory carries the masks (sam2/video_tracker.py); which detection is which object is decided in identity.py.
+SAM 2's memory or optical flow carries the masks (propagators.py); which detection is which object is decided in
+identity.py.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,16 +20,16 @@ from .masks import box_around, mask_box
 from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
+from .propagators import MEMORY, PROPAGATORS
 from .reading import fields, flag, optional, real, sequence, text, whole
 from .records import Segment, Segmented
-from .sam2 import EncodedImages, FrameResult, VideoTracker
-from .sam2.video_tracker import indexable, state_kind
+from .sam2 import EncodedImages, FrameResult
+from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, find_seeds, seeds_of, segment_seed
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
+COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
 SPECK = 0.01  # share of a mask's largest part below which another part is none of the object's
-HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
-MOST_PROMPTED = 4  # frames of an object on which detection confirmed it that SAM 2 goes on to look at
 
 
 class Tracking:
@@ -40,6 +41,8 @@ class Tracking:
     redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
     direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the seed frame
     back to the first, so that the frames before it come twice, at first without objects.
+    propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
+    lost objects are looked for again now and then, also without redetect.
     Memory does not grow with the number of frames. state() and restore() let another process go on. One Tracking
     belongs to one thread; the models may serve several.
     ValueError for arguments that make no sense together.
@@ -54,7 +57,10 @@ class Tracking:
         redetect: int = 0,
         direction: str = FORWARD,
         seeding: Seeding = Seeding(),
+        propagate: str = MEMORY,
     ):
+        if propagate not in PROPAGATORS:
+            raise ValueError(f"propagate {propagate!r}: choose one of {', '.join(PROPAGATORS)}")
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r}: choose one of {', '.join(DIRECTIONS)}")
         if redetect and isinstance(prompt, Clicks):
@@ -67,8 +73,7 @@ class Tracking:
             split_phrases(prompt)
         self.models, self.prompt, self.thresholds, self.seeding = models, prompt, thresholds, seeding
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
-        holes = HOLE * (models.sam.config.image_size // 4) ** 2 // 256**2
-        self.tracker = VideoTracker(models.sam, max_hole=holes, max_prompted=MOST_PROMPTED)
+        self.tracker = PROPAGATORS[propagate](models.sam)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
@@ -115,15 +120,22 @@ class Tracking:
         """One frame: seed, or track and now and then detect again."""
         if self.seeded is None:
             return self._seed(index, image)
+        again = self._look_again(index)
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
-        again = self.redetect and (index - self.seeded_at) % self.redetect == 0
         found = find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0] if again else None
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse)
             if found is not None:
-                result = self._reconcile(found, result)
+                result = self._reconcile(found, result, join=bool(self.redetect))
             return self._record(index, image, result, found)
+
+    def _look_again(self, index: int) -> bool:
+        """Whether the sentence is asked on this frame, too: it is time, or the propagator has lost an object."""
+        if isinstance(self.prompt, Clicks):
+            return False
+        due = self.redetect and (index - self.seeded_at) % self.redetect == 0
+        return bool(due) or self.tracker.wants_look(index)
 
     def _seed(self, index: int, image: np.ndarray) -> Segmented:
         """Mark the objects, if this is the frame to do so."""
@@ -155,8 +167,11 @@ class Tracking:
 
     # --- Detections and tracks ---
 
-    def _reconcile(self, found: Seeds, result: FrameResult) -> FrameResult:
-        """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again."""
+    def _reconcile(self, found: Seeds, result: FrameResult, join: bool = True) -> FrameResult:
+        """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again.
+
+        join: whether detections that show no known object become new ones.
+        """
         looked = self.tracker.look_at_boxes(found.boxes)
         detected, tracked = looked.logits > 0, result.low_res > 0
         same = self._same_label(found, result)
@@ -167,24 +182,31 @@ class Tracking:
         lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
         revived = {}
         if new and lost:
-            remembered = self._remembered([result.ids[column] for column in lost])
+            remembered = self.tracker.remembered([result.ids[column] for column in lost])
             revived = identity.revive(looked.pointer[new], remembered, same[new][:, lost])
         for i, row in enumerate(new):
             if i in revived:
                 self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
-            else:
+            elif join:
                 self._add(result.frame, found.objects[row])
+        for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
+            if self._is_cold(tracked[column], self.known[result.ids[column]].label, found):
+                self.tracker.mistrust(result.ids[column])
+        self.tracker.looked()
         return self.tracker.result()
+
+    def _is_cold(self, mask: Tensor, label: str, found: Seeds) -> bool:
+        """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
+        for heat in found.heat:
+            if heat.phrase == label:
+                above = torch.from_numpy(heat.at(tuple(mask.shape)) > heat.threshold).to(mask.device)
+                return int((above & mask).sum()) < COLD * int(mask.sum())
+        return False
 
     def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
         """Bool (detections, objects) on the tracker's device."""
         table = [[seed.label == self.known[number].label for number in result.ids] for seed in found.objects]
         return torch.tensor(table, dtype=torch.bool, device=self.tracker.model.device).view(len(found), len(result.ids))
-
-    def _remembered(self, ids: list[int]) -> Tensor:
-        """The object pointers (n, C) that objects had when they were last prompted."""
-        banks = [self.tracker.objects[number].bank.prompted for number in ids]
-        return torch.stack([bank[max(bank)].pointer for bank in banks])
 
     def _revive(self, number: int, logits: Tensor, score: float) -> None:
         """Give a lost object the mask, logits (s, s), of the detection that shows it."""
@@ -249,7 +271,7 @@ class Tracking:
 
     def _check(self, state: object) -> None:
         """ValueError unless restore can take it."""
-        tracker = state_kind(self.models.sam.config)
+        tracker = self.tracker.state_kind()
         known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole())
         fields(
             tracker=tracker,

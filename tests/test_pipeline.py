@@ -9,7 +9,8 @@ from minisam_glue.identity import assign
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import Clicks, Thresholds
-from minisam_glue.propagation import BOTH, MOST_PROMPTED, REVERSE, Tracking
+from minisam_glue.propagation import BOTH, REVERSE, Tracking
+from minisam_glue.propagators import MOST_PROMPTED
 from minisam_glue.seeding import Seed, Seeds
 
 

@@ -7,6 +7,7 @@ import torch
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue.propagation import Tracking
+from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.records import Segment
 from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
@@ -55,6 +56,9 @@ class ScriptedTracker:
 
     def prompt(self, number, box=None, mask=None):
         self.prompted.append((number, "box", tuple(box)) if mask is None else (number, "mask", span_of(mask)))
+
+    remembered = MemoryPropagator.remembered
+    looked = MemoryPropagator.looked
 
     def result(self):
         logits = torch.stack([strip(span) for span, _ in self.tracks.values()] or [strip(None)])[: len(self.tracks)]

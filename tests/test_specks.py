@@ -9,7 +9,8 @@ from helpers.tiny_segment import tiny_models
 
 from minisam_glue import Clicks, frames, load_models, propagation, segment_video
 from minisam_glue.heatmap import label_components
-from minisam_glue.propagation import HOLE, MOST_PROMPTED, SPECK, without_specks
+from minisam_glue.propagation import SPECK, without_specks
+from minisam_glue.propagators import HOLE, MOST_PROMPTED
 from minisam_glue.sam2 import VideoTracker
 
 CLIP = Path(__file__).parent.parent / "examples" / "leaving.webp"

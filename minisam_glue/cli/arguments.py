@@ -17,9 +17,9 @@ from .parser import OTSU, parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
 ARGUMENTS = (  # names in the Python interface
-    "box|point|mask|seed_frame|redetect|direction|device|dtype|sam|detector|method|heat_size|seed_prompt|template"
+    "box|point|mask|seed_frame|redetect|direction|propagate|device|dtype|sam|detector|method|heat_size|seed_prompt|template"
 )
-VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "format")
+VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate", "format")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")
@@ -159,6 +159,7 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
     if moving == {False}:
         notes += note(VIDEO_FLAGS, "for pictures")
         notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
+        notes += ["--save frames does nothing for pictures"] if "frames" in args.save else []
     if moving == {True}:
         notes += note(("html",), "for videos")
     if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):

@@ -35,7 +35,10 @@ VERSION = 2  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
 LARGEST_RESULT = 1 << 30  # bytes of a result.json
-RESULTS = ("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "page.html")
+RESULTS = (
+    *("result.json", "result.jsonl", "annotated", "annotated.*", "page.html"),
+    *("masks", "crops", "heatmaps", "frames"),
+)
 
 
 def finished_of(folder: Path) -> Facts | None:
@@ -109,6 +112,13 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     """Write a mask, bool (H, W), as a grey PNG of 0 and 255."""
     with whole_file(path) as temporary:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, "PNG", compress_level=3)
+
+
+def save_frame(path: Path, image: np.ndarray) -> None:
+    """Write a plain frame, uint8 (H, W, 3), as PNG."""
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as temporary:
+        Image.fromarray(image).save(temporary, "PNG", compress_level=3)
 
 
 def save_heat_map(stem: Path, heat: HeatMap, image: np.ndarray) -> None:
@@ -221,7 +231,7 @@ class VideoOutput:
 
     video: the frames that are segmented; `picture`: name of the annotated video, as VideoWriter takes it. in_order:
     frames come one after another from the first on, so they are drawn as they come; else at the end. save: also write
-    masks/<object>/<frame>.png, crops/<object>/<frame>.png, and of the frames that were looked at
+    masks/<object>/<frame>.png, crops/<object>/<frame>.png, frames/<frame>.png, and of the frames that were looked at
     heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
     is of, see provenance.py; ValueError if that state is of something else. MediaError or OSError if it can't be
     written.
@@ -303,6 +313,8 @@ class VideoOutput:
         time in seconds of the source."""
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()
         self.journal.append(record)
+        if "frames" in self.save:
+            save_frame(self.new / "frames" / f"{result.frame:06d}.png", result.image)
         if "heatmap" in self.save:
             for number, heat in enumerate(result.heat, 1):
                 stem = self.new / "heatmaps" / label_name(number, heat.phrase) / f"{result.frame:06d}"

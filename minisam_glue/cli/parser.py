@@ -13,6 +13,7 @@ from ..heatmap import HeatSettings
 from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
 from ..prompts import AUTO, SEED_PROMPTS, Thresholds
 from ..propagation import DIRECTIONS
+from ..propagators import MEMORY, PROPAGATORS
 
 DESCRIPTION = """Segment the objects that a sentence names, in images, folders, videos and cameras.
 
@@ -264,6 +265,12 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
         help="detect again every N frames: new objects join, lost ones return (default 0, never)",
     )
     group.add_argument(
+        "--propagate",
+        choices=tuple(PROPAGATORS),
+        default=MEMORY,
+        help="what carries masks to the next frame: SAM 2's memory, or optical flow (default %(default)s)",
+    )
+    group.add_argument(
         "--direction",
         choices=DIRECTIONS,
         default=DIRECTIONS[0],
@@ -279,9 +286,10 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save",
         nargs="+",
-        choices=("masks", "crops", "heatmap"),
+        choices=("masks", "crops", "heatmap", "frames"),
         default=[],
-        help="also save masks of each frame (pictures always have them), the objects cut out, or the heat maps",
+        help="also save masks of each frame (pictures always have them), the objects cut out, the heat maps, or the "
+        "plain frames of a video",
     )
     group.add_argument("--html", action="store_true", help="a web page per picture, to switch objects on and off")
     group.add_argument(

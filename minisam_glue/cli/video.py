@@ -40,6 +40,7 @@ class VideoRun:
                 args.redetect,
                 args.direction,
                 self.job.seeding,
+                args.propagate,
             )
             if isinstance(self.job.prompt, Clicks):
                 self.job.prompt.check_inside(video.size[::-1])  # before there is a folder

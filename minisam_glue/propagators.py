@@ -1,0 +1,267 @@
+"""What carries masks from one frame to the next: SAM 2's memory, or optical flow.
+
+Both take prompts on a frame and give the masks of all objects on the next one:
+
+    propagator = PROPAGATORS["flow"](sam)
+    propagator.seek(0, first_frame)
+    propagator.prompt(1, box=[28, 38, 80, 90])
+    propagator.seek(1, next_frame)
+    masks = propagator.track().masks()      # bool (objects, H, W)
+
+Memory: the frame attends to earlier frames and their masks (SAM 2, arXiv 2408.00714). Flow: the last mask is warped
+along Farneback's flow, and SAM 2 refines it, with the warped mask and its box as prompts. Where flow can't be trusted
+the object is looked for afresh: the frame attends to the frames on which the object was prompted, and is empty if
+that does not show it.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .flow import farneback, grey, inconsistency, warp
+from .pixels import to_rgb
+from .reading import Kind, fields, optional, refuse, whole
+from .sam2 import SAM2, FrameResult, VideoTracker
+from .sam2 import video_tracker as memory
+from .sam2.layers import resize_antialiased
+from .sam2.memory_bank import FrameMemory
+from .sam2.model import ABSENT, ObjectOutput
+from .sam2.preprocess import prompt_points
+from .sam2.video_tracker import TrackedObject
+
+MEMORY, FLOW = "memory", "flow"
+HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
+MOST_PROMPTED = 4  # frames of an object on which it was prompted that SAM 2 goes on to look at
+FLOW_SIDE = 512  # pixels of the longer side of the pictures between which flow is computed
+MOST = 10.0  # of the logits of a mask that is carried on
+CONSISTENT = 0.5  # share of the warped mask's pixels whose flow leads back, to pixels of like brightness, at least
+BRIGHTNESS = 32.0  # grey levels of 255 by which a pixel may change
+AGREEMENT = 0.4  # IoU of the refined and the warped mask, at least: else the mask has jumped
+CHANGE = 2.0  # times by which the area of a mask may grow or shrink from one frame to the next
+SMALLEST, LARGEST = 1 / 8, 8  # of its area when it was last prompted or found afresh
+LOOK_EVERY = 10  # frames between two looks with the sentence for objects that flow has lost
+
+
+class MemoryPropagator(VideoTracker):
+    """SAM 2's memory: VideoTracker with the settings of the pipeline."""
+
+    def __init__(self, model: SAM2):
+        holes = HOLE * (model.config.image_size // 4) ** 2 // 256**2
+        super().__init__(model, max_hole=holes, max_prompted=MOST_PROMPTED)
+
+    def remembered(self, ids: Iterable[int]) -> Tensor:
+        """The object pointers (n, C) that objects had when they were last prompted."""
+        banks = [self.objects[number].bank.prompted for number in ids]
+        return torch.stack([bank[max(bank)].pointer for bank in banks])
+
+    def state_kind(self) -> Kind:
+        """What state() gives."""
+        return memory.state_kind(self.model.config)
+
+    def wants_look(self, frame: int) -> bool:
+        """Whether a look with the sentence would help on this frame. Memory finds lost objects by itself."""
+        return False
+
+    def looked(self) -> None:
+        """Note that detections of the current frame have been told."""
+
+    def mistrust(self, number: int) -> None:
+        """Note that a heat map shows nothing where this object's mask is. Memory decides for itself."""
+
+
+class FlowPropagator(MemoryPropagator):
+    """Optical flow, and SAM 2 as an image model; memory only of the frames on which objects were prompted.
+
+    A mask that flow carries is doubted if too few of its pixels are found again and lead back, or if SAM 2 makes
+    something else of it: another place (IoU), another size (area). Then, and as long as an object is absent, the frame
+    attends to the object's prompted frames, and SAM 2's object score says whether it is there.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self.now: Tensor | None = None  # uint8 (h, w): brightness of the current frame, at most FLOW_SIDE long
+        self.before: Tensor | None = None  # of the frame before
+        self.carried: dict[int, Tensor] = {}  # logits (s, s) of the objects that were seen on the frame before
+        self.areas: dict[int, int] = {}  # pixels of the low-resolution mask when an object was last found
+        self.last_look: int | None = None
+
+    def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
+        """As VideoTracker.seek; the masks of the frame before are kept to be carried on."""
+        if frame == self.frame and self.features is not None:
+            return
+        array = to_rgb(image)
+        memories = {number: obj.bank.get(self.frame) for number, obj in self.objects.items()}
+        masks = {number: m.logits for number, m in memories.items() if m is not None and m.logits is not None}
+        super().seek(frame, array)
+        self.carried = {number: logits for number, logits in masks.items() if (logits > 0).any()}
+        self.before, self.now = self.now, brightness(array, self.model.device)
+
+    def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
+        super().remember_prompt(obj, out)
+        self.areas[obj.id] = int((out.logits > 0).sum())
+
+    @torch.inference_mode()
+    def track(self, reverse: bool = False) -> FrameResult:
+        """As VideoTracker.track. reverse: time runs backwards, which flow does not need to know."""
+        self.current()
+        waiting = [number for number, obj in self.objects.items() if self.frame not in obj.bank.prompted]
+        found = self.refine([number for number in waiting if number in self.carried])
+        for number in waiting:
+            obj = self.objects[number]
+            memory = found.get(number) or self.look(obj, reverse)
+            obj.bank.tracked[self.frame] = memory
+            obj.visited[self.frame] = reverse
+        self.passes += 1
+        return self.result()
+
+    def refine(self, ids: list[int]) -> dict[int, FrameMemory]:
+        """The masks of the frame before, warped and refined on this one; doubtful ones are left out."""
+        if not ids or self.before is None:
+            return {}
+        warped, consistent = self.warp_masks(torch.stack([self.carried[number] for number in ids]))
+        there = (warped > 0).flatten(1).any(1)
+        kept = ((consistent >= CONSISTENT) & there).nonzero().flatten().tolist()
+        found = {}
+        for i in range(0, len(kept), self.chunk):
+            rows = kept[i : i + self.chunk]
+            out = self.refine_masks(warped[rows])
+            trusted = self.trusted(out.logits > 0, warped[rows] > 0, [self.areas[ids[row]] for row in rows])
+            for row, good, pointer, score, logits in zip(
+                rows, trusted.tolist(), out.pointer, out.object_score_logits, self.clean(out.logits)
+            ):
+                if good:
+                    found[ids[row]] = FrameMemory(pointer.clone(), score.clone(), None, logits.clone())
+        return found
+
+    def warp_masks(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, s, s) of the frame before -> the same on this frame, and the share (n,) of good flow."""
+        pairs = torch.stack((self.before, self.now)), torch.stack((self.now, self.before))
+        there, back = farneback(*pairs).split(1)  # from the frame before to this one, and from this one to it
+        size = self.now.shape[-2:]
+        full = F.interpolate(logits.float().clamp(-MOST, MOST)[None], size, mode="bilinear", align_corners=False)
+        moved = warp(full + MOST, back)[0] - MOST  # beyond the edge: no object
+        # Sundaram, Brox and Keutzer, "Dense Point Trajectories by GPU-accelerated Large Displacement Optical Flow"
+        # (ECCV 2010), equation 5.
+        lengths = (back**2).sum(1) + (warp(there, back) ** 2).sum(1)
+        good = inconsistency(there, back) ** 2 < 0.01 * lengths + 0.5
+        change = warp(self.before[None, None], back)[:, 0] - self.now.float()
+        good &= change.abs() < BRIGHTNESS
+        inside = moved > 0
+        share = (inside & good).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
+        return resize_antialiased(moved[:, None], logits.shape[-1])[:, 0], share
+
+    def refine_masks(self, warped: Tensor) -> ObjectOutput:
+        """SAM 2's masks for mask prompts, logits (n, s, s), and the boxes around them."""
+        side = warped.shape[-1]
+        scale = torch.tensor([self.size[1] / side, self.size[0] / side] * 2, device=warped.device)
+        prompts = prompt_points(boxes_of(warped > 0) * scale, None, None, self.size, self.model.config.image_size)
+        xy, labels = (t.to(self.model.device) for t in prompts)
+        features, tokens = self.current(), self.model.without_memory(self.current())
+        return self.model.as_object(
+            self.model.decode(tokens, features.high_res, xy, labels, warped[:, None].to(tokens.dtype))
+        )
+
+    def trusted(self, refined: Tensor, warped: Tensor, areas: list[int]) -> Tensor:
+        """Bool (n,): whether refined masks, bool (n, s, s), are where the warped ones are, and of a likely size."""
+        area, before = refined.flatten(1).sum(1), warped.flatten(1).sum(1)
+        both, known = (refined & warped).flatten(1).sum(1), torch.tensor(areas, device=area.device)
+        return (
+            (both >= AGREEMENT * (area + before - both).clamp(min=1))
+            & (area <= CHANGE * before)
+            & (before <= CHANGE * area)
+            & (area >= SMALLEST * known)
+            & (area <= LARGEST * known)
+        )
+
+    def look(self, obj: TrackedObject, reverse: bool) -> FrameMemory:
+        """An object by the memory of the frames on which it was prompted; empty if it is not there."""
+        selection = self.select_memories(obj, reverse)
+        tokens = self.model.condition_on_memory(self.features, [selection], self.pointer_count)
+        out = self.model.as_object(self.model.decode(tokens, self.features.high_res, multimask=True))
+        logits = self.clean(out.logits)[0]
+        if (logits > 0).any():
+            self.areas[obj.id] = int((logits > 0).sum())
+        return FrameMemory(out.pointer[0], out.object_score_logits[0], None, logits)
+
+    def wants_look(self, frame: int) -> bool:
+        """Whether an object was lost, and the sentence was not asked for LOOK_EVERY frames."""
+        absent = any(not (m.logits > 0).any() for m in self.latest() if m is not None and m.logits is not None)
+        return absent and (self.last_look is None or abs(frame - self.last_look) >= LOOK_EVERY)
+
+    def latest(self) -> list[FrameMemory | None]:
+        """The objects' masks on the current frame."""
+        return [obj.bank.get(self.frame) for obj in self.objects.values()]
+
+    def looked(self) -> None:
+        """Note that detections of the current frame have been told."""
+        self.last_look = self.frame
+
+    def mistrust(self, number: int) -> None:
+        """Take an object for absent on the current frame, where a heat map shows nothing of it."""
+        memory = self.objects[number].bank.tracked.get(self.frame)
+        if memory is not None:
+            memory.logits = torch.full_like(memory.logits, ABSENT)
+
+    def state(self) -> dict:
+        """As VideoTracker.state, with what flow needs of the current frame."""
+        return super().state() | {"now": self.now, "areas": dict(self.areas), "last_look": self.last_look}
+
+    def restore(self, state: dict) -> None:
+        self.state_kind()(state, "the tracker")
+        super().restore({name: state[name] for name in ("frame", "size", "passes", "objects")})
+        self.now = None if state["now"] is None else state["now"].to(self.model.device)
+        self.areas, self.last_look = dict(state["areas"]), state["last_look"]
+
+    def state_kind(self) -> Kind:
+        """What state() gives."""
+        tracker = super().state_kind()
+        more = fields(now=optional(_brightness_kind), areas=_areas_kind, last_look=optional(whole()))
+
+        def check(value: object, where: str) -> None:
+            extra = ("now", "areas", "last_look")
+            given = value if isinstance(value, dict) else {}
+            tracker({name: given[name] for name in given if name not in extra}, where)
+            more({name: given[name] for name in given if name in extra}, where)
+            if {o["id"] for o in given["objects"]} - set(given["areas"]):
+                raise ValueError(f"{where} has no area of an object")
+
+        return check
+
+
+def _brightness_kind(value: object, where: str) -> None:
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim != 2 or not value.numel():
+        refuse(value, where, "a picture of bytes")
+
+
+def _areas_kind(value: object, where: str) -> None:
+    for number, area in value.items() if isinstance(value, dict) else refuse(value, where, "areas") or ():
+        whole(1)(number, where)
+        whole()(area, where)
+
+
+def brightness(image: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (H, W, 3) -> uint8 (h, w), at most FLOW_SIDE pixels long, in the proportions of the picture."""
+    picture = grey(torch.tensor(image, device=device)[None])
+    scale = FLOW_SIDE / max(picture.shape[-2:])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in picture.shape[-2:]]
+        picture = F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return picture[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """The boxes (n, 4), xyxy, around bool masks (n, h, w), none of which is empty."""
+    sides = []
+    for axis in (1, 2):  # columns, then rows
+        line = masks.any(axis)
+        index = torch.arange(line.shape[1], device=masks.device)
+        sides.append((index.where(line, line.shape[1]).amin(1), index.where(line, -1).amax(1) + 1))
+    (left, right), (top, bottom) = sides
+    return torch.stack((left, top, right, bottom), 1).float()
+
+
+PROPAGATORS = {MEMORY: MemoryPropagator, FLOW: FlowPropagator}

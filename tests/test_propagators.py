@@ -1,0 +1,236 @@
+"""Masks that optical flow carries: where they go, when they are doubted, and that a run can be broken off anywhere."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import command, lines
+from helpers.sam2_tiny import tiny_model
+from helpers.squares import film, picture, save_film
+from helpers.tiny_segment import tiny_models
+
+from minisam_glue import propagation
+from minisam_glue.masks import mask_iou
+from minisam_glue.pipeline import segment_video
+from minisam_glue.prompts import Clicks
+from minisam_glue.propagation import BOTH, REVERSE, Tracking
+from minisam_glue.propagators import LOOK_EVERY, FlowPropagator, boxes_of
+from minisam_glue.records import HeatMap
+from minisam_glue.sam2.memory_bank import FrameMemory
+from minisam_glue.sam2.model import ObjectOutput
+from minisam_glue.seeding import Seed, Seeds
+
+FLOW = {"propagate": "flow"}
+
+
+def textured(left: int, top: int = 40) -> tuple[np.ndarray, torch.Tensor]:
+    """A bright textured square at (left, top) before a texture, uint8 (160, 160, 3), and its mask (160, 160)."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 90, (40, 40)).repeat(4, 0).repeat(4, 1)
+    image[top : top + 60, left : left + 60] = rng.integers(120, 250, (15, 15)).repeat(4, 0).repeat(4, 1)
+    mask = torch.zeros(160, 160, dtype=torch.bool)
+    mask[top : top + 60, left : left + 60] = True
+    return image[..., None].repeat(3, 2).astype(np.uint8), mask
+
+
+class Trusting(FlowPropagator):
+    """SAM 2 refines nothing: a mask is what flow makes of the one before; a fresh look finds nothing."""
+
+    looks = 0
+
+    def refine_masks(self, warped):
+        return ObjectOutput(warped, torch.zeros(len(warped), self.model.config.dim), torch.ones(len(warped)))
+
+    def look(self, obj, reverse):
+        self.looks += 1
+        side = self.model.config.image_size // 4
+        pointer = torch.zeros(self.model.config.dim)
+        return FrameMemory(pointer, torch.tensor(-5.0), None, torch.full((side, side), -10.0))
+
+
+def begin(image, mask) -> Trusting:
+    propagator = Trusting(tiny_model())
+    propagator.seek(0, image)
+    propagator.prompt(1, mask=mask)
+    return propagator
+
+
+def test_flow_carries_a_mask_along_with_what_it_shows():
+    propagator = begin(*textured(20))
+    for t in range(1, 6):
+        image, mask = textured(20 + 6 * t, 40 + 3 * t)
+        found = propagator.step(image).masks()
+    assert mask_iou(found, mask[None]).item() > 0.7 and propagator.looks == 0
+    assert mask_iou(textured(20)[1][None], mask[None]).item() < 0.3
+
+
+def test_what_disappears_is_absent_and_not_smeared():
+    propagator = begin(*textured(20))
+    cut = np.random.default_rng(5).integers(0, 90, (40, 40, 1), dtype=np.uint8).repeat(4, 0).repeat(4, 1).repeat(3, 2)
+    for count in (1, 2):
+        assert not propagator.step(cut).masks().any() and propagator.looks == count
+
+
+@pytest.mark.parametrize("change", [0.2, 5.0])
+def test_a_mask_that_collapses_or_explodes_is_doubted(change):
+    propagator, warped = begin(*textured(20)), torch.zeros(1, 16, 16, dtype=torch.bool)
+    warped[0, 4:8, 4:8] = True
+    refined = torch.zeros_like(warped)
+    side = round(4 * change**0.5)
+    refined[0, 4 : 4 + side, 4 : 4 + side] = True
+    assert propagator.trusted(warped, warped, [16]).all()
+    assert not propagator.trusted(refined, warped, [16]).any()
+    assert not propagator.trusted(warped, warped, [16 * 9]).any() and not propagator.trusted(warped, warped, [1]).any()
+
+
+def test_a_mask_elsewhere_is_doubted():
+    one, other = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    one[0, :4, :4] = other[0, 8:12, 8:12] = True
+    assert not begin(*textured(20)).trusted(other, one, [16]).any()
+
+
+def test_a_look_with_the_sentence_is_asked_for_now_and_then_while_something_is_lost():
+    propagator, image = begin(*textured(20)), textured(20)[0]
+    assert not propagator.wants_look(1)
+    propagator.seek(1, image)
+    propagator.track()
+    propagator.mistrust(1)
+    assert propagator.wants_look(2)
+    propagator.looked()
+    asked = [propagator.wants_look(t) for t in range(2, 2 + LOOK_EVERY)]
+    assert asked == [False] * (LOOK_EVERY - 1) + [True]
+
+
+def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(monkeypatch):
+    monkeypatch.setitem(propagation.PROPAGATORS, "flow", Trusting)
+    models = tiny_models()
+    frames = [picture(5)] * 2 + [picture()] * 3 + [picture(5, 40)] * 20
+    results = list(segment_video(models, frames, "bright.", **FLOW))
+    assert {o.id for r in results for o in r.objects} == {1}
+    assert [bool(r.seen) for r in results[2:5]] == [False] * 3 and results[-1].seen
+    assert models.detector.looked <= 2 + len(frames) // LOOK_EVERY
+
+
+def test_a_mask_where_the_heat_map_shows_nothing_is_given_up():
+    tracking = Tracking(tiny_models(), "bright.", **FLOW)
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[:8, :8] = True
+    for corner, cold in ((slice(0, 8), False), (slice(8, 16), True)):
+        logits = torch.full((16, 16), -9.0)
+        logits[corner, corner] = 9
+        found = Seeds([Seed("bright")], heat=[HeatMap("bright", logits, 0.5)])
+        assert tracking._is_cold(mask, "bright", found) == cold and not tracking._is_cold(mask, "dark", found)
+
+
+def same(one, other) -> bool:
+    return [o.id for o in one.objects] == [o.id for o in other.objects] and np.array_equal(one.masks, other.masks)
+
+
+@pytest.mark.parametrize("direction", ["forward", BOTH])
+def test_a_run_by_flow_goes_on_from_a_state_bit_for_bit(direction, tmp_path):
+    frames = [picture(), picture(5), picture(12, 40)]
+    settings = {"seed_frame": 1, "redetect": 1, "direction": direction} | FLOW
+    whole = list(segment_video(tiny_models(), frames, "bright.", **settings))
+    for stop in range(len(whole)):
+        first = Tracking(tiny_models(), "bright.", **settings)
+        run = first.run(frames)
+        for _ in range(stop + 1):
+            next(run)
+        torch.save(first.state(), tmp_path / "state.pt")
+        second = Tracking(tiny_models(), "bright.", **settings)
+        second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+        rest = list(second.run(frames))
+        assert len(rest) == len(whole) - stop - 1 and all(map(same, rest, whole[stop + 1 :]))
+
+
+def test_reverse_by_flow_is_forward_through_the_reversed_video():
+    frames = film(5)
+    forward = segment_video(tiny_models(), frames[::-1], "bright.", **FLOW)
+    backward = segment_video(tiny_models(), frames, "bright.", direction=REVERSE, **FLOW)
+    assert all(np.array_equal(a.masks, b.masks) for a, b in zip(forward, backward, strict=True))
+
+
+def test_a_state_of_another_propagator_or_a_damaged_one_is_refused_and_changes_nothing():
+    one, other = (Tracking(tiny_models(), "bright.", propagate=name) for name in ("flow", "memory"))
+    for tracking in (one, other):
+        list(tracking.run(film(2)))
+    before = one.state()
+    with pytest.raises(ValueError):
+        one.restore(other.state())
+    for name, value in (("now", torch.zeros(3)), ("areas", {}), ("areas", 5), ("areas", {1: "x"}), ("last_look", -3)):
+        state = one.state()
+        state["tracker"][name] = value
+        with pytest.raises(ValueError):
+            one.restore(state)
+    assert one.tracker.frame == 1 and one.state()["known"] == before["known"]
+
+
+def test_what_flow_holds_does_not_grow():
+    tracking = Tracking(tiny_models(), "bright.", redetect=1, **FLOW)
+    held = [
+        tracking.tracker.held_bytes() / max(len(result.objects), 1) for result in tracking.run(iter([picture(5)] * 24))
+    ]
+    assert max(held[20:]) <= max(held[16:20]) * 1.02
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [picture()] * 3,
+        [picture()] * 2 + [picture(5)] * 2,
+        [picture(5)],
+        [picture(5)] * 3,
+        [np.full((1, 1, 3), 200, np.uint8)] * 3,
+        [np.full((1, 50, 3), 200, np.uint8)] * 2,
+        [picture(5), picture(30, seed=4), picture(), picture(20, 40)],
+    ],
+    ids=["nothing", "nothing at first", "one frame", "identical", "1x1", "1x50", "scene cuts"],
+)
+def test_odd_videos_have_a_result_for_each_frame(frames):
+    prompts = ["bright."] + ([Clicks(points=[(0, 0, 1)])] if frames[0].shape[0] == 1 else [])
+    for prompt in prompts:
+        results = list(segment_video(tiny_models(), frames, prompt, **FLOW))
+        assert [r.frame for r in results] == list(range(len(frames)))
+        assert all(r.masks.shape[1:] == frames[0].shape[:2] for r in results)
+
+
+def test_boxes_bound_masks():
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, 2:4, 1:7] = masks[1, 5, 7] = True
+    assert boxes_of(masks).tolist() == [[1, 2, 7, 4], [7, 5, 8, 6]]
+
+
+def test_an_unknown_propagator_is_said():
+    with pytest.raises(ValueError, match="propagate 'magic': choose one of memory, flow"):
+        segment_video(tiny_models(), film(2), "bright.", propagate="magic")
+
+
+def test_the_command_propagates_by_flow_goes_on_where_it_was_and_keeps_frames(tmp_path, monkeypatch):
+    from minisam_glue.cli import video
+
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--propagate", "flow"]
+    words += ["--save", "frames"]
+    assert command(*words, "--out", tmp_path / "whole") == 0
+    monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
+    run, done = Tracking.run, SimpleNamespace(count=0)
+
+    def broken(self, frames):
+        for result in run(self, frames):
+            yield result
+            done.count += 1
+            if done.count == 3:
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tracking, "run", broken)
+    assert command(*words, "--out", tmp_path / "broken") == 2
+    assert command(*words[:-4], "--save", "frames", "--out", tmp_path / "broken", "--resume") == 2  # by memory
+    assert command(*words, "--out", tmp_path / "broken", "--resume") == 0
+    whole, resumed = (tmp_path / name / "film" for name in ("whole", "broken"))
+    assert lines(whole / "result.jsonl") == lines(resumed / "result.jsonl")
+    for folder in (whole, resumed):
+        saved = sorted((folder / "frames").iterdir())
+        assert [path.name for path in saved] == [f"{t:06d}.png" for t in range(5)]
+    from minisam_glue.media import read_image
+
+    assert np.array_equal(read_image(str(saved[2])), film(5)[2])
