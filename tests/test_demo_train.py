@@ -193,7 +193,7 @@ import torch
 import torch.distributed as dist
 from helpers.demo_training import RECIPE
 from minisam_glue.demo.train_detector import DetectorTask
-from minisam_glue.demo.training import Trainer, average_gradients
+from minisam_glue.demo.training import Trainer, average_gradients, leave_processes
 dist.init_process_group("gloo")
 torch.set_num_threads(1)
 out = pathlib.Path(sys.argv[1])
@@ -204,7 +204,7 @@ either = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False) for _ in range(3)
 ((1 + dist.get_rank()) * either[dist.get_rank()](torch.ones(1))).backward()
 average_gradients(either)
 torch.save([float(weight.grad) for weight in either.parameters()], out / f"gradients{dist.get_rank()}.pt")
-dist.destroy_process_group()
+leave_processes()
 """
 
 
