@@ -24,7 +24,6 @@ from minivit.reading import (
     LARGEST,
     any_tensor,
     check_weights,
-    describe,
     fields,
     kinds_of,
     load,
@@ -115,7 +114,6 @@ KINDS = {
     "epoch": optional(whole()),
 }
 MODEL_KINDS = kinds_of(ViTConfig)
-MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a whole number of a configuration may be
 MOST_PARAMETERS = 1 << 31  # 8 GiB in fp32, four times that in training
 
 
@@ -131,11 +129,6 @@ def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
 
 def outline_model(preset: str, classes: int, overrides: dict) -> nn.Module:
     """The model of build_model on the meta device, where it has shapes and takes no memory. ValueError as there."""
-    for name, value in overrides.items():
-        most = MOST_BLOCKS if name == "depth" else MOST_OTHERS
-        for number in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(number, (int, float)) and not 0 <= number <= most:
-                raise ValueError(f"--{name.replace('_', '-')} {describe(number)}: give a number from 0 to {most}")
     with torch.device("meta"):
         model = _build(preset, classes, overrides)
     count = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))

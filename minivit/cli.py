@@ -101,14 +101,19 @@ def show_warnings() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors may show any argument."""
+    """Its errors are one line, as all others are, without the usage before it."""
 
     def error(self, message: str) -> None:
-        super().error(printable(message))
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def parse_arguments(argv: list[str] | None, command: str) -> argparse.Namespace:
     """Parse the command line. An argument that was not given is absent, so that presets and --config can fill it."""
+    return make_parser(command).parse_args(argv)
+
+
+def make_parser(command: str) -> Parser:
+    """The parser of all flags, which calls the program `command`."""
     parser = Parser(
         prog=command,
         usage=f"{command} [options]",
@@ -117,17 +122,9 @@ def parse_arguments(argv: list[str] | None, command: str) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    for add_group in (
-        add_tasks,
-        add_data,
-        add_model,
-        add_optimisation,
-        add_augmentation,
-        add_distillation,
-        add_machine,
-    ):
+    for add_group in ADD_GROUPS:
         add_group(parser)
-    return parser.parse_args(argv)
+    return parser
 
 
 def add_flag(group, name: str, help: str, **options) -> None:
@@ -366,7 +363,7 @@ def show_result(result: dict, folder: Path) -> None:
 
 def evaluate(path: Path, given: dict) -> int:
     """Print the accuracy of a checkpoint on the test images of the data it was trained on, or of --data."""
-    device = run.choose_device(given.get("device", "auto"))
+    device = run.set_up_machine(given)
     model, state = checkpoint.load_model(path, device)
     about = state["describe"]
     trained_on = {name: about[name] for name in ("data", "data_root", "preset") if name in about}
@@ -385,7 +382,7 @@ def classify(path: Path, images: list[Path], given: dict) -> int:
     """Print the three most likely classes of each image file."""
     if not images:
         raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
-    device = run.choose_device(given.get("device", "auto"))
+    device = run.set_up_machine(given)
     model, state = checkpoint.load_model(path, device)
     evaluator = evaluator_of(state, device)
     for file in images:

@@ -29,15 +29,17 @@ class ConvStem(nn.Module):
 
     The first convolution keeps the resolution; each further one halves it, until one position is one
     patch; a 1x1 projection follows. Convolutions bring the locality that a transformer would have to
-    learn from more images than small data sets have. ValueError if p is not a power of two.
+    learn from more images than small data sets have. ValueError if p is not a power of two, or dim below 4.
     """
 
     def __init__(self, patch: int, dim: int):
         super().__init__()
         steps = int(math.log2(patch))
         if 2**steps != patch:
-            raise ValueError(f"a convolutional stem needs a patch size that is a power of two, not {patch}")
+            raise ValueError(f"--patch {patch}: a convolutional stem needs a patch size that is a power of two")
         widths = [dim // 2 ** min(i, 2) for i in range(steps, 0, -1)] + [dim]
+        if not min(widths):
+            raise ValueError(f"--dim {dim}: a convolutional stem needs at least 4")
         layers: list[nn.Module] = []
         for i, (c_in, c_out) in enumerate(zip([3] + widths, widths)):
             stride = 1 if i == 0 else 2  # the first keeps the full resolution
@@ -85,7 +87,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float):
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma.to(x.dtype)

@@ -188,6 +188,20 @@ def positive(value: object, where: str) -> None:
         refuse(value, where, "above 0")
 
 
+def within(low: float, high: float = MOST, ends: str = "[]") -> Kind:
+    """A finite number of a range; ends: as in mathematics, "[" and "]" belong to it, "(" and ")" do not."""
+    expected = f"a number {'above' if ends[0] == '(' else 'from'} {low}"
+    if high < MOST:
+        expected += f" {'to' if ends[1] == ']' else 'to below'} {high}"
+
+    def check(value: object, where: str) -> None:
+        real(value, where)
+        if not low <= value <= high or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
+            refuse(value, where, expected)
+
+    return check
+
+
 def measured(value: object, where: str) -> None:
     """Any number, NaN and infinity too."""
     if not isinstance(value, float) and (type(value) is not int or abs(value) > LARGEST):
@@ -241,6 +255,20 @@ def fields(**kinds: Kind) -> Kind:
 def kinds_of(config: type) -> dict[str, Kind]:
     """The kind of each field of a dataclass, by name."""
     return {field.name: kind_of(field.type) for field in dataclasses.fields(config)}
+
+
+def check_config(config: object, kinds: Mapping[str, Kind], names: Mapping[str, str]) -> None:
+    """ValueError unless each field of a dataclass is of its kind, or, without one, of what its annotation says.
+
+    names: how the message calls a field, where that is not its name.
+    """
+    for name, kind in {**kinds_of(type(config)), **kinds}.items():
+        kind(getattr(config, name), names.get(name, name))
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting: "batch_size" -> "--batch-size"."""
+    return "--" + name.replace("_", "-")
 
 
 def kind_of(annotation: object) -> Kind:

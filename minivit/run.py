@@ -28,18 +28,30 @@ from minivit.reading import (
     check_weights,
     fields,
     flag,
+    flag_of,
     kinds_of,
     mapping,
+    one_of,
     optional,
     plain,
     real,
+    refuse,
     text,
     whole,
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
 from minivit.text import count
-from minivit.train import LEAST_HOLD_OUT, NARROW, TrainConfig, Trainer, TrainingError, bf16_is_faster, choose_precision
+from minivit.train import (
+    LEAST_HOLD_OUT,
+    NARROW,
+    TrainConfig,
+    Trainer,
+    TrainingError,
+    bf16_is_faster,
+    check_crop,
+    choose_precision,
+)
 from minivit.vit import PRESETS, ViTConfig
 
 # Training settings of presets, where they differ from TrainConfig.
@@ -111,8 +123,20 @@ ARGUMENT_KINDS = {  # of config.json
     **dict.fromkeys(("teacher", "pretrained"), optional(text)),
     "val_split": real,
     "skip_bad": flag,
-    "threads": whole(0, 1 << 16),
+    "threads": whole(),
 }
+MOST_THREADS = 1024  # an operating system that cannot start more ends the process
+
+
+def hold_out_amount(value: object, where: str) -> None:
+    """A share of the training images, or a number of them."""
+    real(value, where)
+    if value < 0 or (value >= 1 and value != int(value)):
+        refuse(value, where, "a share from 0 to below 1, or a whole number of images")
+
+
+# What the arguments may be that are no settings of the model or of the training; machine: set_up_machine.
+OTHER_KINDS = {"data": one_of(datasets.NAMES), "val_split": hold_out_amount, "preset": one_of([*PRESETS, *RESNETS])}
 
 
 def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tuple[Trainer, dict]:
@@ -122,21 +146,23 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     CheckpointError among them) for what cannot be used, before anything is written.
     """
     resume = given.pop("resume", None)
+    if resume and "config" in given:
+        raise TrainingError("--config does not go with --resume: a run continues with its own arguments")
     if resume:
         given = {**read_config(resume / "config.json"), **given, "out": resume}
     elif "config" in given:
         given = {**read_config(given.pop("config")), **given}
     args = resolve(given)
+    check_out(args["out"])
     claim = claim_folder(args["out"]) if args["out"].is_dir() else None
     state = checkpoint.read(args["out"] / "last.pt") if resume else None
     if state:
         check_same_model(args, state)
-    device = choose_device(args["device"])
-    if args["threads"]:
-        torch.set_num_threads(args["threads"])
+    device = set_up_machine(args)
     config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
     checkpoint.outline_model(args["preset"], 1, overrides)  # before images of its size are read
+    check_crop(config.crop, image_side(args))
     dataset = load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
     model = build_model(args["preset"], len(dataset.classes), overrides)
@@ -215,10 +241,13 @@ def resume_from(trainer: Trainer, state: dict) -> None:
 
 
 def resolve(given: dict) -> dict:
-    """Fill in the arguments that were not given, from the preset's recipe and the defaults."""
+    """Fill in the arguments that were not given, from the preset's recipe and the defaults.
+
+    ValueError for those of OTHER_KINDS that are out of range.
+    """
     preset = given.get("preset", DEFAULTS["preset"])
-    if preset not in PRESETS and preset not in RESNETS:
-        raise TrainingError(f"there is no preset {preset!r}: choose from {', '.join([*PRESETS, *RESNETS])}")
+    for name, kind in OTHER_KINDS.items():
+        kind(given.get(name, DEFAULTS[name]), flag_of(name))
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
     args["sizes"] = tuple(args["sizes"])
@@ -230,28 +259,51 @@ def resolve(given: dict) -> dict:
     return args
 
 
+def check_out(out: Path) -> None:
+    """TrainingError if something else than a folder stands where the run is to be written."""
+    there = next((path for path in (out, *out.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise TrainingError(f"--out {out}: {there} is no folder, choose another --out")
+
+
+def set_up_machine(given: dict) -> torch.device:
+    """Set the threads of this process, if any are given, and return the device. ValueError for what is not there."""
+    threads = given.get("threads", DEFAULTS["threads"])
+    whole(0, MOST_THREADS)(threads, "--threads")
+    if threads:
+        torch.set_num_threads(threads)
+    return choose_device(given.get("device", DEFAULTS["device"]))
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name; "auto" is a GPU if there is one. TrainingError if it cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise TrainingError(f"device {name!r} cannot be used here ({reason}): try --device cpu") from None
+        raise TrainingError(f"--device {name!r} cannot be used here ({reason}): try --device cpu") from None
     return device
 
 
 def load_data(args: dict) -> datasets.Dataset:
     """Load the data set that the arguments name, with its hold-out. Raises DataError."""
-    side = args.get("image_size") or (PRESETS[args["preset"]].size[0] if args["preset"] in PRESETS else 32)
-    side = 32 if args["data"].startswith("cifar") else side  # CIFAR stays small in memory and is enlarged on the device
-    dataset = datasets.load(args["data"], args["data_root"], side, args["seed"], args["skip_bad"])
+    dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
     held_out = dataset.val is not None  # a folder may bring its own
     return (
         datasets.hold_out(dataset, args["val_split"], args["seed"]) if args["val_split"] and not held_out else dataset
     )
+
+
+def image_side(args: dict) -> int:
+    """The side in pixels at which the training images are read."""
+    if args["data"].startswith("cifar"):
+        return 32  # CIFAR stays small in memory and is enlarged on the device
+    return args.get("image_size") or (PRESETS[args["preset"]].size[0] if args["preset"] in PRESETS else 32)
 
 
 def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
@@ -321,7 +373,7 @@ def read_config(path: Path) -> dict:
         if unknown:
             raise ValueError(f"arguments[{unknown[0]!r}] is not known to this version of the program: take it out")
         fields(**{name: kind for name, kind in ARGUMENT_KINDS.items() if name in args})(args, "arguments")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(f"there is no {path}: name a run folder or its config.json") from None
     except (ValueError, RecursionError) as error:  # JSON that is none, too
         reason = " ".join(str(error).split())[:200]

@@ -20,7 +20,9 @@ class WhiteningStem(nn.Module):
     def __init__(self, patch: int, dim: int, width: int = 64):
         super().__init__()
         if patch != 4:
-            raise ValueError(f"the whitening stem makes patches of 4x4 pixels, not {patch}x{patch}: take stem 'conv'")
+            raise ValueError(
+                f"the whitening stem makes patches of 4x4 pixels, not {patch}x{patch}: --patch 4 or --stem conv"
+            )
         self.whiten = Whitening()
         self.down1 = ConvNorm(self.whiten.channels, width, pool=True)
         self.mix1 = ConvNorm(width, width)

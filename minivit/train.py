@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
+from minivit.vit import MOST_OTHERS
 
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
 NARROW = 128  # channels: narrower models may lose more by conversion to bf16 than its products gain
@@ -80,16 +81,35 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for field in fields(self):
-            choices, value = get_args(field.type), getattr(self, field.name)
-            if get_origin(field.type) is Literal and value not in choices:
-                raise TrainingError(f"--{field.name.replace('_', '-')} {value}: choose from {', '.join(choices)}")
-        for name in ("epochs", "batch_size", "accumulate", "lr", "max_bad_steps"):
-            if getattr(self, name) <= 0:
-                raise TrainingError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
-        for name in ("warmup", "erasing", "mix_prob", "label_smoothing", "distill_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TrainingError(f"--{name.replace('_', '-')} is a share from 0 to 1, not {getattr(self, name)}")
+        try:
+            reading.check_config(self, TRAIN_KINDS, {field.name: reading.flag_of(field.name) for field in fields(self)})
+        except ValueError as error:
+            raise TrainingError(error) from None
+        if self.schedule == "cosine" and self.min_lr > self.lr:
+            raise TrainingError(f"--min-lr is {self.min_lr:g}, above --lr {self.lr:g}: lower --min-lr, or raise --lr")
+
+
+# The ranges of those settings; of the others, the annotation says what they may be.
+TRAIN_KINDS: dict[str, reading.Kind] = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "max_bad_steps"), reading.whole(1)),
+    **dict.fromkeys(("patience", "clean_epochs"), reading.whole()),
+    **dict.fromkeys(("lr", "adamw_lr"), reading.positive),
+    **dict.fromkeys(("min_lr", "weight_decay", "clip"), reading.within(0)),
+    **dict.fromkeys(("warmup", "ema_start", "ema_end", "label_smoothing"), reading.within(0, 1, "[)")),
+    **dict.fromkeys(("erasing", "mix_prob", "distill_weight"), reading.within(0, 1)),
+    **dict.fromkeys(("mixup", "cutmix"), reading.within(0, 1000)),
+    "jitter": reading.within(0, 2),  # beyond, factors are cut at 0 and hues turn in full
+    "sizes": reading.sequence(reading.whole(1, MOST_OTHERS)),
+    "crop": reading.whole(0, MOST_OTHERS),  # below the side of the images: check_crop
+    "distill_temperature": reading.optional(reading.positive),
+    "seed": reading.whole(1 - reading.LARGEST, reading.LARGEST - 1),
+}
+
+
+def check_crop(crop: int, side: int) -> None:
+    """TrainingError if a random crop may leave nothing of images of this side."""
+    if crop >= side:
+        raise TrainingError(f"--crop is {crop}, of {side}x{side} images: give a number of pixels from 0 to {side - 1}")
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
@@ -145,6 +165,7 @@ class Trainer:
         teacher: nn.Module | None = None,
         describe: dict | None = None,
     ):
+        check_crop(config.crop, data.train.images.shape[-1])
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device

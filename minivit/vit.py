@@ -12,20 +12,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.attention import Attention, check_heads
+from minivit.attention import Attention
 from minivit.cait import ClassBlock, TalkingHeadsAttention
 from minivit.layers import MLP, ConvStem, DropPath, PatchEmbed, drop_path_rates, make_layer_scale, sincos_2d
 from minivit.position_bias import DecomposedPositionBias, RelativePositionBias, TokenBias
+from minivit.reading import Kind, any_of, check_config, flag_of, optional, positive, sequence, whole, within
 from minivit.stem import WhiteningStem
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem}
+
+
+MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a number of a configuration may be
+FLAGS = (  # settings that the command line has a flag for
+    *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "mlp_conv", "relative_bias"),
+    *("class_attention", "dropout", "drop_path"),
+)
+SIDE = whole(1, MOST_OTHERS)
+MODEL_KINDS: dict[str, Kind] = {  # ranges; of the other settings, the annotation says what they may be
+    "image_size": any_of(SIDE, sequence(SIDE, 2)),
+    **dict.fromkeys(("patch", "classes", "dim", "heads"), SIDE),
+    **dict.fromkeys(("depth", "class_attention"), whole(0, MOST_BLOCKS)),
+    **dict.fromkeys(("mlp_ratio", "tail_mlp_ratio"), within(0, MOST_OTHERS, "(]")),
+    **dict.fromkeys(("dropout", "drop_path"), within(0, 1, "[)")),
+    "layer_scale": optional(within(0)),
+    "norm_eps": positive,
+}
 
 
 @dataclass(frozen=True)
 class ViTConfig:
     """Architecture of a VisionTransformer. Sizes are in pixels, rates are probabilities.
 
-    ValueError if the patch does not divide the image, or if settings contradict each other.
+    ValueError for a value out of its range, if the patch does not divide the image, or if settings contradict each
+    other. depth 0, with pool "mean", is a stem and a head: what a model without attention learns, for comparison.
     """
 
     image_size: int | tuple[int, int] = 32  # a side, or (height, width)
@@ -58,18 +77,45 @@ class ViTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
+        check_config(self, MODEL_KINDS, {name: flag_of(name) for name in FLAGS})
         height, width = self.size
         if height % self.patch or width % self.patch:
-            raise ValueError(f"patch {self.patch} does not divide a {height}x{width} image; " + self._suggestion())
-        check_heads(self.dim, self.heads)
+            raise ValueError(f"--patch {self.patch} does not divide a {height}x{width} image; " + self._suggestion())
+        if self.dim % self.heads:
+            fits = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
+            near = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:2])
+            raise ValueError(
+                f"--dim {self.dim} does not divide into {self.heads} heads: the nearest --heads that "
+                f"{'does is' if len(near) == 1 else 'do are'} {', '.join(map(str, near))}"
+            )
+        for name, ratio in (("--mlp-ratio", self.mlp_ratio), ("tail_mlp_ratio", self.tail_mlp_ratio)):
+            if int(self.dim * ratio) < 1:
+                raise ValueError(f"{name} is {ratio:g}, of dimension {self.dim}: give at least {1 / self.dim:.3g}")
+        if self.class_attention > self.depth:
+            raise ValueError(
+                f"--class-attention is {self.class_attention}, of --depth {self.depth}: give a number from 0 to "
+                f"{self.depth}"
+            )
         if self.class_attention and not self.class_token:
-            raise ValueError("class-attention blocks need the class token")
+            raise ValueError(
+                f"--class-attention {self.class_attention}: class-attention blocks need the class token, which this "
+                "model lacks: take one that has it, such as --preset distilled"
+            )
+        if self.tokens_enter_late and not self.class_attention:
+            raise ValueError("tokens_enter_late needs class-attention blocks, where they enter: set class_attention")
         if self.qk_norm and self.qk_temperature:
             raise ValueError("qk_norm has a learned factor already: leave qk_temperature out")
         if self.smaller_images and self.class_attention:
-            raise ValueError("the class-attention tail takes images of one size: leave smaller_images out")
+            raise ValueError(
+                "the class-attention tail takes images of one size: leave out --sizes, which sets smaller_images"
+            )
         if self.pool == "cls" and not self.class_token:
             raise ValueError("pool 'cls' needs the class token: take pool 'mean' without one")
+        if self.pool == "cls" and not self.depth:
+            raise ValueError(
+                "--depth is 0, of a model whose class token would see no patch: give at least 1, or take one with "
+                "pool 'mean', such as --preset cifar-fast"
+            )
 
     def _suggestion(self) -> str:
         height, width = self.size
@@ -77,13 +123,14 @@ class ViTConfig:
         patch = min(fits, key=lambda p: abs(p - self.patch))
         sides = [max(1, round(s / self.patch)) * self.patch for s in (height, width)]
         return (
-            f"the nearest patch that does is {patch}, the nearest size for patch {self.patch} is {sides[0]}x{sides[1]}"
+            f"the nearest --patch that does is {patch}, "
+            f"the nearest --image-size for patch {self.patch} is {sides[0]}x{sides[1]}"
         )
 
     @property
     def size(self) -> tuple[int, int]:
         """Image (height, width)."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -208,7 +255,7 @@ class VisionTransformer(nn.Module):
     With a distillation token there are two heads: `forward` averages their scores, and `forward(x,
     each_head=True)` returns both, class head first, for a loss that treats them differently. `features`
     returns the tokens (B, T + N, C) after the last norm, with the T special tokens (class, distillation)
-    before the N patches. ValueError for images of a size that the model does not take.
+    before the N patches. ValueError for images of a shape or type that the model does not take.
     """
 
     def __init__(self, config: ViTConfig):
@@ -253,22 +300,31 @@ class VisionTransformer(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
-        B, _, H, W = x.shape
-        if not self.config.takes(H, W):
-            raise ValueError(
-                f"this model takes {self.config.size[0]}x{self.config.size[1]} images, not {H}x{W}: "
-                "resize them, or build the model for that size"
-            )
         grid = self.grid_of(x)
         x = self.patch_embed(x)
         if not self.config.tokens_enter_late:
-            x = torch.cat([*self.special_tokens(B), x], dim=1)
+            x = torch.cat([*self.special_tokens(x.shape[0]), x], dim=1)
         if self.pos_embed is not None:
             x = x + self.positions(grid).to(x.dtype)
         return self.pos_dropout(x)
 
     def grid_of(self, x: Tensor) -> tuple[int, int]:
-        """Patches (down, across) of images (B, 3, H, W)."""
+        """Patches (down, across) of images (B, 3, H, W). ValueError for what are no images that the model takes."""
+        height, width = self.config.size
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(
+                f"this model takes normalised images, a tensor of floating-point numbers, not {kind}: "
+                "minivit.augment.normalise makes them from uint8"
+            )
+        if x.ndim != 4 or x.shape[1] != 3:
+            wanted = f"RGB images of shape (B, 3, {height}, {width})"
+            raise ValueError(f"this model takes {wanted}, not {tuple(x.shape)}{shape_hint(x)}")
+        if not self.config.takes(*x.shape[2:]):
+            raise ValueError(
+                f"this model takes {height}x{width} images, not {x.shape[2]}x{x.shape[3]}: "
+                "resize them, or build the model for that size"
+            )
         return x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
@@ -290,7 +346,7 @@ class VisionTransformer(nn.Module):
         (B, T + N, C), or (B, N, C) if the special tokens join here, to (B, T + N, C).
         """
         if self.config.tokens_enter_late:
-            tokens, patches = torch.cat(self.special_tokens(len(x)), dim=1), x
+            tokens, patches = torch.cat(self.special_tokens(x.shape[0]), dim=1), x
         else:
             tokens, patches = x[:, : self.config.tokens], x[:, self.config.tokens :]
         for block in self.class_blocks:
@@ -304,6 +360,15 @@ class VisionTransformer(nn.Module):
         if self.head_dist is None:
             return (self.head(pooled),)
         return self.head(pooled), self.head_dist(x[:, T - 1])
+
+
+def shape_hint(x: Tensor) -> str:
+    """How to make RGB images (B, 3, H, W) of a tensor, if its shape tells; "" if not."""
+    if x.ndim == 3 and x.shape[0] == 3:
+        return ": x[None] is a batch of one image"
+    if x.ndim == 4 and x.shape[1] == 1:
+        return ": x.expand(-1, 3, -1, -1) makes grey ones RGB"
+    return ": x.permute(0, 3, 1, 2) puts the channels first" if x.ndim == 4 and x.shape[3] == 3 else ""
 
 
 def make_position_bias(config: ViTConfig, tokens: int) -> nn.Module | None:

@@ -19,7 +19,7 @@ def test_the_convolutional_stem_has_one_token_per_patch(patch):
 
 
 def test_a_convolutional_stem_names_a_patch_it_cannot_do():
-    with pytest.raises(ValueError, match="power of two, not 6"):
+    with pytest.raises(ValueError, match="--patch 6: .* power of two"):
         ConvStem(6, 32)
 
 

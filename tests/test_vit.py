@@ -123,11 +123,11 @@ def test_initialisation_gives_faint_scores_and_healthy_tokens():
 def test_a_patch_that_does_not_divide_the_image_is_answered_with_what_does():
     with pytest.raises(
         ValueError,
-        match="patch 5 does not divide a 32x32 image; the nearest patch that does is 4, "
-        "the nearest size for patch 5 is 30x30",
+        match="patch 5 does not divide a 32x32 image; the nearest --patch that does is 4, "
+        "the nearest --image-size for patch 5 is 30x30",
     ):
         ViTConfig(image_size=32, patch=5)
-    with pytest.raises(ValueError, match="nearest patch that does is 32"):
+    with pytest.raises(ValueError, match="nearest --patch that does is 32"):
         ViTConfig(image_size=32, patch=64)
 
 
@@ -144,6 +144,10 @@ def test_an_image_of_another_size_is_named():
         ({"smaller_images": True, "class_attention": 1}, "takes images of one size"),
         ({"class_token": False}, "pool 'cls' needs the class token"),
         ({"class_token": False, "pool": "mean", "class_attention": 1}, "class-attention blocks need the class token"),
+        ({"class_attention": 4}, "--class-attention is 4, of --depth 3: give a number from 0 to 3"),
+        ({"tokens_enter_late": True}, "tokens_enter_late needs class-attention blocks"),
+        ({"depth": 0}, "--depth is 0, of a model whose class token would see no patch"),
+        ({"mlp_ratio": 0.01}, "--mlp-ratio is 0.01, of dimension 16: give at least 0.0625"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes, words):
