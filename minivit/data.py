@@ -89,8 +89,7 @@ def load(name: str, root: str | Path = "data", image_size: int = 32, seed: int =
     """Load `cifar10`, `cifar100`, `folder` or `shapes` at image_size x image_size pixels.
 
     `root` holds the CIFAR archive or the class folders; `seed` draws the shapes, and the splits of class folders that
-    have none; `skip_bad` leaves unreadable images
-    of a folder out. Raises DataError.
+    have none; `skip_bad` leaves unreadable images of a folder out. Raises DataError.
     """
     if image_size < 1:
         raise DataError(f"image size {image_size} is not a positive number of pixels")
@@ -196,9 +195,9 @@ def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed:
 
     root/val/ (also valid/, validation/) is the hold-out, or stands in for a missing test/. Without any of these the
     class folders in root are split by `seed`: 80 % of each class to train, 10 % to hold out, 10 % to test. A class
-    that test/ or the hold-out lacks is told in a warning. Hidden files are ignored, and files that are no
-    images are left out. Decoded images are cached
-    in $MINIVIT_CACHE, else ~/.cache/minivit, under a key made of all names and bytes. Raises DataError.
+    that test/ or the hold-out lacks is told in a warning. Hidden files are ignored, and files that are no images are
+    left out. Decoded images are cached in $MINIVIT_CACHE, else ~/.cache/minivit, under a key made of all names and
+    bytes. Raises DataError.
     """
     splits = _leave_out_others(Path(root), _find_splits(Path(root)))
     if "all" in splits:
