@@ -1,10 +1,13 @@
 """Writing files so that a reader, a crash or a full disk never leaves half of one."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\..+\.\d+\.\d+\.tmp")  # names that whole_file gives
 
 
 @contextmanager
@@ -17,3 +20,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is called as whole_file calls what it has not put in place yet."""
+    return bool(TEMPORARY.fullmatch(name))

@@ -1,7 +1,12 @@
 """A result knows what it is of; a folder has one writer, which removes what a run made and nothing else."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -10,13 +15,15 @@ from helpers.squares import picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
-from minisam_glue.cli import provenance, video
+from minisam_glue.cli import folders, lock, outputs, provenance, video
 from minisam_glue.cli.arguments import VIDEO_FLAGS
+from minisam_glue.cli.lock import FolderLock, run_name
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.provenance import CHANGE_NOTHING, STATED_OTHERWISE, differences, facts_of, weights_hash
 
-CASES = Path(__file__).parent / "cases" / "resume"
+TESTS = Path(__file__).parent
+CASES = TESTS / "cases" / "resume"
 
 
 @pytest.fixture(scope="module")
@@ -169,15 +176,269 @@ def test_what_nobody_can_compare_is_never_taken_for_the_same(models):
         assert differences(facts, facts) == ["content that can't be compared"]
 
 
-@pytest.mark.parametrize(
-    "content", ["{}", "[]", "{", '{"of": 3}', '{"of": {"content": "%s"}}' % ("0" * 64), "[" * 99999]
-)
+@pytest.mark.parametrize("content", ["3", "null", "{}", '{"content": "0"}', '{"content": {"a": [null]}}'])
 def test_a_result_that_does_not_say_what_it_is_of_is_done_again(content, tmp_path, capsys, models):
     words = [save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out", "--resume"]
     (tmp_path / "out" / "a").mkdir(parents=True)
     assert command(*words, models=models) == 0
-    whole = (tmp_path / "out" / "a" / "result.json").read_text()
-    (tmp_path / "out" / "a" / "result.json").write_text(content)
+    whole, files_of = (tmp_path / "out" / "a" / "result.json").read_text(), result(tmp_path / "out" / "a")["files"]
+    (tmp_path / "out" / "a" / "result.json").write_text(
+        f'{{"prompt": "x.", "objects": [], "of": {content}, "files": {json.dumps(files_of)}}}'
+    )
     capsys.readouterr()
     assert command(*words, models=models) == 0 and "done again" in capsys.readouterr().out
     assert (tmp_path / "out" / "a" / "result.json").read_text() == whole
+
+
+# --- One run at a time -------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="there are no such locks here")
+
+
+@posix
+@pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_of_two_runs_in_one_folder_one_has_its_result_and_the_other_one_line(trials, tmp_path, capsys, models):
+    source, alone = save(picture(5), tmp_path / "a.png"), tmp_path / "alone"
+    assert command(source, "bright.", "--out", alone, models=models) == 0
+    script = (
+        "import sys, threading; from helpers.commands import command\n"
+        "for trial in range(int(sys.argv[3])):\n"
+        "    print(file=sys.stderr); gate.readline() if (gate := sys.stdin) else None\n"
+        "    print(command(sys.argv[1], 'bright.', '--out', f'{sys.argv[2]}/{trial}', '--quiet'), flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", script, source, str(tmp_path), str(trials)]
+    runs = [
+        subprocess.Popen(words, text=True, bufsize=1, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
+        for _ in range(2)
+    ]
+    won = 0
+    for trial in range(trials):
+        for run in runs:
+            assert run.stderr.readline() == "\n"  # both are ready
+        for run in runs:
+            run.stdin.write("\n")
+            run.stdin.flush()
+        ends = [int(run.stdout.readline()) for run in runs]
+        assert ends in ([0, 2], [2, 0], [0, 0])  # both, where one ended before the other began
+        if 2 in ends:
+            line = runs[ends.index(2)].stderr.readline()
+            assert "error: --out " in line and "another run writes into this folder" in line
+            won += 1
+        assert files(tmp_path / str(trial)) == files(alone)
+    assert [run.communicate()[1] for run in runs] == ["", ""] and won
+
+
+@posix
+def test_a_second_run_touches_nothing_and_goes_when_the_first_has_ended(tmp_path, capsys, models):
+    source, out = save(picture(5), tmp_path / "a.png"), tmp_path / "out"
+    out.mkdir()
+    first = FolderLock(out)
+    before = {path.name: path.stat() for path in out.iterdir()}
+    assert command(source, "bright.", "--out", out, models=models) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {out}: another run") and error.count("\n") == 1
+    assert {path.name: path.stat() for path in out.iterdir()} == before
+    first.release()
+    assert not list(out.iterdir())
+    assert command(source, "bright.", "--out", out, models=models) == 0 and [p.name for p in out.iterdir()] == ["a"]
+
+
+@posix
+def test_processes_of_one_torchrun_share_the_folder_and_another_torchrun_does_not(tmp_path, monkeypatch):
+    def names(port: int) -> list[str]:
+        found = []
+        for rank in range(2):
+            for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "here", "MASTER_PORT": port}.items():
+                monkeypatch.setenv(name, str(value))
+            found.append(run_name())
+        return found
+
+    first = [FolderLock(tmp_path, name) for name in names(29500)]
+    with pytest.raises(ValueError, match="another run"):
+        FolderLock(tmp_path, names(29501)[0])
+    first[0].release()
+    with pytest.raises(ValueError, match="another run"):
+        FolderLock(tmp_path, names(29501)[0])
+    first[1].release()
+    assert not list(tmp_path.iterdir())
+    FolderLock(tmp_path, names(29501)[0]).release()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run_name() != run_name()
+
+
+@posix
+def test_the_lock_of_a_process_that_was_killed_holds_nobody_up(tmp_path):
+    held = f"held = FolderLock(Path({str(tmp_path)!r})); print(flush=True); input()"
+    script = f"from minisam_glue.cli.lock import FolderLock, Path; {held}"
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, cwd=TESTS.parent)
+    process.stdout.readline()
+    with pytest.raises(ValueError, match="another run"):
+        FolderLock(tmp_path)
+    process.kill()
+    process.communicate()
+    assert [path.name for path in tmp_path.iterdir()] == [".minisam.lock"]
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, capsys, models):
+    monkeypatch.setattr(lock, "fcntl", None)
+    assert command(save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out", models=models) == 0
+    assert "can't be locked on this system" in capsys.readouterr().out
+
+
+# --- Only what a run made is removed -----------------------------------------------------------------------
+
+
+def of_the_user(kind: str, folder: Path, elsewhere: Path) -> str:
+    """Something of the user's own where results go. Returns its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    elsewhere.mkdir()
+    (elsewhere / "dear.txt").write_text("dear")
+    if kind == "folder":
+        shutil.copytree(elsewhere, folder / "masks")
+        return "masks/dear.txt"
+    if kind == "empty folder":
+        (folder / "crops").mkdir()
+        return "crops/"
+    if kind == "file":
+        (folder / "annotated.txt").write_text("dear")
+        return "annotated.txt"
+    if kind == "result.json":
+        (folder / "result.json").write_text('{"dear": 1}')
+        return "result.json"
+    if kind == "unfinished":
+        shutil.copytree(elsewhere, folder / ".unfinished")
+        return ".unfinished/dear.txt"
+    name = {"link": "masks", "link of unfinished": ".unfinished", "link of all": ""}[kind]
+    if not name:
+        folder.rmdir()
+    os.symlink(elsewhere, folder / name if name else folder)
+    return name
+
+
+def tree(folder: Path) -> dict[str, object]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else p.is_symlink() for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["folder", "empty folder", "file", "result.json", "unfinished", "link", "link of unfinished", "link of all"]
+)
+def test_what_is_the_users_own_is_refused_in_one_line_and_stays(kind, moving, tmp_path, capsys, models):
+    words = [save_film(tmp_path / "film", 3), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    if not moving:
+        words = [save(picture(5), tmp_path / "film.png"), "bright.", "--out", tmp_path / "out"]
+    name = of_the_user(kind, tmp_path / "out" / "film", tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    assert command(*words, "--quiet", models=models) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and name.rstrip("/") in error and "move it away, or choose another --out" in error
+    assert tree(tmp_path) == before
+
+
+def test_what_a_user_put_between_the_results_stays_and_the_next_run_says_so(tmp_path, capsys, models):
+    words = [save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out", "--quiet"]
+    assert command(*words, models=models) == 0 and command(*words, models=models) == 0
+    notes = tmp_path / "out" / "a" / "masks" / "notes.txt"
+    notes.write_text("dear")
+    before = tree(tmp_path / "out")
+    assert command(*words, models=models) == 2 and "masks/notes.txt was not made" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_result_lists_its_files_and_lists_of_others_are_not_believed(tmp_path, models):
+    words = [save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out", "--html"]
+    assert command(*words, "--save", "crops", models=models) == 0
+    folder = tmp_path / "out" / "a"
+    content = result(folder)
+    assert sorted(content["files"]) == sorted(files(folder))
+    for name in ("notes.txt", "../b.txt"):
+        (folder / name).write_text("dear")
+    content["files"] += ["notes.txt", "../b.txt", str(tmp_path / "a.png"), "", ".", ".."]
+    (folder / "result.json").write_text(json.dumps(content))
+    assert command(*words[:4], models=models) == 0
+    assert sorted(files(folder)) == ["annotated.png", "masks/001_bright.png", "notes.txt", "result.json"]
+    assert (folder / "../b.txt").exists() and (tmp_path / "a.png").exists()
+
+
+def test_results_without_a_list_are_replaced_where_the_names_are_ours(tmp_path, capsys, models):
+    words = [save_film(tmp_path / "film", 3), "bright.", "--frames", "--out", tmp_path / "out", "--quiet"]
+    assert command(*words, "--format", "png", "--save", "masks", "crops", models=models) == 0
+    folder = tmp_path / "out" / "film"
+    content = result(folder)
+    del content["files"], content["of"]
+    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "masks" / "cat.png").write_text("dear")
+    assert command(*words, "--format", "gif", models=models) == 2 and "masks/cat.png" in capsys.readouterr().err
+    (folder / "masks" / "cat.png").unlink()
+    assert command(*words, "--format", "gif", models=models) == 0
+    assert sorted(files(folder)) == ["annotated.gif", "result.json", "result.jsonl"]
+
+
+class Killed(BaseException):
+    """Stands in for a process that ends at once."""
+
+
+def publish_until(step: int, folder: Path, monkeypatch) -> bool:
+    """Publish a copy of a result over itself; killed before its step-th change of the disk. Whether it ended before."""
+    left = [step]
+
+    def counted(change):
+        def changed(*args):
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            return change(*args)
+
+        return changed
+
+    new = shutil.copytree(folder, folder / ".unfinished" / "results", ignore=lambda *_: [".unfinished"])
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        try:
+            folders.publish(new, folder)
+        except Killed:
+            return False
+    return True
+
+
+def test_a_kill_at_any_step_of_publishing_leaves_nothing_that_the_next_run_can_not_clear(tmp_path, monkeypatch, models):
+    words = [save(picture(5), tmp_path / "a.png"), "bright.", "--html", "--quiet", "--save", "crops", "--out"]
+    assert command(*words, tmp_path / "out", models=models) == 0
+    whole, step = files(tmp_path / "out"), 1
+    while True:
+        out = shutil.copytree(tmp_path / "out", tmp_path / str(step))
+        if publish_until(step, out / "a", monkeypatch):
+            break
+        assert outputs.finished_of(out / "a") is None
+        assert command(*words, out, models=models) == 0 and files(out) == whole, f"killed at step {step}"
+        step += 1
+    assert step > 8
+
+
+def test_temporary_files_of_killed_runs_go_and_others_stay(tmp_path, monkeypatch, models):
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    stop_at(3, words, monkeypatch, models)
+    folder = tmp_path / "out" / "film"
+    for name in (".state.pt.17.23.tmp", "results/.x.png.17.23.tmp"):
+        (folder / ".unfinished" / name).write_text("half")
+    for path in (folder / ".dear.tmp", tmp_path / "out" / ".state.pt.17.23.tmp"):
+        path.write_text("dear")
+    seen, finish = [], outputs.VideoOutput.finish
+
+    def look(self, *args):
+        seen.extend(path.name for path in self.unfinished.rglob(".*.17.23.tmp"))
+        return finish(self, *args)
+
+    monkeypatch.setattr(outputs.VideoOutput, "finish", look)
+    assert command(*words, "--resume", models=models) == 0
+    assert seen == [] and sorted(p.name for p in folder.iterdir() if p.name[0] == ".") == [".dear.tmp"]

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import islice
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import whole_file
+from ..files import is_temporary, whole_file
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
 from ..reading import LARGEST, anything, check_regular, fields, load, mapping, optional, plain, sequence, text, whole
@@ -27,18 +26,13 @@ from ..records import RECORD, HeatMap, Segment, Segmented
 from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
+from .folders import UNFINISHED, check_own, clear, list_files, publish, read_result
 from .provenance import Facts, differences
 
-UNFINISHED = ".unfinished"
 LONGEST_LINE = 1 << 26  # bytes of the record of one frame
 VERSION = 2  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
-LARGEST_RESULT = 1 << 30  # bytes of a result.json
-RESULTS = (
-    *("result.json", "result.jsonl", "annotated", "annotated.*", "page.html"),
-    *("masks", "crops", "heatmaps", "frames"),
-)
 
 
 def finished_of(folder: Path) -> Facts | None:
@@ -53,38 +47,13 @@ def finished_of(folder: Path) -> Facts | None:
     return of
 
 
-def read_result(path: Path) -> dict:
-    """A result.json; empty if there is none, or it is damaged."""
-    try:
-        check_regular(path, LARGEST_RESULT)
-        content = json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def publish(new: Path, folder: Path) -> None:
-    """Move results to their place, result.json last, after those of an earlier run are removed."""
-    for pattern in RESULTS:
-        for old in list(folder.glob(pattern)):
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    for path in sorted(new.iterdir(), key=lambda path: path.name == "result.json"):
-        os.replace(path, folder / path.name)
-
-
-def clear(folder: Path) -> None:
-    """Remove unfinished results, and the folder if it is empty then."""
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save: Collection[str], page: bool) -> None:
     """Write annotated.jpg (.png unless the source is a JPEG), masks/, result.json; if asked crops/, heatmaps/, a page.
 
     save: "crops", "heatmap", or both. facts: more fields of result.json, such as the prompt. OSError if they can't be
-    written: then nothing has changed.
+    written, ValueError as of check_own: then nothing has changed.
     """
+    check_own(folder)
     new = folder / UNFINISHED / "results"
     jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
     try:
@@ -102,7 +71,8 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save
                 save_crop(new / "crops" / f"{name_of(segment)}.png", result.image, segment.mask)
         if page:
             write_page(new / "page.html", result.image, result.objects)
-        save_json(new / "result.json", {"source": source} | facts | result.as_json())
+        files = {"files": [*list_files(new), "result.json"]}
+        save_json(new / "result.json", {"source": source} | facts | result.as_json() | files)
         publish(new, folder)
     finally:
         clear(folder)
@@ -233,8 +203,8 @@ class VideoOutput:
     frames come one after another from the first on, so they are drawn as they come; else at the end. save: also write
     masks/<object>/<frame>.png, crops/<object>/<frame>.png, frames/<frame>.png, and of the frames that were looked at
     heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
-    is of, see provenance.py; ValueError if that state is of something else. MediaError or OSError if it can't be
-    written.
+    is of, see provenance.py; ValueError if that state is of something else, or as of check_own. MediaError
+    or OSError if it can't be written.
     """
 
     def __init__(
@@ -248,6 +218,7 @@ class VideoOutput:
         resume: bool = False,
         of: Facts | None = None,
     ):
+        check_own(folder)
         self.of = {} if of is None else of
         self.folder, self.video, self.in_order, self.save = folder, video, in_order, save
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
@@ -294,8 +265,9 @@ class VideoOutput:
         except (ValueError, OSError, RecursionError) as error:
             raise self.damaged(error) from error
         self.state = state
-        for path in list(self.new.rglob(".*.tmp")):  # left by a process that was killed
-            path.unlink()
+        for path in list(self.unfinished.rglob(".*")):
+            if is_temporary(path.name):  # left by a process that was killed
+                path.unlink()
 
     def damaged(self, error: Exception) -> MediaError:
         """The error of an interrupted run that can't be gone on with."""
@@ -369,8 +341,10 @@ class VideoOutput:
                 "objects": self._write_lines(),
             }
         )
-        save_json(self.new / "result.json", summary)
+        files = {"files": [*list_files(self.new), "result.json"]}
+        save_json(self.new / "result.json", summary | files)
         self.journal.close()
+        check_own(self.folder)  # what came in the meantime; the state stays then
         self.state_path.unlink(missing_ok=True)  # what is moved away now can't be gone on with
         publish(self.new, self.folder)
         clear(self.folder)

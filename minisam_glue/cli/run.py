@@ -14,7 +14,9 @@ from ..seeding import check_sentence
 from ..text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, out_of_memory, summary, too_large
+from .folders import check_own
 from .job import Job
+from .lock import FolderLock
 from .outputs import finished_of, save_picture
 from .provenance import Facts, differences
 from .video import VideoRun
@@ -59,10 +61,15 @@ class Run:
         if args.weights not in (None, "demo") and not Path(args.weights).is_dir():
             raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
         make_folder(args.out)  # before the long loading: it may fail
-        self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
+        self.lock = FolderLock(args.out)
+        try:
+            self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
+            if self.job.sentence:
+                check_sentence(self.job.models, self.job.sentence)
+        except BaseException:
+            self.lock.release()
+            raise
         self.console.on_closed = self.reader_gone
-        if self.job.sentence:
-            check_sentence(self.job.models, self.job.sentence)
 
     def load(self, prompt: Prompt) -> Models:
         """The models that the command line names; of several processes each takes its own GPU."""
@@ -79,6 +86,13 @@ class Run:
 
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. Returns the exit status."""
+        try:
+            return self.each()
+        finally:
+            self.lock.release()
+
+    def each(self) -> int:
+        """See all; the folder is locked."""
         status, begun, left = 0, time.perf_counter(), 0
         with on_signals(self.stop):
             groups = self.groups()
@@ -96,6 +110,8 @@ class Run:
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
         """Say what has no effect: flags, and words that the weights do not know."""
         inputs = [source for _, group in groups for source in group]
+        if not self.lock.held:
+            self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
         for text in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
             self.console.say(f"note: {text}")
         foreign = demo.foreign(split_phrases(self.job.sentence)) if self.job.sentence and self.job.models.demo else []
@@ -183,9 +199,10 @@ class Run:
         for source in group:
             try:
                 with self.job.models.stage("read"):
+                    check_own(self.folders[source])
                     image = media.read_image(source, self.console.warn)
                     of[source] = self.job.result_of(source, False)
                     images[source] = image
-            except (media.MediaError, OSError) as error:
+            except (ValueError, OSError) as error:
                 status = failed(error)
         return images, of, status

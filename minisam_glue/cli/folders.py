@@ -1,0 +1,132 @@
+"""The folder of one result: which files in it runs have made, and how new ones take their place.
+
+result.json lists them. Nothing else is ever removed: a file, a folder or a link of the user's own where results go is
+refused. A result of a version that listed nothing counts as made where the names are ones that this program gives.
+
+What is not complete lies in `.unfinished`. When it is, `publish` keeps the earlier result.json there, removes the
+earlier files, and moves the new ones to their place, result.json last: a kill in between leaves lists of all of them.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from ..files import is_temporary
+from ..reading import check_regular, sequence, text
+
+UNFINISHED, EARLIER = ".unfinished", "earlier.json"
+RESULTS = (
+    *("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "frames"),
+    *("page.html", "thumbnail.jpg"),
+)
+IN_UNFINISHED = ("results", "state.pt", "journal.jsonl", EARLIER)
+UNLISTED = re.compile(  # names in a result without a list
+    r"result\.jsonl?|page\.html|annotated\.(png|jpg|mp4|gif|webp)|(annotated|frames)/\d+\.png|(masks|crops|heatmaps)/([^/]+/)?"
+    r"|(masks|crops)/\d{3,}[^/]*(/\d+)?\.png|heatmaps/\d{3,}[^/]*(/\d+)?(_mask|_overlay)?\.png"
+)
+LARGEST_RESULT = 1 << 30  # bytes of a result.json
+
+
+def read_result(path: Path) -> dict:
+    """A result.json; empty if there is none, or it is damaged."""
+    try:
+        check_regular(path, LARGEST_RESULT)
+        content = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def list_files(folder: Path) -> list[str]:
+    """Files and empty folders of results, by names such as masks/001_car.png; an empty folder ends in /.
+
+    ValueError for a link among them.
+    """
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if any(fnmatchcase(entry.name, pattern) for pattern in RESULTS)]
+    return sorted(name for entry in found for name in _walk(entry, entry.name))
+
+
+def _walk(entry: os.DirEntry, name: str) -> Iterator[str]:
+    if entry.is_symlink():
+        raise ValueError(f"{entry.path} is a link, and links are not followed: move it away, or choose another --out")
+    if not entry.is_dir():
+        yield name
+        return
+    with os.scandir(entry.path) as entries:
+        inside = list(entries)
+    if not inside:
+        yield name + "/"
+    for child in inside:
+        yield from _walk(child, f"{name}/{child.name}")
+
+
+def own_files(folder: Path) -> list[str]:
+    """Those of list_files that runs have made."""
+    there, own = list_files(folder), set()
+    for path in ("result.json", f"{UNFINISHED}/{EARLIER}", f"{UNFINISHED}/results/result.json"):
+        result = read_result(folder / path)
+        listed = result.get("files")
+        with suppress(ValueError):
+            sequence(text)(listed, "files")
+            own.update(listed, (f"{parent.as_posix()}/" for name in listed for parent in PurePosixPath(name).parents))
+            continue
+        if "prompt" in result and "objects" in result:
+            own.update(filter(UNLISTED.fullmatch, there))
+    return [name for name in there if name in own]
+
+
+def check_own(folder: Path) -> None:
+    """ValueError that names what stands where results go, and was not made by a run."""
+    mend = "move it away, or choose another --out"
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link, and links are not followed: {mend}")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: {mend}")
+    unfinished = folder / UNFINISHED
+    if unfinished.is_symlink() or (unfinished.exists() and not unfinished.is_dir()):
+        raise ValueError(f"{unfinished} was not made by this program: {mend}")
+    inside = os.listdir(unfinished) if unfinished.exists() else []
+    foreign = [f"{UNFINISHED}/{name}" for name in inside if name not in IN_UNFINISHED and not is_temporary(name)]
+    own = set(own_files(folder))
+    foreign += [name for name in list_files(folder) if name not in own]
+    if foreign:
+        raise ValueError(f"{folder / min(foreign)} was not made by this program: {mend}")
+
+
+def publish(new: Path, folder: Path) -> None:
+    """Move results to their place after those of an earlier run are removed. ValueError as of check_own."""
+    check_own(folder)
+    with suppress(FileNotFoundError):
+        os.replace(folder / "result.json", folder / UNFINISHED / EARLIER)
+    remove_own(folder)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == "result.json"):
+        os.replace(path, folder / path.name)
+
+
+def remove_own(folder: Path) -> None:
+    """Remove the files that runs have made, and the folders that are empty then."""
+    emptied = set()
+    for name in own_files(folder):
+        (folder / name).rmdir() if name.endswith("/") else (folder / name).unlink()
+        emptied.update(Path(name).parents)
+    for parent in sorted(emptied - {Path(".")}, key=lambda path: -len(path.parts)):
+        with suppress(OSError):
+            (folder / parent).rmdir()
+
+
+def clear(folder: Path) -> None:
+    """Remove unfinished results, also such as were on the way to their place, and the folder if it is empty then."""
+    with suppress(ValueError, OSError):
+        if not (folder / "result.json").exists():
+            remove_own(folder)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
