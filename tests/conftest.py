@@ -1,9 +1,12 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import shutil
 import signal
+import subprocess
 import threading
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +53,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """disk(kib): a folder that is a disk of its own, of so many KiB. Only an administrator of Linux may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("no small disk can be made here")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -56,23 +55,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_of_a_video(size, form, tmp_p
     error = capfd.readouterr().err
     assert error.startswith("error: ") and "File too large" in error and "film" in error and error.count("\n") == 1
     assert not list((tmp_path / "out").rglob("*"))
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """disk(kib): a folder that is a disk of its own, of so many KiB. Only an administrator of Linux may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size: int) -> Path:
-        words = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
-        if not shutil.which("mount") or subprocess.run(words, capture_output=True).returncode:
-            pytest.skip("no small disk can be made here")
-        return folder
-
-    yield mount
-    if os.path.ismount(folder):
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512])

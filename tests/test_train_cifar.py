@@ -415,3 +415,26 @@ def test_early_stopping_without_a_hold_out_is_refused_and_a_longer_schedule_says
     assert "--patience 1 needs a hold-out: give --val-split" in capsys.readouterr().err
     assert train_cifar.main(["--resume", str(finished), "--epochs", "9"]) == 2
     assert "--epochs 9: " in (error := capsys.readouterr().err) and "--pretrained" in error
+
+
+@pytest.mark.parametrize("left", [0, 8, 40, 100])
+def test_a_disk_that_is_full_in_training_is_one_line_and_the_run_goes_on_when_there_is_room(
+    left, disk, images, tmp_path, monkeypatch, capsys
+):
+    folder, end_epoch = disk(2048), train.Trainer.end_epoch
+    words = command(images, folder / "run", "--epochs", "3", "--val-split", "0")
+
+    def fill(trainer):
+        if trainer.epoch == 2:  # the disk has room for `left` KiB
+            (folder / "other").write_bytes(bytes(shutil.disk_usage(folder).free - left * 1024))
+        end_epoch(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "end_epoch", fill)
+        assert train_cifar.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "run" in error
+    assert torch.load(folder / "run" / "last.pt", weights_only=True)["epoch"] == 2
+    assert not list((folder / "run").glob(".*.tmp"))
+    (folder / "other").unlink()
+    assert train_cifar.main(["--resume", str(folder / "run")]) == 0

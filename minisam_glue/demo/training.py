@@ -215,12 +215,6 @@ def average_gradients(model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient) / dist.get_world_size())
 
 
-def leave_processes() -> None:
-    """End the group of processes together: with PyTorch 2.6 one that ends before the others can hang."""
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def export(model: nn.Module, path: Path) -> None:
     """The weights alone, floats in fp16; what the model holds under two names is stored once."""
     state, halves = model.state_dict(), {}
@@ -257,4 +251,4 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
         parser.error(str(error))  # exit status 2
     trainer.run(args.workers)
     if processes > 1:
-        leave_processes()
+        dist.destroy_process_group()
