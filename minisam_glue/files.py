@@ -25,3 +25,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def is_temporary(name: str) -> bool:
     """Whether a file is called as whole_file calls what it has not put in place yet."""
     return bool(TEMPORARY.fullmatch(name))
+
+
+def clear_temporaries(folder: Path, name: str) -> None:
+    """Remove what processes that were killed left of a file of this name. Nobody may be writing it now."""
+    for path in list(folder.glob(f".{name}.*.tmp")):
+        if is_temporary(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()

@@ -7,13 +7,18 @@ import re
 from base64 import b64decode, b64encode
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from minisam_glue.records import Segment, Segmented
+from minisam_glue.render.film_page import MOST, FilmPage
+from minisam_glue.render.index_page import Entry, check_index, write_index
 from minisam_glue.render.overlay import OPACITY, colour_of
 from minisam_glue.render.page import LONGEST_SIDE, write_page
+from minisam_glue.text import one_line
 
 HEIGHT, WIDTH = 60, 80
 NASTY = [
@@ -184,3 +189,66 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_page(tmp_path / "a.html", picture(), [])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.html", "older")]
+
+
+# --- Videos, and the index of many results -----------------------------------------------------------------
+
+
+def film_page(path, count: int, title: str = "clip.mp4", objects=lambda t: [1]) -> Page:
+    page = FilmPage()
+    for t in range(count):
+        seen = [Segment(o.id, o.label, o.score, o.box, o.mask) for o in (record(n, NASTY[n % 10]) for n in objects(t))]
+        page.add(Segmented(picture(), seen, t), t / 25)
+    page.write(path, title)
+    return Page(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 65, 200])
+def test_key_frames_are_evenly_spaced_and_their_number_is_bounded(count, tmp_path):
+    page = film_page(tmp_path / "a.html", count)
+    shown = [int(re.match(r"frame (\d+), ", key["data-title"])[1]) for key in page.all("div") if "data-title" in key]
+    assert shown == list(range(0, count, shown[1] if len(shown) > 1 else 1)) and shown[0] == 0
+    assert min(count, MOST // 2) <= len(shown) <= MOST
+    [slider] = page.all("input", type="range")
+    assert slider["max"] == str(len(shown) - 1) and page.balanced and not page.open
+
+
+def test_a_page_of_a_video_is_bounded_in_size_however_long_and_large_the_video_is(tmp_path):
+    page, image = FilmPage(), np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
+    for t in range(40):  # noise is what JPEG is worst at
+        page.add(Segmented(image if t % 8 == 0 else image[:, ::-1].copy(), [], t), t / 25)
+    page.write(tmp_path / "a.html", "a.mp4")
+    assert (tmp_path / "a.html").stat().st_size < 32 * 800_000
+
+
+def test_the_page_of_a_video_has_a_switch_per_object_and_nothing_from_outside(tmp_path):
+    page = film_page(tmp_path / "a.html", 4, NASTY[0], lambda t: range(t, t + 4))
+    text = (tmp_path / "a.html").read_text("utf-8")
+    switches = [box["data-object"] for box in page.all("input", type="checkbox")]
+    assert switches == [f"object{n}" for n in range(7)] and page.balanced and not page.open
+    keys = re.split(r'<div class="key"', text)[1:]
+    for t, key in enumerate(keys):
+        assert re.findall(r'class="layer (object\d+)', key) == [f"object{n}" for n in range(t, t + 4)]
+    assert page.labels == [one_line(NASTY[n]) for n in range(7)]
+    assert all(image["src"].startswith("data:image/") for image in page.all("img"))
+    assert len(page.all("script")) == 1 and "alert(1)</script>" not in text and not page.all("link")
+    [policy] = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
+    script = re.search(r"<script>(.*?)</script>", text, re.S)[1]
+    assert b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+
+
+def test_the_index_links_every_result_and_shows_names_as_text(tmp_path):
+    names = ["a b", "50%", "q?#x", 'x"y', "<b>", "قطة"]
+    write_index(tmp_path, [Entry(f"in/{name}.png", name, f"2 {name}") for name in names])
+    text = (tmp_path / "index.html").read_text("utf-8")
+    page = Page(text)
+    assert page.balanced and not page.open and not page.all("script")
+    assert [unquote(a["href"]) for a in page.all("a")] == [f"{name}/page.html" for name in names]
+    assert [unquote(image["src"]) for image in page.all("img")] == [f"{name}/thumbnail.jpg" for name in names]
+    assert not any(set('?#<" ') & set(a["href"]) for a in page.all("a"))
+    assert page.labels == [label for name in names for label in (f"in/{name}.png", f"2 {name}")]
+    check_index(tmp_path)
+    for content in ("dear", ""):
+        (tmp_path / "index.html").write_text(content)
+        with pytest.raises(ValueError, match="was not made by this program"):
+            check_index(tmp_path)

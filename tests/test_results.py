@@ -11,7 +11,7 @@ from subprocess import PIPE
 import numpy as np
 import pytest
 from helpers.commands import command
-from helpers.squares import picture, save, save_film
+from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
@@ -442,3 +442,45 @@ def test_temporary_files_of_killed_runs_go_and_others_stay(tmp_path, monkeypatch
     monkeypatch.setattr(outputs.VideoOutput, "finish", look)
     assert command(*words, "--resume", models=models) == 0
     assert seen == [] and sorted(p.name for p in folder.iterdir() if p.name[0] == ".") == [".dear.tmp"]
+
+
+# --- Pages -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_pictures_and_a_video_get_pages_and_an_index(tmp_path, capsys, models):
+    source, out = tmp_path / "in & out", tmp_path / "out"
+    source.mkdir()
+    save(picture(5, 30), source / "a <b>.png")
+    save(picture(), source / "none.png")
+    frames = [Image.fromarray(frame) for frame in film(4)]
+    frames[0].save(source / "film.gif", save_all=True, append_images=frames[1:], duration=100)
+    words = [source, "bright.", "--html", "--quiet", "--resume", "--out", out]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".index.html.17.23.tmp").write_text("half")
+    for _ in range(2):  # the second time all are finished
+        assert command(*words, models=models) == 0
+        index = (out / "index.html").read_text("utf-8")
+        assert (
+            index.count("<li>") == 3 and "a &lt;b&gt;.png" in index and "2 bright" in index and "nothing found" in index
+        )
+        (out / "index.html").unlink()
+    assert sorted(path.name for path in out.iterdir()) == ["a _b_", "film", "none"]
+    for name, title in {"a _b_": "a &lt;b&gt;.png", "film": "film.gif", "none": "none.png"}.items():
+        assert f"<title>{title}</title>" in (out / name / "page.html").read_text("utf-8")
+        assert max(Image.open(out / name / "thumbnail.jpg").size) <= 240
+        assert {"page.html", "thumbnail.jpg"} <= set(result(out / name)["files"])
+    assert (out / "film" / "page.html").read_text("utf-8").count('class="key"') == 4
+    (out / "index.html").write_text("dear")
+    capsys.readouterr()
+    assert command(*words, models=models) == 2 and "index.html was not made" in capsys.readouterr().err
+    assert (out / "index.html").read_text() == "dear"
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_the_page_of_a_resumed_video_is_that_of_a_whole_one(direction, tmp_path, monkeypatch, models):
+    words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--html", "--seed-frame", 2]
+    words += ["--direction", direction, "--out"]
+    assert command(*words, tmp_path / "whole", models=models) == 0
+    stop_at(4, [*words, tmp_path / "out"], monkeypatch, models)
+    assert command(*words, tmp_path / "out", "--resume", models=models) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole")

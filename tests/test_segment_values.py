@@ -194,7 +194,7 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
         (["{png}", "bright.", "--positives", "2"], "--positives does nothing without --seed-prompt points"),
         (["{png}", "bright.", "--save", "crops", "heatmap"], "--save heatmap does nothing without --method clipseg"),
         (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
-        (["{film}", "bright.", "--frames", "--html"], "--html does nothing for videos"),
+        (["{film}", "bright.", "--frames", "--html"], ""),
         (["{film}", "bright.", "--frames", "--redetect", "2", "--fps", "5"], ""),
         (["{png}", "bright.", "--html", "--max-area", "0.9"], ""),
     ],

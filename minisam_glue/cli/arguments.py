@@ -160,8 +160,6 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
         notes += note(VIDEO_FLAGS, "for pictures")
         notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
         notes += ["--save frames does nothing for pictures"] if "frames" in args.save else []
-    if moving == {True}:
-        notes += note(("html",), "for videos")
     if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):
         notes += note(("frames",), "without a folder, or a TIFF of many pages")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")

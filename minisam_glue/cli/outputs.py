@@ -23,21 +23,29 @@ from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
 from ..reading import LARGEST, anything, check_regular, fields, load, mapping, optional, plain, sequence, text, whole
 from ..records import RECORD, HeatMap, Segment, Segmented
+from ..render.film_page import FilmPage
 from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
+from .arguments import last_part
 from .folders import UNFINISHED, check_own, clear, list_files, publish, read_result
 from .provenance import Facts, differences
 
+THUMBNAIL = 240  # pixels of its longer side
 LONGEST_LINE = 1 << 26  # bytes of the record of one frame
 VERSION = 2  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
 
 
+def is_complete(folder: Path, name: str) -> bool:
+    """Whether a complete result is there, with a file of this name."""
+    return (folder / "result.json").is_file() and (folder / name).is_file() and not (folder / UNFINISHED).exists()
+
+
 def finished_of(folder: Path) -> Facts | None:
     """What the complete result in a folder is of; nothing if it does not say; None if there is none."""
-    if not (folder / "result.json").is_file() or (folder / UNFINISHED).exists():
+    if not is_complete(folder, "result.json"):
         return None
     of = read_result(folder / "result.json").get("of", {})
     try:
@@ -70,12 +78,25 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save
             for segment in result.seen:
                 save_crop(new / "crops" / f"{name_of(segment)}.png", result.image, segment.mask)
         if page:
-            write_page(new / "page.html", result.image, result.objects)
+            write_page(new / "page.html", result.image, result.objects, title_of(source))
+            save_thumbnail(new / "thumbnail.jpg", result.annotated())
         files = {"files": [*list_files(new), "result.json"]}
         save_json(new / "result.json", {"source": source} | facts | result.as_json() | files)
         publish(new, folder)
     finally:
         clear(folder)
+
+
+def title_of(source: str) -> str:
+    """The name of a source as its page shows it: that of its file."""
+    return Path(source).name if os.path.exists(source) else last_part(source)
+
+
+def save_thumbnail(path: Path, picture: np.ndarray) -> None:
+    """Write a small JPEG of a picture, uint8 RGB (H, W, 3), for the index of many results."""
+    small = Image.fromarray(picture)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(path, quality=80)
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
@@ -203,8 +224,8 @@ class VideoOutput:
     frames come one after another from the first on, so they are drawn as they come; else at the end. save: also write
     masks/<object>/<frame>.png, crops/<object>/<frame>.png, frames/<frame>.png, and of the frames that were looked at
     heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
-    is of, see provenance.py; ValueError if that state is of something else, or as of check_own. MediaError
-    or OSError if it can't be written.
+    is of, see provenance.py; ValueError if that state is of something else, or as of check_own. page: also
+    write page.html and its thumbnail. MediaError or OSError if it can't be written.
     """
 
     def __init__(
@@ -217,12 +238,14 @@ class VideoOutput:
         audio_from: str | None = None,
         resume: bool = False,
         of: Facts | None = None,
+        page: bool = False,
     ):
         check_own(folder)
         self.of = {} if of is None else of
         self.folder, self.video, self.in_order, self.save = folder, video, in_order, save
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
         self.state_path, self.start = self.unfinished / "state.pt", video.time(0)  # seconds
+        self.page, self.thumbnail, self.shown = FilmPage() if page else None, None, False  # shown: with an object
         self.drawn, self.state, self.journal, self.writer = 0, None, None, None
         if resume and self.state_path.is_file():
             self._reopen()
@@ -306,7 +329,12 @@ class VideoOutput:
         return folder / f"{frame:06d}.png"
 
     def _draw(self, result: Segmented) -> None:
-        self.writer.write(result.annotated(), self.video.time(result.frame))
+        picture, time = result.annotated(), self.video.time(result.frame)
+        self.writer.write(picture, time)
+        if self.page is not None:
+            self.page.add(result, time)
+            if self.thumbnail is None or (result.seen and not self.shown):
+                self.thumbnail, self.shown = picture, bool(result.seen)
         self.drawn += 1
 
     def _draw_from_journal(self, end: int) -> None:
@@ -330,6 +358,9 @@ class VideoOutput:
             raise MediaError(f"{source}: no frame came")
         self._draw_from_journal(frames)
         self.writer.close(self.video.end)
+        if self.page is not None:
+            self.page.write(self.new / "page.html", title_of(source))
+            save_thumbnail(self.new / "thumbnail.jpg", self.thumbnail)
         summary = (
             {"source": source}
             | facts

@@ -276,7 +276,11 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
         default=DIRECTIONS[0],
         help="direction of tracking from the seed frame (default %(default)s)",
     )
-    group.add_argument("--resume", action="store_true", help="continue interrupted videos, skip finished inputs")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue interrupted videos; skip inputs with a result of the same content, prompt, flags and weights",
+    )
 
 
 def add_output_flags(group: argparse._ArgumentGroup) -> None:
@@ -291,7 +295,11 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
         help="also save masks of each frame (pictures always have them), the objects cut out, the heat maps, or the "
         "plain frames of a video",
     )
-    group.add_argument("--html", action="store_true", help="a web page per picture, to switch objects on and off")
+    group.add_argument(
+        "--html",
+        action="store_true",
+        help="a web page per input, to switch objects on and off (key frames of a video); an index of several inputs",
+    )
     group.add_argument(
         "--format",
         choices=FORMATS,

@@ -7,17 +7,20 @@ from pathlib import Path
 import torch
 
 from .. import demo, media, weights
+from ..files import clear_temporaries
 from ..models import DETECTOR, DETECTORS, Models, load_models
 from ..processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
+from ..render import index_page
+from ..render.index_page import Entry, check_index, write_index
 from ..seeding import check_sentence
 from ..text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, out_of_memory, summary, too_large
-from .folders import check_own
+from .folders import check_own, read_result
 from .job import Job
 from .lock import FolderLock
-from .outputs import finished_of, save_picture
+from .outputs import finished_of, is_complete, save_picture
 from .provenance import Facts, differences
 from .video import VideoRun
 
@@ -63,6 +66,9 @@ class Run:
         make_folder(args.out)  # before the long loading: it may fail
         self.lock = FolderLock(args.out)
         try:
+            if self.has_index and rank == 0:
+                check_index(args.out)
+                clear_temporaries(args.out, index_page.NAME)  # of runs that were killed
             self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
             if self.job.sentence:
                 check_sentence(self.job.models, self.job.sentence)
@@ -70,6 +76,11 @@ class Run:
             self.lock.release()
             raise
         self.console.on_closed = self.reader_gone
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the pages of several inputs get an index."""
+        return self.args.html and len(self.folders) > 1
 
     def load(self, prompt: Prompt) -> Models:
         """The models that the command line names; of several processes each takes its own GPU."""
@@ -101,6 +112,8 @@ class Run:
                 status = max(status, self.one_group(*groups[-1 - left]))
                 if self.job.stopped:
                     break
+            if self.has_index:
+                self.index()
         if (self.job.stopped and left) or self.job.stopped == CLOSED_PIPE:
             status = 128 + self.job.stopped
         if self.args.profile:
@@ -159,6 +172,19 @@ class Run:
         else:
             self.console.say(f"{source}: finished before, {folder}")
         return not changed
+
+    def index(self) -> None:
+        """index.html of all results that have pages, those of other processes of this run too.
+
+        It is written again until no result has come in the meantime, so that the last process to end lists them all.
+        """
+        found: dict[str, str] = {}
+        while new := [s for s, folder in self.folders.items() if s not in found and is_complete(folder, "page.html")]:
+            for source in new:
+                labels = [record["label"] for record in read_result(self.folders[source] / "result.json")["objects"]]
+                found[source] = summary(labels, None, {})
+            entries = [Entry(s, folder.name, found[s]) for s, folder in self.folders.items() if s in found]
+            write_index(self.args.out, entries)
 
     def one_group(self, moving: bool, group: list[str]) -> int:
         """A batch of pictures, or a video. What can't be done is told; returns the exit status."""

@@ -65,7 +65,7 @@ class VideoRun:
         sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
         in_order = self.args.direction == FORWARD
         picture, resume = self.picture_name(), self.args.resume
-        return VideoOutput(self.folder, video, picture, in_order, self.args.save, sound, resume, of)
+        return VideoOutput(self.folder, video, picture, in_order, self.args.save, sound, resume, of, self.args.html)
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""

@@ -2,7 +2,8 @@
 
 Everything is inside the file, so that it opens without a network. A layer is a PNG of the object's bounding box in
 three colours (none, tint, outline), a few hundred bytes, placed in per cent of the picture. Labels are text, never
-markup; besides, the security policy of the page allows no script but its own. Left out: videos.
+markup; besides, the security policy of the page allows no script but its own. Videos have pages of their own
+(film_page.py).
 """
 
 import hashlib
@@ -114,8 +115,8 @@ class Record(Protocol):
     mask: np.ndarray
 
 
-def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -> None:
-    """Write the page: the picture, uint8 RGB (H, W, 3), with a checkbox per record; its title is the file's name.
+def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record], title: str | None = None) -> None:
+    """Write the page: the picture, uint8 RGB (H, W, 3), with a checkbox per record. title: by default the file's name.
 
     An object with an empty mask shows its box. ValueError if a mask is not of the picture's size, OSError if the file
     can't be written.
@@ -125,12 +126,12 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -
         if record.mask.shape != (height, width):
             raise ValueError(f"the mask of #{record.id} is {record.mask.shape} but the image {(height, width)}")
     page = PAGE.format(
-        title=escape(one_line(Path(path).stem)),
+        title=escape(one_line(Path(path).stem if title is None else title)),
         width=width,
         height=height,
         ratio=width / height,
-        picture=_jpeg(image),
-        layers="\n".join(_layer(number, record) for number, record in enumerate(records)),
+        picture=small_jpeg(image),
+        layers="\n".join(layer(f"layer{number}", "", record) for number, record in enumerate(records)),
         rows="\n".join(_row(number, record) for number, record in enumerate(records)),
         count=f"{len(records)} of {len(records)}",
         style=STYLE,
@@ -141,7 +142,8 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record]) -
         temporary.write_bytes(page.encode())
 
 
-def _layer(number: int, record: Record) -> str:
+def layer(name: str, group: str, record: Record) -> str:
+    """An object as an element that is placed over its picture. name, group: its id, and one more class."""
     height, width = record.mask.shape
     bounds = mask_box(record.mask)
     left, top, right, bottom = bounds or record.box
@@ -150,23 +152,24 @@ def _layer(number: int, record: Record) -> str:
         f"width: {100 * (right - left) / width:.5g}%; height: {100 * (bottom - top) / height:.5g}%"
     )
     inside = f'<img alt="" src="{_png(record.mask[top:bottom, left:right], record)}">' if bounds else ""
-    kind = "layer" + " boxed" * (bounds is None) + " high" * (top < height / 20)  # high: no room above for its number
-    return (
-        f'<div class="{kind}" id="layer{number}" style="{_colours(record)}; {place}">{inside}<b>#{record.id}</b></div>'
-    )
+    kind = "layer" + f" {group}" * bool(group) + " boxed" * (bounds is None)
+    kind += " high" * (top < height / 20)  # no room above for its number
+    style = f"{colours(record.id)}; {place}"
+    return f'<div class="{kind}" id="{name}" style="{style}">{inside}<b>#{record.id}</b></div>'
 
 
 def _row(number: int, record: Record) -> str:
     score = "" if record.score is None else f"{record.score:.2f}"
     return (
         f'<li><label><input type="checkbox" checked data-layer="layer{number}">'
-        f'<span class="swatch" style="{_colours(record)}">#{record.id}</span>'
+        f'<span class="swatch" style="{colours(record.id)}">#{record.id}</span>'
         f"<bdi>{escape(one_line(record.label))}</bdi><span>{score}</span></label></li>"
     )
 
 
-def _colours(record: Record) -> str:
-    colour = colour_of(record.id)
+def colours(number: int) -> str:
+    """The style of an object's colour, and of text on it."""
+    colour = colour_of(number)
     return "--colour: rgb({}, {}, {}); --ink: rgb({}, {}, {})".format(*colour, *ink_on(colour))
 
 
@@ -178,10 +181,11 @@ def _png(inside: np.ndarray, record: Record) -> str:
     return _data_uri(layer, "PNG", bits=2, transparency=bytes([0, OPACITY, 255, 255]), optimize=True)
 
 
-def _jpeg(image: np.ndarray) -> str:
+def small_jpeg(image: np.ndarray, longest: int = LONGEST_SIDE, quality: int = 90) -> str:
+    """A picture, uint8 RGB (H, W, 3), as the data URI of a JPEG whose sides are at most so long."""
     picture = Image.fromarray(image)
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return _data_uri(picture, "JPEG", quality=90)
+    picture.thumbnail((longest, longest))
+    return _data_uri(picture, "JPEG", quality=quality)
 
 
 def _data_uri(image: Image.Image, kind: str, **options: object) -> str:
