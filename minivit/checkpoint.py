@@ -133,7 +133,10 @@ def outline_model(preset: str, classes: int, overrides: dict) -> nn.Module:
         model = _build(preset, classes, overrides)
     count = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if count > MOST_PARAMETERS:
-        raise ValueError(f"a model of {count / 1e9:,.1f} billion parameters is too large: lower --dim or --depth")
+        raise ValueError(
+            f"a model of {count / 1e9:,.1f} billion parameters is too large: lower --dim, --depth or --image-size, "
+            "or raise --patch"
+        )
     return model
 
 

@@ -44,7 +44,7 @@ ROWS = {
     "--val-split": number("-1 -0.001 1.5 100.25 -inf", "0 0.0 0.999 1 100 1e3"),
     "--skip-bad": (("=1",), (None,), ""),
     "--preset": choice("cifar vit-b16 resnet18"),
-    "--image-size": whole("-8 0 65537 33", "4 32 256", "--crop 3"),
+    "--image-size": whole("-8 0 65537 33 65536", "4 32 256", "--crop 3"),
     "--patch": whole("-1 0 33 64 65537 5", "1 4 32"),
     "--dim": whole("-8 0 65537 30", "8 64 512"),
     "--depth": whole("-1 1001", "0 1 12"),
