@@ -11,6 +11,8 @@ from helpers.squares import film, picture, save_film
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import propagation
+from minisam_glue.demo.evaluate import evaluate_propagators
+from minisam_glue.demo.scenes import clip
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
 from minisam_glue.prompts import Clicks
@@ -234,3 +236,13 @@ def test_the_command_propagates_by_flow_goes_on_where_it_was_and_keeps_frames(tm
     from minisam_glue.media import read_image
 
     assert np.array_equal(read_image(str(saved[2])), film(5)[2])
+
+
+def test_both_propagators_are_measured_on_the_same_clips():
+    films = [clip(seed, kind, 4, (48, 64)) for seed, kind in enumerate(("free", "crossing"))]
+    metrics = evaluate_propagators(tiny_model(), lambda: iter(films))
+    assert metrics.keys() == {"memory", "flow"}
+    for one in metrics.values():
+        assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["frames_per_second"] > 0
+    assert metrics["memory"]["clip_objects"] == metrics["flow"]["clip_objects"] > 0
+    assert metrics["memory"]["jf"] != metrics["flow"]["jf"]

@@ -1,6 +1,7 @@
 """Metrics of the demo models on generated scenes and clips, as JSON from one command.
 
     python -m minisam_glue.demo.evaluate --detector detector.pt --segmenter segmenter.pt    # or one of them
+    python -m minisam_glue.demo.evaluate --propagate flow    # clips alone: optical flow beside SAM 2's memory
 
 Seeds are held out (see scenes.py). Average precision follows COCO: 101 recall points, IoU 0.5 to 0.95 in
 steps of 0.05, all phrases of all scenes pooled. J and F follow DAVIS (Perazzi et al., CVPR 2016), over all
@@ -9,6 +10,7 @@ frames but the first. Left out: COCO's limits on area and number of boxes.
 
 import argparse
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -21,8 +23,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..grounding_dino import Detections, Detector
+from ..propagators import FLOW, MEMORY, PROPAGATORS
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
-from . import load_detector, load_segmenter
+from . import FOLDER, SEGMENTER, load_detector, load_segmenter
 from .scenes import KINDS, SMALLEST, Clip, Scene, clip, extents, scene
 
 THRESHOLD = 0.35  # score from which a box is shown to a user
@@ -208,7 +211,11 @@ def boundary_f(found: Tensor, true: Tensor) -> Tensor:
 
 def track(model: SAM2, film: Clip, objects: list[int]) -> Tensor:
     """Masks, bool (T, n, H, W), of objects that are pointed out by their true boxes on the first frame."""
-    tracker = VideoTracker(model, max_hole=0)
+    return follow(VideoTracker(model, max_hole=0), film, objects)
+
+
+def follow(tracker: VideoTracker, film: Clip, objects: list[int]) -> Tensor:
+    """As track, by a new tracker."""
     tracker.seek(0, film.frames[0])
     for i in objects:
         tracker.prompt(i, box=film.boxes[0, i])
@@ -238,17 +245,20 @@ def switched(found: Tensor, true: Tensor) -> bool:
     return bool((table[0, 1] > table[0, 0]) | (table[1, 0] > table[1, 1]))
 
 
-def evaluate_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> dict[str, float]:
+def evaluate_clips(
+    model: SAM2, clips: Iterable[Clip], tracked: Callable[[SAM2, Clip, list[int]], Tensor] | None = None
+) -> dict[str, float]:
     """J, F and their mean over objects (each the mean over its frames), of all clips and of each kind.
 
     switches: share of crossings after which a mask lies on the wrong one of the look-alikes. absent_empty: share
-    of the frames where an object can't be seen on which its mask is empty. Without memory: track_without_memory.
+    of the frames where an object can't be seen on which its mask is empty. tracked: what makes the masks, by
+    default track.
     """
     regions, contours, switches, empty = defaultdict(list), defaultdict(list), [], []
     for film in clips:
         objects = seeded(film)
         true = torch.from_numpy(film.masks[:, objects])
-        found = (track if memory else track_without_memory)(model, film, objects)
+        found = (tracked or track)(model, film, objects)
         for kind in ("", f"_{film.kind}"):
             regions[kind] += broadcast_iou(found, true)[1:].mean(0).tolist()
             contours[kind] += [float(boundary_f(f, t).mean()) for f, t in zip(found[1:].unbind(1), true[1:].unbind(1))]
@@ -266,6 +276,25 @@ def evaluate_clips(model: SAM2, clips: Iterable[Clip], memory: bool = True) -> d
         "absent_frames": len(empty),
         "absent_empty": mean(empty),
     }
+
+
+def evaluate_propagators(model: SAM2, clips: Callable[[], Iterable[Clip]]) -> dict[str, dict[str, float]]:
+    """The metrics of evaluate_clips by SAM 2's memory and by optical flow, and the frames per second of each."""
+    metrics = {}
+    for name, propagator in PROPAGATORS.items():
+        frames, seconds = 0, 0.0
+
+        def tracked(model: SAM2, film: Clip, objects: list[int], propagator=propagator) -> Tensor:
+            nonlocal frames, seconds
+            tracker, begun = propagator(model), time.perf_counter()
+            tracker.max_hole = 0
+            masks = follow(tracker, film, objects)
+            frames, seconds = frames + len(masks), seconds + time.perf_counter() - begun
+            return masks
+
+        metrics[name] = evaluate_clips(model, clips(), tracked)
+        metrics[name]["frames_per_second"] = frames / max(seconds, 1e-9)
+    return metrics
 
 
 def mean(values: list | np.ndarray) -> float:
@@ -289,7 +318,9 @@ def evaluate(
         metrics |= evaluate_text_to_masks(detector, model, scenes)
     if model:
         metrics |= evaluate_clips(model, clips())
-        metrics |= {f"no_memory_{name}": value for name, value in evaluate_clips(model, clips(), memory=False).items()}
+        metrics |= {
+            f"no_memory_{name}": value for name, value in evaluate_clips(model, clips(), track_without_memory).items()
+        }
     return metrics
 
 
@@ -316,11 +347,25 @@ def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
 def main() -> None:
     """The command line: all metrics as JSON on standard output."""
     parser = arguments(__doc__)
+    parser.add_argument(
+        "--propagate",
+        choices=tuple(PROPAGATORS),
+        default=MEMORY,
+        help="flow: J and F of clips by optical flow beside those by SAM 2's memory, and nothing else",
+    )
     args = parser.parse_args()
+    seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
+
+    def clips() -> Iterable[Clip]:
+        return (clip(i, KINDS[i % len(KINDS)]) for i in films)
+
+    if args.propagate == FLOW:
+        segmenter = accelerate(load_segmenter(args.segmenter or FOLDER / SEGMENTER, args.device))
+        print(json.dumps(evaluate_propagators(segmenter, clips), indent=1))
+        return
     if not (args.detector or args.segmenter):
         parser.error("nothing to evaluate: give --detector, --segmenter, or both")
-    seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
-    metrics = evaluate(*models(args), map(scene, seeds), lambda: (clip(i, KINDS[i % len(KINDS)]) for i in films))
+    metrics = evaluate(*models(args), map(scene, seeds), clips)
     print(json.dumps(metrics, indent=1))
 
 
