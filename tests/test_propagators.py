@@ -8,6 +8,7 @@ import torch
 from helpers.commands import command, lines
 from helpers.sam2_tiny import tiny_model
 from helpers.squares import film, picture, save_film
+from helpers.tiny_heat import heat_models
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import propagation
@@ -246,3 +247,15 @@ def test_both_propagators_are_measured_on_the_same_clips():
         assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["frames_per_second"] > 0
     assert metrics["memory"]["clip_objects"] == metrics["flow"]["clip_objects"] > 0
     assert metrics["memory"]["jf"] != metrics["flow"]["jf"]
+
+
+def test_heat_maps_seed_flow_and_a_lost_object_returns_with_its_id():
+    frames = [picture(), picture(5), picture(7), picture(), picture(), picture(9)]
+    results = list(segment_video(heat_models(), frames, "bright.", redetect=2, **FLOW))
+    assert [[(o.id, bool(o.mask.any())) for o in r.objects] for r in results[1:5]] == [
+        [(1, True)],
+        [(1, True)],
+        [(1, False)],
+        [(1, False)],
+    ]
+    assert (1, True) in [(o.id, bool(o.mask.any())) for o in results[5].objects]
