@@ -44,6 +44,7 @@ NUMBERS = {
 }
 CHOICES = {
     "--direction": (("sideways", "Forward", ""), ("forward", "reverse", "both")),
+    "--propagate": (("optical", ""), ("memory", "flow")),
     "--save": (("mask", ""), ("masks", "crops", "heatmap")),
     "--method": (("both", ""), ("detector",)),
     "--seed-prompt": (("circle", ""), ("box", "points", "mask")),
