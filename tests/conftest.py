@@ -20,8 +20,10 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a script
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs under test leave an ignored signal alone
+# In a background job of a script, or under nohup, signals are ignored, and the programs under test leave those alone.
+for name, default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGTERM", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), default)
 
 
 @pytest.fixture
