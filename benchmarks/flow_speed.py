@@ -6,12 +6,15 @@ Prints the median time of each, their ratio, and the largest difference between 
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.flow import farneback
 
 
