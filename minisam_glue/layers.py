@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reading import check_weights
+from .support.reading import check_weights
 
 
 class MLP(nn.Module):

@@ -21,8 +21,8 @@ from . import clipseg, demo, grounding_dino, sam2, weights
 from .clipseg import CLIPTokenizer, HeatMapper
 from .clipseg.heat_mapper import SIZE, check_size
 from .grounding_dino import Detector, WordPieceTokenizer
-from .processes import interpreter
 from .sam2 import SAM2, ImagePredictor
+from .support.processes import interpreter
 from .weights import Progress, WeightsError
 
 DETECTOR, CLIPSEG = METHODS = ("detector", "clipseg")  # from a sentence to where its objects are

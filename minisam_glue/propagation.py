@@ -21,11 +21,11 @@ from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
 from .propagators import MEMORY, PROPAGATORS
-from .reading import fields, flag, optional, real, sequence, text, whole
 from .records import Segment, Segmented
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, find_seeds, seeds_of, segment_seed
+from .support.reading import fields, flag, optional, real, sequence, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
 COLD = 0.25  # share of a mask that a heat map must show for it to be of the object

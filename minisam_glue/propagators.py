@@ -24,7 +24,6 @@ from torch import Tensor
 
 from .flow import farneback, grey, inconsistency, warp
 from .pixels import to_rgb
-from .reading import Kind, fields, optional, refuse, whole
 from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2 import video_tracker as memory
 from .sam2.layers import resize_antialiased
@@ -32,6 +31,7 @@ from .sam2.memory_bank import FrameMemory
 from .sam2.model import ABSENT, ObjectOutput
 from .sam2.preprocess import prompt_points
 from .sam2.video_tracker import TrackedObject
+from .support.reading import Kind, fields, optional, refuse, whole
 
 MEMORY, FLOW = "memory", "flow"
 HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks

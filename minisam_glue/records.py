@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .heatmap import confidence
 from .masks import decode_rle, encode_rle, rle_runs
-from .reading import fields, real, sequence, text, whole
 from .render.overlay import overlay
+from .support.reading import fields, real, sequence, text, whole
 
 
 @dataclass

@@ -14,10 +14,10 @@ from helpers.squares import picture, save, save_film
 
 import segment
 import train_cifar
-from minisam_glue import processes
 from minisam_glue.cli import outputs, video
 from minisam_glue.cli import run as segment_run
 from minisam_glue.cli.job import Job
+from minisam_glue.support import processes
 from minivit import cli, process
 from minivit.train import Trainer
 

@@ -18,7 +18,7 @@ from minisam_glue.render.film_page import MOST, FilmPage
 from minisam_glue.render.index_page import Entry, check_index, write_index
 from minisam_glue.render.overlay import OPACITY, colour_of
 from minisam_glue.render.page import LONGEST_SIDE, write_page
-from minisam_glue.text import one_line
+from minisam_glue.support.text import one_line
 
 HEIGHT, WIDTH = 60, 80
 NASTY = [

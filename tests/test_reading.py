@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import tamper
 
-import minisam_glue.reading
+import minisam_glue.support.reading
 import minivit.reading
 
-SAME = [minivit.reading, minisam_glue.reading]
+SAME = [minivit.reading, minisam_glue.support.reading]
 
 
 @pytest.fixture(params=SAME, ids=lambda module: module.__package__)

@@ -426,7 +426,7 @@ def test_a_kill_at_any_step_of_publishing_leaves_nothing_that_the_next_run_can_n
         assert outputs.finished_of(out / "a") is None
         assert command(*words, out, models=models) == 0 and files(out) == whole, f"killed at step {step}"
         step += 1
-    assert step > 8
+    assert step > (8 if sys.version_info >= (3, 11) else 5)  # pathlib of Python 3.10 removes files by other names
 
 
 def test_temporary_files_of_killed_runs_go_and_others_stay(tmp_path, monkeypatch, models):

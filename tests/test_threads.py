@@ -22,7 +22,7 @@ from minisam_glue.demo import scenes
 from minisam_glue.grounding_dino import Detector, accelerate, detector
 from minisam_glue.models import Models
 from minisam_glue.prompts import Clicks, Seeding
-from minisam_glue.recent import Recent
+from minisam_glue.support.recent import Recent
 
 pytestmark = pytest.mark.usefixtures("one_thread", "frequent_switches")
 CALLS, THREADS = 64, 8

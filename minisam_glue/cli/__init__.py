@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..processes import begin_program
+from ..support.processes import begin_program
 
 if TYPE_CHECKING:
     from ..models import Models

@@ -4,7 +4,7 @@ import signal
 import sys
 
 from ..models import Models
-from ..processes import CLOSED_PIPE, leads_nowhere, on_signals, stop
+from ..support.processes import CLOSED_PIPE, leads_nowhere, on_signals, stop
 from .arguments import with_flag
 from .console import failed, out_of_memory, too_large
 from .parser import parse_arguments

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ..clipseg.heat_mapper import SIZE
-from ..processes import leads_nowhere
-from ..text import one_line, printable
+from ..support.processes import leads_nowhere
+from ..support.text import one_line, printable
 
 USAGE_ERROR = 2  # the exit status
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds

@@ -16,8 +16,8 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ..files import is_temporary
-from ..reading import check_regular, sequence, text
+from ..support.files import is_temporary
+from ..support.reading import check_regular, sequence, text
 
 UNFINISHED, EARLIER = ".unfinished", "earlier.json"
 RESULTS = (

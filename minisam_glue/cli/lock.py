@@ -13,7 +13,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from ..processes import rank_and_number
+from ..support.processes import rank_and_number
 
 try:
     import fcntl

@@ -18,15 +18,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import is_temporary, whole_file
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
-from ..reading import LARGEST, anything, check_regular, fields, load, mapping, optional, plain, sequence, text, whole
 from ..records import RECORD, HeatMap, Segment, Segmented
 from ..render.film_page import FilmPage
 from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
+from ..support.files import is_temporary, whole_file
+from ..support.reading import (
+    LARGEST,
+    anything,
+    check_regular,
+    fields,
+    load,
+    mapping,
+    optional,
+    plain,
+    sequence,
+    text,
+    whole,
+)
 from .arguments import last_part
 from .folders import UNFINISHED, check_own, clear, list_files, publish, read_result
 from .provenance import Facts, differences

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from ..text import printable
+from ..support.text import printable
 from .console import count, tell
 
 LINE_EVERY = 10.0  # seconds

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from .. import demo, media, weights
-from ..files import clear_temporaries
 from ..models import DETECTOR, DETECTORS, Models, load_models
-from ..processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..render import index_page
 from ..render.index_page import Entry, check_index, write_index
 from ..seeding import check_sentence
-from ..text import printable
+from ..support.files import clear_temporaries
+from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
+from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, out_of_memory, summary, too_large
 from .folders import check_own, read_result

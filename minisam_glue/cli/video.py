@@ -5,9 +5,9 @@ from pathlib import Path
 
 from .. import media
 from ..media.images import is_picture
-from ..processes import install_command
 from ..prompts import Clicks
 from ..propagation import FORWARD, Tracking
+from ..support.processes import install_command
 from .console import count, summary
 from .job import Job
 from .outputs import VideoOutput

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..masks import mask_box
 from ..pixels import Picture, normalise, to_rgb
-from ..recent import Recent
+from ..support.recent import Recent
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
 

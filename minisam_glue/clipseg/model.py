@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import load_strictly
-from ..reading import load_state_dict
+from ..support.reading import load_state_dict
 from .clip import CLIP, CLIPConfig, EncoderLayer, TextConfig, VisionConfig
 
 # What published files hold beyond the model: 0, 1, 2, ..., kept by old versions of transformers.

@@ -29,8 +29,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..files import whole_file
-from ..processes import own_gpu, rank_and_number
+from ..support.files import whole_file
+from ..support.processes import own_gpu, rank_and_number
 from .muon import Muon, matrices_of
 
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 250, 2500  # steps

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..boxes import area, cxcywh_to_xyxy, suppress
 from ..pixels import Picture, normalise, to_rgb
 from ..prompts import Sentence, split_phrases
-from ..recent import Recent
+from ..support.recent import Recent
 from .geometry import Shapes
 from .model import MAX_TEXT, GroundingDINO
 from .tokenizer import WordPieceTokenizer

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import load_strictly
-from ..reading import load_state_dict
+from ..support.reading import load_state_dict
 from .bert import Bert, BertConfig, phrase_masks
 from .deformable_attention import MSDeformAttn
 from .geometry import Geometry, Shapes, build_geometry, inverse_sigmoid, shapes_on_levels

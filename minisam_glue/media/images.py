@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..pixels import to_rgb
-from ..reading import check_regular
+from ..support.reading import check_regular
 from .heif import is_heif, read_heif
 from .limits import MAX_BYTES, MAX_PIXELS, MediaError
 

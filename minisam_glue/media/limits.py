@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from ..processes import install_command
+from ..support.processes import install_command
 
 MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..files import whole_file
+from ..support.files import whole_file
 from .limits import MediaError, load_av
 from .video import Video, open_video
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from ..files import whole_file
 from ..records import Segmented
-from ..text import one_line
+from ..support.files import whole_file
+from ..support.text import one_line
 from .page import STYLE, colours, layer, small_jpeg
 
 MOST = 32  # key frames; with half of them left when there would be more

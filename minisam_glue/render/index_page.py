@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from ..files import whole_file
-from ..text import one_line
+from ..support.files import whole_file
+from ..support.text import one_line
 
 NAME = "index.html"
 MARK = '<meta name="generator" content="minisam">'

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..masks import erode, mask_box
-from ..text import one_line
+from ..support.text import one_line
 
 COLOURS = np.array(
     [[230, 159, 0], [86, 180, 233], [0, 158, 115], [213, 94, 0], [240, 228, 66], [0, 114, 178], [204, 121, 167]],

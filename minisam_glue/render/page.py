@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ..files import whole_file
 from ..masks import erode, mask_box
-from ..text import one_line
+from ..support.files import whole_file
+from ..support.text import one_line
 from .overlay import OPACITY, colour_of, ink_on, stroke_width
 
 LONGEST_SIDE = 4096  # pixels of the embedded picture: it is seen at the size of a window, and JPEG ends at 65,535

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, is_dataclass
 import torch
 from torch import Tensor
 
-from ..reading import Kind, fields, mapping, optional, tensor, whole
+from ..support.reading import Kind, fields, mapping, optional, tensor, whole
 
 SLOTS = 7  # temporal embeddings: one shared by all prompted frames, and six for the frames before
 POINTERS = 16  # pointers of frames less than this far back are attended to

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import MLP, load_strictly
-from ..reading import load_state_dict
+from ..support.reading import load_state_dict
 from .hiera import Hiera, ImageEncoder, Neck
 from .layers import resize_antialiased, sine_position_1d, sine_position_2d
 from .mask_decoder import Decoded, MaskDecoder

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pixels import to_rgb
-from ..reading import LARGEST, Kind, fields, optional, sequence, whole
+from ..support.reading import LARGEST, Kind, fields, optional, sequence, whole
 from . import memory_bank
 from .components import clean
 from .layers import resize_antialiased

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..text import printable
+from ..support.text import printable
 from .table import Checkpoint
 
 CHUNK = 1 << 20  # bytes read at a time
