@@ -5,16 +5,13 @@ small. As on the page of a picture, everything is inside the file and labels are
 and the frames in between, which the annotated video has.
 """
 
-import hashlib
-from base64 import b64encode
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from ..records import Segmented
-from ..support.files import whole_file
 from ..support.text import one_line
-from .page import STYLE, colours, layer, small_jpeg
+from .page import BUTTONS, STYLE, colours, layer, small_jpeg, write_html
 
 MOST = 32  # key frames; with half of them left when there would be more
 LONGEST_SIDE = 960  # pixels of a key frame
@@ -45,35 +42,6 @@ MORE_STYLE = """
 .key[hidden] { display: none; }
 .absent { opacity: .5; }
 input[type=range] { width: 100%; }
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<div class="picture" style="aspect-ratio: {width} / {height}; width: min(100%, calc((100vh - 2rem) * {ratio:.5f}))">
-{frames}
-</div>
-<section aria-label="Objects">
-<h1>{title}</h1>
-<p><input type="range" id="frame" min="0" max="{last}" value="0" aria-label="Key frame"><output>{first}</output></p>
-<p><button type="button" id="all">All</button> <button type="button" id="none">None</button></p>
-<ul>
-{rows}
-</ul>
-</section>
-</main>
-<script>{script}</script>
-</body>
-</html>
 """
 
 
@@ -118,22 +86,17 @@ class FilmPage:
         """Write the page. OSError if that can't be done, ValueError if there is no frame."""
         if not self.keys:
             raise ValueError("a video without frames has no page")
-        height, width = self.keys[0].size
-        page = PAGE.format(
+        slider = f'<input type="range" id="frame" min="0" max="{len(self.keys) - 1}" value="0" aria-label="Key frame">'
+        write_html(
+            path,
             title=escape(one_line(title)),
-            width=width,
-            height=height,
-            ratio=width / height,
-            frames="\n".join(self._frame(number, key) for number, key in enumerate(self.keys)),
-            last=len(self.keys) - 1,
-            first=self.keys[0].title,
+            size=self.keys[0].size,
+            picture="\n".join(self._frame(number, key) for number, key in enumerate(self.keys)),
+            controls=f"<p>{slider}<output>{self.keys[0].title}</output></p>\n<p>{BUTTONS}</p>",
             rows="\n".join(self._row(number, label) for number, label in sorted(self.labels.items())),
             style=STYLE + MORE_STYLE,
             script=SCRIPT,
-            script_hash=b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
         )
-        with whole_file(path) as temporary:
-            temporary.write_bytes(page.encode())
 
     def _frame(self, number: int, key: KeyFrame) -> str:
         hidden = " hidden" if number else ""

@@ -74,6 +74,7 @@ document.getElementById("none").addEventListener("click", () => choose(false));
 show();
 """
 
+BUTTONS = '<button type="button" id="all">All</button> <button type="button" id="none">None</button>'
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -87,13 +88,11 @@ PAGE = """<!DOCTYPE html>
 <body>
 <main>
 <div class="picture" style="aspect-ratio: {width} / {height}; width: min(100%, calc((100vh - 2rem) * {ratio:.5f}))">
-<img alt="{title}" src="{picture}">
-{layers}
+{picture}
 </div>
 <section aria-label="Objects">
 <h1>{title}</h1>
-<p><button type="button" id="all">All</button> <button type="button" id="none">None</button>
-<output>{count}</output> shown</p>
+{controls}
 <ul>
 {rows}
 </ul>
@@ -121,23 +120,31 @@ def write_page(path: str | Path, image: np.ndarray, records: Sequence[Record], t
     An object with an empty mask shows its box. ValueError if a mask is not of the picture's size, OSError if the file
     can't be written.
     """
-    height, width = image.shape[:2]
+    size = image.shape[:2]
     for record in records:
-        if record.mask.shape != (height, width):
-            raise ValueError(f"the mask of #{record.id} is {record.mask.shape} but the image {(height, width)}")
-    page = PAGE.format(
-        title=escape(one_line(Path(path).stem if title is None else title)),
-        width=width,
-        height=height,
-        ratio=width / height,
-        picture=small_jpeg(image),
-        layers="\n".join(layer(f"layer{number}", "", record) for number, record in enumerate(records)),
+        if record.mask.shape != size:
+            raise ValueError(f"the mask of #{record.id} is {record.mask.shape} but the image {size}")
+    title = escape(one_line(Path(path).stem if title is None else title))
+    layers = "\n".join(layer(f"layer{number}", "", record) for number, record in enumerate(records))
+    write_html(
+        path,
+        title=title,
+        size=size,
+        picture=f'<img alt="{title}" src="{small_jpeg(image)}">\n{layers}',
+        controls=f"<p>{BUTTONS}\n<output>{len(records)} of {len(records)}</output> shown</p>",
         rows="\n".join(_row(number, record) for number, record in enumerate(records)),
-        count=f"{len(records)} of {len(records)}",
         style=STYLE,
         script=SCRIPT,
-        script_hash=b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     )
+
+
+def write_html(path: str | Path, size: tuple[int, int], script: str, **parts: str) -> None:
+    """Fill PAGE and write it; only `script` may run there. size: height, width. parts: markup, and the title as text in
+    HTML. OSError if the file can't be written."""
+    height, width = size
+    script_hash = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shape = {"width": width, "height": height, "ratio": width / height}
+    page = PAGE.format(script=script, script_hash=script_hash, **shape, **parts)
     with whole_file(path) as temporary:
         temporary.write_bytes(page.encode())
 
