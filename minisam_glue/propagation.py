@@ -1,7 +1,7 @@
 """Masks from frame to frame: objects are seeded on one frame, tracked from there, and detected again now and then.
 
 SAM 2's memory or optical flow carries the masks (propagators.py); which detection is which object is decided in
-identity.py.
+redetection.py.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import identity
+from . import redetection
 from .heatmap import label_components
 from .masks import box_around, mask_box
 from .models import Models
@@ -175,15 +175,15 @@ class Tracking:
         looked = self.tracker.look_at_boxes(found.boxes)
         detected, tracked = looked.logits > 0, result.low_res > 0
         same = self._same_label(found, result)
-        confirmed = identity.confirm(detected, tracked, same)
+        confirmed = redetection.confirm(detected, tracked, same)
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
-        new = identity.unclaimed(detected, tracked, same, confirmed)
+        new = redetection.unclaimed(detected, tracked, same, confirmed)
         lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
         revived = {}
         if new and lost:
             remembered = self.tracker.remembered([result.ids[column] for column in lost])
-            revived = identity.revive(looked.pointer[new], remembered, same[new][:, lost])
+            revived = redetection.revive(looked.pointer[new], remembered, same[new][:, lost])
         for i, row in enumerate(new):
             if i in revived:
                 self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)

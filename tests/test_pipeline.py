@@ -5,12 +5,12 @@ from helpers.squares import H, W, film, picture
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import pipeline
-from minisam_glue.identity import assign
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import Clicks, Thresholds
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
 from minisam_glue.propagators import MOST_PROMPTED
+from minisam_glue.redetection import assign
 from minisam_glue.seeding import Seed, Seeds
 
 

@@ -1,4 +1,4 @@
-"""Which mask is whose: detections on a frame against the objects that are tracked there.
+"""A detection on a later frame: which tracked object it shows again, or whether it is a new one.
 
 Detections and objects that cover the same pixels are one (confirm). What is left over lies elsewhere (unclaimed), and
 is an object that was lost (revive) or a new one. Masks are bool (n, h, w) at any size that is the same for both.
