@@ -3,6 +3,7 @@
 It imports nothing that takes time: the command line needs it before torch is there.
 """
 
+import ctypes
 import errno
 import os
 import signal
@@ -65,6 +66,20 @@ def begin_program() -> None:
 def leads_nowhere(stream: TextIO) -> None:
     """Let a stream whose reader has gone take everything from now on: Python would fail again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def keep_freed_memory() -> None:
+    """Let glibc give the memory of a freed tensor to the next one, not back to the system. Does nothing elsewhere.
+
+    By default a block of more than 32 MiB is mapped anew each time, and the kernel clears each of its pages when it is
+    first written: a tenth to a fifth of a training step on a CPU. Constants: malloc.h; limits: man 3 mallopt.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 2**30)  # the largest block that is not mapped on its own, bytes
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the free memory at the end of the heap that is kept, bytes
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from minivit.checkpoint import RESNETS, build_model
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_atomically
 from minivit.pretrained import load_pretrained
+from minivit.process import keep_freed_memory
 from minivit.reading import (
     check_regular,
     check_weights,
@@ -267,11 +268,15 @@ def check_out(out: Path) -> None:
 
 
 def set_up_machine(given: dict) -> torch.device:
-    """Set the threads of this process, if any are given, and return the device. ValueError for what is not there."""
+    """Set the threads of this process, if any are given, and its memory; return the device.
+
+    ValueError for what is not there.
+    """
     threads = given.get("threads", DEFAULTS["threads"])
     whole(0, MOST_THREADS)(threads, "--threads")
     if threads:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     return choose_device(given.get("device", DEFAULTS["device"]))
 
 
