@@ -242,7 +242,7 @@ def start(*words: object, **env: str) -> subprocess.Popen:
 
 
 def test_a_run_killed_at_a_random_frame_goes_on_to_the_truth(tmp_path):
-    film = clip(FIRST_SEED + 1, "occlusion", frames=120)
+    film = clip(FIRST_SEED + 1, "occlusion", frames=60)
     leads, out = list(film.leads), tmp_path / "out"
     words = [
         save_film(film, tmp_path / "film"),
@@ -254,7 +254,7 @@ def test_a_run_killed_at_a_random_frame_goes_on_to_the_truth(tmp_path):
         out,
     ]
     journal = out / "film" / ".unfinished" / "journal.jsonl"
-    process, wanted, until = start(*words), np.random.randint(1, 100), time.monotonic() + 120
+    process, wanted, until = start(*words), np.random.randint(1, 50), time.monotonic() + 120
     while process.poll() is None and time.monotonic() < until:
         if journal.exists() and journal.read_bytes().count(b"\n") >= wanted:
             process.send_signal(signal.SIGKILL)

@@ -46,6 +46,11 @@ def see_all_phrases(old, ids, separators):
     return torch.ones_like(mask), positions
 
 
+def one_now_others_slow(faults) -> list:
+    """The names of faults as parameters; all but the first belong to the slow set."""
+    return [pytest.param(fault, marks=[pytest.mark.slow] if i else []) for i, fault in enumerate(faults)]
+
+
 TEXT_FAULTS = {
     "phrases see each other": (dino, "phrase_masks", see_all_phrases),
     "boxes are a hundredth aside": (detection, "cxcywh_to_xyxy", lambda old, boxes: old(boxes) + 0.01),
@@ -82,7 +87,7 @@ def test_phrases_find_their_objects_and_no_others(detector):
     assert holds(found_by_text(detector))
 
 
-@pytest.mark.parametrize("fault", TEXT_FAULTS)
+@pytest.mark.parametrize("fault", one_now_others_slow(TEXT_FAULTS))
 def test_a_fault_in_text_or_boxes_shows(fault, detector, monkeypatch, fresh_caches):
     change(monkeypatch, *TEXT_FAULTS[fault])
     assert not holds(found_by_text(detector))
@@ -119,7 +124,7 @@ def test_boxes_and_clicks_become_masks(segmenter):
     assert metrics["box_iou"] > 0.79 and metrics["click_iou"] > 0.69
 
 
-@pytest.mark.parametrize("fault", PROMPT_FAULTS)
+@pytest.mark.parametrize("fault", one_now_others_slow(PROMPT_FAULTS))
 def test_a_fault_in_prompts_shows(fault, segmenter, monkeypatch):
     change(monkeypatch, *PROMPT_FAULTS[fault])
     metrics = masks_of_prompts(segmenter)
@@ -150,7 +155,7 @@ def test_objects_are_followed(segmenter):
     assert tracked(segmenter)["jf"] > 0.75
 
 
-@pytest.mark.parametrize("fault", MEMORY_FAULTS)
+@pytest.mark.parametrize("fault", one_now_others_slow(MEMORY_FAULTS))
 def test_a_fault_in_memory_shows(fault, segmenter, monkeypatch):
     change(monkeypatch, *MEMORY_FAULTS[fault])
     metrics = tracked(segmenter)
