@@ -96,11 +96,6 @@ def name_weights(state: dict) -> str:
     return f"{kind} weights" + (f" of epoch {epoch}" if epoch else "")
 
 
-def name_classes(classes: list[str]) -> str:
-    """The number of classes and the first three of them, for a message."""
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
-
-
 KINDS = {
     "describe": mapping(text, plain),
     "classes": sequence(text, least=1),

@@ -9,16 +9,14 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from minivit import checkpoint, run
+from minivit import checkpoint, predict, run
 from minivit import data as datasets
-from minivit.evaluate import Evaluator
+from minivit.evaluate import TTA
 from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
+from minivit.reading import flag_of
 from minivit.report import percent
 from minivit.text import LogLines, complain, count, printable, say
-from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.train import TrainConfig, Trainer
 from minivit.vit import PRESETS
 
 DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.
@@ -31,8 +29,9 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --preset distilled --teacher runs/teacher/best.pt
     {command} --resume runs/cifar                       # continue after Ctrl-C or a power cut
     {command} --config runs/cifar/config.json --out runs/again
-    {command} --eval runs/cifar/best.pt
-    {command} --predict runs/cifar/best.pt cat.png dog.jpg
+    {command} --eval runs/cifar/best.pt                 # needs the test images alone, writes RUN/eval-best/
+    {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
+    {command} --predict runs/cifar/best.pt cat.png pictures/ --save-predictions answers.csv
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
@@ -47,6 +46,8 @@ NO_MEMORY = {  # by task
     "predict": "out of memory: make the picture smaller, or take a smaller checkpoint",
 }
 
+TASKS = ("resume", "eval", "predict")  # beside training; --config goes with any
+FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
 
@@ -80,12 +81,23 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
 
 def run_task(given: dict, command: str) -> int:
     """Do what the arguments ask for, and return the exit status."""
+    check_tasks(given)
     if "eval" in given:
-        return evaluate(given.pop("eval"), given)
+        return predict.evaluate(given.pop("eval"), given)
     if "predict" in given:
         path, *images = given.pop("predict")
-        return classify(path, images, given)
+        return predict.classify(path, images, given)
     return train(given, command)
+
+
+def check_tasks(given: dict) -> None:
+    """ValueError for two tasks at once, or for a flag of another task than the one that is asked for."""
+    asked = [name for name in TASKS if name in given] or ["train"]
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} and --{asked[1]} are two tasks: ask for one of them")
+    for name, tasks in FLAGS_OF_TASKS.items():
+        if name in given and asked[0] not in tasks:
+            raise ValueError(f"{flag_of(name)} goes with {' and '.join(f'--{task}' for task in tasks)}")
 
 
 def show_warnings() -> None:
@@ -142,13 +154,24 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     flag("--resume", "continue the run in this folder", metavar="RUN", type=Path)
     flag("--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=Path)
     flag(
-        "--eval", "print the accuracy of a checkpoint, or of demo, on the test images", metavar="CHECKPOINT", type=Path
+        "--eval",
+        "measure checkpoints, or demo, on the test images, and write a report; several are an ensemble",
+        nargs="+",
+        metavar="CHECKPOINT",
+        type=Path,
     )
     flag(
         "--predict",
-        "classify images with a checkpoint, or with demo",
+        "classify images with a checkpoint, or with demo; a folder or a pattern in quotes stands for its images",
         nargs="+",
         metavar=("CHECKPOINT", "IMAGE"),
+        type=Path,
+    )
+    flag("--tta", "test-time augmentation: mean over mirror images, or over ten crops", choices=TTA)
+    flag(
+        "--save-predictions",
+        "with --predict: write class and probabilities of each image to a .csv or .json",
+        metavar="FILE",
         type=Path,
     )
 
@@ -356,54 +379,6 @@ def show_result(result: dict, folder: Path) -> None:
     if result["val_acc"] is not None:
         say(f"hold-out accuracy of the chosen weights: {percent(result['val_acc'])} %")
     say(f"report: {folder / 'report' / 'report.md'}")
-
-
-# ---- evaluation -----------------------------------------------------------------------------------------
-
-
-def evaluate(path: Path, given: dict) -> int:
-    """Print the accuracy of a checkpoint on the test images of the data it was trained on, or of --data."""
-    device = run.set_up_machine(given)
-    model, state = checkpoint.load_model(path, device)
-    about = state["describe"]
-    trained_on = {name: about[name] for name in ("data", "data_root", "preset") if name in about}
-    args, side, seed = run.resolve({**trained_on, **given}), input_side(model), state["config"].get("seed", 0)
-    dataset = datasets.load(args["data"], args["data_root"], side, seed, args["skip_bad"])
-    if dataset.classes != state["classes"]:
-        known, there = (checkpoint.name_classes(names) for names in (state["classes"], dataset.classes))
-        raise TrainingError(f"{path} knows {known}, the data has {there}: name the data it was trained on")
-    accuracy = evaluator_of(state, device).accuracy(model, dataset.test)
-    about = f"{args['data']}, {checkpoint.name_weights(state)}"
-    say(f"{path}: {percent(accuracy)} % of {count(len(dataset.test), 'test image')} ({about})")
-    return 0
-
-
-def classify(path: Path, images: list[Path], given: dict) -> int:
-    """Print the three most likely classes of each image file."""
-    if not images:
-        raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
-    device = run.set_up_machine(given)
-    model, state = checkpoint.load_model(path, device)
-    evaluator = evaluator_of(state, device)
-    for file in images:
-        side = input_side(model)
-        image, size = datasets.read_image(file, side), datasets.image_size(file)
-        scores = evaluator.predict(model, image[None])[0]
-        best = scores.softmax(0).topk(min(3, len(scores)))
-        likeliest = (f"{state['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
-        seen = "" if size == (side, side) else f"  ({size[0]}x{size[1]}: resized, centre crop of {side}x{side})"
-        say(f"{file}: {', '.join(likeliest)}{seen}")
-    return 0
-
-
-def evaluator_of(state: dict, device: torch.device) -> Evaluator:
-    """Shows images as the run of a checkpoint did, in its precision, so that its numbers come out again."""
-    return Evaluator(state["mean"], state["std"], device, getattr(torch, state.get("precision") or "float32"))
-
-
-def input_side(model: nn.Module) -> int:
-    """The side in pixels at which images are read for a model; a ResNet takes any, and is trained at CIFAR's 32."""
-    return model.config.size[0] if hasattr(model, "config") else 32
 
 
 if __name__ == "__main__":

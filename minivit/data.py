@@ -27,6 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minivit.files import write_atomically
 from minivit.shapes import CLASSES, draw_shapes
+from minivit.text import name_classes
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,38 @@ def load(name: str, root: str | Path = "data", image_size: int = 32, seed: int =
     if name == "shapes":
         return shapes(seed, image_size=image_size)
     raise DataError(f"unknown data set '{name}': choose one of {', '.join(NAMES)}")
+
+
+def load_test(
+    name: str, root: str | Path, image_size: int, classes: list[str], seed: int = 0, skip_bad: bool = False
+) -> Split:
+    """The test images of a data set as `load` gives them, with labels that count through `classes`.
+
+    Of a folder only test/ (else val/, valid/ or validation/) is read: train/ need not be there. Class folders without
+    any of these are split by `seed` as in training. Raises DataError, for other classes than these too.
+    """
+    splits = _find_test(Path(root), classes) if name == "folder" else {}
+    if splits:
+        _report_missing(Path(root), splits)
+        return _load_splits(Path(root), splits, classes, image_size, skip_bad)["test"]
+    dataset = load(name, root, image_size, seed, skip_bad)
+    _check_classes(dataset.classes, classes)
+    return dataset.test
+
+
+def is_split_by_seed(name: str, root: str | Path) -> bool:
+    """Whether these are class folders without train/ and test/, whose test images depend on the seed."""
+    parts = ("train", "test", *HOLD_OUTS)
+    return name == "folder" and Path(root).is_dir() and not any((Path(root) / part).is_dir() for part in parts)
+
+
+def _check_classes(there: list[str], known: list[str]) -> None:
+    """DataError unless the classes of the data at hand are those that a checkpoint knows."""
+    if list(there) != list(known):
+        raise DataError(
+            f"the checkpoint knows {name_classes(known)}, the data has {name_classes(there)}: "
+            "name the data it was trained on"
+        )
 
 
 def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
@@ -204,11 +237,33 @@ def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed:
         splits = _split(Path(root), splits["all"], seed)
     _report_missing(Path(root), splits)
     classes = sorted(splits["train"])
+    loaded = _load_splits(Path(root), splits, classes, image_size, skip_bad)
+    mean, std = channel_stats(loaded["train"].images)
+    return Dataset(loaded["train"], loaded["test"], classes, mean, std, loaded.get("val"))
+
+
+def _find_test(root: Path, classes: list[str]) -> dict[str, dict[str, list[Path]]]:
+    """{"test": {class: sorted paths}} of the folder of test images, {} without one. DataError for other classes."""
+    folder = next((root / name for name in ("test", *HOLD_OUTS) if (root / name).is_dir()), None)
+    if folder is None:
+        return {}
+    found = _leave_out_others(root, {"test": _find_classes(folder)})["test"]
+    if not found:
+        raise DataError(f"{folder} has no images: expected {folder}/<class>/*")
+    if not found.keys() <= set(classes):
+        _check_classes(sorted(found), classes)
+    return {"test": {name: found.get(name, []) for name in classes}}
+
+
+def _load_splits(
+    root: Path, splits: dict[str, dict[str, list[Path]]], classes: list[str], image_size: int, skip_bad: bool
+) -> dict[str, Split]:
+    """The decoded images of each split, from the cache if they are there. Raises DataError."""
     files = {split: [path for name in classes for path in found[name]] for split, found in splits.items()}
-    cache = _cache_path(Path(root), files, image_size)
+    cache = _cache_path(root, files, image_size)
     stored = _read_cache(cache)
     if stored is None:
-        stored = _decode_splits(Path(root), splits, classes, image_size)
+        stored = _decode_splits(root, splits, classes, image_size)
         _write_cache(cache, stored)
     _report_bad(stored["bad"], skip_bad)
     loaded = {split: Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in splits}
@@ -218,8 +273,7 @@ def folder(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed:
             raise DataError(f"no readable image is left of {split}/{empty[0]}: replace its files or remove the class")
         if empty and any(splits[split][name] for name in empty):
             log.warning("no readable image is left of %s of %s, which stay unmeasured", split, _some(empty))
-    mean, std = channel_stats(loaded["train"].images)
-    return Dataset(loaded["train"], loaded["test"], classes, mean, std, loaded.get("val"))
+    return loaded
 
 
 def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
@@ -341,6 +395,11 @@ def _find_files(directory: Path) -> list[Path]:
         folders[:] = [name for name in folders if not _is_hidden(name)]
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
+
+
+def find_images(directory: str | Path) -> list[Path]:
+    """All files below a folder that look like images, sorted; hidden files and folders left out."""
+    return [path for path in _find_files(Path(directory)) if _looks_like_image(path)]
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,4 +1,9 @@
-"""Evaluate a model: scores for images, and the share of them that it gets right."""
+"""Evaluate a model: scores for images, and the share of them that it gets right.
+
+Test-time augmentation averages the probabilities of several views of an image: the image and its mirror, or the ten
+crops of Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012,
+section 4.1. An ensemble averages those of several models (Lakshminarayanan et al., arXiv 1612.01474, section 2.4).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.augment import normalise
+from minivit.augment import normalise, reflect
 from minivit.data import Split
+
+TTA = ("flip", "crops")
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,18 @@ class Evaluator:
     dtype: torch.dtype = torch.float32
     batch_size: int = 500
 
+    def predict(self, model: nn.Module, images: Tensor, tta: str | None = None) -> Tensor:
+        """Scores (N, classes), float32, of uint8 images (N, 3, H, W). Puts the model into evaluation mode.
+
+        tta: "flip" or "crops" for the log of the mean probability over these views; None for the image alone.
+        """
+        if tta is None:
+            return self.scores(model, images)
+        return mean_probability([self.scores(model, view) for view in make_views(images, tta)])
+
     @torch.inference_mode()
-    def predict(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Scores (N, classes), float32, of uint8 images (N, 3, H, W). Puts the model into evaluation mode."""
+    def scores(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Scores (N, classes), float32, of uint8 images (N, 3, H, W) as they are."""
         model.eval()
         scores = []
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -38,6 +54,32 @@ class Evaluator:
     def accuracy(self, model: nn.Module, split: Split) -> float:
         """Share in [0, 1] of the images of `split` that `model` classifies correctly (top-1)."""
         return top1(self.predict(model, split.images), split.labels)
+
+
+def mean_probability(scores: Sequence[Tensor]) -> Tensor:
+    """Log of the mean of the probabilities softmax(scores), each (N, classes): scores of all views or models at once.
+
+    A probability that is 0 in float32 counts as the smallest that is not, so that its log is finite.
+    """
+    mean = torch.stack([each.float().softmax(1) for each in scores]).mean(0)
+    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+
+
+def make_views(images: Tensor, tta: str) -> list[Tensor]:
+    """The views of images (N, 3, H, W) whose probabilities are averaged, all of their size. ValueError for another tta.
+
+    "flip": the images and their mirror images. "crops": the centre and the four corners of the images with their
+    border mirrored outwards by a sixteenth of their side (2 pixels of 32), each with its mirror image.
+    """
+    if tta not in TTA:
+        raise ValueError(f"--tta is {tta!r}, not one of {', '.join(TTA)}")
+    crops = [images]
+    if tta == "crops":
+        height, width = images.shape[2:]
+        by = max(1, min(height, width) // 16)
+        padded = reflect(images, by)
+        crops += [padded[..., y : y + height, x : x + width] for y in (0, 2 * by) for x in (0, 2 * by)]
+    return [view for crop in crops for view in (crop, crop.flip(3))]
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:

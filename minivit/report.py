@@ -1,10 +1,10 @@
 """Report on a classifier: metrics, tables and pictures.
 
-The metrics follow scikit-learn's conventions: rows are true and columns predicted classes, 0 / 0 counts as 0, macro
-means count classes without images, and of equal logits the higher class ranks first in top-k. Confidence is the
-softmax probability of the predicted class; its calibration error is that of Guo et al., arXiv 1706.04599. Pictures
-need matplotlib (extra `cli`); all numbers are written without it. Names of classes may hold anything: they are shown
-letter by letter, those that no font has and control characters as escapes such as \\x1b.
+The metrics follow scikit-learn's conventions: rows are true and columns predicted classes, 0 / 0 counts as 0, and of
+equal logits the higher class ranks first in top-k. A class without images has no figures, and no part in the means.
+Confidence is the softmax probability of the predicted class; its calibration error is that of Guo et al., arXiv
+1706.04599. Pictures need matplotlib (extra `cli`); all numbers are written without it. Names of classes may hold
+anything: they are shown letter by letter, those that no font has and control characters as escapes such as \\x1b.
 Left out: threshold curves (ROC, precision-recall), multi-label targets.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from minivit.files import write_atomically
-from minivit.text import markdown, printable, say
+from minivit.text import csv_cell, markdown, printable, say
 
 DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
@@ -80,7 +80,7 @@ def _ratio(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
 
 
 def averages(table: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
-    """Means of precision, recall and f1: "macro" (each class counts the same) and "weighted" (by its images)."""
+    """Means of precision, recall and f1: "macro" (each class of the table counts the same), "weighted" (by images)."""
     support = table["support"].double()
     weights = {"macro": torch.ones_like(support) / len(support), "weighted": _ratio(support, support.sum())}
     return {
@@ -141,7 +141,7 @@ def write_report(
     def save(name: str, content: bytes) -> None:
         write_atomically(folder / name, lambda path: path.write_bytes(content))
 
-    pictures, names = {}, [printable(name) for name in classes]
+    pictures, names = {}, [csv_cell(name) for name in classes]
     try:
         import matplotlib  # noqa: F401  (only asked whether it is there)
     except ImportError as error:
@@ -152,10 +152,10 @@ def write_report(
         save(f"{name}.png", picture)
     save(
         "confusion.csv",
-        _csv([["true \\ predicted", *names], *([name, *row] for name, row in zip(names, report["confusion"]))]),
+        csv_table([["true \\ predicted", *names], *([name, *row] for name, row in zip(names, report["confusion"]))]),
     )
     rows = ([name, *list(row.values())[1:]] for name, row in zip(names, report["per_class"]))
-    save("per_class.csv", _csv([["class", *PER_CLASS], *rows]))
+    save("per_class.csv", csv_table([["class", *PER_CLASS], *rows]))
     save("report.md", _markdown(report, pictures).encode())
     save("report.json", _json(report).encode())
     return report
@@ -174,14 +174,16 @@ def _check(logits: torch.Tensor, target: torch.Tensor, classes: Sequence[str], i
 
 def _metrics(logits: torch.Tensor, target: torch.Tensor, confusion: torch.Tensor, classes: Sequence[str]) -> dict:
     table = per_class_table(confusion)
-    columns = [table[name].tolist() for name in PER_CLASS]
+    measured = table["support"] > 0
+    rows = [dict(zip(PER_CLASS, values)) for values in zip(*(table[name].tolist() for name in PER_CLASS))]
+    rows = [row if row["support"] else dict.fromkeys(PER_CLASS) | {"support": 0} for row in rows]
     return {
         "images": len(target),
         "top1": confusion.diagonal().sum().item() / len(target),
         "top5": top_k(logits, target, 5),
         "calibration_error": expected_calibration_error(logits, target),
-        **averages(table),
-        "per_class": [{"class": name} | dict(zip(PER_CLASS, values)) for name, *values in zip(classes, *columns)],
+        **averages({name: column[measured] for name, column in table.items()}),
+        "per_class": [{"class": name} | row for name, row in zip(classes, rows)],
         "confusion": confusion.tolist(),
     }
 
@@ -192,7 +194,8 @@ def _json(report: Mapping) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def _csv(rows: Iterable[Iterable]) -> bytes:
+def csv_table(rows: Iterable[Iterable]) -> bytes:
+    """Rows as a CSV file in UTF-8. Texts from elsewhere go through text.csv_cell first."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
@@ -201,8 +204,13 @@ def _csv(rows: Iterable[Iterable]) -> bytes:
 # ---------------------------------------------------------------------------------------------------- report.md
 
 
-def percent(share: float, digits: int = 2) -> str:
-    """A share in percent, cut and not rounded, so that no figure reads better than it is: 0.99999 -> 99.99."""
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share in percent, cut and not rounded, so that no figure reads better than it is: 0.99999 -> 99.99.
+
+    A dash for None, which is a share of nothing.
+    """
+    if share is None:
+        return "\u2013"
     scale = 10**digits
     # The small term undoes the binary representation only: 0.29 * 100 is 28.999999999999996.
     return f"{math.floor(share * 100 * scale + 1e-7) / scale:.{digits}f}"
@@ -232,6 +240,8 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
     columns = ("precision", "recall", "f1")
     lines += ["## Classes", ""]
     lines += ["Recall is also the accuracy of a class: the share of its images that are labelled right.", ""]
+    if any(not row["support"] for row in report["per_class"]):
+        lines += ["Classes without images have no figures and no part in the means.", ""]
     lines += _table(
         ["class", "precision %", "recall %", "F1 %", "images"],
         [

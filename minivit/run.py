@@ -42,7 +42,7 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
-from minivit.text import count
+from minivit.text import count, name_classes
 from minivit.train import (
     LEAST_HOLD_OUT,
     NARROW,
@@ -351,8 +351,8 @@ def load_teacher(path: Path, dataset: datasets.Dataset, config: TrainConfig, dev
     teacher, state = checkpoint.load_model(path, device)
     if state["classes"] != dataset.classes:
         raise TrainingError(
-            f"the teacher {path} knows {checkpoint.name_classes(state['classes'])}, the data has "
-            f"{checkpoint.name_classes(dataset.classes)}: choose a teacher that was trained on the same classes"
+            f"the teacher {path} knows {name_classes(state['classes'])}, the data has "
+            f"{name_classes(dataset.classes)}: choose a teacher that was trained on the same classes"
         )
     check_sizes(config.sizes, teacher, "the teacher")
     return teacher.requires_grad_(False)

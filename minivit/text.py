@@ -19,6 +19,12 @@ def markdown(text: str) -> str:
     return MARKUP.sub(r"\\\1", printable(text))
 
 
+def csv_cell(text: str) -> str:
+    """The text as a cell of a CSV file: one line, and with a ' before what a spreadsheet would run as a formula."""
+    text = printable(text)
+    return f"'{text}" if text[:1] in tuple("=+-@") else text
+
+
 def say(line: str) -> None:
     """Print one line."""
     print(printable(line), flush=True)
@@ -35,6 +41,11 @@ def complain(line: str) -> None:
 def count(number: int, noun: str) -> str:
     """ "1 image", "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def name_classes(classes: list[str]) -> str:
+    """The number of classes and the first three of them, for a message."""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 class LogLines(logging.Handler):

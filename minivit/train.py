@@ -29,6 +29,7 @@ from minivit.losses import distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
+from minivit.text import name_classes
 from minivit.vit import MOST_OTHERS
 
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
@@ -455,7 +456,7 @@ class Trainer:
         """ValueError unless the numbers of a checkpoint, weights and moments aside, can be those of this run."""
         r, images = reading, len(self.train_split)
         if state["classes"] != list(self.data.classes):
-            known, there = map(checkpoint.name_classes, (state["classes"], self.data.classes))
+            known, there = map(name_classes, (state["classes"], self.data.classes))
             raise TrainingError(
                 f"this run was started with {known}, the data has {there}: resume it with the same data"
             )

@@ -62,8 +62,9 @@ def test_demo_names_a_file_that_is_no_picture(tmp_path, capsys):
 
 def test_demo_refuses_data_of_other_classes(capsys):
     assert train_cifar.main(["--eval", "demo", "--data", "shapes", "--device", "cpu"]) == 2
-    assert "demo knows 10 classes (airplane, automobile, bird, ...), the data has 10 classes (striped disc" in (
-        capsys.readouterr().err
+    assert (
+        "the checkpoint knows 10 classes (airplane, automobile, bird, ...), the data has 10 classes (striped disc"
+        in (capsys.readouterr().err)
     )
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from minivit.augment import normalise
 from minivit.data import Split
-from minivit.evaluate import Evaluator, resize_to_model, top1
+from minivit.evaluate import Evaluator, make_views, mean_probability, resize_to_model, top1
 from minivit.vit import VisionTransformer, ViTConfig
 
 MEAN, STD, CPU = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), torch.device("cpu")
@@ -55,3 +55,32 @@ def test_accuracy_is_the_share_of_correct_labels():
     labels = evaluator.predict(model, images).argmax(1)
     labels[:2] = (labels[:2] + 1) % 3
     assert evaluator.accuracy(model, Split(images, labels)) == pytest.approx(5 / 7)
+
+
+def test_the_mean_over_mirror_images_is_that_of_the_probabilities_and_blind_to_a_mirror():
+    model, images = model_and_images()
+    evaluator = Evaluator(MEAN, STD, CPU)
+    one, other = (evaluator.predict(model, x).softmax(1) for x in (images, images.flip(3)))
+    both = evaluator.predict(model, images, "flip")
+    torch.testing.assert_close(both.exp(), (one + other) / 2)
+    torch.testing.assert_close(both, evaluator.predict(model, images.flip(3), "flip"))
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+def test_ten_crops_are_the_centre_and_four_corners_of_the_image_with_their_mirror_images():
+    images = torch.arange(2 * 3 * 32 * 32).remainder(251).to(torch.uint8).view(2, 3, 32, 32)
+    views = make_views(images, "crops")
+    assert len(views) == 10 and {tuple(v.shape) for v in views} == {(2, 3, 32, 32)}
+    assert torch.equal(views[0], images) and all(torch.equal(b, a.flip(3)) for a, b in zip(views[::2], views[1::2]))
+    upper_left, lower_right = views[2], views[8]
+    assert torch.equal(upper_left[..., 2:, 2:], images[..., :-2, :-2])
+    assert torch.equal(lower_right[..., :-2, :-2], images[..., 2:, 2:])
+    with pytest.raises(ValueError, match="--tta is 'twelve', not one of flip, crops"):
+        make_views(images, "twelve")
+
+
+def test_the_mean_of_probabilities_has_a_finite_log_where_all_are_zero():
+    scores = torch.tensor([[0.0, 200.0], [0.0, 0.0]])
+    mean = mean_probability([scores, scores])
+    assert mean.isfinite().all() and torch.equal(mean.argmax(1), torch.tensor([1, 0]))
+    torch.testing.assert_close(mean[1].exp(), torch.tensor([0.5, 0.5]))

@@ -39,6 +39,8 @@ ROWS = {
     "--config": (FILE, (), ""),
     "--eval": (FILE, (), ""),
     "--predict": (("", "nowhere", "nowhere nowhere.png"), (), ""),
+    "--tta": (("", "foo", "None", "flip"), (), ""),  # flip: of a training
+    "--save-predictions": (("", "x.csv"), (), ""),
     "--data": choice("cifar10 cifar100 folder shapes"),
     "--data-root": ((), ("anywhere",), ""),
     "--val-split": number("-1 -0.001 1.5 100.25 -inf", "0 0.0 0.999 1 100 1e3"),

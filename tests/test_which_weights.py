@@ -11,7 +11,7 @@ from PIL import Image
 
 import train_cifar
 from minivit import checkpoint, run
-from minivit.cli import evaluator_of
+from minivit.predict import evaluator_of
 from minivit.report import percent
 from minivit.train import TrainConfig
 

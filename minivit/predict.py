@@ -1,0 +1,234 @@
+"""What trained models say: `--eval` measures them on test images, `--predict` classifies image files.
+
+Several checkpoints of the same classes are an ensemble: the mean of their probabilities. Each one sees images as its
+own training did: in its size, normalised by its mean and standard deviation, in its precision. Left out: weights of
+the members, and thresholds below which no class is named.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minivit import checkpoint, run
+from minivit import data as datasets
+from minivit.evaluate import Evaluator, mean_probability, top1
+from minivit.files import write_atomically
+from minivit.report import csv_table, percent, write_report
+from minivit.text import complain, count, csv_cell, name_classes, say
+from minivit.train import TrainingError
+
+TABLES = (".csv", ".json")
+AT_ONCE = 32  # pictures that go through a model together
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of an ensemble: its model, what the file says, and how the model is shown images."""
+
+    path: Path
+    model: nn.Module
+    state: dict
+    evaluator: Evaluator
+
+    @property
+    def side(self) -> int:
+        """The side in pixels at which images are read for the model; a ResNet takes any, and is trained at 32."""
+        return self.model.config.size[0] if hasattr(self.model, "config") else 32
+
+    @property
+    def seed(self) -> int:
+        """The seed of its training."""
+        return self.state["config"].get("seed", 0)
+
+
+def load_members(paths: Sequence[Path], device: torch.device) -> list[Member]:
+    """The models of checkpoints, `demo` among them. Raises CheckpointError, and TrainingError for unlike classes."""
+    members = []
+    for path in paths:
+        model, state = checkpoint.load_model(path, device)
+        members.append(Member(path, model, state, evaluator_of(state, device)))
+    first = members[0]
+    for other in members[1:]:
+        if other.state["classes"] != first.state["classes"]:
+            raise TrainingError(
+                f"an ensemble needs the same classes in the same order: {first.path} knows "
+                f"{name_classes(first.state['classes'])}, {other.path} {name_classes(other.state['classes'])}"
+            )
+    return members
+
+
+def evaluator_of(state: dict, device: torch.device) -> Evaluator:
+    """Shows images as the run of a checkpoint did, in its precision, so that its numbers come out again."""
+    return Evaluator(state["mean"], state["std"], device, getattr(torch, state.get("precision") or "float32"))
+
+
+# ---- --eval ---------------------------------------------------------------------------------------------
+
+
+def evaluate(paths: Sequence[Path], given: dict) -> int:
+    """Measure checkpoints, alone and together, on the test images of the data they were trained on, or of --data.
+
+    Prints the accuracies and writes the report of all together: into --out, else beside the first checkpoint.
+    """
+    device = run.set_up_machine(given)
+    members = load_members(paths, device)
+    about, tta = members[0].state["describe"], given.pop("tta", None)
+    folder = given.pop("out", None) or report_folder(paths)
+    run.check_out(folder)
+    args = run.resolve({name: about[name] for name in ("data", "data_root", "preset") if name in about} | given)
+    tests = load_tests(members, args)
+    labels = tests[members[0].side].labels
+    scores = [member.evaluator.predict(member.model, tests[member.side].images, tta).cpu() for member in members]
+    together = scores[0] if len(scores) == 1 else mean_probability(scores)
+    facts = {"data": args["data"], "test-time augmentation": tta or "none"}
+    for member, score in zip(members, scores):
+        accuracy, weights = f"{percent(top1(score, labels))} %", checkpoint.name_weights(member.state)
+        what = f"{args['data']}, {weights}" + (f", {tta}" if tta else "")
+        say(f"{member.path}: {accuracy} of {count(len(labels), 'test image')} ({what})")
+        facts[str(member.path)] = f"{accuracy}, {weights}"
+    name = about["preset"]
+    if len(members) > 1:
+        name = f"ensemble of {len(members)}"
+        say(f"{name}: {percent(top1(together, labels))} % of {count(len(labels), 'test image')}")
+    images, title = tests[members[0].side].images, f"{name} on {args['data']}"
+    write_report(folder, together, labels, members[0].state["classes"], images, title=title, facts=facts)
+    say(f"report: {folder / 'report.md'}")
+    return 0
+
+
+def report_folder(paths: Sequence[Path]) -> Path:
+    """Where the report of checkpoints goes: RUN/eval-best for RUN/best.pt, runs/eval-demo for demo."""
+    name = f"eval-{paths[0].stem}" if len(paths) == 1 else "eval-ensemble"
+    return (Path("runs") if checkpoint.find(paths[0]) == checkpoint.DEMO else paths[0].parent) / name
+
+
+def load_tests(members: Sequence[Member], args: dict) -> dict[int, datasets.Split]:
+    """The test images at each side that a member takes. Raises DataError, and TrainingError where they would differ."""
+    seeds = sorted({member.seed for member in members})
+    if len(seeds) > 1 and datasets.is_split_by_seed(args["data"], args["data_root"]):
+        raise TrainingError(
+            f"{args['data_root']} has no test/, so its class folders are split by the seed, and these checkpoints have "
+            f"the seeds {', '.join(map(str, seeds))}: test images of one were trained on by another; make a test/"
+        )
+    classes = members[0].state["classes"]
+    return {
+        side: datasets.load_test(args["data"], args["data_root"], side, classes, seeds[0], args["skip_bad"])
+        for side in {member.side: None for member in members}
+    }
+
+
+# ---- --predict ------------------------------------------------------------------------------------------
+
+
+def classify(path: Path, words: Sequence[Path], given: dict) -> int:
+    """Print the three most likely classes of each picture; words: files, folders and globs.
+
+    A picture that cannot be read is one line on standard error, the others go on, and the status is 2 at the end.
+    """
+    if not words:
+        raise TrainingError("--predict needs a checkpoint and at least one image: --predict best.pt cat.png")
+    table = given.get("save_predictions")
+    if table:
+        check_table(table)
+    device = run.set_up_machine(given)
+    (member,) = load_members([path], device)
+    rows, failed = [], 0
+    for answer in answers(member, find_pictures(words), given.get("tta")):
+        rows.append(answer)
+        failed += "error" in answer
+        say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
+    if table:
+        write_table(table, rows, member.state["classes"])
+        say(f"predictions: {table}")
+    return 2 if failed else 0
+
+
+def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
+    """The files that words name, in their order: a folder's pictures, what matches a pattern, or the file itself.
+
+    A text in place of a path says why a word names no file.
+    """
+    for word in words:
+        if os.path.isdir(word):
+            found = datasets.find_images(word)
+            yield from found or [f"{word} holds no pictures"]
+        elif not os.path.exists(word) and glob.has_magic(str(word)):
+            found = sorted(Path(name) for name in glob.glob(str(word), recursive=True) if os.path.isfile(name))
+            yield from found or [f"no file matches {word}"]
+        else:
+            yield word
+
+
+def answers(member: Member, files: Iterator[Path | str], tta: str | None) -> Iterator[dict]:
+    """What a model says to each file: its probabilities (C,) and the picture's size, or an error."""
+    waiting: list[dict] = []
+    pictures: list[Tensor] = []
+
+    def classified() -> list[dict]:
+        if pictures:
+            scores = member.evaluator.predict(member.model, torch.stack(pictures), tta).softmax(1).cpu()
+            for row, probabilities in zip((row for row in waiting if "error" not in row), scores):
+                row |= {"probabilities": probabilities, "classes": member.state["classes"], "side": member.side}
+        return waiting
+
+    for file in files:
+        try:
+            if isinstance(file, str):
+                raise datasets.DataError(file)
+            picture, size = datasets.read_image(file, member.side), datasets.image_size(file)
+            pictures.append(picture)
+            waiting.append({"file": str(file), "size": size})
+        except (datasets.DataError, OSError) as error:
+            waiting.append({"file": str(file), "error": " ".join(str(error).split())})
+        if len(pictures) == AT_ONCE:
+            yield from classified()
+            waiting, pictures = [], []
+    yield from classified()
+
+
+def say_answer(answer: dict) -> None:
+    """Print the three most likely classes of a picture, and how it was cut if it was."""
+    side, (width, height) = answer["side"], answer["size"]
+    best = answer["probabilities"].topk(min(3, len(answer["classes"])))
+    likeliest = (f"{answer['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
+    cut = "" if (width, height) == (side, side) else f"  ({width}x{height}: resized, centre crop of {side}x{side})"
+    say(f"{answer['file']}: {', '.join(likeliest)}{cut}")
+
+
+def check_table(path: Path) -> None:
+    """TrainingError unless predictions can be written to this file."""
+    if path.suffix.lower() not in TABLES:
+        raise TrainingError(f"--save-predictions {path}: give a name that ends in {' or '.join(TABLES)}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise TrainingError(f"--save-predictions {path} can't be written: name a folder that is there")
+
+
+def write_table(path: Path, rows: Sequence[dict], classes: Sequence[str]) -> None:
+    """Write predictions, whole or not at all: for each file its class and all probabilities, or why there are none."""
+    records = []
+    for row in rows:
+        record = {"file": row["file"], "class": None, "probability": None, "probabilities": None}
+        if "error" not in row:
+            best = int(row["probabilities"].argmax())
+            each = [round(p, 6) for p in row["probabilities"].tolist()]
+            record |= {"class": classes[best], "probability": each[best], "probabilities": dict(zip(classes, each))}
+        records.append(record | {"error": row.get("error")})
+    if path.suffix.lower() == ".json":
+        content = (json.dumps(records, indent=1) + "\n").encode()
+    else:
+        head = ["file", "class", "probability", *(csv_cell(f"p({name})") for name in classes), "error"]
+        content = csv_table([head, *(csv_row(record, len(classes)) for record in records)])
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def csv_row(record: dict, classes: int) -> list:
+    """The cells of one prediction."""
+    texts = {name: csv_cell(record[name] or "") for name in ("file", "class", "error")}
+    each = list((record["probabilities"] or {}).values()) or [None] * classes
+    return [texts["file"], texts["class"], record["probability"], *each, texts["error"]]

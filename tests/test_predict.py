@@ -1,0 +1,175 @@
+"""--eval and --predict: reports, ensembles, folders of pictures, tables of answers."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train_cifar
+from minivit import checkpoint, report
+from minivit import data as datasets
+from minivit.evaluate import mean_probability, top1
+from minivit.predict import load_members
+
+CLASSES = ["=1+1", "bright", "dark"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(report, "DPI", 30)  # faster
+    monkeypatch.chdir(tmp_path)
+
+
+def save_checkpoint(
+    path: Path, seed: int = 0, classes=CLASSES, image_size: int = 16, data_root: str = "images"
+) -> Path:
+    overrides = {"dim": 16, "depth": 1, "heads": 2, "image_size": image_size}
+    torch.manual_seed(seed)
+    model = checkpoint.build_model("shapes-demo", len(classes), overrides)
+    torch.nn.init.normal_(model.head.weight, std=3.0)  # of different opinions
+    about = {"preset": "shapes-demo", "overrides": overrides, "data": "folder", "data_root": "images"}
+    state = {"config": {"seed": seed}, "describe": about, "classes": list(classes), "mean": [0.4] * 3, "std": [0.2] * 3}
+    state |= {"precision": "float32", "weights": "raw", "epoch": 3, "model": model.state_dict()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(path, state)
+    return path
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def draw(path: Path, low: int, count: int) -> None:
+    rng = np.random.default_rng(low)
+    path.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(low, low + 100, (16, 16, 3), dtype=np.uint8)).save(path / f"{i}.png")
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Test images alone: no train/, and none of the class whose name is a formula."""
+    for name, low in (("bright", 150), ("dark", 0)):
+        draw(tmp_path / "images" / "test" / name, low, 6)
+    return tmp_path / "images"
+
+
+def test_eval_needs_no_training_images_and_a_class_without_images_has_a_dash_and_no_part_in_the_means(images, capsys):
+    path = save_checkpoint(Path("run/best.pt"))
+    assert train_cifar.main(["--eval", str(path), "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert "of 12 test images (folder, raw weights of epoch 3)" in printed.out
+    assert "report: run/eval-best/report.md" in printed.out and "no test images of =1+1" in printed.err
+    stored = json.loads(Path("run/eval-best/report.json").read_text())
+    absent, *others = stored["per_class"]
+    assert absent == {"class": "=1+1", "support": 0} | dict.fromkeys(("precision", "recall", "f1", "accuracy"))
+    assert stored["macro"]["recall"] == pytest.approx(sum(row["recall"] for row in others) / 2)
+    text = Path("run/eval-best/report.md").read_text()
+    assert "| =1+1 | \u2013 | \u2013 | \u2013 | 0 |" in text and f"{report.percent(stored['top1'])} %" in printed.out
+    assert all(Path(f"run/eval-best/{name}.png").exists() for name in ("confusion", "predictions"))
+    for name in ("per_class.csv", "confusion.csv"):
+        cells = [cell for row in read_csv(Path("run/eval-best", name)) for cell in row]
+        assert "'=1+1" in cells and not [cell for cell in cells if cell[:1] in tuple("=+-@") and len(cell) > 1]
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities_of_models_that_see_images_each_in_its_own_way(images, capsys):
+    paths = [save_checkpoint(Path("run/a.pt"), 1), save_checkpoint(Path("run/b.pt"), 2, image_size=8)]
+    assert train_cifar.main(["--eval", *map(str, paths), "--tta", "crops", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    scores = []
+    for member in load_members(paths, CPU):
+        test = datasets.load_test("folder", images, member.side, CLASSES)
+        scores.append(member.evaluator.predict(member.model, test.images, "crops"))
+        assert f"{member.path}: {report.percent(top1(scores[-1], test.labels))} % of 12 test images" in printed
+    together = report.percent(top1(mean_probability(scores), test.labels))
+    assert f"ensemble of 2: {together} % of 12 test images" in printed
+    stored = json.loads(Path("run/eval-ensemble/report.json").read_text())
+    assert report.percent(stored["top1"]) == together and stored["facts"]["test-time augmentation"] == "crops"
+    assert {"run/a.pt", "run/b.pt"} <= stored["facts"].keys()
+
+
+def refused(words: list[str], capsys) -> str:
+    """The one line of a command that is refused."""
+    before = sorted(Path().rglob("*"))
+    assert train_cifar.main([*words, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert [path for path in sorted(Path().rglob("*")) if "cache" not in path.parts] == [
+        path for path in before if "cache" not in path.parts
+    ]
+    return error
+
+
+def test_an_evaluation_that_cannot_be_meant_is_one_line_and_writes_nothing(images, capsys):
+    one, other = save_checkpoint(Path("run/a.pt")), save_checkpoint(Path("run/b.pt"), 1, CLASSES[1:])
+    foreign = save_checkpoint(Path("c.pt"), 0, "xy")
+    assert "same classes in the same order: run/a.pt knows 3" in refused(["--eval", str(one), str(other)], capsys)
+    assert "the data has 2 classes (bright, dark)" in refused(["--eval", str(foreign)], capsys)
+    assert "--eval and --predict are two tasks" in refused(["--eval", str(one), "--predict", "demo", "x"], capsys)
+    assert "--tta goes with --eval and --predict" in refused(["--tta", "flip", "--out", "r"], capsys)
+    Path("taken").write_text("")
+    assert "--out taken: taken is no folder" in refused(["--eval", str(one), "--out", "taken"], capsys)
+    shutil.move("images/test", "moved")
+    shutil.move("moved/bright", "images/bright"), shutil.move("moved/dark", "images/dark")
+    two = save_checkpoint(Path("run/two.pt"), 1)
+    assert "the seeds 0, 1: test images of one were" in refused(["--eval", str(one), str(two)], capsys)
+    shutil.rmtree("images")
+    Path("images/test").mkdir(parents=True)
+    assert "images/test has no images" in refused(["--eval", str(one)], capsys)
+
+
+def test_predict_takes_folders_and_patterns_goes_on_after_bad_files_and_ends_with_status_2(images, capsys):
+    path = save_checkpoint(Path("run/best.pt"))
+    draw(Path("more"), 40, 3)
+    Path("more/2.png").write_text("no picture"), Path("more/notes.txt").write_text("words"), Path("empty").mkdir()
+    words = ["more", "nowhere.png", "images/*/dark/[01].png", "images/*/dark/9*.png", "empty", "more/0.png"]
+    table = ["--save-predictions", "answers.json"]
+    assert train_cifar.main(["--predict", str(path), *words, *table, "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    answered = ["more/0.png", "more/1.png", "images/test/dark/0.png", "images/test/dark/1.png", "more/0.png"]
+    assert [line.split(": ")[0] for line in printed.out.splitlines()] == [*answered, "predictions"]
+    errors = printed.err.splitlines()
+    assert [error.startswith("error: ") for error in errors] == [True] * 4
+    for error, name in zip(errors, ("more/2.png", "nowhere.png", "images/*/dark/9*.png", "empty")):
+        assert name in error
+    rows = json.loads(Path("answers.json").read_text())
+    assert [row["file"] for row in rows if not row["error"]] == answered and len(rows) == 9
+    for row in rows:
+        if not row["error"]:
+            assert row["class"] == max(row["probabilities"], key=row["probabilities"].get)
+            assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert train_cifar.main(["--predict", str(path), "more/0.png", "--device", "cpu"]) == 0
+
+
+def test_no_cell_of_saved_predictions_runs_as_a_formula_and_the_file_is_written_whole(images, capsys, monkeypatch):
+    path = save_checkpoint(Path("run/best.pt"))
+    for name in ("=cmd.png", "+1.png", "-2.png", "@x.png", "a\nb.png"):
+        Image.new("RGB", (16, 16), (200, 10, 10)).save(name)
+    words = ["--predict", str(path), "=cmd.png", "+1.png", "@x.png", "a\nb.png", "=none.png", "./-2.png"]
+    assert train_cifar.main([*words, "--save-predictions", "answers.csv", "--tta", "flip", "--device", "cpu"]) == 2
+    head, *rows = read_csv(Path("answers.csv"))
+    assert head == ["file", "class", "probability", "p(=1+1)", "p(bright)", "p(dark)", "error"]
+    assert [row[0] for row in rows] == ["'=cmd.png", "'+1.png", "'@x.png", "a\\nb.png", "'=none.png", "'-2.png"]
+    assert not [cell for row in rows for cell in row if cell[:1] in tuple("=+-@")]
+    assert all(len(row) == len(head) for row in rows) and rows[4][1:6] == [""] * 5 and "none.png" in rows[4][6]
+    capsys.readouterr()
+    for name, words in (("answers.txt", "ends in .csv or .json"), ("nowhere/a.csv", "name a folder that is there")):
+        assert words in refused(["--predict", str(path), "+1.png", "--save-predictions", name], capsys)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = Path("answers.csv").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert train_cifar.main(["--predict", str(path), "+1.png", "--save-predictions", "answers.csv"]) == 2
+    assert "error: [Errno 28]" in capsys.readouterr().err
+    assert Path("answers.csv").read_bytes() == before
