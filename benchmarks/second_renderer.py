@@ -21,7 +21,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.demo.drawing import Figure
 from minisam_glue.demo.evaluate import arguments, evaluate, models
-from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage
+from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage, tracked_and_twins
 
 SCALE = 4  # how much larger the figures are drawn
 INKS = {
@@ -149,10 +149,11 @@ def second_scene(seed: int, photos: list[Path]) -> Scene:
     return Scene(np.array(picture), masks, extents(masks), figures, phrases, labels)
 
 
-def second_clip(seed: int, photos: list[Path], frames: int = 60) -> Clip:
+def second_clip(seed: int, photos: list[Path], frames: int = 60, kind: str | None = None) -> Clip:
     """A clip of 120 x 160 pixels whose objects move as in minisam_glue/demo, each with a rim, on a background
-    that passes."""
-    rng, np_rng, kind, (height, width) = random.Random(seed), np.random.default_rng(seed), KINDS[seed % 4], (120, 160)
+    that passes. kind: one of ALL_KINDS; by default the seed's of KINDS in turn."""
+    rng, np_rng, (height, width) = random.Random(seed), np.random.default_rng(seed), (120, 160)
+    kind = kind or KINDS[seed % len(KINDS)]
     figures, paths, leads = stage(np_rng, kind, np.linspace(0, 1, frames), (height, width))
     inks = {colour: ImageColor.getrgb(rng.choice(names)) for colour, names in INKS.items()}  # look-alikes share one
     wide, pictures, masks = draw_background(rng, width + 40, height + 30, photos), [], []
@@ -171,7 +172,8 @@ def second_clip(seed: int, photos: list[Path], frames: int = 60) -> Clip:
         pictures.append(np.array(picture))
         masks.append(np.stack(visible))
     masks = np.stack(masks)
-    return Clip(np.stack(pictures), masks, extents(masks), figures, *random_caption(np_rng, figures), kind, leads)
+    caption, roles = random_caption(np_rng, figures), tracked_and_twins(kind, leads)
+    return Clip(np.stack(pictures), masks, extents(masks), figures, *caption, kind, *roles)
 
 
 def sheet(photos: list[Path]) -> Image.Image:
