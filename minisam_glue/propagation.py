@@ -20,7 +20,7 @@ from .masks import box_around, mask_box
 from .models import Models
 from .pixels import Picture, to_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
-from .propagators import MEMORY, PROPAGATORS
+from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
@@ -43,6 +43,7 @@ class Tracking:
     back to the first, so that the frames before it come twice, at first without objects.
     propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
     lost objects are looked for again now and then, also without redetect.
+    refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
     Memory does not grow with the number of frames. state() and restore() let another process go on. One Tracking
     belongs to one thread; the models may serve several.
     ValueError for arguments that make no sense together.
@@ -58,9 +59,12 @@ class Tracking:
         direction: str = FORWARD,
         seeding: Seeding = Seeding(),
         propagate: str = MEMORY,
+        refine_every: int = 1,
     ):
         if propagate not in PROPAGATORS:
             raise ValueError(f"propagate {propagate!r}: choose one of {', '.join(PROPAGATORS)}")
+        if refine_every != 1 and propagate != FLOW:
+            raise ValueError(f"refine_every {refine_every!r} is for propagate flow: SAM 2's memory needs every frame")
         if direction not in DIRECTIONS:
             raise ValueError(f"direction {direction!r}: choose one of {', '.join(DIRECTIONS)}")
         if redetect and isinstance(prompt, Clicks):
@@ -73,7 +77,8 @@ class Tracking:
             split_phrases(prompt)
         self.models, self.prompt, self.thresholds, self.seeding = models, prompt, thresholds, seeding
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
-        self.tracker = PROPAGATORS[propagate](models.sam)
+        settings = {"refine_every": refine_every} if propagate == FLOW else {}
+        self.tracker = PROPAGATORS[propagate](models.sam, **settings)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video

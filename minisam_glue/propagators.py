@@ -15,6 +15,7 @@ that does not show it.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2 import video_tracker as memory
 from .sam2.layers import resize_antialiased
 from .sam2.memory_bank import FrameMemory
-from .sam2.model import ABSENT, ObjectOutput
+from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import prompt_points
 from .sam2.video_tracker import TrackedObject
 from .support.reading import Kind, fields, optional, refuse, whole
@@ -79,26 +80,48 @@ class FlowPropagator(MemoryPropagator):
     A mask that flow carries is doubted if too few of its pixels are found again and lead back, or if SAM 2 makes
     something else of it: another place (IoU), another size (area). Then, and as long as an object is absent, the frame
     attends to the object's prompted frames, and SAM 2's object score says whether it is there.
+
+    refine_every: SAM 2 refines masks on each k-th frame of the video alone; on the others the warped mask is kept, and
+    the frame is encoded only if an object has to be looked for. ValueError below 1.
     """
+
+    def __init__(self, model: SAM2, refine_every: int = 1):
+        if isinstance(refine_every, bool) or not isinstance(refine_every, int) or refine_every < 1:
+            raise ValueError(f"refine_every is {refine_every!r}: give a whole number from 1")
+        self.refine_every = refine_every
+        super().__init__(model)
 
     def reset(self) -> None:
         super().reset()
+        self.picture: np.ndarray | None = None  # the current frame, until it is encoded
         self.now: Tensor | None = None  # uint8 (h, w): brightness of the current frame, at most FLOW_SIDE long
         self.before: Tensor | None = None  # of the frame before
-        self.carried: dict[int, Tensor] = {}  # logits (s, s) of the objects that were seen on the frame before
+        self.carried: dict[int, FrameMemory] = {}  # of the objects that were seen on the frame before
         self.areas: dict[int, int] = {}  # pixels of the low-resolution mask when an object was last found
         self.last_look: int | None = None
 
     def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
         """As VideoTracker.seek; the masks of the frame before are kept to be carried on."""
-        if frame == self.frame and self.features is not None:
+        if frame == self.frame and (self.features is not None or self.picture is not None):
             return
         array = to_rgb(image)
         memories = {number: obj.bank.get(self.frame) for number, obj in self.objects.items()}
-        masks = {number: m.logits for number, m in memories.items() if m is not None and m.logits is not None}
+        # Copies, as the bank forgets the masks of frames that are past.
+        carried = {number: replace(m, tokens=None) for number, m in memories.items() if m is not None and shows(m)}
         super().seek(frame, array)
-        self.carried = {number: logits for number, logits in masks.items() if (logits > 0).any()}
+        self.carried = carried
         self.before, self.now = self.now, brightness(array, self.model.device)
+
+    def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
+        """The features of a frame on which masks are refined; another one is kept until its features are needed."""
+        self.picture = image if frame % self.refine_every else None
+        return super().encode(frame, image) if self.picture is None else None
+
+    def current(self) -> ImageFeatures:
+        """As VideoTracker.current."""
+        if self.picture is not None:
+            self.features, self.picture = super().encode(self.frame, self.picture), None
+        return super().current()
 
     def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
         super().remember_prompt(obj, out)
@@ -107,7 +130,8 @@ class FlowPropagator(MemoryPropagator):
     @torch.inference_mode()
     def track(self, reverse: bool = False) -> FrameResult:
         """As VideoTracker.track. reverse: time runs backwards, which flow does not need to know."""
-        self.current()
+        if self.picture is None:
+            self.current()
         waiting = [number for number, obj in self.objects.items() if self.frame not in obj.bank.prompted]
         found = self.refine([number for number in waiting if number in self.carried])
         for number in waiting:
@@ -122,13 +146,14 @@ class FlowPropagator(MemoryPropagator):
         """The masks of the frame before, warped and refined on this one; doubtful ones are left out."""
         if not ids or self.before is None:
             return {}
-        warped, consistent = self.warp_masks(torch.stack([self.carried[number] for number in ids]))
+        warped, consistent = self.warp_masks(torch.stack([self.carried[number].logits for number in ids]))
         there = (warped > 0).flatten(1).any(1)
         kept = ((consistent >= CONSISTENT) & there).nonzero().flatten().tolist()
         found = {}
         for i in range(0, len(kept), self.chunk):
             rows = kept[i : i + self.chunk]
-            out = self.refine_masks(warped[rows])
+            skip = self.frame % self.refine_every
+            out = self.keep([ids[row] for row in rows], warped[rows]) if skip else self.refine_masks(warped[rows])
             trusted = self.trusted(out.logits > 0, warped[rows] > 0, [self.areas[ids[row]] for row in rows])
             for row, good, pointer, score, logits in zip(
                 rows, trusted.tolist(), out.pointer, out.object_score_logits, self.clean(out.logits)
@@ -165,6 +190,12 @@ class FlowPropagator(MemoryPropagator):
             self.model.decode(tokens, features.high_res, xy, labels, warped[:, None].to(tokens.dtype))
         )
 
+    def keep(self, ids: list[int], warped: Tensor) -> ObjectOutput:
+        """Warped masks, logits (n, s, s), as they are, with the pointers and scores of the frame before."""
+        before = [self.carried[number] for number in ids]
+        scores = torch.stack([memory.object_score_logits for memory in before])
+        return ObjectOutput(warped, torch.stack([memory.pointer for memory in before]), scores)
+
     def trusted(self, refined: Tensor, warped: Tensor, areas: list[int]) -> Tensor:
         """Bool (n,): whether refined masks, bool (n, s, s), are where the warped ones are, and of a likely size."""
         area, before = refined.flatten(1).sum(1), warped.flatten(1).sum(1)
@@ -179,9 +210,9 @@ class FlowPropagator(MemoryPropagator):
 
     def look(self, obj: TrackedObject, reverse: bool) -> FrameMemory:
         """An object by the memory of the frames on which it was prompted; empty if it is not there."""
-        selection = self.select_memories(obj, reverse)
-        tokens = self.model.condition_on_memory(self.features, [selection], self.pointer_count)
-        out = self.model.as_object(self.model.decode(tokens, self.features.high_res, multimask=True))
+        selection, features = self.select_memories(obj, reverse), self.current()
+        tokens = self.model.condition_on_memory(features, [selection], self.pointer_count)
+        out = self.model.as_object(self.model.decode(tokens, features.high_res, multimask=True))
         logits = self.clean(out.logits)[0]
         if (logits > 0).any():
             self.areas[obj.id] = int((logits > 0).sum())
@@ -189,7 +220,7 @@ class FlowPropagator(MemoryPropagator):
 
     def wants_look(self, frame: int) -> bool:
         """Whether an object was lost, and the sentence was not asked for LOOK_EVERY frames."""
-        absent = any(not (m.logits > 0).any() for m in self.latest() if m is not None and m.logits is not None)
+        absent = any(not shows(m) for m in self.latest() if m is not None and m.logits is not None)
         return absent and (self.last_look is None or abs(frame - self.last_look) >= LOOK_EVERY)
 
     def latest(self) -> list[FrameMemory | None]:
@@ -230,6 +261,11 @@ class FlowPropagator(MemoryPropagator):
                 raise ValueError(f"{where} has no area of an object")
 
         return check
+
+
+def shows(memory: FrameMemory) -> bool:
+    """Whether an object has a mask on the frame of this memory, and it is not empty."""
+    return memory.logits is not None and bool((memory.logits > 0).any())
 
 
 def _brightness_kind(value: object, where: str) -> None:

@@ -42,18 +42,32 @@ class Trusting(FlowPropagator):
 
     looks = 0
 
+    def __init__(self, model, refine_every=1):
+        self.encoded, self.refined = [], []
+        super().__init__(model, refine_every)
+
+    def encode(self, frame, image):
+        features = super().encode(frame, image)
+        self.encoded += [] if features is None else [frame]
+        return features
+
+    def current(self):
+        self.encoded += [self.frame] if self.picture is not None else []
+        return super().current()
+
     def refine_masks(self, warped):
+        self.refined.append(self.frame)
         return ObjectOutput(warped, torch.zeros(len(warped), self.model.config.dim), torch.ones(len(warped)))
 
     def look(self, obj, reverse):
-        self.looks += 1
+        self.looks, _ = self.looks + 1, self.current()
         side = self.model.config.image_size // 4
         pointer = torch.zeros(self.model.config.dim)
         return FrameMemory(pointer, torch.tensor(-5.0), None, torch.full((side, side), -10.0))
 
 
-def begin(image, mask) -> Trusting:
-    propagator = Trusting(tiny_model())
+def begin(image, mask, refine_every: int = 1) -> Trusting:
+    propagator = Trusting(tiny_model(), refine_every)
     propagator.seek(0, image)
     propagator.prompt(1, mask=mask)
     return propagator
@@ -66,6 +80,31 @@ def test_flow_carries_a_mask_along_with_what_it_shows():
         found = propagator.step(image).masks()
     assert mask_iou(found, mask[None]).item() > 0.7 and propagator.looks == 0
     assert mask_iou(textured(20)[1][None], mask[None]).item() < 0.3
+
+
+def test_on_frames_between_refinements_flow_alone_carries_masks_and_sam_2_sees_none_of_them():
+    every, third = begin(*textured(20)), begin(*textured(20), refine_every=3)
+    for t in range(1, 6):
+        frame = textured(20 + 6 * t, 40 + 3 * t)[0]
+        one, other = every.step(frame).masks(), third.step(frame).masks()
+        assert torch.equal(one, other)  # as these refine nothing
+    assert every.encoded == [0, 1, 2, 3, 4, 5] and third.encoded == [0, 3] and third.looks == 0
+    assert every.refined == [1, 2, 3, 4, 5] and third.refined == [3]
+    third.seek(6, textured(50)[0])
+    third.seek(7, np.zeros_like(frame))
+    third.track()
+    assert third.looks == 1 and third.encoded == [0, 3, 6, 7]  # the lost object was looked for on frame 7
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True])
+def test_only_a_whole_number_of_frames_lies_between_refinements(wrong):
+    with pytest.raises(ValueError, match="refine_every is .*: give a whole number from 1"):
+        FlowPropagator(tiny_model(), wrong)
+
+
+def test_memory_has_no_frames_between_refinements():
+    with pytest.raises(ValueError, match="refine_every 3 is for propagate flow"):
+        Tracking(tiny_models(), "bright.", refine_every=3)
 
 
 def test_what_disappears_is_absent_and_not_smeared():
@@ -133,7 +172,7 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("direction", ["forward", BOTH])
 def test_a_run_by_flow_goes_on_from_a_state_bit_for_bit(direction, tmp_path):
     frames = [picture(), picture(5), picture(12, 40)]
-    settings = {"seed_frame": 1, "redetect": 1, "direction": direction} | FLOW
+    settings = {"seed_frame": 1, "redetect": 1, "direction": direction, "refine_every": 2} | FLOW
     whole = list(segment_video(tiny_models(), frames, "bright.", **settings))
     for stop in range(len(whole)):
         first = Tracking(tiny_models(), "bright.", **settings)

@@ -143,13 +143,16 @@ class VideoTracker:
                 f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
                 "call reset() before another video"
             )
-        pixels = frame_pixels(array, self.model.config.image_size, self.model.device)
-        self.features, self.size, self.frame = self.model.encode_image(pixels), array.shape[:2], frame
+        self.features, self.size, self.frame = self.encode(frame, array), array.shape[:2], frame
         if not self.keep_all:
             for obj in self.objects.values():
                 obj.bank.forget(frame, self.stride, self.max_prompted)
                 obj.visited.clear()
                 obj.clicks.clear()
+
+    def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
+        """The features of frame number `frame`, uint8 (H, W, 3); None if they are to be computed later."""
+        return self.model.encode_image(frame_pixels(image, self.model.config.image_size, self.model.device))
 
     def current(self) -> ImageFeatures:
         """The features of the current frame. Raises ValueError before the first one."""
