@@ -9,7 +9,6 @@ are the same, as they are the task, and so are the ways in which objects move. T
 it. Without --photos the backgrounds are drawn.
 """
 
-import json
 import math
 import random
 import sys
@@ -20,7 +19,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.demo.drawing import Figure
-from minisam_glue.demo.evaluate import arguments, evaluate, models
+from minisam_glue.demo.evaluate import arguments, run
 from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage, tracked_and_twins
 
 SCALE = 4  # how much larger the figures are drawn
@@ -194,16 +193,13 @@ def main() -> None:
     photos = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
     if args.sheet:
         sheet(photos).save(args.sheet)
-    elif args.detector or args.segmenter:
-        seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
-        metrics = evaluate(
-            *models(args),
-            (second_scene(seed, photos) for seed in seeds),
-            lambda: (second_clip(seed, photos) for seed in films),
-        )
-        print(json.dumps(metrics, indent=1))
     else:
-        parser.error("give --detector or --segmenter to evaluate, or --sheet to see what is drawn")
+        run(
+            parser,
+            args,
+            lambda seed: second_scene(seed, photos),
+            lambda seed, kind: second_clip(seed, photos, kind=kind),
+        )
 
 
 if __name__ == "__main__":

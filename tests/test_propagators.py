@@ -12,13 +12,13 @@ from helpers.tiny_heat import heat_models
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import propagation
-from minisam_glue.demo.evaluate import evaluate_propagators
+from minisam_glue.demo.evaluate import evaluate_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
 from minisam_glue.prompts import Clicks
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
-from minisam_glue.propagators import LOOK_EVERY, FlowPropagator, boxes_of
+from minisam_glue.propagators import LOOK_EVERY, PROPAGATORS, FlowPropagator, boxes_of
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2.memory_bank import FrameMemory
 from minisam_glue.sam2.model import ObjectOutput
@@ -280,10 +280,10 @@ def test_the_command_propagates_by_flow_goes_on_where_it_was_and_keeps_frames(tm
 
 def test_both_propagators_are_measured_on_the_same_clips():
     films = [clip(seed, kind, 4, (48, 64)) for seed, kind in enumerate(("free", "crossing"))]
-    metrics = evaluate_propagators(tiny_model(), lambda: iter(films))
+    metrics = evaluate_trackers(tiny_model(), lambda: iter(films), PROPAGATORS)
     assert metrics.keys() == {"memory", "flow"}
     for one in metrics.values():
-        assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["frames_per_second"] > 0
+        assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["seconds_per_frame"] > 0
     assert metrics["memory"]["clip_objects"] == metrics["flow"]["clip_objects"] > 0
     assert metrics["memory"]["jf"] != metrics["flow"]["jf"]
 

@@ -4,14 +4,13 @@
     python -m minisam_glue.demo.evaluate --propagate flow    # clips alone: optical flow beside SAM 2's memory
 
 Seeds are held out (see scenes.py). Average precision follows COCO: 101 recall points, IoU 0.5 to 0.95 in
-steps of 0.05, all phrases of all scenes pooled. J and F follow DAVIS (Perazzi et al., CVPR 2016), over all
-frames but the first. Left out: COCO's limits on area and number of boxes.
+steps of 0.05, all phrases of all scenes pooled. Figures of clips: clip_metrics.py. The same on drawings by another
+hand: benchmarks/second_renderer.py. Left out: COCO's limits on area and number of boxes.
 """
 
 import argparse
 import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,12 +25,14 @@ from ..grounding_dino import Detections, Detector
 from ..propagators import FLOW, MEMORY, PROPAGATORS
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
 from . import FOLDER, SEGMENTER, load_detector, load_segmenter
-from .scenes import KINDS, SMALLEST, Clip, Scene, clip, extents, scene
+from .clip_metrics import ClipMetrics, broadcast_iou, mean
+from .scenes import ALL_KINDS, HELD_OUT, KINDS, SMALLEST, Clip, Scene, clip, extents, scene
 
 THRESHOLD = 0.35  # score from which a box is shown to a user
 LOWEST = 0.05  # score from which a box counts towards average precision
 LEVELS = [0.5 + 0.05 * i for i in range(10)]  # IoU
 BATCH = 16
+Tracked = Callable[[SAM2, Clip, list[int]], Tensor]  # masks, bool (T, n, H, W), of objects of a clip
 
 
 # --- Boxes ------------------------------------------------------------------------------------------------
@@ -108,12 +109,6 @@ def detections(detector: Detector, scenes: Iterator[Scene]) -> Iterator[tuple[Sc
 # --- Masks in images --------------------------------------------------------------------------------------
 
 
-def broadcast_iou(found: Tensor, true: Tensor) -> Tensor:
-    """IoU (...) of bool masks (..., H, W) that broadcast; 1 where both are empty."""
-    union = (found | true).sum((-2, -1))
-    return torch.where(union > 0, (found & true).sum((-2, -1)) / union.clamp(min=1), 1.0)
-
-
 def innermost(masks: Tensor) -> Tensor:
     """A pixel (n, 2), xy, of each bool mask (n, H, W) that is as far from its edge as any; the frame's edge counts."""
     depth, inside = torch.zeros(masks.shape), masks.float()
@@ -184,29 +179,9 @@ def greedy_pairs(table: Tensor) -> list[float]:
 
 
 def seeded(film: Clip) -> list[int]:
-    """The objects that can be pointed out on the first frame: at least SMALLEST pixels long there."""
+    """The objects to track: on the first frame at least SMALLEST pixels long, and not there as a twin."""
     sides = (film.boxes[0, :, 2:] - film.boxes[0, :, :2]).max(1)
-    return np.flatnonzero(sides >= SMALLEST).tolist()
-
-
-def borders(masks: Tensor) -> Tensor:
-    """The pixels of bool masks (..., H, W) that differ from their right, lower or lower right neighbour."""
-    beside = F.pad(masks.float(), (0, 1, 0, 1), mode="replicate") > 0.5
-    return (masks ^ beside[..., :-1, 1:]) | (masks ^ beside[..., 1:, :-1]) | (masks ^ beside[..., 1:, 1:])
-
-
-def boundary_f(found: Tensor, true: Tensor) -> Tensor:
-    """F measure of the borders of bool masks (n, H, W): a border pixel is right within 0.8 % of the diagonal."""
-    H, W = found.shape[1:]
-    reach = int(np.ceil(0.008 * np.hypot(H, W)))
-    offset = torch.arange(-reach, reach + 1)
-    disc = (offset**2 + offset[:, None] ** 2 <= reach**2).float()[None, None]
-    one, two = borders(found), borders(true)
-    near_one, near_two = (F.conv2d(b.float()[:, None], disc, padding=reach)[:, 0] > 0 for b in (one, two))
-    count = [b.flatten(1).sum(1) for b in (one & near_two, one, two & near_one, two)]
-    precision, recall = count[0] / count[1].clamp(min=1), count[2] / count[3].clamp(min=1)
-    f = 2 * precision * recall / (precision + recall).clamp(min=1e-9)
-    return torch.where((count[1] == 0) & (count[3] == 0), 1.0, f)
+    return [i for i in np.flatnonzero(sides >= SMALLEST).tolist() if i not in film.twins]
 
 
 def track(model: SAM2, film: Clip, objects: list[int]) -> Tensor:
@@ -237,69 +212,37 @@ def track_without_memory(model: SAM2, film: Clip, objects: list[int]) -> Tensor:
     return torch.stack(out)
 
 
-def switched(found: Tensor, true: Tensor) -> bool:
-    """Whether one of two look-alikes' masks (T, 2, H, W) lies on the other one on the last frame that shows both."""
-    both = true.flatten(2).any(2).all(1).nonzero()
-    t = int(both[-1])
-    table = broadcast_iou(found[t][:, None], true[t])  # (found, true)
-    return bool((table[0, 1] > table[0, 0]) | (table[1, 0] > table[1, 1]))
+def evaluate_clips(model: SAM2, clips: Iterable[Clip], tracked: Tracked | None = None) -> dict[str, float]:
+    """The metrics of clip_metrics.py of all clips, and of each kind under names that end with it.
 
-
-def evaluate_clips(
-    model: SAM2, clips: Iterable[Clip], tracked: Callable[[SAM2, Clip, list[int]], Tensor] | None = None
-) -> dict[str, float]:
-    """J, F and their mean over objects (each the mean over its frames), of all clips and of each kind.
-
-    switches: share of crossings after which a mask lies on the wrong one of the look-alikes. absent_empty: share
-    of the frames where an object can't be seen on which its mask is empty. tracked: what makes the masks, by
-    default track.
+    tracked: what makes the masks, by default track.
     """
-    regions, contours, switches, empty = defaultdict(list), defaultdict(list), [], []
+    metrics = ClipMetrics()
     for film in clips:
         objects = seeded(film)
-        true = torch.from_numpy(film.masks[:, objects])
-        found = (tracked or track)(model, film, objects)
-        for kind in ("", f"_{film.kind}"):
-            regions[kind] += broadcast_iou(found, true)[1:].mean(0).tolist()
-            contours[kind] += [float(boundary_f(f, t).mean()) for f, t in zip(found[1:].unbind(1), true[1:].unbind(1))]
-        empty += (~found[~true.flatten(2).any(2)].flatten(1).any(1)).tolist()
-        if film.kind == "crossing" and set(film.leads) <= set(objects):
-            pair = [objects.index(i) for i in film.leads]
-            switches.append(switched(found[:, pair], true[:, pair]))
-    metrics = {f"jf{kind}": (mean(regions[kind]) + mean(contours[kind])) / 2 for kind in sorted(regions)}
-    return metrics | {
-        "j": mean(regions[""]),
-        "f": mean(contours[""]),
-        "clip_objects": len(regions[""]),
-        "crossings": len(switches),
-        "switches": mean(switches),
-        "absent_frames": len(empty),
-        "absent_empty": mean(empty),
-    }
+        metrics.add(film, objects, (tracked or track)(model, film, objects))
+    return metrics.metrics()
 
 
-def evaluate_propagators(model: SAM2, clips: Callable[[], Iterable[Clip]]) -> dict[str, dict[str, float]]:
-    """The metrics of evaluate_clips by SAM 2's memory and by optical flow, and the frames per second of each."""
+def evaluate_trackers(
+    model: SAM2, clips: Callable[[], Iterable[Clip]], trackers: dict[str, Callable[[SAM2], VideoTracker]]
+) -> dict[str, dict[str, float]]:
+    """By the name of each tracker: the metrics of evaluate_clips, and the seconds that a frame takes."""
     metrics = {}
-    for name, propagator in PROPAGATORS.items():
+    for name, build in trackers.items():
         frames, seconds = 0, 0.0
 
-        def tracked(model: SAM2, film: Clip, objects: list[int], propagator=propagator) -> Tensor:
+        def tracked(model: SAM2, film: Clip, objects: list[int], build=build) -> Tensor:
             nonlocal frames, seconds
-            tracker, begun = propagator(model), time.perf_counter()
+            tracker, begun = build(model), time.perf_counter()
             tracker.max_hole = 0
             masks = follow(tracker, film, objects)
             frames, seconds = frames + len(masks), seconds + time.perf_counter() - begun
             return masks
 
         metrics[name] = evaluate_clips(model, clips(), tracked)
-        metrics[name]["frames_per_second"] = frames / max(seconds, 1e-9)
+        metrics[name]["seconds_per_frame"] = seconds / max(frames, 1)
     return metrics
-
-
-def mean(values: list | np.ndarray) -> float:
-    """Mean of the values; 0 if there are none."""
-    return float(np.mean(values)) if len(values) else 0.0
 
 
 # --- All of it --------------------------------------------------------------------------------------------
@@ -308,7 +251,7 @@ def mean(values: list | np.ndarray) -> float:
 def evaluate(
     detector: Detector | None, model: SAM2 | None, scenes: Iterable[Scene], clips: Callable[[], Iterable[Clip]]
 ) -> dict[str, float]:
-    """All metrics that the given models allow; those of track_without_memory begin with no_memory_."""
+    """All metrics that the given models allow; J&F of track_without_memory begins with no_memory_."""
     scenes, metrics = list(scenes), {}
     if detector:
         metrics |= evaluate_detector(detector, scenes)
@@ -318,9 +261,8 @@ def evaluate(
         metrics |= evaluate_text_to_masks(detector, model, scenes)
     if model:
         metrics |= evaluate_clips(model, clips())
-        metrics |= {
-            f"no_memory_{name}": value for name, value in evaluate_clips(model, clips(), track_without_memory).items()
-        }
+        without = evaluate_clips(model, clips(), track_without_memory)
+        metrics |= {f"no_memory_{name}": value for name, value in without.items() if name.startswith("jf")}
     return metrics
 
 
@@ -330,8 +272,30 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--detector", type=Path, help="file that train_detector wrote")
     parser.add_argument("--segmenter", type=Path, help="file that train_segmenter wrote")
     parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
-    parser.add_argument("--clips", type=int, default=100, help="number of clips, of all kinds in turn (default 100)")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first scene and clip (default 0)")
+    parser.add_argument("--clips", type=int, default=100, help="number of clips, of the kinds in turn (default 100)")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=ALL_KINDS,
+        default=KINDS,
+        metavar="KIND",
+        help=f"kinds of clips: {', '.join(ALL_KINDS)} (default: {', '.join(KINDS)})",
+    )
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--first-seed", type=int, default=0, help="seed of the first scene and clip (default 0)")
+    seeds.add_argument(
+        "--held-out",
+        dest="first_seed",
+        action="store_const",
+        const=HELD_OUT.start,
+        help=f"seeds from {HELD_OUT.start} on, which neither training nor the choice of a rule has seen",
+    )
+    parser.add_argument(
+        "--propagate",
+        choices=tuple(PROPAGATORS),
+        default=MEMORY,
+        help="flow: clips alone, by optical flow beside SAM 2's memory",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -344,29 +308,34 @@ def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
     )
 
 
-def main() -> None:
-    """The command line: all metrics as JSON on standard output."""
-    parser = arguments(__doc__)
-    parser.add_argument(
-        "--propagate",
-        choices=tuple(PROPAGATORS),
-        default=MEMORY,
-        help="flow: J and F of clips by optical flow beside those by SAM 2's memory, and nothing else",
-    )
-    args = parser.parse_args()
+def run(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    draw_scene: Callable[[int], Scene],
+    draw_clip: Callable[[int, str], Clip],
+) -> None:
+    """Print the metrics that the arguments ask for, as JSON, of scenes and clips by a renderer.
+
+    draw_scene takes a seed, draw_clip a seed and a kind.
+    """
     seeds, films = (range(args.first_seed, args.first_seed + n) for n in (args.scenes, args.clips))
 
     def clips() -> Iterable[Clip]:
-        return (clip(i, KINDS[i % len(KINDS)]) for i in films)
+        return (draw_clip(seed, args.kinds[seed % len(args.kinds)]) for seed in films)
 
     if args.propagate == FLOW:
         segmenter = accelerate(load_segmenter(args.segmenter or FOLDER / SEGMENTER, args.device))
-        print(json.dumps(evaluate_propagators(segmenter, clips), indent=1))
+        print(json.dumps(evaluate_trackers(segmenter, clips, PROPAGATORS), indent=1))
         return
     if not (args.detector or args.segmenter):
         parser.error("nothing to evaluate: give --detector, --segmenter, or both")
-    metrics = evaluate(*models(args), map(scene, seeds), clips)
-    print(json.dumps(metrics, indent=1))
+    print(json.dumps(evaluate(*models(args), map(draw_scene, seeds), clips), indent=1))
+
+
+def main() -> None:
+    """The command line: all metrics as JSON on standard output."""
+    parser = arguments(__doc__)
+    run(parser, parser.parse_args(), scene, clip)
 
 
 if __name__ == "__main__":
