@@ -52,7 +52,7 @@ class MemoryPropagator(VideoTracker):
 
     def __init__(self, model: SAM2):
         holes = HOLE * (model.config.image_size // 4) ** 2 // 256**2
-        super().__init__(model, max_hole=holes, max_prompted=MOST_PROMPTED)
+        super().__init__(model, max_hole=holes, max_prompted=MOST_PROMPTED, forget=True)
 
     def remembered(self, ids: Iterable[int]) -> Tensor:
         """The object pointers (n, C) that objects had when they were last prompted."""

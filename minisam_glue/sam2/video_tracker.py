@@ -25,9 +25,12 @@ from ..support.reading import LARGEST, Kind, fields, optional, sequence, whole
 from . import memory_bank
 from .components import clean
 from .layers import resize_antialiased
+from .mask_decoder import Decoded
 from .memory_bank import POINTERS, FrameMemory, MemoryBank, MemorySelection, held_bytes
 from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput, SAM2Config
 from .preprocess import Array, finite_tensor, frame_pixels, prompt_points
+
+AGREEMENT = 0.75  # IoU with the mask of an object, at least, of the answer to a prompt that only corrects it
 
 
 @dataclass
@@ -81,6 +84,8 @@ class VideoTracker:
     non_overlap: each pixel of the output belongs to at most one object.
     max_prompted: of more prompted frames only the nearest are attended to, and kept.
     stride: memories of every stride-th frame, instead of the last six.
+    forget: a prompt on a known object that contradicts the mask it has there (IoU below AGREEMENT) drops what was
+    tracked; its answer is that of a new object. Without it the memories of a wrong mask soon win, as officially.
     Raises ValueError for numbers that are too small.
     """
 
@@ -96,6 +101,7 @@ class VideoTracker:
         non_overlap: bool = False,
         max_prompted: int | None = None,
         stride: int = 1,
+        forget: bool = False,
     ):
         for name, value, least in (
             ("frame_count", frame_count, 1),
@@ -108,7 +114,7 @@ class VideoTracker:
         self.model, self.keep_all, self.sticky = model, keep_all, sticky
         self.chunk = chunk or (1 if model.device.type == "cpu" else 8)
         self.max_hole, self.max_sprinkle, self.non_overlap = max_hole, max_sprinkle, non_overlap
-        self.max_prompted, self.stride = max_prompted, stride
+        self.max_prompted, self.stride, self.forget = max_prompted, stride, forget
         self.pointer_count = min(frame_count or POINTERS, POINTERS)
         self.reset()
 
@@ -210,7 +216,10 @@ class VideoTracker:
             out = self.model.as_given(given, self.model.decode_mask(features, given))
         else:
             clicks = self.clicks_prompt(obj, box, points, labels, keep_clicks)
-            out = self.decode_clicks(obj, *clicks)
+            out = self.answer_clicks(obj, *clicks)
+        if self.contradicts(obj, out):
+            obj.bank.tracked.clear()
+            obj.visited.pop(self.frame, None)  # more clicks here go on from this answer, without memories
         self.objects[object_id] = obj
         obj.clicks.pop(self.frame, None)
         if clicks:
@@ -243,6 +252,24 @@ class VideoTracker:
         side = self.model.config.image_size
         mask = (mask > 0).float()[None, None]
         return mask if mask.shape[2:] == (side, side) else (resize_antialiased(mask, side) >= 0.5).float()
+
+    def answer_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
+        """Clicks on the current frame; with forget as on a new object, if that shows another mask than the object's."""
+        if self.forget and obj.bank.tracked and (labels > 0).any():  # what is only cut away says nothing of a new one
+            fresh = self.decode_clicks(TrackedObject(obj.id, self.passes), xy, labels)
+            if self.contradicts(obj, fresh):
+                return fresh
+        return self.decode_clicks(obj, xy, labels)
+
+    def contradicts(self, obj: TrackedObject, out: ObjectOutput) -> bool:
+        """Whether memories of a known object are to be dropped for the answer to a prompt where it was tracked."""
+        if not self.forget or self.frame in obj.bank.prompted or not obj.bank.tracked:
+            return False
+        memory = obj.bank.get(self.frame)
+        if memory is None or memory.logits is None:
+            return True
+        mask, before = out.logits[0] > 0, memory.logits > 0
+        return int((mask & before).sum()) < AGREEMENT * int((mask | before).sum())
 
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
         """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
@@ -298,17 +325,28 @@ class VideoTracker:
                 # Objects that came at different times stay apart, so that a new one changes no bit of the others.
                 groups.setdefault((obj.added_at, selection.layout), []).append((obj, selection))
             obj.visited[self.frame] = reverse
-        for group in groups.values():
-            for i in range(0, len(group), self.chunk):
-                self.track_group(*zip(*group[i : i + self.chunk]))
+        found = [
+            (objects, self.decode_group(selections))
+            for group in groups.values()
+            for objects, selections in (zip(*group[i : i + self.chunk]) for i in range(0, len(group), self.chunk))
+        ]
+        for objects, out in self.settle(found):
+            self.remember(objects, out)
         self.passes += 1
         return self.result()
 
-    def track_group(self, objects: Sequence[TrackedObject], selections: Sequence[MemorySelection]) -> None:
-        """Objects of equal memory layout on the current frame, as one batch."""
+    def decode_group(self, selections: Sequence[MemorySelection]) -> Decoded:
+        """The answers for objects of equal memory layout on the current frame, as one batch."""
         tokens = self.model.condition_on_memory(self.features, list(selections), self.pointer_count)
-        # No click says which mask is meant: three are made, as officially, and as_object takes the best of them.
-        out = self.model.as_object(self.model.decode(tokens, self.features.high_res, multimask=True))
+        # No click says which mask is meant: three are made, as officially.
+        return self.model.decode(tokens, self.features.high_res, multimask=True)
+
+    def settle(self, found: list[tuple[Sequence[TrackedObject], Decoded]]) -> list:
+        """Choose the masks (objects, ObjectOutput) of the frame: for each object by itself the best of its three."""
+        return [(objects, self.model.as_object(decoded)) for objects, decoded in found]
+
+    def remember(self, objects: Sequence[TrackedObject], out: ObjectOutput) -> None:
+        """Keep tracked masks as the objects' memories of the current frame."""
         maps = self.model.encode_memory(self.features, out, prompted=False)
         logits = self.clean(out.logits)  # after the memory: it is made of the mask as decoded
         for obj, *parts in zip(objects, out.pointer, out.object_score_logits, maps, logits):
