@@ -23,6 +23,7 @@ from .sam2.layers import resize_antialiased
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
+CLICKED = "object"  # the label of what a box, points or a mask show
 MOST_AUTO = 0.5  # threshold of a detection's score that "auto" gives at most
 
 
@@ -35,7 +36,7 @@ class Seed:
     region: where a heat map shows the object, bool (S, S), stretched over the whole picture.
     """
 
-    label: str = "object"
+    label: str = CLICKED
     score: float | None = None
     box: Box | None = None
     points: list[Point] = field(default_factory=list)

@@ -45,7 +45,7 @@ NUMBERS = {
 CHOICES = {
     "--direction": (("sideways", "Forward", ""), ("forward", "reverse", "both")),
     "--propagate": (("optical", ""), ("memory", "flow")),
-    "--save": (("mask", ""), ("masks", "crops", "heatmap")),
+    "--save": (("mask", "COCO", ""), ("masks", "crops", "heatmap", "coco")),
     "--method": (("both", ""), ("detector",)),
     "--seed-prompt": (("circle", ""), ("box", "points", "mask")),
     "--template": (("a photo", ""), ("a photo of {}.",)),

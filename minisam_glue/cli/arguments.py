@@ -4,7 +4,7 @@ import os
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -181,13 +181,13 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
 # --- Folders of the results --------------------------------------------------------------------------------
 
 
-def folders_of(sources: list[str], out: Path) -> dict[str, Path]:
+def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dict[str, Path]:
     """A folder for each input: named as the file, with its ending or a number where two would be the same.
 
-    ValueError if that would be the input itself, a folder of frames.
+    others: names that are taken. ValueError if that would be the input itself, a folder of frames.
     """
     stems = Counter(stem(source).casefold() for source in sources)  # some file systems take A and a for the same
-    folders, taken = {}, set()
+    folders, taken = {}, {name.casefold() for name in others}
     for source in sources:
         name = stem(source) if stems[stem(source).casefold()] == 1 else last_part(source).replace(".", "_")
         number, unique = 1, name

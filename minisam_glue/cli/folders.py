@@ -42,6 +42,14 @@ def read_result(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def make_folder(out: Path) -> None:
+    """--out. ValueError if it can't be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: can't be made a folder: {error.strerror or error}") from error
+
+
 def list_files(folder: Path) -> list[str]:
     """Files and empty folders of results, by names such as masks/001_car.png; an empty folder ends in /.
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import media, weights
+from .. import datasets, media, weights
 from ..clipseg.heat_mapper import SIZE
 from ..heatmap import HeatSettings
 from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
@@ -290,10 +290,10 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save",
         nargs="+",
-        choices=("masks", "crops", "heatmap", "frames"),
+        choices=("masks", "crops", "heatmap", "frames", *datasets.FORMATS),
         default=[],
-        help="also save masks of each frame (pictures always have them), the objects cut out, the heat maps, or the "
-        "plain frames of a video",
+        help="also save masks of each frame (pictures always have them), the objects cut out, the heat maps, the "
+        f"plain frames of a video, or one data set of all inputs for training: {', '.join(datasets.FORMATS)}",
     )
     group.add_argument(
         "--html",

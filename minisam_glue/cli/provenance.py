@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__, media
+from ..datasets import FORMATS
 from ..media.images import list_folder, looks_like_picture
 from ..models import Models
 from ..prompts import Clicks, Prompt
@@ -44,11 +45,15 @@ UNKNOWN = "unknown"  # content that can't be compared
 
 def facts_of(source: str, args: Namespace, prompt: Prompt, models: Models, moving: bool) -> Facts:
     """The facts of one input's result. moving: whether it is a video. OSError if the source can't be read."""
+    of = {"source": os.path.basename(source.rstrip("/\\")), "content": content(source)}
+    return of | settings_of(args, prompt, models, moving)
+
+
+def settings_of(args: Namespace, prompt: Prompt, models: Models, moving: bool) -> Facts:
+    """Those of the facts that all inputs of a run share."""
     clicks = prompt if isinstance(prompt, Clicks) else None
     flags = vars(args).keys() - {*STATED_OTHERWISE, *CHANGE_NOTHING} - (set() if moving else {*VIDEO_FLAGS, "fps"})
     facts = {
-        "source": os.path.basename(source.rstrip("/\\")),
-        "content": content(source),
         "prompt": None if clicks else prompt,
         "boxes": [list(map(float, box)) for box in clicks.boxes] if clicks else [],
         "points": [list(map(float, point)) for point in clicks.points] if clicks else [],
@@ -58,7 +63,7 @@ def facts_of(source: str, args: Namespace, prompt: Prompt, models: Models, movin
         "program": __version__,
     }
     facts |= {"--" + name.replace("_", "-"): getattr(args, name) for name in sorted(flags)}
-    facts["--save"] = sorted(args.save)
+    facts["--save"] = sorted(set(args.save) - FORMATS.keys())  # a data set is made of a result, and is none of it
     return json.loads(json.dumps(facts))  # tuples become lists, as they are when they are read again
 
 

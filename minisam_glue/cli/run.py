@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .. import demo, media, weights
+from ..datasets import FORMATS
 from ..models import DETECTOR, DETECTORS, Models, load_models
 from ..prompts import Clicks, Prompt, Thresholds, split_phrases
 from ..render import index_page
@@ -17,11 +18,12 @@ from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_
 from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, failed, out_of_memory, summary, too_large
-from .folders import check_own, read_result
+from .data_sets import data_sets_of
+from .folders import check_own, make_folder, read_result
 from .job import Job
 from .lock import FolderLock
 from .outputs import finished_of, is_complete, save_picture
-from .provenance import Facts, differences
+from .provenance import Facts, differences, settings_of
 from .video import VideoRun
 
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
@@ -41,14 +43,6 @@ def download(args: Namespace) -> int:
     return 0
 
 
-def make_folder(out: Path) -> None:
-    """--out. ValueError if it can't be made."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out}: can't be made a folder: {error.strerror or error}") from error
-
-
 class Run:
     """The inputs of a command, the models, and what is asked of them."""
 
@@ -59,7 +53,8 @@ class Run:
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
         inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
-        self.folders = folders_of(inputs, args.out)
+        self.lacking: list[str] = []  # inputs finished before, which the data sets lack
+        self.folders = folders_of(inputs, args.out, FORMATS.keys() & set(args.save))
         self.inputs = inputs[rank::ranks]
         if args.weights not in (None, "demo") and not Path(args.weights).is_dir():
             raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
@@ -72,6 +67,7 @@ class Run:
             self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
             if self.job.sentence:
                 check_sentence(self.job.models, self.job.sentence)
+            self.sets = data_sets_of(args, prompt, settings_of(args, prompt, self.job.models, False), self.folders)
         except BaseException:
             self.lock.release()
             raise
@@ -108,12 +104,16 @@ class Run:
         with on_signals(self.stop):
             groups = self.groups()
             self.note(groups)
+            for source in self.lacking:
+                status = max(status, self.into_data_sets(source))
             for left in range(len(groups) - 1, -1, -1):
                 status = max(status, self.one_group(*groups[-1 - left]))
                 if self.job.stopped:
                     break
             if self.has_index:
                 self.index()
+            if self.sets is not None:
+                self.sets.finish()
         if (self.job.stopped and left) or self.job.stopped == CLOSED_PIPE:
             status = 128 + self.job.stopped
         if self.args.profile:
@@ -149,6 +149,8 @@ class Run:
             pages = self.args.frames and media.page_count(source) > 1
             moving = Path(source).is_dir() or media.is_moving(source) or pages
             if self.args.resume and self.finished(source, moving):
+                if self.sets is not None and not self.sets.has(self.folders[source]):
+                    self.lacking.append(source)
                 continue
             if moving or not groups or groups[-1][0] or len(groups[-1][1]) == most:
                 groups.append((moving, []))
@@ -189,7 +191,10 @@ class Run:
     def one_group(self, moving: bool, group: list[str]) -> int:
         """A batch of pictures, or a video. What can't be done is told; returns the exit status."""
         try:
-            return VideoRun(self.job, group[0], self.folders[group[0]]).segment() if moving else self.pictures(group)
+            if not moving:
+                return self.pictures(group)
+            status = VideoRun(self.job, group[0], self.folders[group[0]]).segment()
+            return status or self.into_data_sets(group[0])
         except OSError as error:  # while writing: "No space left on device" names no file
             if not out_of_memory(error):
                 return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
@@ -203,6 +208,16 @@ class Run:
             return max(self.one_group(False, [source]) for source in group)
         return failed(f"{group[0]}: {too_large(self.args)}")
 
+    def into_data_sets(self, source: str) -> int:
+        """Put the result of an input into the data sets. What can't be done is told; returns the exit status."""
+        if self.sets is not None:
+            try:
+                with self.job.models.stage("write"):
+                    self.sets.add(self.folders[source])
+            except (ValueError, OSError) as error:
+                return failed(error)
+        return 0
+
     def pictures(self, group: list[str]) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""
         job, (images, of, status) = self.job, self.read(group)
@@ -213,6 +228,8 @@ class Run:
             folder = self.folders[source]
             with job.models.stage("write"):
                 save_picture(folder, result, source, job.facts() | {"of": of[source]}, self.args.save, self.args.html)
+                if self.sets is not None:
+                    self.sets.add(folder, result.image)
             self.console.record({"source": source} | result.as_json())
             text = summary([o.label for o in result.objects], result.best, job.hints)
             self.console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from .. import media
+from ..datasets import FORMATS
 from ..media.images import is_picture
 from ..prompts import Clicks
 from ..propagation import FORWARD, Tracking
@@ -64,8 +65,10 @@ class VideoRun:
         """The output folder, as --format, --save and --resume ask for it. of: what the result is of."""
         sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
         in_order = self.args.direction == FORWARD
-        picture, resume = self.picture_name(), self.args.resume
-        return VideoOutput(self.folder, video, picture, in_order, self.args.save, sound, resume, of, self.args.html)
+        picture, resume, save = self.picture_name(), self.args.resume, set(self.args.save)
+        if save & FORMATS.keys() and not video.seekable:  # a data set needs the frames, which come once
+            save.add("frames")
+        return VideoOutput(self.folder, video, picture, in_order, save, sound, resume, of, self.args.html)
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""

@@ -1,0 +1,137 @@
+"""The data sets of a command (--save coco ...), and the command that makes them of results that are there already."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..datasets import FORMATS, DataSets, Result
+from ..media import natural_key
+from ..prompts import Clicks, Prompt, split_phrases
+from ..seeding import CLICKED
+from ..support.processes import Stopped, begin_program, on_signals, rank_and_number, stop
+from .arguments import VIDEO_FLAGS
+from .console import Console, count, failed
+from .folders import UNFINISHED, make_folder
+from .lock import FolderLock
+from .parser import Parser
+from .provenance import UNKNOWN, Facts, content
+
+OF_ONE_RESULT = ("source", "content", "--save", "--html", "--fps", *("--" + f.replace("_", "-") for f in VIDEO_FLAGS))
+
+
+def shared(of: Facts) -> Facts:
+    """Those of the facts of a result that a data set is of: what was looked for, and by which models."""
+    return {name: value for name, value in of.items() if name not in OF_ONE_RESULT}
+
+
+def data_sets_of(args: Namespace, prompt: Prompt, settings: Facts, folders: dict[str, Path]) -> DataSets | None:
+    """The data sets that --save asks for. ValueError as of DataSet."""
+    names = [name for name in args.save if name in FORMATS]
+    labels = [CLICKED] if isinstance(prompt, Clicks) else split_phrases(prompt)
+    inputs = [folder.name for folder in folders.values()]
+    alone = rank_and_number()[1] == 1
+    return DataSets(args.out, names, labels, shared(settings), inputs, alone) if names else None
+
+
+# --- Afterwards --------------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """The command line of minisam_glue.datasets. ValueError for a malformed one."""
+    parser = Parser(
+        prog="python -m minisam_glue.datasets",
+        description="Make data sets for training of the results of segment.py. Each picture's source must still be "
+        "where it was; start the command in the folder where segment.py ran.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("results", type=Path, metavar="RESULT_DIR", help="--out of segment.py, or one result in it")
+    parser.add_argument("--to", nargs="+", choices=tuple(FORMATS), required=True, help="formats of the data sets")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put them, each in a folder (default: --out)")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    return parser.parse_args(argv)
+
+
+def find_results(folder: Path, console: Console) -> list[Path]:
+    """The folders of finished results, in natural order: the folder itself, or those in it. ValueError for none."""
+    if (folder / "result.json").is_file():
+        return [folder]
+    inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name))
+    found = [path for path in inside if (path / "result.json").is_file() and not (path / UNFINISHED).exists()]
+    for path in inside:
+        if (path / UNFINISHED).exists():
+            console.warn(f"{path}: not finished, and left out; segment.py --resume goes on with it")
+    if not found:
+        raise ValueError(f"{folder}: no result of segment.py is in it; give its --out, or one result there")
+    return found
+
+
+def check_source(result: Result) -> None:
+    """ValueError if what a result was made of has changed, or can't be told; OSError if it is gone."""
+    then = result.of.get("content")
+    try:
+        now = content(result.source)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{result.folder}: its source {result.source} is not here: start the command where segment.py ran"
+        ) from error
+    if UNKNOWN in (then, now) and not (result.folder / "frames").is_dir():
+        raise ValueError(
+            f"{result.folder}: its source {result.source} may be another one now: "
+            "a data set of it is made while it is segmented, by --save coco"
+        )
+    if then not in (now, None):
+        raise ValueError(f"{result.folder}: its source {result.source} has changed since: segment it again")
+
+
+def convert(args: Namespace) -> int:
+    """Make the data sets. A result that can't be taken is told, and left out. Returns the exit status."""
+    console = Console(args.quiet, False)
+    folders, results, status = find_results(args.results, console), [], 0
+    for folder in folders:
+        try:
+            results.append(Result.read(folder))
+            check_source(results[-1])
+        except (ValueError, OSError) as error:
+            status, results = failed(error), [r for r in results if r.folder != folder]
+    if not results:
+        return status
+    first = shared(results[0].of)
+    common = {name: first[name] for name in first if all(r.of.get(name) == first[name] for r in results)}
+    out = args.out or (args.results if folders != [args.results] else args.results.parent)
+    labels = [label for result in results for label in result.labels()]
+    sets = DataSets(out, args.to, labels, common, [folder.name for folder in folders])
+    for result in results:
+        try:
+            sets.add(result.folder)
+            console.say(f"{result.folder}: taken over")
+        except (ValueError, OSError) as error:
+            status = failed(error)
+    sets.finish()
+    console.say(f"{count(len(results), 'result')} -> {', '.join(str(held.folder) for held in sets.sets)}")
+    return status
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The whole command. Returns its exit status: 2 for a usage or input error, which is told in one line."""
+    if argv is None:
+        begin_program()
+    try:
+        with on_signals(stop):
+            return locked(parse(argv))
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except (ValueError, OSError) as error:
+        return failed(error)
+
+
+def locked(args: Namespace) -> int:
+    """convert, while no run writes into the folder. Returns the exit status."""
+    if not args.results.is_dir():
+        raise ValueError(f"{args.results}: no such folder; give --out of segment.py, or one result in it")
+    out = args.out or args.results
+    make_folder(out)
+    lock = FolderLock(out)
+    try:
+        return convert(args)
+    finally:
+        lock.release()

@@ -1,0 +1,107 @@
+"""COCO instances (cocodataset.org, "Data format"): one annotations.json beside images/.
+
+Polygons follow the edges of the pixels, so that pycocotools gives the same masks; what has holes is one ring that
+enters and leaves them. With run lengths ("coco-rle") masks are in the compressed form of pycocotools. Frames of a video
+have its `video_id` and their `frame_id` from 0; their annotations have the `track_id` of one object, see `tracks`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..masks import encode_rle
+from ..support.files import whole_file
+from .annotations import Annotation, Categories, Entries, Picture
+from .polygons import trace
+
+ANNOTATIONS = "annotations.json"
+
+
+def write(folder: Path, picture: Picture, categories: Categories) -> dict:
+    """Write the image. Returns what annotations.json says of it, with polygons."""
+    return _write(folder, picture, _polygons)
+
+
+def write_rle(folder: Path, picture: Picture, categories: Categories) -> dict:
+    """As write, with run lengths."""
+    return _write(folder, picture, lambda annotation: encode_rle(annotation.mask))
+
+
+def _polygons(annotation: Annotation) -> list[list[int]]:
+    return [shape.ring().astype(int).ravel().tolist() for shape in trace(annotation.mask)]
+
+
+def _write(folder: Path, picture: Picture, segmentation: Callable[[Annotation], object]) -> dict:
+    path = f"images/{picture.name}{picture.pixels.suffix}"
+    picture.pixels.save(folder / path)
+    objects = []
+    for a in picture.annotations:
+        left, top, right, bottom = a.box
+        objects.append(
+            {
+                "category_id": a.category + 1,
+                "segmentation": segmentation(a),
+                "area": a.area,
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+                "score": a.score,
+                "track": a.track,
+            }
+        )
+    image = {"file_name": path.removeprefix("images/"), "height": picture.size[0], "width": picture.size[1]}
+    return {"files": [path], "image": image, "frame": picture.frame if picture.video else None, "objects": objects}
+
+
+def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
+    """Write annotations.json. Ids count from 1 in the order of the inputs; one without a result yet keeps a number."""
+    names = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(categories.names, 1)]
+    videos, tracks = [], {}
+    for name, frames in entries():
+        for entry in frames or ():
+            if entry["frame"] is None:
+                break
+            if not entry["frame"]:
+                videos.append({"id": len(videos) + 1, "name": name})
+            for held in entry["objects"]:
+                known = {"video_id": len(videos), "category_id": held["category_id"], "object_id": held["track"]}
+                tracks.setdefault((name, held["track"]), {"id": len(tracks) + 1} | known)
+    ids = {video["name"]: video["id"] for video in videos}
+    head = {"info": {"description": "masks by minisam_glue"}, "licenses": [], "categories": names, "videos": videos}
+    with whole_file(folder / ANNOTATIONS) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(head | {"tracks": list(tracks.values())})[:-1])
+        _write_list(file, "images", _images(entries, ids))
+        _write_list(file, "annotations", _annotations(entries, tracks))
+        file.write("}\n")
+
+
+def _write_list(file, key: str, items: Iterator[dict]) -> None:
+    """A list of a JSON object, item by item: a data set may be larger than memory."""
+    file.write(f', "{key}": [')
+    for number, item in enumerate(items):
+        file.write((",\n" if number else "\n") + json.dumps(item))
+    file.write("]")
+
+
+def _numbered(entries: Entries) -> Iterator[tuple[int, str, dict]]:
+    """Entries with the id of their image and the name of their input."""
+    number = 0
+    for name, found in entries():
+        for entry in found or ():
+            number += 1
+            yield number, name, entry
+        number += not found
+
+
+def _images(entries: Entries, videos: dict[str, int]) -> Iterator[dict]:
+    for number, name, entry in _numbered(entries):
+        frame = {} if entry["frame"] is None else {"video_id": videos[name], "frame_id": entry["frame"]}
+        yield {"id": number} | entry["image"] | frame
+
+
+def _annotations(entries: Entries, tracks: dict[tuple[str, int], dict]) -> Iterator[dict]:
+    number = 0
+    for image, name, entry in _numbered(entries):
+        for held in entry["objects"]:
+            number += 1
+            track = {} if entry["frame"] is None else {"track_id": tracks[name, held["track"]]["id"]}
+            yield {"id": number, "image_id": image} | {k: v for k, v in held.items() if k != "track"} | track

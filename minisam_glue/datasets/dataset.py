@@ -1,0 +1,181 @@
+"""One data set in one folder, which grows input by input and is whole at any time.
+
+The files of an input come first, then the list of its entries in `.parts`: what has a list there is complete. From the
+lists `assemble` writes the files of the whole set, in the order of the inputs, so that several processes, or a run that
+was killed and one that went on, come to the same. `.minisam.json` says which run a data set is of.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from threading import Lock
+
+import numpy as np
+
+from ..support.files import is_temporary, whole_file
+from ..support.reading import check_regular, fields, mapping, plain, sequence, text
+from .annotations import Categories, Picture, Result
+from .formats import FORMATS
+
+ABOUT, PARTS = ".minisam.json", ".parts"
+LARGEST_ABOUT = 1 << 26  # bytes
+KIND = fields(format=text, of=mapping(text, plain), categories=sequence(text), inputs=sequence(text))
+
+
+def _inside(value: object, where: str) -> None:
+    """A path in the data set: what is not listed so is never removed."""
+    text(value, where)
+    if PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts:
+        raise ValueError(f"{where} leads out of the data set")
+
+
+ENTRY = fields(files=sequence(_inside))
+PAUSE = 5.0  # seconds, at least, between two times that the files of the whole set are written
+SHARE = 20  # times as long as that takes
+
+
+class DataSet:
+    """A data set of one run. ValueError if the folder holds another one's, or something else; nothing is changed then.
+
+    name: of the format, see formats.py. of: what the run is of, plain values. inputs: the names of all its inputs, in
+    order: a data set may grow by some, and not lose one. Threads may add different inputs at the same time.
+    """
+
+    def __init__(self, folder: Path, name: str, categories: Categories, of: dict[str, object], inputs: list[str]):
+        self.folder, self.how, self.categories, self.inputs = folder, FORMATS[name], categories, inputs
+        self.about = {"format": name, "of": of, "categories": categories.names, "inputs": inputs}
+        self.lock, self.next = Lock(), 0.0
+        self.check()
+
+    def check(self) -> None:
+        """ValueError unless the folder is new, empty, or holds this data set or a smaller one of the same run."""
+        mend = "move it away, or choose another --out"
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            raise ValueError(f"{self.folder} is no folder: {mend}")
+        if not self.folder.exists() or all(is_temporary(path.name) for path in self.folder.iterdir()):
+            return
+        try:
+            check_regular(self.folder / ABOUT, LARGEST_ABOUT)
+            before = json.loads((self.folder / ABOUT).read_bytes())
+            KIND(before, ABOUT)
+        except (ValueError, OSError, RecursionError) as error:
+            raise ValueError(f"{self.folder} is no data set of this program: {mend}") from error
+        changed = [
+            f"{name.removeprefix('--')} {_shown(before['of'].get(name))} then, {_shown(self.about['of'].get(name))} now"
+            for name in sorted({**before["of"], **self.about["of"]})
+            if before["of"].get(name) != self.about["of"].get(name)
+        ]
+        changed += [] if before["categories"] == self.about["categories"] else ["other categories"]
+        lost = [name for name in before["inputs"] if name not in set(self.inputs)]
+        changed += [f"it has {lost[0]!r}, which is no input now"] if lost else []
+        if changed:
+            raise ValueError(f"{self.folder} holds the data set of another run ({'; '.join(changed[:3])}): {mend}")
+
+    def begin(self, alone: bool) -> None:
+        """Make the folder, and say what it is of. alone: no other process writes here, so that what is half-written
+        was left by one that was killed, and goes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in list(self.folder.rglob(".*.tmp")) if alone else ():
+            if is_temporary(path.name):
+                path.unlink()
+        with whole_file(self.folder / ABOUT) as temporary:
+            temporary.write_text(json.dumps(self.about) + "\n", encoding="ascii")
+        (self.folder / PARTS).mkdir(exist_ok=True)
+
+    def has(self, name: str, since: int) -> bool:
+        """Whether an input is complete here, and written at `since` (nanoseconds of file times) or later."""
+        with suppress(FileNotFoundError):
+            return self._part(name).stat().st_mtime_ns >= since
+        return False
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Callable[[Picture], None]]:
+        """Write an input by the function that this gives, picture by picture. What an earlier result had more goes."""
+        before = {file for entry in self.entries_of(name) or () for file in entry["files"]}
+        part = self._part(name)
+
+        def put(picture: Picture) -> None:
+            entry = self.how.write(self.folder, picture, self.categories)
+            before.difference_update(entry["files"])
+            file.write(json.dumps(entry) + "\n")
+
+        with whole_file(part) as temporary, open(temporary, "w", encoding="ascii") as file:
+            yield put
+        for stale in before:
+            (self.folder / stale).unlink(missing_ok=True)
+
+    def entries_of(self, name: str) -> list[dict] | None:
+        """The entries of an input; None if it is not complete here."""
+        try:
+            lines = self._part(name).read_bytes().splitlines()
+            entries = [json.loads(line) for line in lines]
+            sequence(ENTRY)(entries, "entries")
+        except (ValueError, OSError, RecursionError):
+            return None
+        return entries
+
+    def entries(self) -> Iterator[tuple[str, list[dict] | None]]:
+        """The entries of all inputs, in order."""
+        for name in self.inputs:
+            yield name, self.entries_of(name)
+
+    def assemble(self) -> None:
+        """Write the files of the whole set, again if an input came in the meantime from another process."""
+        with self.lock:
+            there: set[tuple[str, int]] | None = None
+            parts = self.folder / PARTS
+            while there != (there := {(path.name, path.stat().st_mtime_ns) for path in parts.glob("*.jsonl")}):
+                self.how.assemble(self.folder, self.entries, self.categories)
+
+    def assemble_if_due(self) -> None:
+        """As assemble, unless it was done not long ago."""
+        begun = time.monotonic()
+        if begun >= self.next:
+            self.assemble()
+            self.next = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - begun))
+
+    def _part(self, name: str) -> Path:
+        return self.folder / PARTS / f"{name}.jsonl"
+
+
+class DataSets:
+    """The data sets of one run, each in a folder of its own, named as its format. Arguments: see DataSet and begin."""
+
+    def __init__(
+        self, out: Path, names: Sequence[str], labels: Iterable[str], of: dict, inputs: list[str], alone: bool = True
+    ):
+        self.categories = Categories(labels)
+        self.sets = [DataSet(out / name, name, self.categories, of, inputs) for name in dict.fromkeys(names)]
+        for held in self.sets:  # all are checked before one is begun
+            held.begin(alone)
+
+    def add(self, folder: Path, image: np.ndarray | None = None) -> None:
+        """Take over the result in a folder. image: its picture, uint8 (H, W, 3), if it is at hand.
+
+        ValueError or OSError as of Result: the result is then in none of the data sets.
+        """
+        result = Result.read(folder)
+        with ExitStack() as stack:
+            writers = [stack.enter_context(held.writing(result.name)) for held in self.sets]
+            for picture in result.pictures(self.categories, image):
+                for put in writers:
+                    put(picture)
+        for held in self.sets:
+            held.assemble_if_due()
+
+    def has(self, folder: Path) -> bool:
+        """Whether all data sets have the result that is in a folder now."""
+        changed = (folder / "result.json").stat().st_mtime_ns
+        return all(held.has(folder.name, changed) for held in self.sets)
+
+    def finish(self) -> None:
+        """Write the files of the whole data sets."""
+        for held in self.sets:
+            held.assemble()
+
+
+def _shown(value: object) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,68 @@
+"""PASCAL VOC 2012 (the development kit's documentation): JPEG images, XML boxes, palette PNG of classes and of objects.
+
+It lies in VOCdevkit/VOC2012, where torchvision.datasets.VOCSegmentation and VOCDetection look for it. Classes are
+numbered from 1 in the order of labels.txt; the numbers of the objects are their places in the XML file. Boxes are
+counted from 1 with both ends in them, as VOC counts. Where masks overlap, the smallest lies on top. There is no void.
+"""
+
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from ..support.files import whole_file
+from ..support.text import printable
+from .annotations import Categories, Entries, Picture
+from .palette import MOST, number_map, save
+
+ROOT = "VOCdevkit/VOC2012"
+
+
+def write(folder: Path, picture: Picture, categories: Categories) -> dict:
+    """Write both masks, boxes and image. ValueError if there are more objects or classes than a palette holds."""
+    for count, what in ((len(picture.annotations), "objects"), (len(categories.names), "classes")):
+        if count > MOST:
+            raise ValueError(f"{picture.name}: {count} {what}, and VOC holds {MOST}: choose another data set")
+    files = {
+        "object": f"{ROOT}/SegmentationObject/{picture.name}.png",
+        "class": f"{ROOT}/SegmentationClass/{picture.name}.png",
+        "boxes": f"{ROOT}/Annotations/{picture.name}.xml",
+        "image": f"{ROOT}/JPEGImages/{picture.name}.jpg",
+    }
+    found = picture.annotations
+    save(folder / files["object"], number_map(picture.size, found, list(range(1, len(found) + 1))))
+    save(folder / files["class"], number_map(picture.size, found, [a.category + 1 for a in found]))
+    (folder / files["boxes"]).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / files["boxes"]) as temporary:
+        temporary.write_text(_xml(picture, categories), encoding="utf-8")
+    picture.pixels.save(folder / files["image"])
+    return {"files": list(files.values()), "name": picture.name}
+
+
+def _xml(picture: Picture, categories: Categories) -> str:
+    """The description of one image."""
+    height, width = picture.size
+    place, _, file = f"{picture.name}.jpg".rpartition("/")
+    objects = "".join(
+        f"\t<object>\n\t\t<name>{escape(printable(categories.names[a.category]))}</name>\n"
+        "\t\t<pose>Unspecified</pose>\n\t\t<truncated>0</truncated>\n\t\t<difficult>0</difficult>\n"
+        f"\t\t<bndbox><xmin>{a.box[0] + 1}</xmin><ymin>{a.box[1] + 1}</ymin>"
+        f"<xmax>{a.box[2]}</xmax><ymax>{a.box[3]}</ymax></bndbox>\n\t</object>\n"
+        for a in picture.annotations
+    )
+    return (
+        f"<annotation>\n\t<folder>{escape(printable(place or 'VOC2012'))}</folder>\n"
+        f"\t<filename>{escape(printable(file))}</filename>\n"
+        f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+        f"\t<segmented>1</segmented>\n{objects}</annotation>\n"
+    )
+
+
+def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
+    """Write the lists of images and labels.txt."""
+    for task in ("Segmentation", "Main"):
+        path = folder / ROOT / "ImageSets" / task / "train.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            for _, found in entries():
+                file.writelines(f"{entry['name']}\n" for entry in found or ())
+    with whole_file(folder / ROOT / "labels.txt") as temporary:
+        temporary.write_text("".join(f"{printable(name)}\n" for name in categories.names), encoding="utf-8")

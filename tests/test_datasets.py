@@ -1,0 +1,403 @@
+"""Data sets out of results: what independent readers read is what the masks were; and how a data set grows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from helpers.commands import command
+from helpers.squares import film, picture, save, save_film
+from helpers.tiny_segment import tiny_models
+from PIL import Image, ImageDraw
+
+from minisam_glue.cli.data_sets import run
+from minisam_glue.datasets import FORMATS, Categories, Pixels
+from minisam_glue.datasets.polygons import trace
+from minisam_glue.demo.scenes import clip, scene
+from minisam_glue.masks import mask_box
+from minisam_glue.records import Segment, Segmented
+
+PICTURES, CLIPS, FRAMES = 50, 5, 5
+
+
+def objects_of(masks: np.ndarray, figures: list, number: int = 0) -> list[Segment]:
+    """Records of the true masks (n, H, W); labels in capitals on every other picture."""
+    labels = [f"{f.colour} {f.shape}" for f in figures]
+    labels = [label.title() if number % 2 else label for label in labels]
+    return [Segment(i, label, 0.5, (0, 0, 1, 1), mask) for i, (label, mask) in enumerate(zip(labels, masks), 1)]
+
+
+def write_result(folder: Path, source: Path, frames: list[Segmented], moving: bool) -> None:
+    """A result.json, and for a film a result.jsonl, as segment.py writes them."""
+    folder.mkdir()
+    about = {"source": str(source), "of": {"prompt": "red circle. blue square.", "source": source.name}}
+    if moving:
+        records = [frame.as_json() for frame in frames]
+        (folder / "result.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        held = {o.id: {"id": o.id, "label": o.label} for frame in frames for o in frame.objects}
+        about |= {"size": list(frames[0].image.shape[:2]), "frames": len(frames), "objects": list(held.values())}
+    else:
+        about |= frames[0].as_json()
+    (folder / "result.json").write_text(json.dumps(about))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with data sets of every format, and the true results by the names of their pictures."""
+    place, truth = tmp_path_factory.mktemp("made"), {}
+    (place / "out").mkdir()
+    for seed in range(PICTURES):
+        one = scene(seed)
+        path, name = place / f"s{seed}.{'jpg' if seed % 2 else 'png'}", f"s{seed}"
+        save(one.image, path)
+        truth[name] = Segmented(one.image, objects_of(one.masks, one.figures, seed))
+        write_result(place / "out" / name, path, [truth[name]], False)
+    for seed in range(CLIPS):
+        film, name = clip(seed, frames=FRAMES), f"v{seed}"
+        frames = [Segmented(f, objects_of(m, film.figures), t) for t, (f, m) in enumerate(zip(film.frames, film.masks))]
+        (place / name).mkdir()
+        for t, frame in enumerate(frames):
+            save(frame.image, place / name / f"{t:03d}.png")
+            truth[f"{name}/{t:06d}"] = frame
+        write_result(place / "out" / name, place / name, frames, True)
+    assert run([str(place / "out"), "--to", *FORMATS, "--quiet"]) == 0
+    return place / "out", truth
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / (one | other).sum()
+
+
+def filled(size: tuple[int, int], rings: list[np.ndarray]) -> np.ndarray:
+    """Rings (n, 2) filled by Pillow, which takes in the pixels of their corners."""
+    canvas = Image.new("L", size[::-1])
+    for ring in rings:
+        ImageDraw.Draw(canvas).polygon([tuple(corner) for corner in ring.tolist()], outline=1, fill=1)
+    return np.array(canvas, bool)
+
+
+@pytest.mark.parametrize("name", ["coco", "coco-rle"])
+def test_pycocotools_reads_the_same_masks_boxes_areas_and_tracks(name, made, capsys):
+    coco = pytest.importorskip("pycocotools.coco")
+    folder, truth = made
+    read = coco.COCO(str(folder / name / "annotations.json"))
+    names = {c["id"]: c["name"] for c in read.loadCats(read.getCatIds())}
+    assert list(names.values())[:2] == ["red circle", "blue square"] and len(
+        set(map(str.lower, names.values()))
+    ) == len(names)
+    assert [image["id"] for image in read.loadImgs(read.getImgIds())] == list(range(1, len(truth) + 1))
+    tracks = {}
+    for image in read.loadImgs(read.getImgIds()):
+        true = truth[image["file_name"].rsplit(".", 1)[0]]
+        with Image.open(folder / name / "images" / image["file_name"]) as shown:
+            assert shown.size == (image["width"], image["height"]) == true.image.shape[1::-1]
+        found = read.loadAnns(read.getAnnIds(image["id"]))
+        assert [names[a["category_id"]].lower() for a in found] == [o.label.lower() for o in true.seen]
+        for annotation, held in zip(found, true.seen):
+            left, top, right, bottom = mask_box(held.mask)
+            assert np.array_equal(read.annToMask(annotation), held.mask)
+            assert annotation["bbox"] == [left, top, right - left, bottom - top]
+            assert annotation["area"] == held.mask.sum() and annotation["iscrowd"] == 0
+            if "video_id" in image:
+                assert tracks.setdefault(annotation["track_id"], (image["video_id"], held.id)) == (
+                    image["video_id"],
+                    held.id,
+                )
+    assert (
+        len(set(tracks.values())) == len(tracks) == len(read.dataset["tracks"]) and len(read.dataset["videos"]) == CLIPS
+    )
+
+
+def test_yolo_labels_fill_to_the_masks_and_their_boxes_are_the_masks_own(made):
+    folder, truth = made
+    names = json.loads((folder / "coco" / "annotations.json").read_text())["categories"]
+    yaml = (folder / "yolo" / "data.yaml").read_text().splitlines()
+    assert yaml[3:] == [f"  {i}: {json.dumps(c['name'])}" for i, c in enumerate(names)]
+    for name, true in truth.items():
+        (image,) = (folder / "yolo" / "images" / "train").glob(f"{name}.*")
+        size = np.array(Image.open(image).size)
+        rows = [row.split() for row in (folder / "yolo" / "labels" / "train" / f"{name}.txt").read_text().splitlines()]
+        rings = [(int(row[0]), np.array(row[1:], float).reshape(-1, 2) * size) for row in rows]
+        assert all(0 <= ring.min() and (ring < size).all() and len(ring) > 2 for _, ring in rings)
+        for held in true.seen:
+            pieces = [r for label, r in rings if names[label]["name"].lower() == held.label.lower()]
+            own = [r for r in pieces if held.mask[tuple(r[0].astype(int)[::-1])]]
+            assert iou(filled(held.mask.shape, [np.floor(r) for r in own]), held.mask) >= 0.98
+            corners = np.concatenate(own)
+            assert np.abs(np.concatenate((corners.min(0), corners.max(0))) - mask_box(held.mask)).max() <= 0.1
+
+
+def test_labelme_polygons_fill_to_the_masks_and_pieces_share_a_group(made):
+    folder, truth = made
+    for name, true in truth.items():
+        content = json.loads((folder / "labelme" / f"{name}.json").read_text())
+        assert Image.open((folder / "labelme" / name).parent / content["imagePath"]).size == true.image.shape[1::-1]
+        assert (content["imageHeight"], content["imageWidth"], content["imageData"]) == (*true.image.shape[:2], None)
+        for held in true.seen:
+            shapes = [shape for shape in content["shapes"] if shape["group_id"] == held.id]
+            assert {shape["label"].lower() for shape in shapes} == {held.label.lower()}
+            drawn = filled(held.mask.shape, [np.array(shape["points"]) for shape in shapes])
+            assert iou(drawn, held.mask) >= 0.98
+
+
+def test_davis_palettes_hold_the_numbers_of_the_objects(made):
+    folder, truth = made
+    davis = folder / "davis"
+    listed = (davis / "ImageSets" / "2017" / "train.txt").read_text().split()
+    meta = json.loads((davis / "meta.json").read_text())["videos"]
+    assert set(listed) == set(meta) == {name.split("/")[0] for name in truth}
+    for name, true in truth.items():
+        video, frame = (*name.split("/"), "0")[:2]
+        place = f"Full-Resolution/{video}/{int(frame):05d}"
+        numbers = Image.open(davis / "Annotations" / f"{place}.png")
+        assert numbers.mode == "P" and numbers.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+        assert Image.open(davis / "JPEGImages" / f"{place}.jpg").size == numbers.size
+        for held in true.objects:
+            assert np.array_equal(np.array(numbers) == held.id, held.mask)
+        for held in true.seen:
+            about = meta[video]["objects"][str(held.id)]
+            assert about["category"].lower() == held.label.lower() and f"{int(frame):05d}" in about["frames"]
+
+
+def test_torchvision_reads_voc_masks_classes_and_boxes(made):
+    folder, truth = made
+    root, how = str(folder / "voc"), {"image_set": "train", "download": False}
+    masks, boxes = (
+        kind(root, **how) for kind in (torchvision.datasets.VOCSegmentation, torchvision.datasets.VOCDetection)
+    )
+    base = folder / "voc" / "VOCdevkit" / "VOC2012"
+    classes = (base / "labels.txt").read_text().splitlines()
+    names = (base / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    assert sorted(names) == sorted(truth) and len(masks) == len(boxes) == len(names)
+    for number, name in enumerate(names):
+        (image, by_class), (_, about), true = masks[number], boxes[number], truth[name]
+        by_object = np.array(Image.open(base / "SegmentationObject" / f"{name}.png"))
+        found = about["annotation"].get("object", [])
+        assert image.size == true.image.shape[1::-1] and len(found) == len(true.seen)
+        for place, (held, listed) in enumerate(zip(true.seen, found), 1):
+            assert np.array_equal(by_object == place, held.mask)
+            assert {classes[n - 1].lower() for n in np.unique(np.array(by_class)[held.mask])} == {held.label.lower()}
+            left, top, right, bottom = mask_box(held.mask)
+            box = [int(listed["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")]
+            assert listed["name"].lower() == held.label.lower() and box == [left + 1, top + 1, right, bottom]
+
+
+@pytest.mark.parametrize("name", ["yolo", "labelme"])
+def test_the_loaders_of_ultralytics_and_labelme_read_the_same_masks(name, made):
+    folder, truth = made
+    reader = pytest.importorskip({"yolo": "ultralytics", "labelme": "labelme"}[name])
+    if name == "yolo":
+        from ultralytics.data.dataset import YOLODataset
+        from ultralytics.data.utils import check_det_dataset, polygons2masks
+
+        data = check_det_dataset(str(folder / name / "data.yaml"))
+        read = YOLODataset(img_path=data["train"], data=data, task="segment", augment=False)
+        assert len(read.labels) == len(truth)
+        for labels in read.labels:
+            true = truth[Path(labels["im_file"]).relative_to(data["train"]).with_suffix("").as_posix()]
+            size, (height, width) = np.float32(labels["shape"][::-1]), labels["shape"]
+            assert (height, width) == true.image.shape[:2]
+            masks = [polygons2masks((height, width), [(s * size).ravel()], 1)[0] > 0 for s in labels["segments"]]
+            for held in true.seen:
+                assert max(iou(mask, held.mask) for mask in masks) >= 0.98 or len(trace(held.mask)) > 1
+            union = np.logical_or.reduce([np.zeros((height, width), bool), *masks])
+            assert not true.seen or iou(union, true.masks.any(0)) >= 0.98
+        return
+    for picture_name, true in truth.items():
+        read = reader.LabelFile(str(folder / name / f"{picture_name}.json"))
+        values = {shape["label"]: number for number, shape in enumerate(read.shapes, 1)}
+        _, instances = reader.utils.shapes_to_label(true.image.shape, read.shapes, values)
+        order = list(dict.fromkeys(shape["group_id"] for shape in read.shapes))
+        for held in true.seen:
+            assert iou(instances == order.index(held.id) + 1, held.mask) >= 0.98
+
+
+def test_outlines_of_any_mask_fill_to_the_same_mask():
+    mask_api = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        mask = rng.random(rng.integers(1, 14, 2)) < rng.choice([0.2, 0.5, 0.8, 1])
+        rings = [shape.ring().ravel().tolist() for shape in trace(mask)]
+        if rings:
+            height, width = mask.shape
+            drawn = mask_api.decode(mask_api.merge(mask_api.frPyObjects(rings, height, width)))
+            assert np.array_equal(drawn, mask)
+            held = np.concatenate([shape.ring() for shape in trace(mask, 0.1)]).astype(int)
+            assert mask[held[:, 1], held[:, 0]].all()  # each corner in a pixel of the mask
+    assert trace(np.zeros((3, 4), bool)) == []
+
+
+def test_images_are_copies_where_every_program_shows_them_alike_and_new_files_elsewhere(tmp_path):
+    image = picture(5)
+    save(image, tmp_path / "plain.png")
+    Image.fromarray(image).save(tmp_path / "plain.jpg", quality=80)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif)
+    Image.fromarray(image).convert("RGBA").save(tmp_path / "alpha.png")
+    for name, suffix in (("plain.png", ".png"), ("plain.jpg", ".jpg"), ("turned.jpg", ".png")):
+        pixels = Pixels(lambda: image, tmp_path / name)
+        assert pixels.suffix == suffix
+        pixels.save(tmp_path / f"copy{suffix}")
+        same = (tmp_path / f"copy{suffix}").read_bytes() == (tmp_path / name).read_bytes()
+        assert same == name.startswith("plain")
+    assert np.array_equal(np.array(Image.open(tmp_path / "copy.png")), image)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A picture, a film, and two pictures more."""
+    pictures = [save(picture(*lefts, seed=n), tmp_path / f"p{n}.png") for n, lefts in enumerate(([5], [], [5, 30]))]
+    return [pictures[0], save_film(tmp_path / "film", 3), *pictures[1:]]
+
+
+def made_by(inputs: list[str], out: Path, *flags: str) -> int:
+    """Data sets of every format by the command; `bright` and `Bright` are one category."""
+    words = ["bright. Bright.", "--frames", "--format", "gif", "--save", *FORMATS, "--quiet", "--out", out]
+    return command(*inputs, *words, *flags)
+
+
+def data_sets(out: Path) -> dict[str, bytes]:
+    return {f"{name}/{path}": content for name in FORMATS for path, content in files(out / name).items()}
+
+
+def test_a_run_that_is_killed_and_resumed_makes_the_same_data_sets(inputs, tmp_path, monkeypatch):
+    assert made_by(inputs, tmp_path / "whole") == 0
+    whole, write = data_sets(tmp_path / "whole"), Pixels.save
+    assert len([name for name in whole if name.startswith("yolo/images")]) == 6
+    names = json.loads(whole["coco/annotations.json"])["categories"]
+    assert [category["name"] for category in names] == ["bright"]
+
+    class Killed(BaseException):
+        pass
+
+    for step in (2, 9, 20, 33):
+        left = iter(range(step))
+
+        def killed(pixels: Pixels, path: Path, left=left) -> None:
+            if next(left, None) is None:
+                (path.parent / f".{path.name}.1.1.tmp").write_bytes(b"half")
+                raise Killed
+            write(pixels, path)
+
+        monkeypatch.setattr(Pixels, "save", killed)
+        with pytest.raises(Killed):
+            made_by(inputs, tmp_path / "out")
+        for name, content in data_sets(tmp_path / "out").items():
+            if name.endswith("annotations.json"):  # whole, of images that are there
+                for image in json.loads(content)["images"]:
+                    assert (tmp_path / "out" / name).parent.joinpath("images", image["file_name"]).is_file()
+        monkeypatch.setattr(Pixels, "save", write)
+        assert made_by(inputs, tmp_path / "out", "--resume") == 0
+        assert data_sets(tmp_path / "out") == whole, f"killed at image {step}"
+        for name in FORMATS:
+            for path in sorted((tmp_path / "out" / name).rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+
+
+def test_two_processes_make_the_same_data_sets_as_one(inputs, tmp_path, monkeypatch):
+    assert made_by(inputs, tmp_path / "one") == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        assert made_by(inputs, tmp_path / "two") == 0
+    assert data_sets(tmp_path / "two") == data_sets(tmp_path / "one")
+
+
+def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp_path):
+    assert made_by(inputs, tmp_path / "out") == 0
+    models = tiny_models()
+    words = [*inputs, "bright. Bright.", "--frames", "--format", "gif", "--quiet", "--out", tmp_path / "plain"]
+    assert command(*words) == 0
+    assert command(*words, "--resume", "--save", "coco", models=models) == 0 and models.detector.looked == 0
+    assert run([str(tmp_path / "plain"), "--to", "yolo", "--quiet"]) == 0
+    expected = data_sets(tmp_path / "out")
+    for name in ("coco/annotations.json", "yolo/labels/train/film/000002.txt", "yolo/images/train/p0.png"):
+        assert data_sets(tmp_path / "plain")[name] == expected[name]
+
+
+def test_frames_that_come_once_are_kept_for_the_data_set(tmp_path, monkeypatch):
+    import io
+    import sys
+
+    stream = io.BytesIO()
+    for frame in film(3):
+        Image.fromarray(frame).save(stream, "PNG")
+    stream.seek(0)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+    assert command("-", "bright.", "--format", "gif", "--save", "coco", "--quiet", "--out", tmp_path) == 0
+    made = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    assert [image["file_name"] for image in made["images"]] == [f"stdin/{n:06d}.jpg" for n in range(3)]
+    assert len(list((tmp_path / "stdin" / "frames").iterdir())) == 3
+
+
+def test_an_input_named_as_a_data_set_gets_another_folder(tmp_path):
+    source = save(picture(5), tmp_path / "coco.png")
+    assert command(source, "bright.", "--save", "coco", "--quiet", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "coco-2" / "result.json").exists()
+    (image,) = json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())["images"]
+    assert image["file_name"] == "coco-2.png"
+
+
+def one_line(capsys) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_a_folder_of_another_run_or_of_the_users_is_refused_and_stays(inputs, tmp_path, capsys):
+    out, words = tmp_path / "out", ["--save", "coco", "--quiet", "--out", tmp_path / "out"]
+    assert command(inputs[0], inputs[2], "bright.", *words) == 0
+    before = files(out)
+    assert command(inputs[0], inputs[2], "dark.", *words) == 2
+    assert 'holds the data set of another run (prompt "bright." then, "dark." now' in one_line(capsys)
+    assert command(inputs[0], "bright.", *words) == 2 and "'p1'" in one_line(capsys)
+    assert files(out) == before
+    assert command(*inputs[:1], *inputs[2:], "bright.", *words) == 0  # one input more
+    assert len(json.loads((out / "coco" / "annotations.json").read_text())["images"]) == 3
+    (tmp_path / "mine" / "yolo").mkdir(parents=True)
+    (tmp_path / "mine" / "yolo" / "data.yaml").write_text("mine")
+    assert command(inputs[0], "bright.", "--save", "yolo", "--out", tmp_path / "mine") == 2
+    assert "is no data set of this program" in one_line(capsys)
+    assert files(tmp_path / "mine") == {"yolo/data.yaml": b"mine"}
+
+
+def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert command(inputs[0], inputs[2], "bright.", "--quiet", "--out", out) == 0
+    to = ["--to", "coco", "--quiet"]
+    for words, said in (
+        ([tmp_path / "nowhere", *to], "no such folder"),
+        ([tmp_path / "film", *to], "no result of segment.py is in it"),
+        ([out, "--to", "tfrecord"], "invalid choice: 'tfrecord'"),
+        ([out], "--to"),
+        ([out, *to, "--out", inputs[0]], "can't be made a folder"),
+    ):
+        assert run([str(word) for word in words]) == 2
+        assert said in one_line(capsys)
+    save(picture(20), Path(inputs[0]))  # another picture under the name of one that has a result
+    assert run([str(out), *to]) == 2 and "has changed since" in one_line(capsys)
+    made = json.loads((out / "coco" / "annotations.json").read_text())
+    assert [image["file_name"] for image in made["images"]] == ["p1.png"]  # the other one is there
+    Path(inputs[2]).unlink()
+    assert run([str(out / "p1"), *to]) == 2 and "start the command where segment.py ran" in one_line(capsys)
+    result = json.loads((out / "p0" / "result.json").read_text())
+    for damage, said in (
+        ({"source": 5}, "is no result of segment.py"),
+        ({"objects": [{"id": 1}]}, "is no result of segment.py"),
+        ({"size": [9, 9]}, "a mask of"),
+    ):
+        (out / "p0" / "result.json").write_text(json.dumps(result | {"of": {}} | damage))
+        assert run([str(out / "p0"), *to, "--out", str(tmp_path / "other")]) == 2 and said in one_line(capsys), damage
+
+
+def test_labels_that_differ_in_case_are_one_category_and_unknown_ones_are_refused():
+    categories = Categories(["Dog", "cat", "dog"])
+    assert categories.names == ["Dog", "cat"] and categories.number("DOG") == 0
+    with pytest.raises(ValueError, match="'bird' is none of the data set's"):
+        categories.number("bird")
