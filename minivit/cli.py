@@ -185,6 +185,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "hold-out: a share below 1, or a number, of the training images (default 0.02), unless there is a folder val/",
         type=float,
     )
+    by_channel = {"type": float, "nargs": 3, "metavar": ("R", "G", "B")}
+    flag("--mean", "mean of the pixels in 0..1 that is subtracted (default: the weights' or the data's)", **by_channel)
+    flag("--std", "standard deviation that they are divided by (default: as for --mean)", **by_channel)
     flag("--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
 
 
@@ -205,7 +208,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     flag("--drop-path", "stochastic depth: drop probability of the last block", type=float)
     flag(
         "--pretrained",
-        "ViT weights to start from: torchvision's or timm's .pth or .safetensors, or demo",
+        "ViT weights to start from, or demo: torchvision's, timm's, Hugging Face's .pth or .safetensors, Google's .npz",
         metavar="FILE",
         type=Path,
     )

@@ -1,19 +1,21 @@
-"""Load official ViT, DeiT and CaiT checkpoints into a VisionTransformer, strictly.
+"""Load published weights of ViT, DeiT and CaiT into a VisionTransformer, strictly.
 
-timm and the published DeiT files use our names as they are. torchvision's and CaiT's are renamed by the
-tables below. The image size may differ (position embeddings are resampled) and so may the number of
-classes (the heads start anew); every other difference is an error that lists the keys.
+layouts.py has the names of all layouts. The image size may differ (position embeddings are resampled) and so may the
+number of classes (the heads start anew); every other difference is an error that lists the keys. A file also says how
+its images were normalised, by its layout, its name or a description beside it.
 """
 
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivit.layouts import UNUSED, layout_of, to_our_names
 from minivit.reading import (
     any_tensor,
     anything,
@@ -21,48 +23,57 @@ from minivit.reading import (
     check_regular,
     fields,
     load,
+    load_npz,
     mapping,
+    positive,
+    real,
     sequence,
     text,
     whole,
 )
 from minivit.vit import VisionTransformer
 
-# Old name -> ours, as patterns, tried in this order.
-TORCHVISION = [
-    (r"class_token", "cls_token"),
-    (r"encoder\.pos_embedding", "pos_embed"),
-    (r"conv_proj", "patch_embed.proj"),
-    (r"encoder\.layers\.encoder_layer_(\d+)", r"blocks.\1"),
-    (r"ln_([12])", r"norm\1"),
-    (r"self_attention\.in_proj_", "attn.qkv."),
-    (r"self_attention\.out_proj", "attn.proj"),
-    (r"mlp\.(0|linear_1)\.", "mlp.fc1."),
-    (r"mlp\.(3|linear_2)\.", "mlp.fc2."),
-    (r"encoder\.ln", "norm"),
-    (r"heads\.head", "head"),
-]
-CAIT = [(r"blocks_token_only\.", "class_blocks."), (r"gamma_([12])", r"ls\1.gamma")]
+HOLDERS = ("state_dict_ema", "model_ema", "model", "state_dict", "ema")  # of weights, averaged ones first
+HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std by channel, of values in [0, 1]
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES: Normalisation = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 LARGEST_TENSOR = 1 << 28  # numbers
 SAFETENSORS_ENTRY = fields(dtype=text, shape=sequence(whole(1)), data_offsets=sequence(whole(), 2))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a .pth file (bare, or under "model" or "ema") or of a .safetensors file.
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded: a line that says it, and the normalisation (mean, std) of the images these weights were made
+    with."""
 
-    Never runs code from the file. ValueError if it is missing, damaged or holds something else.
-    """
+    line: str
+    normalisation: Normalisation
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a .pth, .safetensors or .npz file. ValueError as for read_content and state_dict_of."""
+    return state_dict_of(read_content(path), path)
+
+
+def read_content(path: Path) -> object:
+    """Read a .pth, .safetensors or .npz file. Never runs code from it. ValueError if it is missing or damaged."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"there is no weights file {path}")
     try:
-        state = read_safetensors(path) if path.suffix == ".safetensors" else load(path)
+        return {".safetensors": read_safetensors, ".npz": load_npz}.get(path.suffix, load)(path)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as weights ({error}): download it again") from None
-    if isinstance(state, dict):
-        averaged = state.get("ema") if "describe" in state else None  # of our last.pt the averaged weights count
-        state = averaged or state.get("model", state.get("ema", state))  # weights alone, or a file that holds them
+
+
+def state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict that a file holds, alone or under one of HOLDERS. ValueError if there is none."""
+    state = content
+    if isinstance(content, dict):
+        ours = ("ema", "model") if "describe" in content else HOLDERS  # of our last.pt the averaged weights count
+        state = next((content[name] for name in ours if isinstance(content.get(name), dict)), content)
     try:
         mapping(text, any_tensor)(state, "its content")
         large = next((name for name, tensor in state.items() if tensor.numel() > LARGEST_TENSOR), None)
@@ -70,7 +81,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{large} has {state[large].numel()} numbers")
     except ValueError as error:
         raise ValueError(
-            f"{path} holds no state dict of tensors ({error}): name a .pth or .safetensors file of weights"
+            f"{path} holds no state dict of tensors ({error}): name a .pth, .safetensors or .npz file of weights"
         ) from None
     return state
 
@@ -99,38 +110,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a torchvision, timm, DeiT or CaiT state dict to our parameter names."""
-    if "conv_proj.weight" in state:
-        return {rename(name, TORCHVISION): tensor for name, tensor in state.items()}
-    if not any(name.startswith("blocks_token_only.") for name in state):
-        return dict(state)
-    ours = {rename(name, CAIT): tensor for name, tensor in state.items()}
-    for key in [name for name in ours if re.search(r"class_blocks\.\d+\.attn\.k\.", name)]:
-        value = key.replace(".attn.k.", ".attn.v.")
-        if value not in ours or ours[key].shape != ours[value].shape or not ours[key].ndim:
-            raise ValueError(f"{key} and {value} of the file do not fit together")
-        ours[key.replace(".attn.k.", ".attn.kv.")] = torch.cat([ours.pop(key), ours.pop(value)])
-    return ours
-
-
-def rename(name: str, table: list[tuple[str, str]]) -> str:
-    """Apply all substitutions of a table to a name."""
-    for old, new in table:
-        name = re.sub(old, new, name)
-    return name
-
-
 def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
-    """Load weights under our names into `model`. Returns the names of heads that stay new (another number of classes).
+    """Load weights under our names into `model`. Returns the names of heads that stay new: those of another number of
+    classes, and those that the file lacks.
 
     Position embeddings of another image size are resampled. ValueError names what does not fit.
     """
     state, ours = dict(state), model.state_dict()
+    headless = not any(name in state for name in HEADS)
     fresh = [
         name
-        for name in ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
-        if name in state and name in ours and state[name].ndim and len(state[name]) != len(ours[name])
+        for name in HEADS
+        if name in ours and (headless or (name in state and state[name].ndim and len(state[name]) != len(ours[name])))
     ]
     state |= {name: ours[name] for name in fresh}
     positions = state.get("pos_embed")
@@ -161,14 +152,85 @@ def is_other_kind(ours: Tensor, theirs: Tensor) -> bool:
     return ours.is_floating_point() != theirs.is_floating_point()
 
 
-def load_pretrained(model: VisionTransformer, path: Path) -> str:
-    """Initialise `model` from an official file. Returns a line that says what was loaded and what is new."""
-    state = read_weights(path)
+def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
+    """Initialise `model` from a file of published weights, or from a checkpoint of this program.
+
+    ValueError names what cannot be read, or the keys that do not fit.
+    """
+    path = Path(path)
+    content = read_content(path)
     try:
-        fresh = load_state(model, to_our_names(state))
+        state = state_dict_of(content, path)
+        layout, prefix = layout_of(state)
+        ours = to_our_names(state)
+        unused = sorted(name for name in ours if re.match(UNUSED, name))
+        fresh = load_state(model, {name: tensor for name, tensor in ours.items() if name not in unused})
+        normalisation = normalisation_of(path, content, layout)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return f"loaded {path}" + (f"; new, to be trained: {', '.join(fresh)}" if fresh else "")
+        message = str(error)
+        raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+    line = f"loaded {path}"
+    if prefix or layout != "timm":
+        line += f" ({layout}'s names{f' behind {prefix!r}' if prefix else ''})"
+    for words, names in (("; new, to be trained: ", fresh), ("; not used: ", unused)):
+        line += words + ", ".join(names) if names else ""
+    return Loaded(line, normalisation)
+
+
+# ---- normalisation --------------------------------------------------------------------------------------
+
+DESCRIPTIONS = {  # of the files that the Hugging Face Hub calls by one name: Hugging Face's own, timm's
+    "preprocessor_config.json": fields(image_mean=sequence(real, 3), image_std=sequence(positive, 3)),
+    "config.json": fields(pretrained_cfg=fields(mean=sequence(real, 3), std=sequence(positive, 3))),
+}
+HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
+TIMM_HALVES = re.compile(
+    r"augreg|in21k|jx_vit|vit_[a-z]+_(r\d+_(s\d+_)?)?patch\d+"
+)  # Google's weights, under its names
+TIMM_IMAGENET = re.compile(r"deit|cait|dino|mae")
+
+
+def normalisation_of(path: Path, content: object, layout: str) -> Normalisation:
+    """The mean and std of the images that the weights of a file were trained on.
+
+    A checkpoint of this program holds them, a file of the Hugging Face Hub has a description beside it. Of others the
+    layout tells: torchvision's are ImageNet's, Google's 0.5, and so are timm's ports of Google's, which their name
+    tells (timm's default_cfgs). ValueError if a description is damaged.
+    """
+    if isinstance(content, dict) and "describe" in content:
+        fields(mean=sequence(real, 3), std=sequence(positive, 3))(content, "the checkpoint")
+        return tuple(content["mean"]), tuple(content["std"])
+    described = described_normalisation(path) if path.name in HUB_NAMES else None
+    if described:
+        return described
+    name = f"{path.parent.name}/{path.name}".lower()
+    if layout == "timm":
+        return HALVES if TIMM_HALVES.search(name) and not TIMM_IMAGENET.search(name) else IMAGENET
+    return HALVES if layout in ("Google", "Hugging Face") and "deit" not in name else IMAGENET
+
+
+def described_normalisation(path: Path) -> Normalisation | None:
+    """The mean and std in a description beside a file, None without one. ValueError if it is damaged."""
+    for name, kind in DESCRIPTIONS.items():
+        description = path.with_name(name)
+        if not description.exists():
+            continue
+        try:
+            check_regular(description, most=1 << 20)
+            about = json.loads(description.read_text())
+            if name == "config.json" and not (isinstance(about, dict) and "pretrained_cfg" in about):
+                continue
+            kind(about, "its content")
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{description} does not say how images are normalised: {reason}") from None
+        keys = ("image_mean", "image_std") if "image_mean" in about else ("mean", "std")
+        values = about if "image_mean" in about else about["pretrained_cfg"]
+        return tuple(values[keys[0]]), tuple(values[keys[1]])
+    return None
+
+
+# ---- positions ------------------------------------------------------------------------------------------
 
 
 def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:

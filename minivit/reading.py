@@ -6,6 +6,8 @@ stands, and raises ValueError in a few words. Left out: TorchScript, safetensors
 """
 
 import dataclasses
+import io
+import math
 import os
 import reprlib
 import stat
@@ -15,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,6 +121,53 @@ class _Copier:
             self.storages[place] = storage.clone()
         copy = torch.empty(0, dtype=tensor.dtype)
         return copy.set_(self.storages[place], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def load_npz(path: str | Path) -> dict[str, Tensor]:
+    """The arrays of a numpy archive (.npz) by name. Objects, which numpy would unpickle, are refused.
+
+    ValueError if it is damaged or holds other than numbers; the message does not name the file.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:
+        room = ROOM * os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) <= room:
+                    contents = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+                else:
+                    contents = None
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged files make zipfile raise half a dozen types
+            raise ValueError(UNREADABLE) from error
+    if contents is None:
+        raise ValueError("its content claims to be larger than the file")
+    return {name.removesuffix(".npy"): read_npy(content, name) for name, content in contents.items()}
+
+
+NUMBERS = {"f2", "f4", "f8", "i4", "i8"}  # types of numbers, by numpy's kind and size in bytes
+BFLOAT16 = "V2"  # as which numpy, which has no such type, keeps it
+
+
+def read_npy(content: bytes, name: str) -> Tensor:
+    """The array of a file of numpy's (.npy), whose content this is. ValueError if it holds other than numbers."""
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = read_header[version](file)
+    except Exception as error:  # a header is Python's notation of values, and a damaged one raises what that raises
+        raise ValueError(f"{name!r} is no array of numpy's") from error
+    kind = dtype.kind + str(dtype.itemsize)
+    if dtype.hasobject or kind not in {*NUMBERS, BFLOAT16} or dtype.fields:
+        raise ValueError(f"{name!r} is an array of {dtype}, not of numbers")
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"{name!r} has not as many numbers as its shape {shape} says")
+    stored = np.dtype("<i2") if kind == BFLOAT16 else dtype
+    array = np.frombuffer(content, stored, offset=file.tell()).reshape(shape, order="F" if by_columns else "C")
+    tensor = torch.from_numpy(np.ascontiguousarray(array.astype(stored.newbyteorder("="))))
+    return tensor.view(torch.bfloat16) if kind == BFLOAT16 else tensor
 
 
 # --- Kinds of values --------------------------------------------------------------------------------------

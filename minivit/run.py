@@ -35,8 +35,10 @@ from minivit.reading import (
     one_of,
     optional,
     plain,
+    positive,
     real,
     refuse,
+    sequence,
     text,
     whole,
 )
@@ -111,6 +113,8 @@ DEFAULTS = {
     "threads": 0,
     "teacher": None,
     "pretrained": None,
+    "mean": None,
+    "std": None,
 }
 WEIGHTS = ("final", "final_ema", "best")
 TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -122,6 +126,8 @@ ARGUMENT_KINDS = {  # of config.json
     **dict.fromkeys(("optimizer", "schedule", "amp", "padding"), text),  # TrainConfig says which there are
     **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
     **dict.fromkeys(("teacher", "pretrained"), optional(text)),
+    "mean": optional(sequence(real, 3)),
+    "std": optional(sequence(positive, 3)),
     "val_split": real,
     "skip_bad": flag,
     "threads": whole(),
@@ -138,6 +144,7 @@ def hold_out_amount(value: object, where: str) -> None:
 
 # What the arguments may be that are no settings of the model or of the training; machine: set_up_machine.
 OTHER_KINDS = {"data": one_of(datasets.NAMES), "val_split": hold_out_amount, "preset": one_of([*PRESETS, *RESNETS])}
+OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std")}
 
 
 def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tuple[Trainer, dict]:
@@ -169,7 +176,12 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     model = build_model(args["preset"], len(dataset.classes), overrides)
     check_sizes(config.sizes, model, "the model")
     if args["pretrained"] and not resume:
-        say(load_pretrained(model, checkpoint.find(args["pretrained"])))
+        loaded = load_pretrained(model, checkpoint.find(args["pretrained"]))
+        args |= {name: args[name] or value for name, value in zip(("mean", "std"), loaded.normalisation)}
+        say(loaded.line)
+    dataset = dataclasses.replace(dataset, mean=args["mean"] or dataset.mean, std=args["std"] or dataset.std)
+    if args["pretrained"] and not resume:
+        say(f"images are normalised by mean {listed(dataset.mean)} and std {listed(dataset.std)} (--mean, --std)")
     elif not resume:
         fit_whitening(model, dataset)
     if not resume:  # which keeps its precision
@@ -189,6 +201,11 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     clear_temporaries(out)
     write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def listed(values: tuple[float, ...]) -> str:
+    """Numbers of a line of text: (0.5, 0.25) -> "0.5 0.25"."""
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def claim_folder(out: Path) -> Claim:

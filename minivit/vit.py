@@ -169,6 +169,8 @@ PRESETS: dict[str, ViTConfig] = {
     ),  # 10,565,972
     # ImageNet's ViT-B/16, as torchvision and timm have it.
     "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86,567,656
+    "vit-b32": ViTConfig(image_size=224, patch=32, classes=1000, dim=768, depth=12, heads=12),  # 88,224,232
+    "vit-l16": ViTConfig(image_size=224, patch=16, classes=1000, dim=1024, depth=24, heads=16),  # 304,326,632
     # For small data sets: convolutions in the stem and the MLPs for locality, attention for the rest.
     "cifar": ViTConfig(
         dim=256,

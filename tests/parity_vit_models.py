@@ -13,8 +13,9 @@ from minivit.attention import Attention
 from minivit.cait import ClassAttention, ClassBlock, TalkingHeadsAttention
 from minivit.fast import accelerate
 from minivit.layers import DropPath, LayerScale, drop_path_rates
+from minivit.layouts import to_our_names
 from minivit.position_bias import RelativePositionBias
-from minivit.pretrained import load_state, resize_position_embedding, to_our_names
+from minivit.pretrained import load_state, resize_position_embedding
 from minivit.vit import Block, VisionTransformer, ViTConfig
 
 

@@ -44,6 +44,8 @@ ROWS = {
     "--data": choice("cifar10 cifar100 folder shapes"),
     "--data-root": ((), ("anywhere",), ""),
     "--val-split": number("-1 -0.001 1.5 100.25 -inf", "0 0.0 0.999 1 100 1e3"),
+    "--mean": (("0", "0 0", "0 0 x", "nan 0 0"), ("0 0.5 1",), ""),
+    "--std": (("1", "0 1 1", "1 1 -1", "inf 1 1"), ("0.2 0.5 1",), ""),
     "--skip-bad": (("=1",), (None,), ""),
     "--preset": choice("cifar vit-b16 resnet18"),
     "--image-size": whole("-8 0 65537 33 65536", "4 32 256", "--crop 3"),
