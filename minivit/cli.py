@@ -32,6 +32,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --eval runs/cifar/best.pt                 # needs the test images alone, writes RUN/eval-best/
     {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
     {command} --predict runs/cifar/best.pt cat.png pictures/ --save-predictions answers.csv
+    {command} --export runs/cifar/best.pt model.onnx
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
@@ -43,10 +44,11 @@ by another signal), 141 when the reader of the output has gone (| head)."""
 NO_MEMORY = {  # by task
     "train": "out of memory: lower --batch-size, or raise --accumulate, which sends a batch through the model in parts",
     "eval": "out of memory: take a smaller checkpoint, smaller images (--image-size) or fewer of them",
+    "export": "out of memory: take a smaller checkpoint",
     "predict": "out of memory: make the picture smaller, or take a smaller checkpoint",
 }
 
-TASKS = ("resume", "eval", "predict")  # beside training; --config goes with any
+TASKS = ("resume", "eval", "predict", "export")  # beside training; --config goes with any
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
     try:
         with on_signals(stop):
             given = vars(parse_arguments(argv, command))
-            task = next((name for name in ("eval", "predict") if name in given), task)
+            task = next((name for name in ("eval", "predict", "export") if name in given), task)
             status = run_task(given, command)
             sys.stdout.flush()
         return status
@@ -87,7 +89,19 @@ def run_task(given: dict, command: str) -> int:
     if "predict" in given:
         path, *images = given.pop("predict")
         return predict.classify(path, images, given)
+    if "export" in given:
+        return export_model(given["export"])
     return train(given, command)
+
+
+def export_model(words: list[Path]) -> int:
+    """Write the model of a checkpoint to a file for other programs."""
+    from minivit.export import ExportError, export  # its libraries take seconds
+
+    if len(words) != 2:
+        raise ExportError("--export needs a checkpoint and a file: --export best.pt model.onnx")
+    export(*words)
+    return 0
 
 
 def check_tasks(given: dict) -> None:
@@ -165,6 +179,13 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "classify images with a checkpoint, or with demo; a folder or a pattern in quotes stands for its images",
         nargs="+",
         metavar=("CHECKPOINT", "IMAGE"),
+        type=Path,
+    )
+    flag(
+        "--export",
+        "write the model of a checkpoint, or of demo, to a .onnx (extra export) or .pt2 for other programs",
+        nargs="+",
+        metavar=("CHECKPOINT", "FILE"),
         type=Path,
     )
     flag("--tta", "test-time augmentation: mean over mirror images, or over ten crops", choices=TTA)

@@ -19,11 +19,13 @@ class FusedAttention(Attention):
     """Self-attention through PyTorch's fused kernel, which never holds the (N, N) scores of a head in memory.
 
     Training in bf16 on a CPU stays with the formula: there the fused kernel's backward pass takes two to
-    three times as long.
+    three times as long. So does torch.export: the kernel returns (B, h, N, d) laid out in memory as
+    (B, N, h, d), so that merging the heads becomes a view, which fails once ONNX's exporter has replaced the
+    kernel by products that return another layout.
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        if v.requires_grad and in_low_precision_on_cpu(v):
+        if is_exporting() or (v.requires_grad and in_low_precision_on_cpu(v)):
             return super().attend(q, k, v, bias)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
@@ -110,6 +112,11 @@ def accelerate(model: nn.Module) -> nn.Module:
         if type(module) in FORMS:
             module.__class__ = FORMS[type(module)]
     return model
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces the model; PyTorch 2.6 does not tell."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 def in_low_precision_on_cpu(x: Tensor) -> bool:

@@ -39,6 +39,7 @@ ROWS = {
     "--config": (FILE, (), ""),
     "--eval": (FILE, (), ""),
     "--predict": (("", "nowhere", "nowhere nowhere.png"), (), ""),
+    "--export": (("", "nowhere", "nowhere x.onnx", "nowhere x.pt2"), (), ""),
     "--tta": (("", "foo", "None", "flip"), (), ""),  # flip: of a training
     "--save-predictions": (("", "x.csv"), (), ""),
     "--data": choice("cifar10 cifar100 folder shapes"),
@@ -148,7 +149,11 @@ def test_every_flag_has_a_row():
 def test_a_value_out_of_range_is_one_line_that_names_the_flag_and_nothing_is_written(flag, value, end):
     status, error = end(flag, value)
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1 and "would be read" not in error
-    names = [flag] if flag not in ("--resume", "--config", "--eval", "--predict") else [flag, value.split(" ")[0]]
+    names = (
+        [flag]
+        if flag not in ("--resume", "--config", "--eval", "--predict", "--export")
+        else [flag, value.split(" ")[0]]
+    )
     assert any(name in error for name in names), error
 
 
