@@ -22,6 +22,7 @@ from .clipseg import CLIPTokenizer, HeatMapper
 from .clipseg.heat_mapper import SIZE, check_size
 from .grounding_dino import Detector, WordPieceTokenizer
 from .sam2 import SAM2, ImagePredictor
+from .sam2.model import check_image_size
 from .support.processes import interpreter
 from .weights import Progress, WeightsError
 
@@ -77,6 +78,7 @@ def load_models(
     method: str = DETECTOR,
     heat_size: int | None = None,
     templates: Sequence[str] = ("{}",),
+    size: int | None = None,
 ) -> Models:
     """Models in eval mode.
 
@@ -85,13 +87,17 @@ def load_models(
     case. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on a GPU
     and small elsewhere. device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is
     float32 except on CUDA. method: detector, or clipseg for CLIPSeg's heat maps in its place, of heat_size x heat_size
-    pixels (default: 352, or what the demo was trained for), with phrases put into `templates`.
+    pixels (default: 352, or what the demo was trained for), with phrases put into `templates`. size: side of the
+    square that SAM 2 sees, in pixels, a multiple of 32 (default: 1,024, or what the demo was trained for); no weight
+    depends on it, and half of it takes about a quarter of the time or less, for coarser masks.
     WeightsError names a file that is missing or damaged, ValueError a name that does not exist.
     """
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: there is no such method, choose one of {', '.join(METHODS)}")
+    if size is not None:
+        check_image_size(size, "size")  # before the long loading
     folder = demo.FOLDER if source == "demo" else source
     is_demo = folder is not None and (source == "demo" or (Path(folder) / demo.SEGMENTER).is_file())
     detector = CLIPSEG if method == CLIPSEG else detector
@@ -102,7 +108,9 @@ def load_models(
         text, segmenter, files = _load_official(folder, detector, size, progress, heat_size or SIZE, templates)
     if text is not None:
         grounding_dino.accelerate(text.model.to(place, precision)).eval()  # leaves CLIPSeg as it is
-    segmenter = sam2.accelerate(segmenter.to(place, precision).eval())
+    segmenter = sam2.accelerate(in_precision(segmenter.to(place), precision).eval())
+    if size is not None:
+        segmenter.resize(size)
     if method == CLIPSEG:
         return Models(None, segmenter, demo=is_demo, heat_mapper=text, files=files)
     return Models(text, segmenter, demo=is_demo, files=files)
@@ -164,6 +172,19 @@ def _read(load: Callable[[Path], Model], path: Path) -> Model:
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
         raise WeightsError(f"{path} can't be used ({text[:300]}): delete it and download it again") from error
+
+
+def in_precision(model: SAM2, precision: torch.dtype) -> SAM2:
+    """SAM 2 in a precision, in place. On a CPU the prompt encoder and the mask decoder stay in float32: next to the
+    image encoder they cost little, and the scores by which they choose a mask are close to each other."""
+    model.to(precision)
+    if model.device.type == "cpu" and precision != torch.float32:
+        decoder = model.sam_mask_decoder
+        for part in (model.sam_prompt_encoder, decoder, model.obj_ptr_proj):
+            part.float()
+        for part in (decoder.conv_s0, decoder.conv_s1):  # these are the image encoder's last layers
+            part.to(precision)
+    return model
 
 
 def choose_device(name: str) -> torch.device:

@@ -267,13 +267,19 @@ def test_a_training_that_memory_does_not_hold_is_one_line(training):
     assert done.stderr.count("\n") == 1
 
 
+HEAT_LEFT = "--heat-size 352 or smaller pictures"
+
+
 @pytest.mark.parametrize(
     "flags, ways",
     [
-        ([], "a smaller --sam, --dtype bfloat16 or smaller pictures"),
+        ([], "a smaller --sam, --size 512, --dtype bfloat16 or smaller pictures"),
         (["--weights", "demo"], "--dtype bfloat16 or smaller pictures"),
-        (["--sam", "tiny", "--dtype", "bfloat16", "--heat-size", "704"], "--heat-size 352 or smaller pictures"),
-        (["--sam", "tiny", "--dtype", "float16"], "smaller pictures"),
+        (
+            ["--sam", "tiny", "--dtype", "bfloat16", "--heat-size", "704"],
+            "--size 512, --heat-size 352 or smaller pictures",
+        ),
+        (["--sam", "tiny", "--dtype", "float16", "--size", "512"], "smaller pictures"),
     ],
 )
 def test_memory_that_runs_out_while_models_load_names_what_can_still_be_smaller(flags, ways, tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_a_resized_model_is_the_model_of_that_size():
         for_both.append(m.decode(features.tokens, features.high_res, point, label, None, True))
     torch.testing.assert_close(for_both[0].masks, for_both[1].masks)
     assert for_both[0].masks.shape[-1] == 24
-    with pytest.raises(ValueError, match="image_size 100: give a positive multiple of 32"):
+    with pytest.raises(ValueError, match="image_size 100: it must be a multiple of 32; the nearest: 96 and 128"):
         model.resize(100)
 
 

@@ -17,7 +17,7 @@ from .parser import OTSU, parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
 ARGUMENTS = (  # names in the Python interface
-    "box|point|mask|seed_frame|redetect|direction|propagate|device|dtype|sam|detector|method|heat_size|seed_prompt|template"
+    "box|point|mask|seed_frame|redetect|direction|propagate|device|dtype|sam|detector|method|heat_size|seed_prompt|template|size"
 )
 VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate", "format")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")

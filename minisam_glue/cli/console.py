@@ -47,6 +47,7 @@ def too_large(args: Namespace) -> str:
     """What to make smaller when memory runs out: of the flags those that are not at their smallest yet."""
     smaller = {
         "a smaller --sam": args.weights != "demo" and args.sam != "tiny",
+        "--size 512": args.weights != "demo" and (args.size or 1024) > 512,
         "--dtype bfloat16": args.dtype not in ("bfloat16", "float16"),
         f"--heat-size {SIZE}": (args.heat_size or 0) > SIZE,
     }

@@ -14,6 +14,7 @@ from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
 from ..prompts import AUTO, SEED_PROMPTS, Thresholds
 from ..propagation import DIRECTIONS
 from ..propagators import MEMORY, PROPAGATORS
+from ..sam2.model import STRIDE, check_image_size
 
 DESCRIPTION = """Segment the objects that a sentence names, in images, folders, videos and cameras.
 
@@ -61,6 +62,16 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def image_size(text: str) -> int:
+    """A type of argument: a side of images that SAM 2 takes."""
+    try:
+        size = whole_number(STRIDE)(text)
+        check_image_size(size)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("image_size ")) from error
+    return size
 
 
 def or_word(word: str, parse: Callable[[str], float]) -> Callable[[str], float | str]:
@@ -325,6 +336,13 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--detector", choices=DETECTORS, help=f"size of Grounding DINO (default {DETECTORS[0]})")
     group.add_argument("--sam", choices=SAMS, help="size of SAM 2.1 (default: large on a GPU, else small)")
+    group.add_argument(
+        "--size",
+        type=image_size,
+        metavar="N",
+        help="side of the square that SAM 2 sees, in pixels, a multiple of 32: less is faster and coarser "
+        "(default: 1024; of the demo weights 384)",
+    )
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     group.add_argument(
         "--dtype",

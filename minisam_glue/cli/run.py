@@ -26,6 +26,7 @@ from .outputs import finished_of, is_complete, save_picture
 from .provenance import Facts, differences, settings_of
 from .video import VideoRun
 
+LARGE = 1024  # pixels of SAM 2's images, from which a CPU takes seconds for a frame
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 
 
@@ -88,7 +89,7 @@ class Run:
             method, detector = DETECTOR, None
         progress, templates = None if args.quiet else weights.progress_line(), args.template or ("{}",)
         return load_models(
-            args.weights, detector, args.sam, device, args.dtype, progress, method, args.heat_size, templates
+            args.weights, detector, args.sam, device, args.dtype, progress, method, args.heat_size, templates, args.size
         )
 
     def all(self) -> int:
@@ -127,6 +128,10 @@ class Run:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
         for text in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
             self.console.say(f"note: {text}")
+        sam = self.job.models.sam
+        moving = any(moving for moving, _ in groups)
+        if moving and sam.device.type == "cpu" and sam.config.image_size >= LARGE and self.args.size is None:
+            self.console.say("note: a frame takes seconds on a CPU; --size 512 is six times as fast, its masks coarser")
         foreign = demo.foreign(split_phrases(self.job.sentence)) if self.job.sentence and self.job.models.demo else []
         if foreign:
             self.console.say(f"note: the demo weights know {demo.KNOWN}; not {', '.join(map(repr, foreign))}")

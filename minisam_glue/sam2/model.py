@@ -26,6 +26,10 @@ from .prompt_encoder import NO_POINT, PromptEncoder
 ABSENT = -1024.0  # mask logit of an object that is not in the frame
 
 
+STRIDE = 32  # pixels of an image for one of the coarsest map
+LARGEST_IMAGE = 4096  # pixels of a side: global attention over more takes tens of gigabytes
+
+
 @dataclass(frozen=True)
 class SAM2Config:
     """Sizes of the trunk, the four switches that tell 2.1 (all true) from 2.0 (all false), and sizes that only the
@@ -49,13 +53,22 @@ class SAM2Config:
     mask_width: int = 1  # times dim / 4 and dim / 8: channels of the mask decoder at strides 8 and 4
 
     def __post_init__(self):
-        if self.image_size <= 0 or self.image_size % 32:
-            raise ValueError(f"image_size {self.image_size}: give a positive multiple of 32")
+        check_image_size(self.image_size)
         if self.dim % 32 or self.mem_dim % 4 or self.dim % self.mem_dim:
             raise ValueError(
                 f"dim {self.dim} and mem_dim {self.mem_dim}: give a multiple of 32, and a divisor of it "
                 "that is a multiple of 4"
             )
+
+
+def check_image_size(size: int, name: str = "image_size") -> None:
+    """ValueError, which begins with the name and gives the nearest sizes that fit, for what is no side of images."""
+    if type(size) is not int or not 0 < size <= LARGEST_IMAGE:
+        raise ValueError(f"{name} {size!r}: give a multiple of {STRIDE} from {STRIDE} to {LARGEST_IMAGE}")
+    if size % STRIDE:
+        below = size // STRIDE * STRIDE
+        nearest = f"{below} and {below + STRIDE}" if below else str(STRIDE)
+        raise ValueError(f"{name} {size}: it must be a multiple of {STRIDE}; the nearest: {nearest}")
 
 
 TINY = SAM2Config()
