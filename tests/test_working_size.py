@@ -50,9 +50,9 @@ def test_masks_have_the_size_of_the_picture_at_every_working_size_and_a_smaller_
     assert iou[32] < iou[192] < iou[384] and iou[384] > 0.9
 
 
-def test_tracking_on_a_cpu_at_1024_pixels_hints_at_a_smaller_size(tmp_path, capsys):
+def test_tracking_on_a_cpu_at_1024_pixels_hints_at_a_smaller_size(tmp_path, capsys, monkeypatch):
     models, film = tiny_models(), save_film(tmp_path / "film", 2)
-    models.sam.config = replace(models.sam.config, image_size=1024)
+    monkeypatch.setattr(models.sam, "config", replace(models.sam.config, image_size=1024))  # tests share the model
     for words, hinted in (([film, "--frames"], True), ([film, "--frames", "--size", "1024"], False), ([film], False)):
         run = Run(parse_arguments([words[0], "bright.", *words[1:], "--out", str(tmp_path / "out")]), models)
         run.note(run.groups())
