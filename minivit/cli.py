@@ -3,6 +3,7 @@
 import argparse
 import functools
 import logging
+import re
 import signal
 import sys
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 
 from minivit import checkpoint, predict, run
 from minivit import data as datasets
+from minivit.distributed import is_told, join, own_ranks
 from minivit.evaluate import TTA
 from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
 from minivit.reading import flag_of
 from minivit.report import percent
 from minivit.text import LogLines, complain, count, printable, say
-from minivit.train import TrainConfig, Trainer
+from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS
 
 DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.
@@ -27,6 +29,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --preset vit-b16 --pretrained vit_b_16-c867db91.pth --lr 1e-4 --epochs 10
     {command} --preset resnet18 --out runs/teacher      # a teacher for the next line
     {command} --preset distilled --teacher runs/teacher/best.pt
+    torchrun --nproc-per-node 2 train_cifar.py          # two processes, the same result
     {command} --resume runs/cifar                       # continue after Ctrl-C or a power cut
     {command} --config runs/cifar/config.json --out runs/again
     {command} --eval runs/cifar/best.pt                 # needs the test images alone, writes RUN/eval-best/
@@ -77,7 +80,8 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
         # DataError, TrainingError, CheckpointError, files out of reach; or no memory, however that is said
         if not out_of_memory(error) and isinstance(error, RuntimeError):
             raise
-        complain(f"error: {NO_MEMORY[task] if out_of_memory(error) else ' '.join(str(error).split())}")
+        if is_told(error):
+            complain(f"error: {NO_MEMORY[task] if out_of_memory(error) else ' '.join(str(error).split())}")
         return 2
 
 
@@ -107,6 +111,8 @@ def export_model(words: list[Path]) -> int:
 def check_tasks(given: dict) -> None:
     """ValueError for two tasks at once, or for a flag of another task than the one that is asked for."""
     asked = [name for name in TASKS if name in given] or ["train"]
+    if asked[0] not in ("train", "resume") and own_ranks().number > 1:
+        raise ValueError(f"--{asked[0]} runs in one process: start it without torchrun")
     if len(asked) > 1:
         raise ValueError(f"--{asked[0]} and --{asked[1]} are two tasks: ask for one of them")
     for name, tasks in FLAGS_OF_TASKS.items():
@@ -302,25 +308,46 @@ ADD_GROUPS = (add_tasks, add_data, add_model, add_optimisation, add_augmentation
 def train(given: dict, command: str) -> int:
     """Train or resume. Ctrl-C finishes the step, saves a checkpoint, and prints how to continue; a second one ends at
     once, with the checkpoint of before."""
-    trainer, _ = run.prepare(given, say=say)
+    ranks = join(given)
+    trainer, _ = ranks.together(lambda: run.prepare(given, say if ranks.first else lambda line: None, ranks))
     asked = []
 
     def save_and_stop(number: int, frame: object) -> None:
-        if trainer.stop_requested:
+        if trainer.stop_requested and ranks.number == 1:  # torchrun sends a signal more often than it was asked to
             raise Stopped(number)
         trainer.stop_requested = True
         asked.append(number)
 
     try:
         with on_signals(save_and_stop):
-            finished = fit(trainer)
+            finished = fit_together(trainer, command)
         if not finished:
-            say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
-            return 128 + asked[0]
+            if ranks.first:
+                say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
+            return 128 + (asked or [signal.SIGTERM])[0]
+        if not ranks.first:
+            return 0
         show_result(run.final_report(trainer), trainer.run)
         return 0
     finally:
-        trainer.claim.release()
+        if trainer.claim:
+            trainer.claim.release()
+
+
+def fit_together(trainer: Trainer, command: str) -> bool:
+    """As fit. TrainingError in all processes that are left when one of several has ended before."""
+    try:
+        finished = fit(trainer) if trainer.ranks.first else trainer.fit()
+        trainer.ranks.leave()
+        return finished
+    except RuntimeError as error:  # of the connection to a process that is no longer there
+        if trainer.ranks.number == 1 or out_of_memory(error):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:80]  # without a file of PyTorch's sources
+        raise TrainingError(
+            f"another of the {trainer.ranks.number} processes has ended ({reason}): continue from the last epoch, with "
+            f"any number of processes: {command} --resume {trainer.run}"
+        ) from None
 
 
 def fit(trainer: Trainer) -> bool:

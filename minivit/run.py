@@ -20,6 +20,7 @@ from minivit import checkpoint
 from minivit import data as datasets
 from minivit.augment import normalise
 from minivit.checkpoint import RESNETS, build_model
+from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_atomically
 from minivit.pretrained import load_pretrained
@@ -147,10 +148,13 @@ OTHER_KINDS = {"data": one_of(datasets.NAMES), "val_split": hold_out_amount, "pr
 OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std")}
 
 
-def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tuple[Trainer, dict]:
+def prepare(
+    given: dict, say: Callable[[str], None] = lambda line: None, ranks: Ranks = Ranks()
+) -> tuple[Trainer, dict]:
     """Build a trainer from the arguments that were given, and resolve all others. Writes config.json.
 
-    say: is called with each line that a user wants to read. Raises ValueError (TrainingError, DataError,
+    say: is called with each line that a user wants to read. ranks: of several processes, the first one alone writes.
+    Raises ValueError (TrainingError, DataError,
     CheckpointError among them) for what cannot be used, before anything is written.
     """
     resume = given.pop("resume", None)
@@ -162,7 +166,7 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
         given = {**read_config(given.pop("config")), **given}
     args = resolve(given)
     check_out(args["out"])
-    claim = claim_folder(args["out"]) if args["out"].is_dir() else None
+    claim = claim_folder(args["out"]) if args["out"].is_dir() and ranks.first else None
     state = checkpoint.read(args["out"] / "last.pt") if resume else None
     if state:
         check_same_model(args, state)
@@ -185,22 +189,29 @@ def prepare(given: dict, say: Callable[[str], None] = lambda line: None) -> tupl
     elif not resume:
         fit_whitening(model, dataset)
     if not resume:  # which keeps its precision
-        args["amp"] = settle_amp(config, model, dataset, device)
+        args["amp"] = settle_amp(config, model, dataset, device, measure=ranks.number == 1)
         config = dataclasses.replace(config, amp=args["amp"])
     teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
     out = args["out"]
-    out.mkdir(parents=True, exist_ok=True)
-    claim = claim or claim_folder(out)
+    if ranks.first:
+        claim = claim or make_folder(out)
     if not resume and (out / "last.pt").exists():
         raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
-    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model))
+    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model), ranks)
     if state:
         resume_from(trainer, state)
-    trainer.claim = claim
-    clear_temporaries(out)
-    write_config(out / "config.json", args, model, trainer)
+    if ranks.first:
+        trainer.claim = claim
+        clear_temporaries(out)
+        write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def make_folder(out: Path) -> Claim:
+    """Make a run folder, and hold it. TrainingError if another run is at work there."""
+    out.mkdir(parents=True, exist_ok=True)
+    return claim_folder(out)
 
 
 def listed(values: tuple[float, ...]) -> str:
@@ -299,6 +310,7 @@ def set_up_machine(given: dict) -> torch.device:
 
 def choose_device(name: str) -> torch.device:
     """The device of a name; "auto" is a GPU if there is one. TrainingError if it cannot be used."""
+    name = own_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -350,12 +362,19 @@ def fit_whitening(model: nn.Module, dataset: datasets.Dataset) -> None:
         stem.whiten.fit(resize_to_model(normalise(images, dataset.mean, dataset.std), model))
 
 
-def settle_amp(config: TrainConfig, model: nn.Module, dataset: datasets.Dataset, device: torch.device) -> str:
-    """--amp of a new run. For "auto", a narrow model and a CPU with bf16 a few steps tell: "bf16" or "off"."""
+def settle_amp(
+    config: TrainConfig, model: nn.Module, dataset: datasets.Dataset, device: torch.device, measure: bool = True
+) -> str:
+    """--amp of a new run. For "auto", a narrow model and a CPU with bf16 a few steps tell: "bf16" or "off".
+
+    measure False: "off" without these steps, which may tell each of several processes something else.
+    """
     settings = getattr(model, "config", None)  # a ResNet has none; its convolutions gain
     auto = config.amp == "auto" and device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
     if not auto or settings is None or settings.dim >= NARROW:
         return config.amp
+    if not measure:
+        return "off"
     batch = max(1, min(config.batch_size, len(dataset.train)) // config.accumulate)
     images = dataset.train.images[:batch]
     return (
@@ -414,6 +433,7 @@ def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> 
         "precision": str(trainer.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(trainer.device) if gpu else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": trainer.ranks.number,
         "images": len(trainer.train_split),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
     }

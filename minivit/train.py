@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from minivit import checkpoint, reading
 from minivit.augment import Augment
-from minivit.data import Dataset
+from minivit.data import Dataset, Split
+from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
 from minivit.fast import accelerate
@@ -113,6 +114,16 @@ def check_crop(crop: int, side: int) -> None:
         raise TrainingError(f"--crop is {crop}, of {side}x{side} images: give a number of pixels from 0 to {side - 1}")
 
 
+def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
+    """TrainingError if a part of a batch has fewer images than there are processes to share it."""
+    smallest = min(len(part) for part in torch.empty(batch_size).chunk(accumulate))
+    if smallest < processes:
+        raise TrainingError(
+            f"{processes} processes can't share a batch of {batch_size} images in {accumulate} parts, one of which has "
+            f"{smallest}: raise --batch-size, or lower --accumulate or --nproc-per-node"
+        )
+
+
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
     """Choose the dtype of autocast: for "auto" bf16 if the hardware computes in it, else fp16 on a GPU, else fp32."""
     if amp != "auto":
@@ -153,7 +164,8 @@ class Trainer:
     """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
 
     `teacher`, when given, is a module from normalised images to scores; its labels train the
-    distillation head, or the only head if there is just one. Call `fit`, then run.final_report.
+    distillation head, or the only head if there is just one. `ranks`: this process among those that train
+    together; see distributed.py. Call `fit`, then run.final_report.
     """
 
     def __init__(
@@ -165,18 +177,22 @@ class Trainer:
         device: torch.device,
         teacher: nn.Module | None = None,
         describe: dict | None = None,
+        ranks: Ranks = Ranks(),
     ):
         check_crop(config.crop, data.train.images.shape[-1])
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device
-        self.teacher, self.describe = teacher, describe or {}
+        self.teacher, self.describe, self.ranks = teacher, describe or {}, ranks
         self.dtype = choose_precision(config.amp, device)
         self.model = accelerate(model.to(device, memory_format=torch.channels_last))
+        if ranks.number > 1:
+            synchronise_norms(self.model)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.data = data
         self.train_split, self.val_split = data.train.to(device), data.val.to(device) if data.val else None
         self.batch_size = min(config.batch_size, len(data.train))
+        check_shares(self.batch_size, config.accumulate, ranks.number)
         self.steps_per_epoch = len(data.train) // self.batch_size  # what is left over waits for the next shuffle
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = self.make_optimizer()
@@ -217,6 +233,8 @@ class Trainer:
         on_epoch: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the last epoch (or to `until`). Returns False when a stop was requested and saved."""
+        if self.forward is self.model:
+            self.forward = self.ranks.parallel(self.model, self.device)
         while self.epoch < min(until or self.config.epochs, self.config.epochs) and not self.stopped_early:
             if not self.train_epoch(on_step):
                 self.save(self.run / "last.pt")
@@ -234,20 +252,25 @@ class Trainer:
     def train_epoch(self, on_step: Callable[[], None]) -> bool:
         """One pass over the training images, from where the run stands. False when a stop was requested."""
         self.forward.train()
-        if self.stop_requested:  # before the order is drawn, which the resumed run does
+        if self.stopping():  # before the order is drawn, which the resumed run does
             return False
         if self.batch == 0:
             self.order = torch.randperm(len(self.train_split), generator=self.generator)
             self.sums = [0.0, 0.0, 0]
         self.started = time.perf_counter()
         while self.batch < self.steps_per_epoch:
-            if self.stop_requested:
+            if self.stopping():
                 return False
             index = self.order[self.batch * self.batch_size : (self.batch + 1) * self.batch_size].to(self.device)
             self.train_step(self.flipped(index), self.train_split.labels[index])
             self.batch += 1
             on_step()
         return True
+
+    def stopping(self) -> bool:
+        """Whether a stop is requested, in this process or in another one: all stop at the same step."""
+        self.stop_requested = self.ranks.any(self.stop_requested)
+        return self.stop_requested
 
     def flipped(self, index: Tensor) -> Tensor:
         """The images at an index; with alternate_flip, the half of them whose turn it is in this epoch mirrored."""
@@ -273,12 +296,17 @@ class Trainer:
             x, target = mix_batch(x, target, c.mixup, c.cutmix, c.mix_prob, self.generator)
         self.set_lr()
         self.optimizer.zero_grad(set_to_none=True)
-        losses, hits = 0.0, 0
+        losses, hits, done = 0.0, 0, 0
         for x_part, target_part in zip(x.chunk(self.config.accumulate), target.chunk(self.config.accumulate)):
-            loss, logits = self.loss(x_part, target_part)
-            self.scaler.scale(loss * (len(x_part) / len(x))).backward()
+            rows, own = len(x_part), self.ranks.share(len(x_part))
+            x_part, target_part, done = x_part[own], target_part[own], done + rows
+            with self.ranks.part(self.forward, rows, last=done == len(x)):
+                loss, logits = self.loss(x_part, target_part)
+                # The gradients are averaged over the processes, the loss is a sum over rows.
+                self.scaler.scale(loss * (self.ranks.number * len(x_part) / len(x))).backward()
             losses += loss.detach().double() * len(x_part)
             hits += (logits.detach().argmax(1) == target_part.argmax(1)).sum()
+        losses, hits = self.ranks.sum(losses, hits)
         if self.update():
             self.sums = [self.sums[0] + losses, self.sums[1] + hits, self.sums[2] + len(x)]
 
@@ -357,10 +385,10 @@ class Trainer:
             "bad_steps": self.bad_steps,
         }
         if self.val_split:
-            row["val_acc"] = self.evaluator.accuracy(self.model, self.val_split)
-            row["val_acc_ema"] = self.evaluator.accuracy(self.ema.module, self.val_split)
+            row["val_acc"] = self.accuracy(self.model, self.val_split)
+            row["val_acc_ema"] = self.accuracy(self.ema.module, self.val_split)
         now = time.process_time()
-        self.cpu_seconds, self.clock = self.cpu_seconds + now - self.clock, now
+        self.cpu_seconds, self.clock = self.cpu_seconds + self.ranks.sum(now - self.clock)[0], now
         row["cpu_minutes"] = self.cpu_seconds / 60
         self.epoch, self.batch = self.epoch + 1, 0
         self.history.append(row)
@@ -374,6 +402,14 @@ class Trainer:
             self.save_best("averaged" if averaged else "raw", score if self.can_choose else None)
         self.save(self.run / "last.pt")
 
+    def accuracy(self, model: nn.Module, split: Split) -> float:
+        """Share in [0, 1] of the images of `split` that `model` classifies correctly; each process measures a part."""
+        part = split[self.ranks.share(len(split))]
+        if self.ranks.number == 1:
+            return self.evaluator.accuracy(model, split)
+        hits = round(self.evaluator.accuracy(model, part) * len(part)) if len(part) else 0
+        return self.ranks.sum(hits)[0] / len(split)
+
     def check_finite(self) -> None:
         """TrainingError if no step of the epoch had a finite loss, or the weights hold NaN or infinity."""
         if not self.sums[2] or not all(bool(torch.isfinite(p).all()) for p in self.model.state_dict().values()):
@@ -384,6 +420,8 @@ class Trainer:
 
     def write_metrics(self) -> None:
         """Write metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""
+        if not self.ranks.first:
+            return
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.history)
         write_atomically(self.run / "metrics.jsonl", lambda path: path.write_text(lines))
 
@@ -398,7 +436,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "generator": self.generator.get_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "rng_cuda": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
             "epoch": self.epoch,
             "batch": self.batch,
             "order": self.order,
@@ -445,7 +483,8 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
         self.generator.set_state(state["generator"].cpu())
         if state["rng_cuda"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
+            states = state["rng_cuda"]  # older files have one for each GPU
+            torch.cuda.set_rng_state(states[min(self.device.index or 0, len(states) - 1)].cpu(), self.device)
         for name in ("epoch", "batch", "sums", "bad_steps", "bad_in_a_row", "best", "history"):
             setattr(self, name, state[name])
         self.cpu_seconds, self.clock = state.get("cpu_seconds", 0.0), time.process_time()
@@ -492,7 +531,9 @@ class Trainer:
                 raise ValueError("the order of the images does not have each of them once")
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint that the run can be resumed from."""
+        """Write a checkpoint that the run can be resumed from, by any number of processes."""
+        if not self.ranks.first:
+            return
         checkpoint.save(path, self.state_dict())
 
     def save_best(self, weights: Literal["raw", "averaged"], val_acc: float | None) -> None:
@@ -500,6 +541,8 @@ class Trainer:
 
         val_acc: the hold-out accuracy that chose them, a share in [0, 1]; None if they were not chosen by it.
         """
+        if not self.ranks.first:
+            return
         model = self.model if weights == "raw" else self.ema.module
         chosen = {"weights": weights, "epoch": self.epoch, "val_acc": val_acc, "model": model.state_dict()}
         checkpoint.save(self.run / "best.pt", self.about() | chosen)
