@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .media import Frames, MediaError, frames, read_image
     from .models import Models, load_models
     from .pipeline import segment_image, segment_images, segment_video
-    from .prompts import Clicks, Seeding, Thresholds
+    from .prompts import Clicks, ObjectPrompt, Seeding, Thresholds
     from .records import Segment, Segmented
     from .weights import WeightsError
 
@@ -26,6 +26,7 @@ __all__ = [
     "HeatSettings",
     "MediaError",
     "Models",
+    "ObjectPrompt",
     "Seeding",
     "Segment",
     "Segmented",
@@ -43,7 +44,7 @@ PLACES = {
     **dict.fromkeys(("Frames", "MediaError", "frames", "read_image"), ".media"),
     **dict.fromkeys(("Models", "load_models"), ".models"),
     **dict.fromkeys(("segment_image", "segment_images", "segment_video"), ".pipeline"),
-    **dict.fromkeys(("Clicks", "Seeding", "Thresholds"), ".prompts"),
+    **dict.fromkeys(("Clicks", "ObjectPrompt", "Seeding", "Thresholds"), ".prompts"),
     **dict.fromkeys(("Segment", "Segmented"), ".records"),
     "WeightsError": ".weights",
 }

@@ -23,7 +23,7 @@ from .propagation import FORWARD, Tracking, check_frames
 from .propagators import MEMORY
 from .records import Segment, Segmented
 from .sam2 import EncodedImages
-from .seeding import Seeds, find_seeds, seeds_of_clicks, segment_seed
+from .seeding import Seeds, find_seeds, seed_of_prompt, segment_seed
 
 
 def segment_image(
@@ -115,12 +115,17 @@ def _from_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, row: int) 
 
 def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented:
     """Objects of boxes, points and masks, each with SAM 2's own score."""
-    seeds = seeds_of_clicks(clicks, image.shape[:2])
+    clicks.check_inside(image.shape[:2])
+    prompts = clicks.prompts()
+    for prompt in prompts:
+        if prompt.at:
+            raise ValueError(f"object {prompt.id}: at={prompt.at}: a picture has one frame, which is 0")
     with models.stage("encode"):
         encoded = models.predictor.encode([image])
     objects = []
-    for number, seed in enumerate(seeds.objects, 1):
+    for prompt in prompts:
+        seed = seed_of_prompt(prompt, image.shape[:2])
         with models.stage("masks"):
             mask, score = segment_seed(models, seed, encoded)
-        objects.append(Segment(number, seed.label, score, seed.box or box_around(mask), mask))
+        objects.append(Segment(prompt.id, seed.label, score, seed.box or box_around(mask), mask))
     return Segmented(image, objects)

@@ -7,7 +7,8 @@ can put its flag there.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from .heatmap import HeatSettings
 
 SEED_PROMPTS = ("box", "points", "mask")
 AUTO = "auto"
+DEFAULT_LABEL = "object"  # of an object that nobody has named
+LARGEST_NUMBER = 10**9  # of ids and frames
 Sentence = str | list[str]  # "car. dog." or ["car", "dog"]
 Size = tuple[int, int]  # height, width
 
@@ -64,41 +67,135 @@ class Seeding:
 
 
 @dataclass(frozen=True)
-class Clicks:
-    """Boxes, points and masks in place of a sentence. ValueError or TypeError for malformed ones.
+class ObjectPrompt:
+    """One object by what shows it on one frame. ValueError or TypeError for a malformed one.
 
-    Each box and each mask is an object. All points together are one object, or correct the one box.
-    boxes: xyxy. points: (x, y, 1 on the object or 0 on the background). masks: bool (H, W).
+    box: xyxy. points: (x, y, 1 on the object or 0 on the background); with a box they correct it. mask: bool (H, W) of
+    the whole object, without box and points.
+    at: number of the frame; None for the seed frame, in a picture the only one. id: a number from 1; None for the next
+    free one. label: what records and pictures call it; None for "object". remove: end a known object before this frame.
+    """
+
+    box: Sequence[float] | None = None
+    points: Sequence[Sequence[float]] = ()
+    mask: np.ndarray | None = None
+    label: str | None = None
+    id: int | None = None
+    at: int | None = None
+    remove: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.points, (str, bytes)) or not hasattr(self.points, "__len__"):
+            raise TypeError(f"points is a {type(self.points).__name__}: give a list")
+        for name, least in (("id", 1), ("at", 0)):
+            value = getattr(self, name)
+            if value is not None and not (is_whole(value) and least <= value <= LARGEST_NUMBER):
+                raise ValueError(f"{name} is {value!r:.80}: give a whole number from {least}")
+        if self.label is not None and not (isinstance(self.label, str) and self.label.strip()):
+            raise ValueError(f"label is {self.label!r:.80}: give a word or more")
+        if self.box is not None:
+            check_box(self.box)
+        for point in self.points:
+            check_point(point)
+        if self.mask is not None and (self.box is not None or len(self.points)):
+            raise ValueError("mask: it shows the whole object; leave out box and points")
+        if self.remove and self.shows:
+            raise ValueError("remove: leave out box, points and mask")
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is a box, a point or a mask."""
+        return self.box is not None or len(self.points) > 0 or self.mask is not None
+
+    def check_new(self) -> None:
+        """ValueError unless it shows an object that is not known yet."""
+        if self.remove:
+            raise ValueError("remove: it ends an object of an earlier result; there is none here")
+        if not self.shows:
+            raise ValueError("no prompt: give a box, a point or a mask")
+        if self.box is None and self.mask is None and not any(point[2] for point in self.points):
+            raise ValueError(f"point {shown(self.points[0])}: give at least one point on the object, too, or its box")
+
+    def check_inside(self, size: Size) -> None:
+        """ValueError for a box, point or mask that does not belong to a picture of (height, width)."""
+        if self.box is not None:
+            check_box_inside(self.box, size)
+        for point in self.points:
+            check_point_inside(point, size)
+        if self.mask is not None:
+            check_mask(self.mask, size)
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Objects by boxes, points and masks in place of a sentence. ValueError or TypeError for malformed ones.
+
+    The short form is for the seed frame: each of `boxes`, xyxy, and each of `masks`, bool (H, W), is an object; all
+    `points`, (x, y, 1 on the object or 0 on the background), together are one object, or correct the one box.
+    objects: instead of these, one record per object, with its label, id and frame.
     """
 
     boxes: Sequence[Sequence[float]] = ()
     points: Sequence[Sequence[float]] = ()
     masks: Sequence[np.ndarray] = ()
+    objects: Sequence[ObjectPrompt] = ()
 
     def __post_init__(self):
-        for name in ("boxes", "points", "masks"):
+        for name in ("boxes", "points", "masks", "objects"):
             given = getattr(self, name)
             if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
                 raise TypeError(f"{name} is a {type(given).__name__}: give a list")
+        if len(self.objects):
+            self._check_objects()
+            return
         if not (len(self.boxes) or len(self.points) or len(self.masks)):
             raise ValueError("no prompt: give a sentence, boxes, points or masks")
         for box in self.boxes:
             check_box(box)
-        for point in self.points:
-            check_point(point)
         if len(self.points) and len(self.boxes) > 1:
             raise ValueError(f"points with {len(self.boxes)} boxes: points correct one box, or are given without one")
-        if len(self.points) and not len(self.boxes) and not any(point[2] for point in self.points):
-            raise ValueError(f"point {shown(self.points[0])}: give at least one point on the object, too, or its box")
+        for prompt in self._short():
+            prompt.check_new()
+
+    def _check_objects(self) -> None:
+        if len(self.boxes) or len(self.points) or len(self.masks):
+            raise ValueError("objects: give each box, point and mask to one of them, none beside them")
+        for prompt in self.objects:
+            if not isinstance(prompt, ObjectPrompt):
+                raise TypeError(f"objects holds a {type(prompt).__name__}: give ObjectPrompt records")
+        for prompt in self.prompts():
+            try:
+                prompt.check_new()
+            except ValueError as error:
+                raise ValueError(f"object {prompt.id}: {error}") from error
+        given = [prompt.id for prompt in self.objects if prompt.id is not None]
+        for number in given:
+            if given.count(number) > 1:
+                raise ValueError(f"object {number}: two objects have this id; each needs its own")
+
+    def _short(self) -> list[ObjectPrompt]:
+        """The short form as objects: boxes with their points, then masks."""
+        boxed = [ObjectPrompt(box=box, points=self.points) for box in self.boxes]
+        if len(self.points) and not boxed:
+            boxed = [ObjectPrompt(points=self.points)]
+        return boxed + [ObjectPrompt(mask=mask) for mask in self.masks]
+
+    def prompts(self) -> list[ObjectPrompt]:
+        """All objects, each with a label and an id: the ones without take the numbers that are free, in order."""
+        objects = list(self.objects) or self._short()
+        taken = {prompt.id for prompt in objects}
+        free = (number for number in count(1) if number not in taken)
+        return [
+            replace(p, label=p.label or DEFAULT_LABEL, id=next(free) if p.id is None else int(p.id)) for p in objects
+        ]
 
     def check_inside(self, size: Size) -> None:
         """ValueError for a box, point or mask that does not belong to a picture of (height, width)."""
-        for box in self.boxes:
-            check_box_inside(box, size)
-        for point in self.points:
-            check_point_inside(point, size)
-        for mask in self.masks:
-            check_mask(mask, size)
+        for prompt in self.prompts():
+            try:
+                prompt.check_inside(size)
+            except ValueError as error:
+                raise ValueError(f"object {prompt.id}: {error}" if len(self.objects) else str(error)) from error
 
 
 Prompt = Sentence | Clicks
@@ -136,6 +233,11 @@ def as_numbers(values: Sequence[float]) -> tuple[float, ...]:
     except (TypeError, ValueError):
         return ()
     return numbers if all(map(math.isfinite, numbers)) else ()
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, also one of NumPy's."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def shown(values: Sequence[float]) -> str:

@@ -4,7 +4,8 @@ SAM 2's memory or optical flow carries the masks (propagators.py); which detecti
 redetection.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from .heatmap import label_components
 from .masks import box_around, mask_box
 from .models import Models
 from .pixels import Picture, to_rgb
-from .prompts import Clicks, Prompt, Seeding, Thresholds, split_phrases
+from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
 from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
-from .seeding import Seed, Seeds, find_seeds, seeds_of, segment_seed
+from .seeding import Seed, Seeds, find_seeds, seed_of_prompt, segment_seed
 from .support.reading import fields, flag, optional, real, sequence, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -35,12 +36,13 @@ SPECK = 0.01  # share of a mask's largest part below which another part is none 
 class Tracking:
     """Objects through one video.
 
-    prompt: a sentence, or Clicks for the seed frame.
-    seed_frame: frame on which objects are marked. Default: the first frame in the direction of time; for a sentence
-    the first on which anything is found.
+    prompt: a sentence; or Clicks, whose objects join on their frames.
+    seed_frame: frame on which objects are marked that name none. Default: the first frame in the direction of time;
+    for a sentence the first on which anything is found.
     redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
-    direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the seed frame
-    back to the first, so that the frames before it come twice, at first without objects.
+    direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the last frame
+    on which objects were marked back to the first, so that the frames before it come twice. The second time they have
+    the objects that the first time came too late for them.
     propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
     lost objects are looked for again now and then, also without redetect.
     refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
@@ -82,8 +84,9 @@ class Tracking:
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
-        self.seeded: dict | None = None  # the tracker right after seeding, from where the way back begins
-        self.seeded_at: int | None = None
+        self.seeded_at: int | None = None  # the frame of the first objects
+        self.marks = prompt.prompts() if isinstance(prompt, Clicks) else []
+        self.held: list[dict] = []  # objects as they joined, with the frame: for the way back
 
     # --- Frames in order ---
 
@@ -99,12 +102,28 @@ class Tracking:
                 "a file, no camera or pipe"
             )
         yield from self._pass(frames)
-        if self.seed_frame is not None and self.seeded is None:
-            raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
-        if self.direction == BOTH and not self.reverse and self.seeded_at:
-            self.reverse, self.next = True, self.seeded_at - 1
-            self.tracker.restore(self.seeded)
+        self._check_reached()
+        if self.direction == BOTH and not self.reverse and self.turn:
+            self.reverse, self.next = True, self.turn - 1
+            self.tracker.reset()
             yield from self._pass(frames)
+
+    def _check_reached(self) -> None:
+        """ValueError, after the first pass, for a frame that did not come."""
+        if self.seed_frame is not None and self.seeded_at is None:
+            raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
+        for mark in self.marks:
+            if mark.id not in self.known:
+                raise ValueError(f"object {mark.id}: at={mark.at}: the video has no such frame, it ends before")
+
+    @property
+    def turn(self) -> int:
+        """The frame from which the way back begins, as far as it is known; it has no objects itself by then."""
+        return max(map(self._frame_of, self.marks), default=self.seeded_at or 0)
+
+    def _frame_of(self, mark: ObjectPrompt) -> int:
+        """The frame that an object is marked on; without one the seed frame, or the first one of the video."""
+        return next((int(at) for at in (mark.at, self.seed_frame) if at is not None), 0)
 
     def _pass(self, frames: Iterable[Picture]) -> Iterator[Segmented]:
         """Yield all frames that are left in the present direction."""
@@ -122,41 +141,76 @@ class Tracking:
                 return
 
     def _step(self, index: int, image: np.ndarray) -> Segmented:
-        """One frame: seed, or track and now and then detect again."""
-        if self.seeded is None:
-            return self._seed(index, image)
-        again = self._look_again(index)
+        """One frame: objects are tracked; detections and marks of this frame join them, or correct them."""
+        if self.reverse:
+            self._take_up(index)
+        marks, found = self._marks_at(index), self._look(index, image)
+        if not self.tracker.objects and not marks and not found:
+            return self._without_objects(index, image, found)
+        if marks and isinstance(self.prompt, Clicks):
+            self.prompt.check_inside(image.shape[:2])
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
-        found = find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0] if again else None
+        before = set(self.tracker.objects)
         with self.models.stage("track"):
-            result = self.tracker.track(self.reverse)
-            if found is not None:
-                result = self._reconcile(found, result, join=bool(self.redetect))
+            result = self.tracker.track(self.reverse) if before else None
+            if found is not None and before:
+                self._reconcile(found, result, join=bool(self.redetect))
+            elif found is not None:
+                for seed in found.objects:
+                    self._add(index, seed)
+            for mark in marks:
+                self._mark(index, mark)
+            result = self.tracker.result() if before else self.tracker.track(self.reverse)
+            self._joined(index, self.tracker.objects.keys() - before, found)
             return self._record(index, image, result, found)
 
-    def _look_again(self, index: int) -> bool:
-        """Whether the sentence is asked on this frame, too: it is time, or the propagator has lost an object."""
+    def _look(self, index: int, image: np.ndarray) -> Seeds | None:
+        """What the sentence finds on this frame, if it is asked here."""
         if isinstance(self.prompt, Clicks):
-            return False
-        due = self.redetect and (index - self.seeded_at) % self.redetect == 0
-        return bool(due) or self.tracker.wants_look(index)
+            return None
+        if self.seeded_at is None:
+            asked = self.seed_frame in (None, index)
+        else:  # it is time, or the propagator has lost an object
+            due = self.redetect and (index - self.seeded_at) % self.redetect == 0
+            asked = due or self.tracker.wants_look(index)
+        if not asked:
+            return None
+        return find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0]
 
-    def _seed(self, index: int, image: np.ndarray) -> Segmented:
-        """Mark the objects, if this is the frame to do so."""
-        if self.seed_frame not in (None, index):
+    def _marks_at(self, index: int) -> list[ObjectPrompt]:
+        """The objects that are marked on this frame."""
+        if self.reverse and self.direction == REVERSE and self.next is None and self.seed_frame is None:
+            # The number of the last frame is known now.
+            self.marks = [replace(mark, at=index if mark.at is None else mark.at) for mark in self.marks]
+        return [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in self.known]
+
+    def _without_objects(self, index: int, image: np.ndarray, found: Seeds | None) -> Segmented:
+        """A frame before the first objects. A seed frame on which nothing is found counts as seeded."""
+        if found is None:
             return Segmented(image, frame=index)
-        found = seeds_of(self.models, image, self.prompt, self.thresholds, self.seeding)
-        if not len(found) and self.seed_frame is None:
-            return Segmented(image, frame=index, best=found.best, heat=found.heat)
-        with self.models.stage("encode"):
-            self.tracker.seek(index, image)
-        with self.models.stage("track"):
-            for seed in found.objects:
-                self._add(index, seed)
-            result = self.tracker.track(self.reverse)
-            self.seeded, self.seeded_at = self.tracker.state(), index
-            return self._record(index, image, result, found)
+        if self.seed_frame is not None and self.seeded_at is None:
+            self.seeded_at = index
+        return Segmented(image, frame=index, best=found.best, heat=found.heat)
+
+    def _joined(self, index: int, new: Collection[int], found: Seeds | None) -> None:
+        """Note who joined on this frame: the first ones are the seeds; all are met again on the way back."""
+        if self.seeded_at is None and (found is not None or isinstance(self.prompt, Clicks)):
+            self.seeded_at = index
+        if new and self.direction == BOTH and not self.reverse:
+            self.held.append({"at": index, "tracker": self.tracker.state_of(new)})
+
+    def _take_up(self, index: int) -> None:
+        """On the way back, track the objects from here that joined on the next frame.
+
+        Those that a sentence found later than the first ones come with these, as lost ones that may return.
+        """
+        due = [held for held in self.held if not self.marks or held["at"] == index + 1]
+        self.held = [held for held in self.held if self.marks and held["at"] != index + 1]
+        if due and not self.tracker.objects and due[0]["at"] == index + 1:
+            self.tracker.restore(due.pop(0)["tracker"])
+        for held in due:
+            self.tracker.adopt(held["tracker"])
 
     def counted(self, total: int | None) -> tuple[int, int | None]:
         """Frames that are done, and in all, of a video of `total` frames (None: unknown).
@@ -167,8 +221,8 @@ class Tracking:
             return self.next or 0, total
         if self.direction == REVERSE:
             return (0 if self.next is None else total - 1 - self.next), total
-        seeded_at = self.seeded_at or 0
-        return (total + seeded_at - 1 - self.next if self.reverse else self.next), total + seeded_at
+        done = total + self.turn - 1 - self.next if self.reverse else self.next
+        return done, total + self.turn
 
     # --- Detections and tracks ---
 
@@ -223,8 +277,13 @@ class Tracking:
         """A new object; its number is the next one that was never used."""
         number = 1 + max(self.known, default=0)
         self.tracker.prompt(number, **self._shown(seed))
-        score = 1.0 if seed.score is None else seed.score
-        self.known[number] = Segment(number, seed.label, score, seed.box or (), None, index, index)
+        self.known[number] = Segment(number, seed.label, seed.score, seed.box or (), None, index, index)
+
+    def _mark(self, index: int, prompt: ObjectPrompt) -> None:
+        """A new object by its box, points or mask."""
+        seed = seed_of_prompt(prompt, self.tracker.size)
+        self.tracker.prompt(prompt.id, **seed.as_prompt())
+        self.known[prompt.id] = Segment(prompt.id, seed.label, 1.0, seed.box or (), None, index, index)
 
     def _shown(self, seed: Seed) -> dict:
         """A seed as the arguments of VideoTracker.prompt; of masks that are proposed the one that is chosen."""
@@ -257,8 +316,8 @@ class Tracking:
             "known": known,
             "reverse": self.reverse,
             "next": self.next,
-            "seeded": self.seeded,
             "seeded_at": self.seeded_at,
+            "held": list(self.held),
         }
 
     def restore(self, state: dict) -> None:
@@ -272,7 +331,7 @@ class Tracking:
             o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"]) for o in state["known"]
         }
         self.reverse, self.next = state["reverse"], state["next"]
-        self.seeded, self.seeded_at = state["seeded"], state["seeded_at"]
+        self.seeded_at, self.held = state["seeded_at"], list(state["held"])
 
     def _check(self, state: object) -> None:
         """ValueError unless restore can take it."""
@@ -283,14 +342,14 @@ class Tracking:
             known=sequence(known),
             reverse=flag,
             next=optional(whole(-1)),
-            seeded=optional(tracker),
             seeded_at=optional(whole()),
+            held=sequence(fields(at=whole(), tracker=tracker)),
         )(state, "the tracking")
         numbers = {record["id"] for record in state["known"]}
-        tracked = {o["id"] for held in (state["tracker"], state["seeded"]) if held for o in held["objects"]}
+        tracked = {o["id"] for held in (state, *state["held"]) for o in held["tracker"]["objects"]}
         if not tracked <= numbers:
             raise ValueError("the tracking has no record of an object that it tracks")
-        if (state["seeded"] is None) != (state["seeded_at"] is None):
+        if state["seeded_at"] is None and state["tracker"]["objects"]:
             raise ValueError("the tracking does not say when its objects were marked")
         if self.direction != BOTH and state["reverse"] != (self.direction == REVERSE):
             raise ValueError("the tracking runs in the other direction")

@@ -14,7 +14,7 @@ the object is looked for afresh: the frame attends to the frames on which the ob
 that does not show it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -62,6 +62,16 @@ class MemoryPropagator(VideoTracker):
     def state_kind(self) -> Kind:
         """What state() gives."""
         return memory.state_kind(self.model.config)
+
+    def state_of(self, ids: Collection[int]) -> dict:
+        """As state(), of these objects alone."""
+        state = self.state()
+        return state | {"objects": [held for held in state["objects"] if held["id"] in ids]}
+
+    def adopt(self, state: dict) -> None:
+        """Take the objects of a state_of, from another frame, to those that are tracked now."""
+        now = self.state()
+        self.restore(now | {"objects": now["objects"] + state["objects"]})
 
     def wants_look(self, frame: int) -> bool:
         """Whether a look with the sentence would help on this frame. Memory finds lost objects by itself."""
@@ -240,6 +250,15 @@ class FlowPropagator(MemoryPropagator):
     def state(self) -> dict:
         """As VideoTracker.state, with what flow needs of the current frame."""
         return super().state() | {"now": self.now, "areas": dict(self.areas), "last_look": self.last_look}
+
+    def state_of(self, ids: Collection[int]) -> dict:
+        state = super().state_of(ids)
+        return state | {"areas": {number: area for number, area in state["areas"].items() if number in ids}}
+
+    def adopt(self, state: dict) -> None:
+        now = self.state()
+        areas = now["areas"] | state["areas"]
+        self.restore(now | {"objects": now["objects"] + state["objects"], "areas": areas})
 
     def restore(self, state: dict) -> None:
         self.state_kind()(state, "the tracker")

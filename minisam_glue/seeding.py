@@ -16,7 +16,7 @@ from .grounding_dino.detector import pack_captions
 from .heatmap import HeatInstance, HeatSettings, agreement, choose_threshold, confidence, find_instances, otsu
 from .masks import box_around
 from .models import Models
-from .prompts import AUTO, Clicks, Prompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
+from .prompts import AUTO, DEFAULT_LABEL, ObjectPrompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
 from .records import HeatMap
 from .sam2 import EncodedImages
 from .sam2.layers import resize_antialiased
@@ -74,7 +74,7 @@ class Seeds:
         return [seed.box for seed in self.objects]
 
 
-# --- From sentences and clicks to seeds --------------------------------------------------------------------
+# --- From sentences and prompts to seeds --------------------------------------------------------------------
 
 
 def find_seeds(
@@ -209,28 +209,16 @@ def check_sentence(models: Models, sentence: Sentence) -> None:
     pack_captions(split_phrases(sentence), models.detector.tokenizer)
 
 
-def seeds_of_clicks(clicks: Clicks, size: Size) -> Seeds:
-    """Boxes, points and masks as seeds. ValueError for what does not belong to a picture of (height, width)."""
-    clicks.check_inside(size)
-    points = [tuple(map(float, point[:2])) for point in clicks.points]
-    labels = [int(point[2]) for point in clicks.points]
-    boxed = [Seed(box=tuple(map(float, box)), points=points, point_labels=labels) for box in clicks.boxes]
-    if points and not boxed:
-        boxed = [Seed(points=points, point_labels=labels)]
-    return Seeds(boxed + [Seed(mask=check_mask(mask, size)) for mask in clicks.masks])
-
-
-def seeds_of(
-    models: Models,
-    image: np.ndarray,
-    prompt: Prompt,
-    thresholds: Thresholds = Thresholds(),
-    seeding: Seeding = Seeding(),
-) -> Seeds:
-    """The seeds of one image, uint8 (H, W, 3), for any prompt. ValueError for a malformed one."""
-    if isinstance(prompt, Clicks):
-        return seeds_of_clicks(prompt, image.shape[:2])
-    return find_seeds(models, [image], prompt, thresholds, seeding)[0]
+def seed_of_prompt(prompt: ObjectPrompt, size: Size) -> Seed:
+    """A seed from an object's prompts. ValueError for what does not belong to a picture of (height, width)."""
+    prompt.check_inside(size)
+    return Seed(
+        prompt.label or DEFAULT_LABEL,
+        box=None if prompt.box is None else tuple(map(float, prompt.box)),
+        points=[tuple(map(float, point[:2])) for point in prompt.points],
+        point_labels=[int(point[2]) for point in prompt.points],
+        mask=None if prompt.mask is None else check_mask(prompt.mask, size),
+    )
 
 
 # --- From seeds to masks -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Each number and choice of segment.py is checked where it enters: one line that names the flag, exit status 2."""
 
 import argparse
+import json
 import re
 import sys
 
@@ -73,11 +74,48 @@ PLACES = {
         *("0.5,0.5", "0.25,0.99", "9,15,0"),  # shares of the picture; only background
     ),
     "--mask": ("nowhere.png", "", "{file}", "{photograph}", "{black}", "{small}"),
+    "--object": (
+        *(
+            "",
+            "dog",
+            "box",
+            "box=1,2,3",
+            "box=9,9,1,1",
+            "point=",
+            "point=9,15,0",
+            "point=x,y",
+            "box=5,5,9,9 box=5,5,9,9",
+        ),
+        *("box=5,5,9,9 at=-1", "box=5,5,9,9 at=x", "box=5,5,9,9 at=9", "box=5,5,9,9 id=0", "box=5,5,9,9 label="),
+        *("box=56,0,60,9", "point=5,15 point=56,10,0", "box=5,5,9,9 remove", "remove", "label=dog", "at=0 id=1"),
+        *("box=5,5,9,9 size=3", "box=5,5,9,9 'open", "mask={square} point=5,15", "mask=nowhere.png", "mask={small}"),
+    ),
+    "--prompts": (
+        "nowhere.json",
+        "",
+        "{file}",
+        "{film}",
+        "{wrong_key}",
+        "{no_list}",
+        "{no_object}",
+        "{twice}",
+        "{deep}",
+    ),
 }
 TAKEN = {
     "--box": ("0,0,56,40", "-20,5,20,30", "40,30,90,90", "0,0,1,1", "55.5,39.5,56,40"),
     "--point": ("0,0", "55.9,39.9", "1,1", "9,15,1"),
     "--mask": ("{square}", "{white}"),
+    "--object": ("box=0,0,56,40", "point=0,0 label='big dog' id=7 at=0", 'mask={square} label="it\'s"', "point=9,15,1"),
+    "--prompts": ("{good}",),
+}
+PROMPT_FILES = {
+    "wrong_key": [{"box": [5, 10, 15, 22]}, {"box": [5, 10, 15, 22], "colour": "red"}],
+    "no_list": {"objects": 5},
+    "no_object": [],
+    "twice": [{"id": 3, "box": [5, 10, 15, 22]}, {"id": 3, "points": [[9, 15]]}],
+    "deep": "[" * 100_000,
+    "good": {"objects": [{"box": [5, 10, 15, 22], "label": "dog"}, {"points": [[9, 15], [30, 30, 0]], "mask": None}]},
 }
 WITHOUT_VALUE = {"--frames", "--resume", "--html", "--quiet", "--profile", "--help"}
 
@@ -87,7 +125,11 @@ def places(tmp_path):
     rng, square = np.random.default_rng(0), np.zeros((40, 56), np.uint8)
     square[10:22, 5:15] = 255
     (tmp_path / "file").write_text("words")
-    return {
+    files = {}
+    for name, content in PROMPT_FILES.items():
+        (tmp_path / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        files[name] = tmp_path / f"{name}.json"
+    return files | {
         "png": save(picture(5), tmp_path / "one.png"),
         "film": save_film(tmp_path / "film", 4),
         "file": tmp_path / "file",

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
 from .. import media
 from ..heatmap import HeatSettings
 from ..models import CLIPSEG
-from ..prompts import Clicks, Prompt, Seeding, as_numbers, split_phrases
+from ..prompts import Clicks, Prompt, Seeding, split_phrases
+from .objects import objects_of, parse_numbers, parse_point, read_masks
 from .parser import OTSU, parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
@@ -36,10 +35,10 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
         raise ValueError(f"nothing to do: {example} (see --help)")
     if args.method == CLIPSEG and args.detector:
         raise ValueError(f"--detector {args.detector}: --method {CLIPSEG} has none; leave one of them out")
-    if args.box or args.point or args.mask:
+    if args.box or args.point or args.mask or args.object or args.prompts:
         check_no_sentence(args.words)
         if args.redetect:
-            raise ValueError("--redetect needs a sentence: --box, --point and --mask say where an object is, not what")
+            raise ValueError("--redetect needs a sentence: boxes, points and masks say where an object is, not what")
         return args.words, clicks_of(args)
     *sources, sentence = args.words
     if not sources:
@@ -64,9 +63,15 @@ def seeding_of(args: Namespace) -> Seeding:
 
 
 def clicks_of(args: Namespace) -> Clicks:
-    """--box, --point and --mask. ValueError that begins with the flag."""
+    """--box, --point and --mask, or --object and --prompts. ValueError that begins with the flag."""
+    if args.object or args.prompts:
+        if args.box or args.point or args.mask:
+            raise ValueError(
+                "--object and --prompts: give box=, point= or mask= there, no --box, --point or --mask beside"
+            )
+        return objects_of(args.object, args.prompts)
     boxes = [parse_numbers(box, "--box", 4) for box in args.box]
-    points = [parse_numbers(point if point.count(",") == 2 else point + ",1", "--point", 3) for point in args.point]
+    points = [parse_point(point, "--point") for point in args.point]
     masks = [mask for path in args.mask for mask in read_masks(path)]
     try:
         return Clicks(boxes, points, masks)
@@ -74,37 +79,12 @@ def clicks_of(args: Namespace) -> Clicks:
         raise ValueError(with_flag(error)) from error
 
 
-def parse_numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
-    """ "1,2,3" -> floats. ValueError unless they are so many, and finite."""
-    values = as_numbers(text.split(","))
-    if len(values) != count:
-        raise ValueError(f"{flag} {text!r}: give {'X1,Y1,X2,Y2' if count == 4 else 'X,Y or X,Y,0'} in pixels")
-    return values
-
-
-def read_masks(path: str) -> list[np.ndarray]:
-    """The objects of a mask image, each bool (H, W). MediaError if it can't be read, ValueError if it is no mask."""
-    try:
-        masks, image = media.read_masks(path), media.read_image(path)
-    except media.MediaError as error:
-        raise media.MediaError(f"--mask {error}") from error
-    inside = masks[0]
-    share = inside.mean()
-    if len(masks) == 1 and share > 0.5 and not image[~inside].any():  # not the alpha of a cut-out
-        # One object in one colour may be so large; a photograph has many colours.
-        colours = image[inside].astype(int) @ (1 << 16, 1 << 8, 1)
-        if np.unique(colours, return_counts=True)[1].max() < len(colours) / 2:
-            raise ValueError(
-                f"--mask {path}: {share:.0%} of it is not black: a mask image is black everywhere but on the object"
-            )
-    return masks
-
-
 def with_flag(error: Exception) -> str:
     """The message of an error; where it begins with an argument of the Python functions, the flag takes its place."""
     message = str(error)
     if type(error) is not ValueError:  # a MediaError begins with the name of a file, whatever that is
         return message
+    message = re.sub(r"^(?=object \d)", "--object or --prompts: ", message)
     return re.sub(rf"^({ARGUMENTS})(?=[ :])", lambda found: "--" + found[0].replace("_", "-"), message)
 
 
@@ -143,7 +123,7 @@ def is_input(word: str) -> bool:
 def check_no_sentence(words: list[str]) -> None:
     """ValueError if the last of several words is no input, and so probably a sentence."""
     if len(words) > 1 and not is_input(words[-1]) and not looks_like_path(words[-1]):
-        raise ValueError(f"{words[-1]!r} is no input: --box, --point and --mask take the place of a sentence")
+        raise ValueError(f"{words[-1]!r} is no input: boxes, points and masks take the place of a sentence")
 
 
 def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[bool]) -> list[str]:

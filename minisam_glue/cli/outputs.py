@@ -45,7 +45,7 @@ from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
 LONGEST_LINE = 1 << 26  # bytes of the record of one frame
-VERSION = 2  # of the state of an interrupted run
+VERSION = 3  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
 
@@ -317,7 +317,9 @@ class VideoOutput:
 
     def add(self, result: Segmented) -> dict:
         """One frame: journal, masks, cut-outs, and its picture if it is the next one. Returns its JSON record, with its
-        time in seconds of the source."""
+        time in seconds of the source. A frame that comes twice keeps the objects that the second time does not have."""
+        tracked = {segment.id for segment in result.objects}
+        result.objects[:0] = [o for o in self.journal.objects(result.frame) if o.id not in tracked]
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()
         self.journal.append(record)
         if "frames" in self.save:

@@ -23,6 +23,7 @@ DESCRIPTION = """Segment the objects that a sentence names, in images, folders, 
     {program} img.jpg "bird." --method clipseg      # by CLIPSeg's heat map instead of Grounding DINO's boxes
     {program} clip.mp4 "car." --redetect 30         # detected on the first frame with a car, then tracked
     {program} clip.mp4 --box 30,40,150,130          # a box, points or a mask instead of a sentence
+    {program} clip.mp4 --object "box=30,40,150,130 label=dog" --object "point=200,90 label=cat at=40"
     {program} frames/ "car." --frames --fps 10      # a folder of pictures as one video
     {program} camera:0 "person." --max-seconds 20   # Ctrl-C also ends it
     {program} examples/hexagons.jpg "green hexagon." --weights demo    # small weights that come with the package
@@ -160,6 +161,15 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
         ),
     ):
         group.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
+    group.add_argument(
+        "--object",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help='one of several objects, such as "box=10,20,80,90 point=50,60,0 label=dog at=40": a box, points or '
+        "mask=FILE; if you like its label, its id, and the frame they are for; repeatable",
+    )
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="objects as --object has them, in a JSON file")
     for flag, default, text in (
         ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
         ("--text-threshold", defaults.text, "score that a word of the phrase must exceed, 0 to 1"),

@@ -19,19 +19,31 @@ from .. import __version__, media
 from ..datasets import FORMATS
 from ..media.images import list_folder, looks_like_picture
 from ..models import Models
-from ..prompts import Clicks, Prompt
+from ..prompts import Clicks, ObjectPrompt, Prompt
 from ..weights import CHECKPOINTS, cache_dir
 from .arguments import VIDEO_FLAGS
 
 Facts = dict[str, object]  # plain values, as JSON has them
 
-STATED_OTHERWISE = ("words", "box", "point", "mask", "weights", "detector", "sam", "dtype")  # see facts_of
+STATED_OTHERWISE = (
+    "words",
+    "box",
+    "point",
+    "mask",
+    "object",
+    "prompts",
+    "weights",
+    "detector",
+    "sam",
+    "dtype",
+)  # see facts_of
 CHANGE_NOTHING = ("out", "resume", "json", "quiet", "profile", "download", "device")  # in what is written
 WORDS = {
     "content": "other content of the source",
     "boxes": "other --box",
     "points": "other --point",
     "masks": "other --mask",
+    "objects": "other --object or --prompts",
     "weights": "other weights",
     "program": "another version of this program",
     "precision": "another precision",
@@ -62,9 +74,21 @@ def settings_of(args: Namespace, prompt: Prompt, models: Models, moving: bool) -
         "precision": str(next(models.sam.parameters()).dtype).removeprefix("torch."),
         "program": __version__,
     }
+    if clicks and clicks.objects:
+        facts["objects"] = [_facts_of_object(prompt) for prompt in clicks.prompts()]
     facts |= {"--" + name.replace("_", "-"): getattr(args, name) for name in sorted(flags)}
     facts["--save"] = sorted(set(args.save) - FORMATS.keys())  # a data set is made of a result, and is none of it
     return json.loads(json.dumps(facts))  # tuples become lists, as they are when they are read again
+
+
+def _facts_of_object(prompt: ObjectPrompt) -> Facts:
+    """An object as it is asked for; its mask as a hash."""
+    shown = {
+        "box": None if prompt.box is None else list(map(float, prompt.box)),
+        "points": [list(map(float, point)) for point in prompt.points],
+        "mask": None if prompt.mask is None else _hash_mask(prompt.mask),
+    }
+    return {"id": prompt.id, "label": prompt.label, "at": prompt.at} | shown
 
 
 def differences(then: Facts, now: Facts) -> list[str]:

@@ -1,0 +1,148 @@
+"""Several objects by boxes, points and masks: each has its label, its id, and the frame on which it joins."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+from helpers.commands import command, lines
+from helpers.squares import picture, save, save_film
+from helpers.tiny_segment import tiny_models
+
+from minisam_glue import Clicks, ObjectPrompt, segment_image, segment_video
+from minisam_glue.cli.objects import objects_of, parse_object, read_prompts
+from minisam_glue.masks import decode_rle
+
+FILM = [picture(4 + 2 * t, 40, seed=t) for t in range(3)]
+LEFT, RIGHT = (5, 10, 15, 22), (40, 10, 50, 22)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return tiny_models()
+
+
+def masks_by_id(results) -> dict[tuple[int, int], np.ndarray]:
+    """(frame, id) -> mask, of all that a video gives; a frame may come twice, an object of a frame only once."""
+    found = {}
+    for result in results:
+        for o in result.objects:
+            assert (result.frame, o.id) not in found
+            found[result.frame, o.id] = o.mask
+    return found
+
+
+def test_objects_of_a_picture_have_their_ids_labels_and_the_masks_of_the_short_form(models):
+    prompts = [ObjectPrompt(box=RIGHT, label="cup"), ObjectPrompt(box=LEFT, points=[(9, 15, 1)], id=1)]
+    found = segment_image(models, FILM[0], Clicks(objects=prompts)).objects
+    assert [(o.id, o.label) for o in found] == [(2, "cup"), (1, "object")]
+    short = [Clicks(boxes=[RIGHT]), Clicks(boxes=[LEFT], points=[(9, 15, 1)])]
+    for o, clicks in zip(found, short):
+        [expected] = segment_image(models, FILM[0], clicks).objects
+        assert np.array_equal(o.mask, expected.mask) and o.score == expected.score
+
+
+@pytest.mark.parametrize("propagate", ["memory", "flow"])
+def test_objects_join_on_their_frames_and_have_the_masks_that_they_have_alone(propagate, models):
+    settings = {"direction": "both", "propagate": propagate}
+    prompts = [ObjectPrompt(box=(8, 10, 18, 22), at=2, id=2, label="a"), ObjectPrompt(box=RIGHT, at=1, label="b")]
+    together = masks_by_id(segment_video(models, FILM, Clicks(objects=prompts), **settings))
+    assert together.keys() == {(t, number) for t in range(3) for number in (1, 2)}
+    for prompt, number in zip(prompts, (2, 1)):
+        alone = masks_by_id(segment_video(models, FILM, Clicks(objects=[prompt]), **settings))
+        assert all(np.array_equal(mask, together[frame, number]) for (frame, _), mask in alone.items())
+
+
+def test_an_object_without_a_frame_is_for_the_seed_frame(models):
+    def first(direction, **settings):
+        clicks = Clicks(objects=[ObjectPrompt(box=LEFT), ObjectPrompt(box=RIGHT, at=1)])
+        results = segment_video(models, FILM, clicks, direction=direction, **settings)
+        return list(islice(((r.frame, [o.id for o in r.objects]) for r in results if r.objects), 2))
+
+    assert first("forward") == [(0, [1]), (1, [1, 2])] and first("forward", seed_frame=2) == [(1, [2]), (2, [2, 1])]
+    assert first("reverse") == [(2, [1]), (1, [1, 2])]
+
+
+@pytest.mark.parametrize(
+    "prompts, message",
+    [
+        ([ObjectPrompt(box=LEFT, id=2)] * 2, "object 2: two objects have this id"),
+        ([ObjectPrompt(label="dog")], "object 1: no prompt: give a box, a point or a mask"),
+        ([ObjectPrompt(box=LEFT), ObjectPrompt(points=[(9, 15, 0)])], "object 2: point 9,15,0: give at least one"),
+        ([ObjectPrompt(id=3, remove=True)], "object 3: remove: it ends an object of an earlier result"),
+        ([ObjectPrompt(box=(60, 0, 70, 9))], "object 1: box 60,0,70,9: it lies outside the picture of 56 x 40"),
+        ([ObjectPrompt(box=LEFT, at=3)], "object 1: at=3: the video has no such frame, it ends before"),
+    ],
+)
+def test_objects_that_can_not_be_meant_are_clear_errors(prompts, message, models):
+    with pytest.raises(ValueError, match=message):
+        list(segment_video(models, FILM, Clicks(objects=prompts)))
+
+
+def test_objects_and_the_short_form_do_not_mix():
+    with pytest.raises(ValueError, match="none beside them"):
+        Clicks(boxes=[LEFT], objects=[ObjectPrompt(box=RIGHT)])
+    with pytest.raises(TypeError, match="objects holds a dict"):
+        Clicks(objects=[{"box": LEFT}])
+    for wrong, message in (({"at": -1}, "at is -1"), ({"id": True}, "id is True"), ({"label": " "}, "label is ' '")):
+        with pytest.raises(ValueError, match=message):
+            ObjectPrompt(box=LEFT, **wrong)
+
+
+# --- The command -------------------------------------------------------------------------------------------
+
+
+def test_words_and_a_file_say_the_same(tmp_path):
+    save(np.full((40, 56), 255, np.uint8), tmp_path / "mask.png")
+    content = [
+        {"box": [5, 10, 15, 22.5], "points": [[9, 15], [30, 30, 0]], "label": "big dog", "id": 4, "at": 2},
+        {"mask": "mask.png", "label": None},
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps({"objects": content}))
+    words = ["box=5,10,15,22.5 point=9,15 point=30,30,0 label='big dog' id=4 at=2", f"mask={tmp_path}/mask.png"]
+    one, other = [parse_object(word) for word in words], read_prompts(tmp_path / "prompts.json")
+    assert [vars(o) | {"mask": None} for o in one] == [vars(o) | {"mask": None} for o in other]
+    assert one[0].points == [(9, 15, 1), (30, 30, 0)] and one[1].mask.all() and other[1].mask.all()
+    with pytest.raises(ValueError, match="^--object: object 4: two objects have this id"):
+        objects_of(words[:1], tmp_path / "prompts.json")
+
+
+def test_a_video_of_several_objects_has_their_labels_in_records_names_and_page(tmp_path):
+    words = [save_film(tmp_path / "film", 3), "--frames", "--format", "png", "--html", "--save", "masks"]
+    words += ["--object", "box=5,10,15,22 label='big dog'", "--object", "box=40,10,50,22 label=cat id=9 at=2"]
+    assert command(*words, "--out", tmp_path / "out") == 0
+    folder = tmp_path / "out" / "film"
+    records = lines(folder / "result.jsonl")
+    assert {(o["id"], o["label"]) for r in records for o in r["objects"]} <= {(1, "big dog"), (9, "cat")}
+    result = json.loads((folder / "result.json").read_text())
+    assert {o["label"] for o in result["objects"]} == {"big dog", "cat"} and "big dog" in (
+        folder / "page.html"
+    ).read_text()
+    assert [o["first"] for o in result["objects"] if o["id"] == 9] == [2]
+    assert sorted(path.name for path in (folder / "masks").iterdir()) == ["001_big_dog", "009_cat"]
+    assert command(*words, "--out", tmp_path / "out", "--resume") == 0
+    words[-1] = words[-1].replace("cat", "cow")
+    assert command(*words, "--out", tmp_path / "out", "--resume") == 0
+    assert {o["label"] for o in json.loads((folder / "result.json").read_text())["objects"]} == {"big dog", "cow"}
+
+
+def test_frames_before_the_last_mark_keep_the_masks_of_the_way_ahead(tmp_path):
+    words = [save_film(tmp_path / "film", 3), "--frames", "--format", "gif", "--direction", "both"]
+    words += ["--object", "box=5,10,15,22 at=1", "--object", "box=8,10,18,22 at=2", "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    both = lines(tmp_path / "out" / "film" / "result.jsonl")
+    clicks = Clicks(objects=[ObjectPrompt(box=LEFT, at=1)])
+    alone = masks_by_id(
+        segment_video(tiny_models(), [picture(4 + 2 * t, seed=t) for t in range(5)], clicks, direction="both")
+    )
+    for record in both:
+        seen = {o["id"]: decode_rle(o["mask"]) for o in record["objects"]}
+        assert np.array_equal(seen.get(1, np.zeros((40, 56), bool)), alone[record["frame"], 1])
+
+
+def test_a_frame_beyond_the_end_of_a_film_leaves_nothing(tmp_path, capsys):
+    words = [save_film(tmp_path / "film", 3), "--frames", "--format", "gif", "--out", tmp_path / "out", "--object"]
+    assert command(*words, "box=5,10,15,22", "--object", "box=5,10,15,22 at=3") == 2
+    said = capsys.readouterr().err
+    assert "object 2: at=3: the video has no such frame" in said and said.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
