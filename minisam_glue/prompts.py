@@ -8,11 +8,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 from itertools import count
 
 import numpy as np
 
 from .heatmap import HeatSettings
+from .masks import decode_rle, encode_rle, rle_size
+from .support.reading import anything, fields, flag, optional, real, sequence, text, whole
 
 SEED_PROMPTS = ("box", "points", "mask")
 AUTO = "auto"
@@ -107,6 +110,29 @@ class ObjectPrompt:
         """Whether there is a box, a point or a mask."""
         return self.box is not None or len(self.points) > 0 or self.mask is not None
 
+    def as_json(self) -> dict:
+        """All that is asked, ready for json.dumps; the mask as COCO run lengths."""
+        return {
+            "id": self.id,
+            "label": self.label,
+            "at": None if self.at is None else int(self.at),
+            "box": None if self.box is None else list(map(float, self.box)),
+            "points": [list(map(float, point)) for point in self.points],
+            "mask": None if self.mask is None else encode_rle(np.asarray(self.mask, bool)),
+            "remove": self.remove,
+        }
+
+    @classmethod
+    def from_json(cls, record: dict, size: Size) -> "ObjectPrompt":
+        """Read what as_json wrote for a picture of (height, width). ValueError if it is damaged, or of another size."""
+        PROMPT_RECORD(record, "the prompt")
+        mask = record["mask"]
+        if mask is not None and rle_size(mask) != tuple(size):
+            raise ValueError(f"a mask of {rle_size(mask)} pixels (height, width) does not fit a video of {tuple(size)}")
+        return cls(
+            **{name: record[name] for name in PROMPT_KEYS} | {"mask": None if mask is None else decode_rle(mask)}
+        )
+
     def check_new(self) -> None:
         """ValueError unless it shows an object that is not known yet."""
         if self.remove:
@@ -124,6 +150,18 @@ class ObjectPrompt:
             check_point_inside(point, size)
         if self.mask is not None:
             check_mask(self.mask, size)
+
+
+PROMPT_KEYS = tuple(field.name for field in fields_of(ObjectPrompt))
+PROMPT_RECORD = fields(
+    id=optional(whole(1)),
+    label=optional(text),
+    at=optional(whole()),
+    box=optional(sequence(real, 4)),
+    points=sequence(sequence(real, 3)),
+    mask=anything,  # decode_rle checks it
+    remove=flag,
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ SAM 2's memory or optical flow carries the masks (propagators.py); which detecti
 redetection.py.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -86,6 +86,8 @@ class Tracking:
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
         self.marks = prompt.prompts() if isinstance(prompt, Clicks) else []
+        self.corrections: list[ObjectPrompt] = []  # of this run, and of earlier ones that it repeats
+        self.repeated: list[ObjectPrompt] = []
         self.held: list[dict] = []  # objects as they joined, with the frame: for the way back
 
     # --- Frames in order ---
@@ -108,18 +110,36 @@ class Tracking:
             self.tracker.reset()
             yield from self._pass(frames)
 
+    def correct(
+        self, corrections: Sequence[ObjectPrompt], repeated: Sequence[ObjectPrompt] = (), direction: str = FORWARD
+    ) -> None:
+        """Prompt, add or remove objects on their frames in the run to come, from the start or from a restored state.
+
+        corrections: each with its id and frame. An object that is tracked gets its prompt as a correction of the mask
+        that it has there; `remove` ends it; any other joins. repeated: corrections of earlier runs, which are made
+        again. direction: forward; or both: the corrected objects are then tracked back from there to the first frame,
+        and these frames come a second time with them alone.
+        ValueError for a direction of the tracking, or of the corrections, that runs backward at first.
+        """
+        if REVERSE in (direction, self.direction) or self.reverse:
+            raise ValueError(f"direction {REVERSE}: corrections need a tracking that runs forward")
+        self.corrections, self.repeated, self.direction, self.held = list(corrections), list(repeated), direction, []
+
     def _check_reached(self) -> None:
         """ValueError, after the first pass, for a frame that did not come."""
         if self.seed_frame is not None and self.seeded_at is None:
             raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
-        for mark in self.marks:
-            if mark.id not in self.known:
-                raise ValueError(f"object {mark.id}: at={mark.at}: the video has no such frame, it ends before")
+        missed = [mark for mark in self.marks if mark.id not in self.known]
+        if self.next is not None and not self.reverse:
+            missed += [mark for mark in self.corrections if mark.at >= self.next]
+        if missed:
+            mark = missed[0]
+            raise ValueError(f"object {mark.id}: at={mark.at}: the video has no such frame, it ends before")
 
     @property
     def turn(self) -> int:
         """The frame from which the way back begins, as far as it is known; it has no objects itself by then."""
-        return max(map(self._frame_of, self.marks), default=self.seeded_at or 0)
+        return max(map(self._frame_of, self.corrections or self.marks), default=self.seeded_at or 0)
 
     def _frame_of(self, mark: ObjectPrompt) -> int:
         """The frame that an object is marked on; without one the seed frame, or the first one of the video."""
@@ -153,8 +173,8 @@ class Tracking:
             self.tracker.seek(index, image)
         before = set(self.tracker.objects)
         with self.models.stage("track"):
-            result = self.tracker.track(self.reverse) if before else None
-            if found is not None and before:
+            result = self.tracker.track(self.reverse) if before else self.tracker.result()
+            if found is not None and self.seeded_at is not None:
                 self._reconcile(found, result, join=bool(self.redetect))
             elif found is not None:
                 for seed in found.objects:
@@ -167,7 +187,7 @@ class Tracking:
 
     def _look(self, index: int, image: np.ndarray) -> Seeds | None:
         """What the sentence finds on this frame, if it is asked here."""
-        if isinstance(self.prompt, Clicks):
+        if isinstance(self.prompt, Clicks) or (self.corrections and self.reverse):
             return None
         if self.seeded_at is None:
             asked = self.seed_frame in (None, index)
@@ -179,11 +199,13 @@ class Tracking:
         return find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0]
 
     def _marks_at(self, index: int) -> list[ObjectPrompt]:
-        """The objects that are marked on this frame."""
+        """The objects that are marked or corrected on this frame."""
         if self.reverse and self.direction == REVERSE and self.next is None and self.seed_frame is None:
             # The number of the last frame is known now.
             self.marks = [replace(mark, at=index if mark.at is None else mark.at) for mark in self.marks]
-        return [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in self.known]
+        marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in self.known]
+        corrections = [] if self.reverse else [*self.repeated, *self.corrections]
+        return marks + [prompt for prompt in corrections if prompt.at == index]
 
     def _without_objects(self, index: int, image: np.ndarray, found: Seeds | None) -> Segmented:
         """A frame before the first objects. A seed frame on which nothing is found counts as seeded."""
@@ -195,8 +217,11 @@ class Tracking:
 
     def _joined(self, index: int, new: Collection[int], found: Seeds | None) -> None:
         """Note who joined on this frame: the first ones are the seeds; all are met again on the way back."""
-        if self.seeded_at is None and (found is not None or isinstance(self.prompt, Clicks)):
+        if self.seeded_at is None and (isinstance(self.prompt, Clicks) or found or self.seed_frame == index):
             self.seeded_at = index
+        if self.corrections:
+            held = {number for held in self.held for number in (o["id"] for o in held["tracker"]["objects"])}
+            new = {c.id for c in self.corrections if c.at == index and not c.remove} - held
         if new and self.direction == BOTH and not self.reverse:
             self.held.append({"at": index, "tracker": self.tracker.state_of(new)})
 
@@ -205,8 +230,9 @@ class Tracking:
 
         Those that a sentence found later than the first ones come with these, as lost ones that may return.
         """
-        due = [held for held in self.held if not self.marks or held["at"] == index + 1]
-        self.held = [held for held in self.held if self.marks and held["at"] != index + 1]
+        in_turn = bool(self.marks or self.corrections)
+        due = [held for held in self.held if not in_turn or held["at"] == index + 1]
+        self.held = [held for held in self.held if in_turn and held["at"] != index + 1]
         if due and not self.tracker.objects and due[0]["at"] == index + 1:
             self.tracker.restore(due.pop(0)["tracker"])
         for held in due:
@@ -274,16 +300,24 @@ class Tracking:
         self.known[number].score = score
 
     def _add(self, index: int, seed: Seed) -> None:
-        """A new object; its number is the next one that was never used."""
-        number = 1 + max(self.known, default=0)
+        """A new object; its number is the next one that was never used, corrections aside."""
+        corrected = {prompt.id for prompt in (*self.repeated, *self.corrections)}
+        number = 1 + max(self.known.keys() - corrected, default=0)
+        while number in corrected or number in self.known:
+            number += 1
         self.tracker.prompt(number, **self._shown(seed))
         self.known[number] = Segment(number, seed.label, seed.score, seed.box or (), None, index, index)
 
     def _mark(self, index: int, prompt: ObjectPrompt) -> None:
-        """A new object by its box, points or mask."""
+        """Show the tracker a new or known object by its box, points or mask, or let it go."""
+        if prompt.remove:
+            if prompt.id in self.tracker.objects:
+                self.tracker.remove(prompt.id)
+            return
         seed = seed_of_prompt(prompt, self.tracker.size)
         self.tracker.prompt(prompt.id, **seed.as_prompt())
-        self.known[prompt.id] = Segment(prompt.id, seed.label, 1.0, seed.box or (), None, index, index)
+        if prompt.id not in self.known:
+            self.known[prompt.id] = Segment(prompt.id, seed.label, 1.0, seed.box or (), None, index, index)
 
     def _shown(self, seed: Seed) -> dict:
         """A seed as the arguments of VideoTracker.prompt; of masks that are proposed the one that is chosen."""

@@ -18,7 +18,7 @@ LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of t
 ARGUMENTS = (  # names in the Python interface
     "box|point|mask|seed_frame|redetect|direction|propagate|device|dtype|sam|detector|method|heat_size|seed_prompt|template|size"
 )
-VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate", "format")
+VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate", "format", "states")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")

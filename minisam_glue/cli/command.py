@@ -2,11 +2,13 @@
 
 import signal
 import sys
+from argparse import Namespace
 
 from ..models import Models
 from ..support.processes import CLOSED_PIPE, leads_nowhere, on_signals, stop
 from .arguments import with_flag
 from .console import failed, out_of_memory, too_large
+from .correct import correct
 from .parser import parse_arguments
 from .run import Run, download
 
@@ -18,7 +20,7 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
     try:
         with on_signals(stop):
             args = parse_arguments(argv)
-            status = download(args) if args.download else Run(args, models).all()
+            status = run(args, models)
     except BrokenPipeError:  # the reader of what --download lists has gone
         status = 128 + CLOSED_PIPE
     except KeyboardInterrupt as stopped:
@@ -31,6 +33,13 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
     finally:
         can_write = flush_output()
     return status if can_write else 128 + CLOSED_PIPE
+
+
+def run(args: Namespace, models: Models | None) -> int:
+    """What a command asks for. Returns the exit status."""
+    if args.download:
+        return download(args)
+    return correct(args, models) if args.correct else Run(args, models).all()
 
 
 def flush_output() -> bool:

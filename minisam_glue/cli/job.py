@@ -49,9 +49,10 @@ class Job:
 
     def facts(self) -> dict:
         """Fields of result.json that are the same for all inputs."""
-        prompt = self.sentence or "boxes, points or masks"
+        clicks = self.prompt if isinstance(self.prompt, Clicks) else None
         return {
-            "prompt": prompt,
+            "prompt": self.sentence or "boxes, points or masks",
+            **({"prompts": [prompt.as_json() for prompt in clicks.prompts()]} if clicks else {}),
             "method": self.args.method,
             "thresholds": asdict(self.thresholds),
             "seeding": asdict(self.seeding),

@@ -32,12 +32,17 @@ KEYS = {  # of an object in a JSON file
 
 
 def objects_of(words: Sequence[str], path: Path | None) -> Clicks:
-    """The objects of all --object and of the file of --prompts, which come after these."""
-    objects = [parse_object(word) for word in words] + (read_prompts(path) if path else [])
+    """The objects of all --object and of the file of --prompts, which come after these, in place of a sentence."""
+    objects = read_objects(words, path)
     try:
         return Clicks(objects=objects)
     except ValueError as error:
         raise ValueError(f"{'--object' if words else '--prompts'}: {error}") from error
+
+
+def read_objects(words: Sequence[str], path: Path | None) -> list[ObjectPrompt]:
+    """The objects of all --object, then those of the file of --prompts."""
+    return [parse_object(word) for word in words] + (read_prompts(path) if path else [])
 
 
 def parse_object(words: str) -> ObjectPrompt:

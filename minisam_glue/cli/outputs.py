@@ -35,6 +35,7 @@ from ..support.reading import (
     mapping,
     optional,
     plain,
+    real,
     sequence,
     text,
     whole,
@@ -47,6 +48,7 @@ THUMBNAIL = 240  # pixels of its longer side
 LONGEST_LINE = 1 << 26  # bytes of the record of one frame
 VERSION = 3  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
+BEST = optional(fields(label=text, score=real))  # of a frame's record
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
 
 
@@ -219,6 +221,13 @@ class Journal:
         """The objects seen on a frame."""
         line = self.line(frame)
         return [] if line is None else [Segment.from_json(o) for o in json.loads(line)["objects"]]
+
+    def best(self, frame: int) -> tuple[str, float] | None:
+        """The best phrase and its score on a frame, if a sentence was asked there. ValueError if that is damaged."""
+        line = self.line(frame)
+        best = None if line is None else json.loads(line).get("best")
+        BEST(best, "the best phrase of a frame")
+        return best and (best["label"], best["score"])
 
     @property
     def size(self) -> int:

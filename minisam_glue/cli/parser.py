@@ -24,6 +24,7 @@ DESCRIPTION = """Segment the objects that a sentence names, in images, folders, 
     {program} clip.mp4 "car." --redetect 30         # detected on the first frame with a car, then tracked
     {program} clip.mp4 --box 30,40,150,130          # a box, points or a mask instead of a sentence
     {program} clip.mp4 --object "box=30,40,150,130 label=dog" --object "point=200,90 label=cat at=40"
+    {program} --correct segmented/clip --object "id=2 at=40 point=90,60"   # object 2 from frame 40 on
     {program} frames/ "car." --frames --fps 10      # a folder of pictures as one video
     {program} camera:0 "person." --max-seconds 20   # Ctrl-C also ends it
     {program} examples/hexagons.jpg "green hexagon." --weights demo    # small weights that come with the package
@@ -296,6 +297,20 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
         choices=DIRECTIONS,
         default=DIRECTIONS[0],
         help="direction of tracking from the seed frame (default %(default)s)",
+    )
+    group.add_argument(
+        "--correct",
+        type=Path,
+        metavar="DIR",
+        help='a result: --object "id=2 at=40 point=50,60" prompts object 2 again on frame 40, "id=2 at=40 remove" ends '
+        "it there, without id one joins; frames from there on are done again, with --direction both also those before",
+    )
+    group.add_argument(
+        "--states",
+        type=number(0, 1e6),
+        default=64.0,
+        metavar="MB",
+        help="room for the states from which --correct goes on, in megabytes; 0 keeps none (default %(default)g)",
     )
     group.add_argument(
         "--resume",

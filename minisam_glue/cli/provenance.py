@@ -37,7 +37,10 @@ STATED_OTHERWISE = (
     "sam",
     "dtype",
 )  # see facts_of
-CHANGE_NOTHING = ("out", "resume", "json", "quiet", "profile", "download", "device")  # in what is written
+CHANGE_NOTHING = (  # in what is written
+    *("out", "resume", "json", "quiet", "profile", "download", "device"),
+    *("correct", "states"),
+)
 WORDS = {
     "content": "other content of the source",
     "boxes": "other --box",

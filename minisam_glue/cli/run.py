@@ -9,7 +9,7 @@ import torch
 from .. import demo, media, weights
 from ..datasets import FORMATS
 from ..models import DETECTOR, DETECTORS, Models, load_models
-from ..prompts import Clicks, Prompt, Thresholds, split_phrases
+from ..prompts import Clicks, Thresholds, split_phrases
 from ..render import index_page
 from ..render.index_page import Entry, check_index, write_index
 from ..seeding import check_sentence
@@ -44,6 +44,27 @@ def download(args: Namespace) -> int:
     return 0
 
 
+def check_weights(folder: str | None) -> None:
+    """ValueError for --weights that are not there."""
+    if folder not in (None, "demo") and not Path(folder).is_dir():
+        raise ValueError(f"--weights {folder!r}: no such folder; give a folder with the weights, or demo")
+
+
+def load(args: Namespace, clicked: bool) -> Models:
+    """The models that the command line names; of several processes each takes its own GPU. clicked: whether there is
+    no sentence, and so no need of a detector."""
+    device = args.device
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = own_gpu(torch.cuda.device_count())
+    method, detector = args.method, args.detector or DETECTORS[0]
+    if clicked:
+        method, detector = DETECTOR, None
+    progress, templates = None if args.quiet else weights.progress_line(), args.template or ("{}",)
+    return load_models(
+        args.weights, detector, args.sam, device, args.dtype, progress, method, args.heat_size, templates, args.size
+    )
+
+
 class Run:
     """The inputs of a command, the models, and what is asked of them."""
 
@@ -57,15 +78,15 @@ class Run:
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
         self.folders = folders_of(inputs, args.out, FORMATS.keys() & set(args.save))
         self.inputs = inputs[rank::ranks]
-        if args.weights not in (None, "demo") and not Path(args.weights).is_dir():
-            raise ValueError(f"--weights {args.weights!r}: no such folder; give a folder with the weights, or demo")
+        check_weights(args.weights)
         make_folder(args.out)  # before the long loading: it may fail
         self.lock = FolderLock(args.out)
         try:
             if self.has_index and rank == 0:
                 check_index(args.out)
                 clear_temporaries(args.out, index_page.NAME)  # of runs that were killed
-            self.job = Job(args, prompt, thresholds, seeding, models or self.load(prompt), self.console)
+            models = models or load(args, isinstance(prompt, Clicks))
+            self.job = Job(args, prompt, thresholds, seeding, models, self.console)
             if self.job.sentence:
                 check_sentence(self.job.models, self.job.sentence)
             self.sets = data_sets_of(args, prompt, settings_of(args, prompt, self.job.models, False), self.folders)
@@ -78,19 +99,6 @@ class Run:
     def has_index(self) -> bool:
         """Whether the pages of several inputs get an index."""
         return self.args.html and len(self.folders) > 1
-
-    def load(self, prompt: Prompt) -> Models:
-        """The models that the command line names; of several processes each takes its own GPU."""
-        args, device = self.args, self.args.device
-        if device in ("auto", "cuda") and torch.cuda.is_available():
-            device = own_gpu(torch.cuda.device_count())
-        method, detector = args.method, args.detector or DETECTORS[0]
-        if isinstance(prompt, Clicks):
-            method, detector = DETECTOR, None
-        progress, templates = None if args.quiet else weights.progress_line(), args.template or ("{}",)
-        return load_models(
-            args.weights, detector, args.sam, device, args.dtype, progress, method, args.heat_size, templates, args.size
-        )
 
     def all(self) -> int:
         """Every input; one that can't be read does not stop the others. Returns the exit status."""

@@ -14,6 +14,7 @@ from .job import Job
 from .outputs import VideoOutput
 from .progress import Progress
 from .provenance import Facts
+from .states import States
 
 SAVE_EVERY = 10.0  # seconds between saved states of a video
 
@@ -30,22 +31,13 @@ class VideoRun:
 
         Returns the exit status.
         """
-        args, stage = self.args, self.job.models.stage
-        source = (self.source, args.start, args.stride, args.max_seconds, args.fps, self.console.warn)
-        with media.frames(*source) as video:
-            tracking = Tracking(
-                self.job.models,
-                self.job.prompt,
-                self.job.thresholds,
-                args.seed_frame,
-                args.redetect,
-                args.direction,
-                self.job.seeding,
-                args.propagate,
-            )
+        stage = self.job.models.stage
+        with media.frames(*self.reading()) as video:
+            tracking = self.new_tracking()
             if isinstance(self.job.prompt, Clicks):
                 self.job.prompt.check_inside(video.size[::-1])  # before there is a folder
-            output = self.open_output(video, self.job.result_of(self.source, True))
+            of, in_order = self.job.result_of(self.source, True), self.args.direction == FORWARD
+            output = self.open_output(video, of, in_order, self.args.resume)
             try:
                 best = self.frames(video, tracking, output)
                 if self.job.stopped and video.seekable:
@@ -61,11 +53,21 @@ class VideoRun:
         self.report(result, best, video.damaged)
         return 0
 
-    def open_output(self, video: media.Frames, of: Facts) -> VideoOutput:
-        """The output folder, as --format, --save and --resume ask for it. of: what the result is of."""
+    def reading(self) -> tuple:
+        """The arguments of media.frames."""
+        args = self.args
+        return self.source, args.start, args.stride, args.max_seconds, args.fps, self.console.warn
+
+    def new_tracking(self) -> Tracking:
+        """The tracking that the flags ask for, before its first frame."""
+        job, args = self.job, self.args
+        how = (args.seed_frame, args.redetect, args.direction, job.seeding, args.propagate)
+        return Tracking(job.models, job.prompt, job.thresholds, *how)
+
+    def open_output(self, video: media.Frames, of: Facts, in_order: bool, resume: bool) -> VideoOutput:
+        """The output folder, as --format and --save ask for it. of: what the result is of. Others: see VideoOutput."""
         sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
-        in_order = self.args.direction == FORWARD
-        picture, resume, save = self.picture_name(), self.args.resume, set(self.args.save)
+        picture, save = self.picture_name(), set(self.args.save)
         if save & FORMATS.keys() and not video.seekable:  # a data set needs the frames, which come once
             save.add("frames")
         return VideoOutput(self.folder, video, picture, in_order, save, sound, resume, of, self.args.html)
@@ -78,11 +80,15 @@ class VideoRun:
                 output.check_next(tracking.next)
             except ValueError as error:
                 raise output.damaged(error) from error
+        states = States(output.new / "states", self.args.states * 1e6, output.of)
+        kept = video.seekable and self.args.direction == FORWARD  # for --correct
         best, saved = None, time.monotonic()
         with Progress(self.source, not self.args.quiet, *tracking.counted(video.count)) as progress:
             for result in tracking.run(video):
                 with self.job.models.stage("write"):
                     record = output.add(result)
+                    if kept:
+                        states.keep(tracking)
                 self.console.record({"source": self.source} | record)
                 best = max(filter(None, (best, result.best)), key=lambda b: b[1], default=None)
                 progress.step(len(result.seen), *tracking.counted(video.count))

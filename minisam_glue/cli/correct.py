@@ -1,0 +1,359 @@
+"""--correct: on a frame of a finished video objects are prompted again, added or removed, and the rest is done anew.
+
+The settings are those of the result, and its source must be the same: see provenance.py. The tracking goes on from the
+last state before the first correction (states.py), or from the first frame if there is none; corrections of earlier
+runs are made again. Masks that a correction can't change stay as they are: all before it, and later those of other
+objects, unless a sentence is asked again on later frames (--redetect). With --direction both the corrected objects
+are also tracked back from there. The new result takes the place of the old one when it is complete.
+"""
+
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .. import media
+from ..models import DETECTORS, Models
+from ..prompts import Clicks, ObjectPrompt, Thresholds
+from ..propagation import BOTH, FORWARD, REVERSE, Tracking
+from ..records import Segment, Segmented
+from ..support.processes import on_signals
+from ..support.reading import fields, sequence, text, whole
+from ..weights import CHECKPOINTS
+from .arguments import seeding_of
+from .console import Console, count
+from .folders import UNFINISHED, read_result
+from .job import Job
+from .lock import FolderLock
+from .objects import read_objects
+from .outputs import OF, Journal, VideoOutput, is_complete
+from .parser import parse_arguments, program
+from .progress import Progress
+from .provenance import CHANGE_NOTHING, STATED_OTHERWISE, Facts, differences, facts_of
+from .run import check_weights, load
+from .states import States, listed, read_state
+from .video import VideoRun
+
+RESULT = fields(
+    source=text, of=OF, frames=whole(1), size=sequence(whole(1), 2), objects=sequence(fields(id=whole(1), label=text))
+)
+OF_THE_PROMPT = ("prompt", "boxes", "points", "masks", "objects")  # facts that are taken from the result itself
+IN_PLACE = ("out", "resume")  # flags that make no sense here
+
+
+def correct(args: Namespace, models: Models | None) -> int:
+    """The command with --correct. Returns the exit status. ValueError for what can't be meant: nothing has changed."""
+    folder = args.correct
+    idle = [name for name in IN_PLACE if getattr(args, name) != getattr(parse_arguments([]), name)]
+    if idle:
+        raise ValueError(f"--{idle[0]}: --correct writes the new result in place of the old one; leave it out")
+    if args.direction == REVERSE:
+        raise ValueError("--direction reverse: a correction goes forward, or with both also back")
+    result = finished(folder)
+    source = source_of(args, result)
+    settings = settings_of(args, result)
+    corrections = read_corrections(args, result)
+    lock = FolderLock(folder.parent)
+    try:
+        job = job_of(settings, result, models)
+        changed = differences(result["of"], facts_now(source, settings, job.models, result["of"]))
+        if changed:
+            raise ValueError(f"--correct {folder}: it is a result of {', '.join(changed)}")
+        return Correction(job, source, folder, result, corrections, args.direction).run()
+    finally:
+        lock.release()
+
+
+# --- What is corrected -------------------------------------------------------------------------------------
+
+
+def finished(folder: Path) -> dict:
+    """The result.json of a video. ValueError if there is none that can be corrected."""
+    if (folder / UNFINISHED).exists():
+        raise ValueError(f"--correct {folder}: it is unfinished; continue it with --resume before")
+    if not is_complete(folder, "result.json"):
+        raise ValueError(f"--correct {folder}: no result is there; give the folder of one, such as segmented/clip")
+    result = read_result(folder / "result.json")
+    if result and not is_complete(folder, "result.jsonl"):
+        raise ValueError(f"--correct {folder}: it is a picture's result; segment the picture again with more prompts")
+    try:
+        RESULT(result, "result.json")
+        if result["of"].get("prompt") is None:
+            sequence(fields(id=whole(1)))(result.get("prompts"), "its list of prompts")
+        sequence(fields(id=whole(1), at=whole()))(result.get("corrections", []), "its list of corrections")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--correct {folder}: it is damaged, or of an earlier version ({error})") from error
+    if result["of"].get("--direction") != FORWARD:
+        raise ValueError(f"--correct {folder}: only results of --direction forward can be corrected")
+    return result
+
+
+def source_of(args: Namespace, result: dict) -> str:
+    """The source: that of the result, or where it is now."""
+    if len(args.words) > 1:
+        raise ValueError(f"{args.words[1]!r}: --correct takes one input at most, where the result's source is now")
+    source = args.words[0] if args.words else result["source"]
+    if not os.path.exists(source):
+        raise ValueError(
+            f"{source}: it is not there; say where it is now, such as: {program()} clip.mp4 --correct {args.correct}"
+        )
+    return source
+
+
+def settings_of(args: Namespace, result: dict) -> Namespace:
+    """The flags of the result; those that this command has, too, count, and are refused later if they differ."""
+    defaults, words = parse_arguments([]), []
+    known = vars(defaults).keys() - {*STATED_OTHERWISE, *CHANGE_NOTHING}
+    for name in sorted(known):
+        flag = "--" + name.replace("_", "-")
+        value = result["of"].get(flag)
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list) and name == "template":
+            words += [f"{flag}={item}" for item in value]
+        elif isinstance(value, list) and value:
+            words += [flag, *map(str, value)]
+        elif value not in (None, False, []):
+            words.append(f"{flag}={value}")
+    try:
+        settings = parse_arguments(words)
+    except ValueError as error:
+        raise ValueError(f"--correct {args.correct}: its result.json is damaged ({error})") from error
+    for name, value in vars(args).items():
+        if value != getattr(defaults, name) and name != "direction":
+            setattr(settings, name, value)
+    used = {known.file: name for name, known in CHECKPOINTS.items()}
+    names = [used.get(file, "") for file in dict(result["of"].get("weights") or {})]
+    sams = [name.removeprefix("sam2.1_hiera_") for name in names if name.startswith("sam2.1_hiera_")]
+    settings.sam = args.sam or next(iter(sams), None)
+    settings.detector = args.detector or next((name for name in names if name in DETECTORS), None)
+    if args.weights is None and result.get("weights") not in (None, "official"):
+        settings.weights = str(result["weights"])
+    return settings
+
+
+def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
+    """The corrections of the command, each with the id and label of its object, in the order of their frames."""
+    given = read_objects(args.object, args.prompts)
+    if not given:
+        raise ValueError('--correct needs --object "id=2 at=40 point=50,60", or --prompts')
+    labels = {o["id"]: o.get("label") for o in [*result["objects"], *result.get("prompts", [])]}
+    labels |= {o["id"]: o.get("label") for o in result.get("corrections", [])}
+    following = max(labels, default=0)
+    corrections = []
+    for prompt in given:
+        new = prompt.id is None
+        following += new
+        number = following if new else prompt.id
+        try:
+            check_correction(prompt, result["frames"], labels, new)
+        except ValueError as error:
+            raise ValueError(f"--object {'of a new object' if new else number}: {error}") from error
+        label = (prompt.label or "object") if new else labels[number]
+        made = {"box": prompt.box, "points": prompt.points, "mask": prompt.mask, "remove": prompt.remove}
+        corrections.append(ObjectPrompt(**made, label=label, id=number, at=prompt.at))
+        if [(c.id, c.at) for c in corrections].count((number, prompt.at)) > 1:
+            raise ValueError(f"--object {number}: two corrections on frame {prompt.at}: make them one")
+    return sorted(corrections, key=lambda c: c.at)
+
+
+def check_correction(prompt: ObjectPrompt, frames: int, labels: dict[int, str], new: bool) -> None:
+    """ValueError for a correction that can't be meant. labels: of the objects of the result."""
+    if prompt.at is None:
+        raise ValueError("its frame is missing: give at=, the number in result.jsonl")
+    if prompt.at >= frames:
+        raise ValueError(f"at={prompt.at}: the result has {count(frames, 'frame')}, counted from 0")
+    if new:
+        prompt.check_new()
+        return
+    if prompt.id not in labels:
+        there = ", ".join(map(str, sorted(labels))) or "none"
+        raise ValueError(f"the result has no such object, but {there}; leave out id= for a new one")
+    if prompt.label not in (None, labels[prompt.id]):
+        raise ValueError(f"label={prompt.label}: the object is called {labels[prompt.id]}, and stays so; leave it out")
+    if not prompt.shows and not prompt.remove:
+        raise ValueError("no prompt: give a box, a point, a mask, or remove")
+
+
+def job_of(settings: Namespace, result: dict, models: Models | None) -> Job:
+    """The settings and models of the result; its prompt is read when the size of the video is known."""
+    prompt = result["of"].get("prompt")
+    if prompt is not None and not isinstance(prompt, (str, list)):
+        raise ValueError(f"--correct {settings.correct}: its result.json is damaged (its prompt is no sentence)")
+    thresholds = Thresholds(settings.box_threshold, settings.text_threshold, settings.nms, settings.max_area)
+    console = Console(settings.quiet, bool(settings.json))
+    check_weights(settings.weights)
+    models = models or load(settings, clicked=prompt is None)
+    return Job(settings, prompt, thresholds, seeding_of(settings), models, console)
+
+
+def facts_now(source: str, settings: Namespace, models: Models, of: Facts) -> Facts:
+    """What a result of the same prompt is of now."""
+    facts = facts_of(source, settings, "", models, True)
+    return {name: value for name, value in facts.items() if name not in OF_THE_PROMPT} | {
+        name: of[name] for name in OF_THE_PROMPT if name in of
+    }
+
+
+# --- The new result ----------------------------------------------------------------------------------------
+
+
+class Correction(VideoRun):
+    """The video of a result, and what is corrected. direction: forward, or both."""
+
+    def __init__(
+        self, job: Job, source: str, folder: Path, result: dict, corrections: list[ObjectPrompt], direction: str
+    ):
+        super().__init__(job, source, folder)
+        self.result, self.corrections, self.direction = result, corrections, direction
+        self.first = corrections[0].at
+        removed = {c.id: c.at for c in corrections if c.remove}
+        again = {(c.id, c.at) for c in corrections}
+        self.earlier = [
+            record
+            for record in result.get("corrections", [])
+            if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
+        ]
+        self.gone = set(removed) if direction == BOTH else set()  # from all frames
+
+    def run(self) -> int:
+        """All of it. Returns the exit status; the old result stays if anything goes wrong, or after Ctrl-C."""
+        with on_signals(self.stop), media.frames(*self.reading()) as video:
+            self.size = video.size[::-1]
+            for prompt in self.corrections:
+                self.check_inside(prompt)
+            tracking, earlier = self.tracking()
+            with_old = Old(self.folder, self.size, self.result["frames"])
+            try:
+                self.begin(tracking)
+                tracking.correct(self.corrections, earlier, self.direction)
+                return self.write(video, tracking, with_old, [*earlier, *self.corrections])
+            finally:
+                with_old.close()
+
+    def stop(self, signum: int, frame: object) -> None:
+        """Ctrl-C, or another signal: end after the current frame."""
+        self.job.stopped = signum
+
+    def check_inside(self, prompt: ObjectPrompt) -> None:
+        try:
+            prompt.check_inside(self.size)
+        except ValueError as error:
+            raise ValueError(f"--object {prompt.id}: {error}") from error
+
+    def tracking(self) -> tuple[Tracking, list[ObjectPrompt]]:
+        """The tracking of the result from its first frame, and its earlier corrections."""
+        try:
+            earlier = [ObjectPrompt.from_json(record, self.size) for record in self.earlier]
+            if self.job.prompt is None:
+                records = self.result["prompts"]
+                self.job.prompt = Clicks(objects=[ObjectPrompt.from_json(record, self.size) for record in records])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"--correct {self.folder}: its result.json is damaged ({error})") from error
+        return self.new_tracking(), earlier
+
+    def begin(self, tracking: Tracking) -> None:
+        """Take the last state before the first correction that can be read."""
+        for number, path in listed(self.folder / "states"):
+            if number > self.first:
+                continue
+            try:
+                tracking.restore(read_state(path, self.result["of"]))
+                if tracking.next != number:
+                    raise ValueError("it is of another frame")
+                return
+            except (ValueError, OSError, RecursionError) as error:
+                self.console.warn(f"{path} can't be used ({error})")
+        if self.first:
+            self.console.say(f"{self.folder}: no state before frame {self.first}: tracking again from the first frame")
+
+    def write(self, video: media.Frames, tracking: Tracking, old: "Old", corrections: list[ObjectPrompt]) -> int:
+        """Write the new result in place of the old one."""
+        output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, resume=False)
+        try:
+            self.keep_files(output)
+            self.every_frame(video, tracking, old, output)
+            if self.job.stopped:
+                output.abort()
+                self.console.say(f"stopped: the result in {self.folder} stays as it was")
+                return 128 + self.job.stopped
+            facts = self.job.facts() | {"corrections": [prompt.as_json() for prompt in corrections]}
+            result = output.finish(self.source, facts)
+        except BaseException:
+            output.abort()
+            raise
+        self.report(result, None, video.damaged)
+        return 0
+
+    def keep_files(self, output: VideoOutput) -> None:
+        """Copy what stays of the old result and is not made again: earlier states, heat maps."""
+        for number, path in listed(self.folder / "states"):
+            if number <= self.first:
+                (output.new / "states").mkdir(exist_ok=True)
+                shutil.copyfile(path, output.new / "states" / path.name)
+        if (self.folder / "heatmaps").is_dir():
+            shutil.copytree(self.folder / "heatmaps", output.new / "heatmaps")
+
+    def every_frame(self, video: media.Frames, tracking: Tracking, old: "Old", output: VideoOutput) -> None:
+        """All frames into the output, the old ones and the new ones."""
+        states = States(output.new / "states", self.args.states * 1e6, self.result["of"])
+        total = tracking.counted(video.count)[1]
+        with Progress(self.source, not self.args.quiet, 0, total) as progress:
+            for done, result in enumerate(self.results(video, tracking, old), 1):
+                with self.job.models.stage("write"):
+                    record = output.add(result)
+                    if result.frame >= self.first and tracking.next == result.frame + 1:
+                        states.keep(tracking)
+                self.console.record({"source": self.source} | record)
+                progress.step(len(result.seen), done, total)
+                if self.job.stopped:
+                    return
+
+    def results(self, video: media.Frames, tracking: Tracking, old: "Old") -> Iterator[Segmented]:
+        """The frames in order; with `both` those before the corrections once more, with the corrected objects alone."""
+        for index, image in zip(range(tracking.next), video.forward(0)):
+            yield old.frame(index, image, self.gone)
+        for new in tracking.run(video):
+            if tracking.reverse:
+                yield new
+                continue
+            before = old.frame(new.frame, new.image, self.gone)
+            if new.frame >= self.first:
+                before.objects, before.heat = self.merged(new, before.objects), new.heat
+                before.best = before.best or new.best
+            yield before
+
+    def merged(self, new: Segmented, old: list[Segment]) -> list[Segment]:
+        """The objects of one frame: old ones that no correction can have changed, and new ones."""
+        if self.args.redetect:  # any object may join, return or go elsewhere now
+            later = {record["id"] for record in self.result.get("prompts", []) + self.earlier}
+            ours = {o.id for o in new.objects} | {o.id for o in old if o.id not in later}
+        else:
+            ours = {c.id for c in self.corrections if c.at <= new.frame}
+        return [o for o in old if o.id not in ours] + [o for o in new.objects if o.id in ours]
+
+
+class Old:
+    """The frames of the result as it was. ValueError if it is damaged. size: (height, width)."""
+
+    def __init__(self, folder: Path, size: tuple[int, int], frames: int):
+        path = folder / "result.jsonl"
+        try:
+            self.journal = Journal(path, path.stat().st_size, size)
+            if self.journal.places.keys() != set(range(frames)):
+                self.journal.close()
+                raise ValueError(f"it has not the frames 0 to {frames - 1}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"--correct {folder}: its result.jsonl is damaged ({error})") from error
+
+    def frame(self, index: int, image: np.ndarray, without: set[int]) -> Segmented:
+        """A frame as it was, but for some objects."""
+        objects = [o for o in self.journal.objects(index) if o.id not in without]
+        return Segmented(image, objects, index, self.journal.best(index))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.journal.close()
