@@ -26,10 +26,11 @@ from .records import Segment, Segmented
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, find_seeds, seed_of_prompt, segment_seed
-from .support.reading import fields, flag, optional, real, sequence, text, whole
+from .support.reading import fields, flag, optional, real, sequence, tensor, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
 COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
+LASTING = 0.9  # weight of how an object looked before, when it is seen for sure again
 SPECK = 0.01  # share of a mask's largest part below which another part is none of the object's
 
 
@@ -82,6 +83,7 @@ class Tracking:
         settings = {"refine_every": refine_every} if propagate == FLOW else {}
         self.tracker = PROPAGATORS[propagate](models.sam, **settings)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
+        self.looks: dict[int, Tensor] = {}  # (C,), how objects of a sentence look: see redetection.py
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
@@ -179,9 +181,13 @@ class Tracking:
             elif found is not None:
                 for seed in found.objects:
                     self._add(index, seed)
+            elif self.redetect and before:
+                self._separate()
             for mark in marks:
                 self._mark(index, mark)
             result = self.tracker.result() if before else self.tracker.track(self.reverse)
+            if found is not None and self.seeded_at is None:
+                self._learn_looks(self.tracker.objects.keys(), result)
             self._joined(index, self.tracker.objects.keys() - before, found)
             return self._record(index, image, result, found)
 
@@ -259,16 +265,17 @@ class Tracking:
         """
         looked = self.tracker.look_at_boxes(found.boxes)
         detected, tracked = looked.logits > 0, result.low_res > 0
-        same = self._same_label(found, result)
+        same, likeness = self._same_label(found, result), self._likeness(detected, result.ids)
         confirmed = redetection.confirm(detected, tracked, same)
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
+        present = self._likeness(tracked, result.ids).diagonal()
+        for column in redetection.strayed(detected, tracked, likeness, confirmed, present):
+            self.tracker.lose(result.ids[column])
+            tracked[column] = False
         new = redetection.unclaimed(detected, tracked, same, confirmed)
         lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
-        revived = {}
-        if new and lost:
-            remembered = self.tracker.remembered([result.ids[column] for column in lost])
-            revived = redetection.revive(looked.pointer[new], remembered, same[new][:, lost])
+        revived = redetection.revive(likeness[new][:, lost], same[new][:, lost]) if new and lost else {}
         for i, row in enumerate(new):
             if i in revived:
                 self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
@@ -278,7 +285,41 @@ class Tracking:
             if self._is_cold(tracked[column], self.known[result.ids[column]].label, found):
                 self.tracker.mistrust(result.ids[column])
         self.tracker.looked()
-        return self.tracker.result()
+        sure = {result.ids[column] for column in confirmed.values()}
+        self._separate(sure)
+        result = self.tracker.result()
+        self._learn_looks(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
+        return result
+
+    def _separate(self, confirmed: Collection[int] = ()) -> None:
+        """Of two objects with one mask empty the one that it is not of: the one that a detection has not confirmed, if
+        it has the other; or the one that it is unlike. One that was prompted on this frame is there."""
+        result = self.tracker.result()
+        masks = result.low_res > 0
+        pairs = redetection.sharing(masks)
+        likeness = self._likeness(masks, result.ids).diagonal() if pairs else None
+        for pair in pairs:
+            there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
+            sure = [result.ids[column] in confirmed for column in pair]
+            weaker = min(range(2), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
+            other, column = 1 - weaker, pair[weaker]
+            unlike = likeness[column] < redetection.ALIKE and likeness[column] < likeness[pair[other]]
+            if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
+                self.tracker.lose(result.ids[column])
+
+    def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
+        """Cosines (n, objects) of what is in masks, bool (n, s, s), and the objects as they looked when they were seen
+        for sure; 1 for an object of which that is not known."""
+        looks, known = self.tracker.looks(masks), [self.looks.get(number) for number in ids]
+        cosines = [looks.new_ones(len(looks)) if k is None else looks @ k for k in known]
+        return torch.stack(cosines, 1) if cosines else looks.new_zeros(len(looks), 0)
+
+    def _learn_looks(self, ids: Collection[int], result: FrameResult) -> None:
+        """Keep how objects look that are there for sure on this frame; the latest looks weigh least."""
+        rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
+        for row, look in zip(rows, self.tracker.looks(result.low_res[rows] > 0)):
+            before = self.looks.get(result.ids[row], look)
+            self.looks[result.ids[row]] = F.normalize(LASTING * before + (1 - LASTING) * look, dim=0)
 
     def _is_cold(self, mask: Tensor, label: str, found: Seeds) -> bool:
         """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
@@ -342,7 +383,8 @@ class Tracking:
     def state(self) -> dict:
         """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""
         known = [
-            {"id": o.id, "label": o.label, "score": o.score, "first": o.first, "last": o.last}
+            {name: getattr(o, name) for name in ("id", "label", "score", "first", "last")}
+            | {"look": self.looks.get(o.id)}
             for o in self.known.values()
         ]
         return {
@@ -364,13 +406,16 @@ class Tracking:
         self.known = {
             o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"]) for o in state["known"]
         }
+        looks = {o["id"]: o["look"] for o in state["known"]}
+        self.looks = {n: look.to(self.models.sam.device) for n, look in looks.items() if look is not None}
         self.reverse, self.next = state["reverse"], state["next"]
         self.seeded_at, self.held = state["seeded_at"], list(state["held"])
 
     def _check(self, state: object) -> None:
         """ValueError unless restore can take it."""
         tracker = self.tracker.state_kind()
-        known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole())
+        look = optional(tensor(self.models.sam.config.dim))
+        known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole(), look=look)
         fields(
             tracker=tracker,
             known=sequence(known),

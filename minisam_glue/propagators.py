@@ -14,7 +14,7 @@ the object is looked for afresh: the frame attends to the frames on which the ob
 that does not show it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from . import redetection
 from .flow import farneback, grey, inconsistency, warp
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
@@ -54,10 +55,18 @@ class MemoryPropagator(VideoTracker):
         holes = HOLE * (model.config.image_size // 4) ** 2 // 256**2
         super().__init__(model, max_hole=holes, max_prompted=MOST_PROMPTED, forget=True)
 
-    def remembered(self, ids: Iterable[int]) -> Tensor:
-        """The object pointers (n, C) that objects had when they were last prompted."""
-        banks = [self.objects[number].bank.prompted for number in ids]
-        return torch.stack([bank[max(bank)].pointer for bank in banks])
+    def looks(self, masks: Tensor) -> Tensor:
+        """How what is in masks, bool (n, s, s), looks on the current frame: see redetection.py. Rows (n, C)."""
+        return redetection.looks(masks, self.current().tokens[0].float())
+
+    def is_prompted(self, number: int) -> bool:
+        """Whether an object was prompted on the current frame."""
+        return self.frame in self.objects[number].bank.prompted
+
+    def lose(self, number: int) -> None:
+        """Empty the mask of an object on the current frame, and forget the frames on which it was tracked: it lies on
+        something else. Frames on which it was prompted stay, this one among them."""
+        self.objects[number].bank.tracked.clear()
 
     def state_kind(self) -> Kind:
         """What state() gives."""

@@ -1,7 +1,9 @@
 """A detection on a later frame: which tracked object it shows again, or whether it is a new one.
 
-Detections and objects that cover the same pixels are one (confirm). What is left over lies elsewhere (unclaimed), and
-is an object that was lost (revive) or a new one. Masks are bool (n, h, w) at any size that is the same for both.
+Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
+on something unlike its object, has lost it (strayed). What is left of the detections lies elsewhere (unclaimed), and
+is an object that was lost (revive) or a new one. Two objects never share one mask (sharing). Masks are bool (n, h, w)
+at any size that is the same for both.
 """
 
 import torch
@@ -12,6 +14,20 @@ from .assignment import hungarian
 from .masks import mask_iou
 
 SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
+SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
+ALIKE = 0.8  # cosine of two looks from which they may be one object's
+UNLIKE = 0.6  # below it a track has lost its object, even if nothing else is detected where it lies
+
+
+def looks(masks: Tensor, tokens: Tensor) -> Tensor:
+    """How objects look: the mean image token inside each mask, less that of the frame, as unit vectors (n, C).
+
+    tokens: (N, C), a square of the frame's tokens. A mask without pixels looks like nothing: all zeros.
+    """
+    grid = round(len(tokens) ** 0.5)
+    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[None], grid)[0].flatten(1)  # (n, N)
+    inside = weights @ (tokens - tokens.mean(0))
+    return F.normalize(inside, dim=1)
 
 
 def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, int]:
@@ -22,24 +38,52 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
     return assign(mask_iou(detected, tracked) * same_label, SAME)
 
 
+def strayed(
+    detected: Tensor, tracked: Tensor, likeness: Tensor, confirmed: dict[int, int], present: Tensor
+) -> list[int]:
+    """Objects whose tracks lie on something else.
+
+    likeness: cosines (detections, objects) of how detections look and objects looked. present: (objects,), the same of
+    what each track lies on now. An object is there for sure if a detection of its own phrase confirms it.
+    """
+    overlap = mask_iou(detected, tracked)
+    lost = []
+    for column in set(range(len(tracked))) - set(confirmed.values()):
+        others = [row for row in range(len(detected)) if overlap[row, column] >= SAME]
+        unlike = any(likeness[row, column] < ALIKE for row in others) or present[column] < UNLIKE
+        if tracked[column].any() and unlike:
+            lost.append(column)
+    return lost
+
+
 def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: dict[int, int]) -> list[int]:
-    """Detections that show no object yet: not confirmed, not empty, and mostly outside objects of their label."""
+    """Detections that show no object yet: not confirmed, not empty, mostly outside objects of their label, and not
+    another phrase for the mask of an object."""
     if not len(detected):
         return []
     owned = torch.stack([tracked[same].any(0) for same in same_label])  # pixels of any object of the same label
     area = detected.sum((1, 2))
     inside = (detected & owned).sum((1, 2)) / area.clamp(min=1)
-    return [row for row in range(len(detected)) if row not in confirmed and inside[row] <= SAME and area[row]]
+    named = (mask_iou(detected, tracked) >= SHARED).any(1)
+    return [
+        row
+        for row in range(len(detected))
+        if row not in confirmed and inside[row] <= SAME and area[row] and not named[row]
+    ]
 
 
-def revive(pointers: Tensor, remembered: Tensor, same_label: Tensor) -> dict[int, int]:
-    """Pairs of a detection and the lost object that it shows: as many as labels allow, and the most alike.
+def revive(likeness: Tensor, same_label: Tensor) -> dict[int, int]:
+    """Pairs of a detection and the lost object that it shows: as many as labels and looks allow, and the most alike.
 
-    pointers (n, C), remembered (m, C): object pointers of detections, and of lost objects when they were prompted.
+    likeness: cosines (detections, lost objects) of how detections look and objects looked.
     """
-    cosine = F.normalize(pointers.float(), dim=1) @ F.normalize(remembered.float(), dim=1).T
-    gain = torch.where(same_label, cosine + 2, 0)  # 1 to 3 for a pair that may be: two pairs are never worse than one
+    gain = torch.where(same_label & (likeness >= ALIKE), likeness + 2, 0)  # 1 to 3: two pairs are never worse than one
     return assign(gain, 0.5)
+
+
+def sharing(masks: Tensor) -> list[tuple[int, int]]:
+    """Pairs of objects that have one mask."""
+    return (mask_iou(masks, masks).triu(1) >= SHARED).nonzero().tolist() if len(masks) > 1 else []
 
 
 def assign(gain: Tensor, least: float) -> dict[int, int]:

@@ -36,32 +36,35 @@ class ScriptedTracker:
     size, model = (SIDE, SIDE), SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(self, tracks: dict, looks: list):
-        self.tracks, self.looks, self.prompted = tracks, looks, []
-        memories = {
-            number: {
-                0: SimpleNamespace(pointer=pointer(angle + 90)),  # the latest one counts
-                4: SimpleNamespace(pointer=pointer(angle)),
-            }
-            for number, (_, angle) in tracks.items()
-        }
-        self.objects = {
-            number: SimpleNamespace(bank=SimpleNamespace(prompted=memory)) for number, memory in memories.items()
-        }
+        self.tracks, self.looks_of, self.prompted = tracks, looks, []
+        self.objects, self.lost = dict.fromkeys(tracks), []
 
     def look_at_boxes(self, boxes):
-        assert len(boxes) == len(self.looks)
-        logits = torch.stack([strip(span) for span, _ in self.looks] or [strip(None)])[: len(boxes)]
-        pointers = torch.stack([pointer(angle) for _, angle in self.looks] or [pointer(0)])[: len(boxes)]
+        assert len(boxes) == len(self.looks_of)
+        logits = torch.stack([strip(span) for span, _ in self.looks_of] or [strip(None)])[: len(boxes)]
+        pointers = torch.stack([pointer(angle) for _, angle in self.looks_of] or [pointer(0)])[: len(boxes)]
         return ObjectOutput(logits, pointers, torch.ones(len(boxes)))
 
     def prompt(self, number, box=None, mask=None):
         self.prompted.append((number, "box", tuple(box)) if mask is None else (number, "mask", span_of(mask)))
 
-    remembered = MemoryPropagator.remembered
     looked = MemoryPropagator.looked
 
+    def looks(self, masks):
+        """By place: what lies on the columns of a detection looks like it, else as the track of these columns."""
+        there = {span: angle for span, angle in (*self.tracks.values(), *self.looks_of) if span}
+        spans = [span_of(mask) if mask.any() else None for mask in masks]
+        return torch.stack([pointer(there.get(span, 0)) for span in spans] or [pointer(0)])[: len(spans)]
+
+    def is_prompted(self, number):
+        return number in [prompted for prompted, *_ in self.prompted]
+
+    def lose(self, number):
+        self.lost.append(number)
+
     def result(self):
-        logits = torch.stack([strip(span) for span, _ in self.tracks.values()] or [strip(None)])[: len(self.tracks)]
+        spans = [None if number in self.lost else span for number, (span, _) in self.tracks.items()]
+        logits = torch.stack([strip(span) for span in spans] or [strip(None)])[: len(spans)]
         return FrameResult(8, list(self.tracks), logits, torch.ones(len(self.tracks)), self.size, False)
 
 
@@ -73,16 +76,23 @@ def span_of(mask: torch.Tensor) -> tuple[int, int]:
 def reconcile(tracks: dict, found: list, forgotten: int = 0) -> tuple[list, dict]:
     """tracks: id -> (label, span, angle); found: (label, span, angle), the n-th with score 0.9 - n / 10.
 
+    An angle says how an object looked, and how a detection looks: alike up to 36 degrees.
     Returns the prompts that the tracker got, a detection's box being (n, n, n, n), and the scores by id.
     """
+    tracking = run(tracks, found, forgotten)
+    return tracking.tracker.prompted, {number: round(o.score, 3) for number, o in tracking.known.items()}
+
+
+def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
     tracking = Tracking(tiny_models(), "anything", redetect=1)
     tracking.tracker = ScriptedTracker({number: track[1:] for number, track in tracks.items()}, [f[1:] for f in found])
     tracking.known = {number: Segment(number, label, 0.5, (), None) for number, (label, _, _) in tracks.items()}
     if forgotten:  # an object of the way ahead, of which the way back knows nothing
         tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
     seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
+    tracking.looks = {number: pointer(angle) for number, (_, _, angle) in tracks.items()}
     tracking._reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result())
-    return tracking.tracker.prompted, {number: round(o.score, 3) for number, o in tracking.known.items()}
+    return tracking
 
 
 def test_a_detection_on_a_track_confirms_it_and_nothing_else():
@@ -100,15 +110,42 @@ def test_a_detection_elsewhere_is_a_new_object_with_a_number_never_used():
     assert prompted == [(6, "box", (0, 0, 0, 0))] and scores[6] == 0.9 and scores[1] == 0.5
 
 
-def test_another_label_is_another_object_even_on_the_same_pixels():
-    prompted, scores = reconcile({1: ("car", (0, 4), 0)}, [("dog", (0, 4), 0)])
-    assert prompted == [(2, "box", (0, 0, 0, 0))] and scores == {1: 0.5, 2: 0.9}
+def test_another_phrase_for_what_an_object_looks_like_is_no_new_object():
+    assert reconcile({1: ("car", (0, 4), 0)}, [("dog", (0, 4), 30)]) == ([], {1: 0.5})
+
+
+def test_a_detection_of_another_phrase_empties_the_track_that_lost_its_object():
+    tracking = run({1: ("car", (0, 4), 0), 2: ("car", (8, 11), 0)}, [("dog", (0, 4), 60), ("car", (8, 11), 0)])
+    assert tracking.tracker.prompted == [(3, "box", (0, 0, 0, 0))] and tracking.tracker.lost == [1]
+
+
+def test_an_object_that_its_own_phrase_confirms_is_not_lost_however_it_looks():
+    assert run({1: ("car", (0, 4), 0)}, [("car", (0, 4), 80), ("dog", (0, 4), 80)]).tracker.lost == []
+
+
+def test_a_track_on_nothing_that_is_detected_is_lost_if_it_looks_like_something_else(monkeypatch):
+    for angle, lost in ((80, [1]), (40, [])):
+        monkeypatch.setattr(ScriptedTracker, "looks", lambda self, masks, a=angle: pointer(a).expand(len(masks), 2))
+        assert run({1: ("car", (0, 4), 0)}, []).tracker.lost == lost
+
+
+def test_of_two_objects_with_one_mask_the_one_that_is_not_confirmed_or_unlike_is_emptied():
+    both = {1: ("car", (0, 4), 0), 2: ("car", (0, 4), 0)}
+    assert run(both, [("car", (0, 4), 0)]).tracker.lost == [2]
+    assert run({1: ("car", (0, 4), 60), 2: ("dog", (0, 4), 0)}, []).tracker.lost == [1]
+    assert run(both, [("car", (0, 4), 0), ("car", (0, 4), 0)]).tracker.lost == []
 
 
 def test_a_part_of_a_track_and_a_box_around_several_are_not_new():
     tracks = {1: ("car", (0, 2), 0), 2: ("car", (2, 4), 0), 3: ("car", (4, 6), 0), 4: ("car", (6, 12), 0)}
     assert reconcile(tracks, [("car", (0, 6), 0), ("car", (6, 8), 0)])[0] == []
     assert [number for number, *_ in reconcile(tracks, [("car", (0, 6), 0), ("dog", (6, 8), 0)])[0]] == [5]
+
+
+def test_what_was_lost_returns_only_to_something_like_it():
+    tracks = {1: ("car", None, 0)}
+    assert reconcile(tracks, [("car", (4, 6), 40)])[0] == [(2, "box", (0, 0, 0, 0))]
+    assert reconcile(tracks, [("car", (4, 6), 30)])[0] == [(1, "mask", (4, 6))]
 
 
 def test_what_was_lost_returns_with_its_number_and_the_likest_detection():

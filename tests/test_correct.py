@@ -1,0 +1,202 @@
+"""--correct: a finished video with objects prompted again, added or removed on a frame."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import tamper
+from helpers.commands import command, lines
+from helpers.squares import picture, save
+from helpers.tiny_segment import tiny_models
+
+from minisam_glue.cli import states
+from minisam_glue.cli.states import States, listed
+
+AT, COUNT = 3, 5
+CLICK = f"id=2 at={AT} point=45,15 point=30,30,0"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return tiny_models()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, models) -> Path:
+    """The folder of a film and of its result, two objects of which the second joins on frame 1."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "film").mkdir()
+    for t in range(COUNT):
+        save(picture(4 + 2 * t, 40, seed=t), folder / "film" / f"{t}.png")
+    words = [folder / "film", "--frames", "--format", "gif", "--out", folder / "out", "--quiet", "--save", "masks"]
+    objects = ["--object", "box=5,10,15,22 label=dog", "--object", "box=40,10,50,22 label=cat at=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(states, "EVERY", 2)
+        assert command(*words, *objects, models=models) == 0
+    return folder
+
+
+@pytest.fixture
+def result(finished, tmp_path) -> Path:
+    """A copy of the result; its source stays where it is."""
+    return Path(shutil.copytree(finished / "out" / "film", tmp_path / "out" / "film"))
+
+
+def correct(result: Path, *corrections: str, models, flags=()) -> list[dict]:
+    """The records of a result after these corrections."""
+    words = [word for correction in corrections for word in ("--object", correction)]
+    assert command("--correct", result, *words, *flags, "--quiet", models=models) == 0
+    return lines(result / "result.jsonl")
+
+
+def of(records: list[dict], number: int) -> list[dict]:
+    """An object's records, frame by frame."""
+    return [o for record in records for o in record["objects"] if o["id"] == number]
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_one_object_changes_from_the_frame_on_and_nothing_else(result, models):
+    before = lines(result / "result.jsonl")
+    assert {number for number, _ in listed(result / "states")} == {2, 4}
+    after = correct(result, CLICK, models=models)
+    assert of(after, 1) == of(before, 1) and after[:AT] == before[:AT]
+    then, now = of(before, 2), of(after, 2)
+    assert [a["mask"] == b["mask"] for a, b in zip(then, now)][AT - 1 :] == [False] * (COUNT - AT)
+    summary = json.loads((result / "result.json").read_text())
+    assert [(c["id"], c["at"]) for c in summary["corrections"]] == [(2, AT)] and len(summary["objects"]) == 2
+    assert {number for number, _ in listed(result / "states")} == {2, 4}
+    assert len(list((result / "masks" / "002_cat").iterdir())) == len(now)
+
+
+def test_a_result_without_states_is_tracked_again_from_the_first_frame_to_the_same(result, tmp_path, models, capsys):
+    other = Path(shutil.copytree(result, tmp_path / "other" / "film"))
+    shutil.rmtree(other / "states")
+    capsys.readouterr()
+    assert command("--correct", other, "--object", CLICK, "--states", 0, models=models) == 0
+    assert "tracking again from the first frame" in capsys.readouterr().out and not (other / "states").exists()
+    correct(result, CLICK, models=models)
+    assert (result / "result.jsonl").read_bytes() == (other / "result.jsonl").read_bytes()
+
+
+def test_with_both_the_corrected_object_alone_is_tracked_back_too(result, models):
+    before = lines(result / "result.jsonl")
+    after = correct(result, CLICK, "box=25,10,35,22 at=2 label=new", models=models, flags=("--direction", "both"))
+    assert of(after, 1) == of(before, 1)
+    assert [o["label"] for o in of(after, 3)] == ["new"] * COUNT
+    assert len(of(after, 2)) == COUNT and of(after, 2)[0]["mask"] != of(before, 2)[0]["mask"]
+
+
+def test_an_object_is_removed_from_a_frame_on_or_from_all(result, models):
+    before = lines(result / "result.jsonl")
+    after = correct(result, "id=1 at=2 remove", models=models)
+    assert of(after, 1) == of(before, 1)[:2] and of(after, 2) == of(before, 2)
+    assert of(correct(result, "id=2 at=3 remove", models=models, flags=("--direction", "both")), 2) == []
+
+
+def test_corrections_one_after_the_other_are_the_same_as_together(result, tmp_path, models):
+    other = Path(shutil.copytree(result, tmp_path / "other" / "film"))
+    earlier = "id=2 at=2 box=38,8,50,24"
+    together = correct(result, earlier, CLICK, models=models)
+    correct(other, CLICK, models=models)
+    assert of(correct(other, earlier, models=models), 2) == of(together, 2)
+
+
+REFUSED = [
+    (["id=9 at=1 point=5,5"], [], "--object 9: the result has no such object, but 1, 2; leave out id="),
+    ([f"id=2 at={COUNT} point=5,5"], [], "at=5: the result has 5 frames, counted from 0"),
+    (["id=2 point=5,5"], [], "its frame is missing"),
+    (["id=2 at=1"], [], "no prompt: give a box, a point, a mask, or remove"),
+    (["at=1 point=5,5,0"], [], "of a new object: point 5,5,0: give at least one point on the object"),
+    (["id=2 at=1 point=99,5"], [], "--object 2: point 99,5: it lies outside the picture of 56 x 40"),
+    (["id=2 at=1 point=5,5 label=cow"], [], "the object is called cat"),
+    (["id=2 at=1 point=5,5", "id=2 at=1 remove"], [], "two corrections on frame 1"),
+    (["id=2 at=1 remove"], ["--stride", 2], "it is a result of another --stride (1 then, 2 now)"),
+    (["id=2 at=1 remove"], ["--direction", "reverse"], "a correction goes forward"),
+    (["id=2 at=1 remove"], ["--resume"], "--resume: --correct writes the new result in place of the old one"),
+    ([], [], "--correct needs --object"),
+]
+
+
+def test_what_can_not_be_meant_is_one_line_and_changes_nothing(result, models, capsys):
+    before = files(result.parent)
+    for corrections, flags, message in REFUSED:
+        words = [word for correction in corrections for word in ("--object", correction)]
+        capsys.readouterr()
+        assert command("--correct", result, *words, *flags, models=models) == 2, message
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and message in said, said
+    assert files(result.parent) == before
+
+
+def test_a_result_of_something_else_is_refused(finished, result, tmp_path, models, capsys):
+    def refused(folder: Path, *words: object) -> str:
+        capsys.readouterr()
+        assert command(*words, "--correct", folder, "--object", "id=1 at=1 remove", models=models) == 2
+        return capsys.readouterr().err
+
+    film = Path(shutil.copytree(finished / "film", tmp_path / "film"))
+    save(picture(9), film / "2.png")
+    assert "it is a result of other content of the source" in refused(result, film)
+    summary = json.loads((result / "result.json").read_text())
+    for change, message in (
+        ({"of": summary["of"] | {"program": "0.0"}}, 'another version of this program ("0.0" then'),
+        ({"of": summary["of"] | {"--direction": "both"}}, "only results of --direction forward"),
+        ({"source": str(tmp_path / "gone.mp4")}, "it is not there; say where it is now"),
+        ({"prompts": 5}, "is damaged, or of an earlier version"),
+    ):
+        (result / "result.json").write_text(json.dumps(summary | change))
+        assert message in refused(result)
+    source = save(picture(5), tmp_path / "a.png")
+    assert command(source, "--box", "5,10,15,22", "--out", tmp_path / "pictures", models=models) == 0
+    assert "it is a picture's result" in refused(tmp_path / "pictures" / "a")
+
+
+# --- States ------------------------------------------------------------------------------------------------
+
+
+def test_states_take_no_more_room_than_they_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "EVERY", 2)
+    state = {"tracker": torch.zeros(1000)}
+    tracking = SimpleNamespace(next=0, reverse=False, tracker=SimpleNamespace(objects={1: 1}), state=lambda: state)
+    for room, kept in ((0, []), (1e6, range(2, 41, 2)), (30_000, range(16, 41, 8)), (1000, [])):
+        held = States(tmp_path / str(room), room, {})
+        for tracking.next in range(1, 41):
+            held.keep(tracking)
+            assert sum(path.stat().st_size for _, path in listed(held.folder)) <= room
+        assert [number for number, _ in listed(held.folder)] == sorted(kept, reverse=True)
+
+
+@pytest.mark.parametrize("step", [211, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["states/000002.pt", "result.json", "result.jsonl"])
+def test_a_changed_file_of_a_result_ends_in_one_line_or_a_result(name, step, result, tmp_path, models, capsys):
+    kept = Path(shutil.copytree(result, tmp_path / "kept"))
+    content = (kept / name).read_bytes()
+    if name.endswith(".pt"):
+        cases = tamper.files(torch.load(kept / name, weights_only=True), content, step)
+    else:
+        first, *rest = content.splitlines(keepends=True) if name.endswith("l") else [content]
+        changed = list(tamper.variants(json.loads(first), json=True))[:: max(1, step // 10)]
+        cases = [(case, json.dumps(new).encode() + b"\n" + b"".join(rest)) for case, new in changed]
+        cases += [("deep", tamper.deep()), ("empty", b"")]
+    wrong = {}
+    for case, data in cases:
+        shutil.rmtree(result)
+        shutil.copytree(kept, result)
+        (result / name).write_bytes(data)
+        capsys.readouterr()
+        try:
+            with tamper.bounded():
+                status = command("--correct", result, "--object", f"id=2 at={COUNT - 2} remove", models=models)
+        except (Exception, SystemExit, tamper.TooSlow) as error:
+            wrong[case] = repr(error)[:200]
+            continue
+        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+        if status not in (0, 2) or (status == 2) != (len(said) == 1) or any("\x1b" in line for line in said):
+            wrong[case] = f"status {status}: {said}"[:300]
+    assert wrong == {}
