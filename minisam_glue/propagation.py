@@ -83,7 +83,8 @@ class Tracking:
         settings = {"refine_every": refine_every} if propagate == FLOW else {}
         self.tracker = PROPAGATORS[propagate](models.sam, **settings)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
-        self.looks: dict[int, Tensor] = {}  # (C,), how objects of a sentence look: see redetection.py
+        self.image: np.ndarray | None = None  # the current frame, uint8 (H, W, 3)
+        self.looks: dict[int, Tensor] = {}  # (C + 3,), how objects of a sentence look: see redetection.py
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
@@ -171,11 +172,13 @@ class Tracking:
             return self._without_objects(index, image, found)
         if marks and isinstance(self.prompt, Clicks):
             self.prompt.check_inside(image.shape[:2])
+        before, absent = set(self.tracker.objects), self._absent() if self.redetect else ()
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
-        before = set(self.tracker.objects)
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
+            self.image = image
+            result = self._refuse_strangers(absent, result)
             if found is not None and self.seeded_at is not None:
                 self._reconcile(found, result, join=bool(self.redetect))
             elif found is not None:
@@ -265,17 +268,17 @@ class Tracking:
         """
         looked = self.tracker.look_at_boxes(found.boxes)
         detected, tracked = looked.logits > 0, result.low_res > 0
-        same, likeness = self._same_label(found, result), self._likeness(detected, result.ids)
+        same, alike = self._same_label(found, result), self._likeness(detected, result.ids)
         confirmed = redetection.confirm(detected, tracked, same)
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
         present = self._likeness(tracked, result.ids).diagonal()
-        for column in redetection.strayed(detected, tracked, likeness, confirmed, present):
+        for column in redetection.strayed(detected, tracked, alike, confirmed, present):
             self.tracker.lose(result.ids[column])
             tracked[column] = False
         new = redetection.unclaimed(detected, tracked, same, confirmed)
         lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
-        revived = redetection.revive(likeness[new][:, lost], same[new][:, lost]) if new and lost else {}
+        revived = redetection.revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
         for i, row in enumerate(new):
             if i in revived:
                 self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
@@ -307,19 +310,35 @@ class Tracking:
             if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
                 self.tracker.lose(result.ids[column])
 
+    def _absent(self) -> list[int]:
+        """The objects without a mask on the frame that the tracker was last shown."""
+        result = self.tracker.result()
+        return [number for number, mask in zip(result.ids, result.low_res > 0) if not mask.any()]
+
+    def _refuse_strangers(self, absent: Collection[int], result: FrameResult) -> FrameResult:
+        """What was absent on the frame before and is back on something unlike it stays away."""
+        rows = [row for row, number in enumerate(result.ids) if number in absent and (result.low_res[row] > 0).any()]
+        if not rows:
+            return result
+        alike = self._likeness(result.low_res[rows] > 0, [result.ids[row] for row in rows]).diagonal()
+        for row, value in zip(rows, alike):
+            if value < redetection.UNLIKE:
+                self.tracker.lose(result.ids[row])
+        return self.tracker.result()
+
     def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
-        """Cosines (n, objects) of what is in masks, bool (n, s, s), and the objects as they looked when they were seen
+        """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they looked when they were seen
         for sure; 1 for an object of which that is not known."""
-        looks, known = self.tracker.looks(masks), [self.looks.get(number) for number in ids]
-        cosines = [looks.new_ones(len(looks)) if k is None else looks @ k for k in known]
-        return torch.stack(cosines, 1) if cosines else looks.new_zeros(len(looks), 0)
+        looks, known = self.tracker.looks(masks, self.image), [self.looks.get(number) for number in ids]
+        columns = [looks.new_ones(len(looks)) if k is None else redetection.likeness(looks, k) for k in known]
+        return torch.stack(columns, 1) if columns else looks.new_zeros(len(looks), 0)
 
     def _learn_looks(self, ids: Collection[int], result: FrameResult) -> None:
         """Keep how objects look that are there for sure on this frame; the latest looks weigh least."""
         rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
-        for row, look in zip(rows, self.tracker.looks(result.low_res[rows] > 0)):
+        for row, look in zip(rows, self.tracker.looks(result.low_res[rows] > 0, self.image)):
             before = self.looks.get(result.ids[row], look)
-            self.looks[result.ids[row]] = F.normalize(LASTING * before + (1 - LASTING) * look, dim=0)
+            self.looks[result.ids[row]] = LASTING * before + (1 - LASTING) * look
 
     def _is_cold(self, mask: Tensor, label: str, found: Seeds) -> bool:
         """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
@@ -414,7 +433,7 @@ class Tracking:
     def _check(self, state: object) -> None:
         """ValueError unless restore can take it."""
         tracker = self.tracker.state_kind()
-        look = optional(tensor(self.models.sam.config.dim))
+        look = optional(tensor(self.models.sam.config.dim + 3))
         known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole(), look=look)
         fields(
             tracker=tracker,

@@ -31,7 +31,7 @@ from .sam2 import video_tracker as memory
 from .sam2.layers import resize_antialiased
 from .sam2.memory_bank import FrameMemory
 from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
-from .sam2.preprocess import prompt_points
+from .sam2.preprocess import Array, prompt_points
 from .sam2.video_tracker import TrackedObject
 from .support.reading import Kind, fields, optional, refuse, whole
 
@@ -55,9 +55,15 @@ class MemoryPropagator(VideoTracker):
         holes = HOLE * (model.config.image_size // 4) ** 2 // 256**2
         super().__init__(model, max_hole=holes, max_prompted=MOST_PROMPTED, forget=True)
 
-    def looks(self, masks: Tensor) -> Tensor:
-        """How what is in masks, bool (n, s, s), looks on the current frame: see redetection.py. Rows (n, C)."""
-        return redetection.looks(masks, self.current().tokens[0].float())
+    def looks(self, masks: Tensor, image: np.ndarray) -> Tensor:
+        """How what is in masks, bool (n, s, s), looks on the current frame, uint8 (H, W, 3): see redetection.py."""
+        return redetection.looks(masks, self.current().tokens[0].float(), torch.tensor(image, device=masks.device))
+
+    def look_at_boxes(self, boxes: Array) -> ObjectOutput:
+        if len(boxes):
+            return super().look_at_boxes(boxes)
+        empty, side = self.current().tokens.new_zeros(0), self.model.config.image_size // 4
+        return ObjectOutput(empty.view(0, side, side), empty.view(0, self.model.config.dim), empty)
 
     def is_prompted(self, number: int) -> bool:
         """Whether an object was prompted on the current frame."""

@@ -15,19 +15,29 @@ from .masks import mask_iou
 
 SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
-ALIKE = 0.8  # cosine of two looks from which they may be one object's
-UNLIKE = 0.6  # below it a track has lost its object, even if nothing else is detected where it lies
+ALIKE = 0.8  # likeness from which a detection may be an object that was lost
+UNLIKE = 0.6  # likeness below which a track lies on something else than its object
 
 
-def looks(masks: Tensor, tokens: Tensor) -> Tensor:
-    """How objects look: the mean image token inside each mask, less that of the frame, as unit vectors (n, C).
+def looks(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
+    """How objects look: the mean image token inside each mask, less that of the frame, as a unit vector; and the mean
+    colour, 0 to 1. Rows (n, C + 3); zeros for a mask without pixels.
 
-    tokens: (N, C), a square of the frame's tokens. A mask without pixels looks like nothing: all zeros.
+    tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).
     """
-    grid = round(len(tokens) ** 0.5)
-    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[None], grid)[0].flatten(1)  # (n, N)
-    inside = weights @ (tokens - tokens.mean(0))
-    return F.normalize(inside, dim=1)
+    grid, side = round(len(tokens) ** 0.5), masks.shape[-1]
+    shares = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[None], grid)[0].flatten(1)  # (n, N)
+    inside = F.normalize(shares @ (tokens - tokens.mean(0)), dim=1)
+    colours = F.adaptive_avg_pool2d(image.permute(2, 0, 1).to(tokens.dtype) / 255, side).flatten(1)  # (3, s * s)
+    area = masks.sum((1, 2)).clamp(min=1)[:, None]
+    return torch.cat((inside, masks.flatten(1).to(tokens.dtype) @ colours.T / area), 1)
+
+
+def likeness(looks: Tensor, look: Tensor) -> Tensor:
+    """How alike n looks (n, C + 3) are to one (C + 3,), at most 1: the cosine of the tokens, or 1 less the distance of
+    the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same."""
+    cosine = looks[:, :-3] @ F.normalize(look[:-3], dim=0)
+    return torch.minimum(cosine, 1 - (looks[:, -3:] - look[-3:]).norm(dim=1))
 
 
 def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, int]:
@@ -38,19 +48,17 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
     return assign(mask_iou(detected, tracked) * same_label, SAME)
 
 
-def strayed(
-    detected: Tensor, tracked: Tensor, likeness: Tensor, confirmed: dict[int, int], present: Tensor
-) -> list[int]:
+def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
     """Objects whose tracks lie on something else.
 
-    likeness: cosines (detections, objects) of how detections look and objects looked. present: (objects,), the same of
+    alike: likeness (detections, objects) of detections to the objects as they were. present: (objects,), the same of
     what each track lies on now. An object is there for sure if a detection of its own phrase confirms it.
     """
     overlap = mask_iou(detected, tracked)
     lost = []
     for column in set(range(len(tracked))) - set(confirmed.values()):
         others = [row for row in range(len(detected)) if overlap[row, column] >= SAME]
-        unlike = any(likeness[row, column] < ALIKE for row in others) or present[column] < UNLIKE
+        unlike = any(alike[row, column] < ALIKE for row in others) or present[column] < UNLIKE
         if tracked[column].any() and unlike:
             lost.append(column)
     return lost
@@ -72,12 +80,12 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     ]
 
 
-def revive(likeness: Tensor, same_label: Tensor) -> dict[int, int]:
+def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
     """Pairs of a detection and the lost object that it shows: as many as labels and looks allow, and the most alike.
 
-    likeness: cosines (detections, lost objects) of how detections look and objects looked.
+    alike: likeness (detections, lost objects) of detections to the objects as they were.
     """
-    gain = torch.where(same_label & (likeness >= ALIKE), likeness + 2, 0)  # 1 to 3: two pairs are never worse than one
+    gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 1 to 3: two pairs are never worse than one
     return assign(gain, 0.5)
 
 

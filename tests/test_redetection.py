@@ -2,14 +2,18 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from helpers.sam2_tiny import tiny_model
+from helpers.squares import picture
 from helpers.tiny_segment import tiny_models
 
+from minisam_glue import redetection
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.records import Segment
-from minisam_glue.sam2 import FrameResult
+from minisam_glue.sam2 import FrameResult, accelerate
 from minisam_glue.sam2.model import ObjectOutput
 from minisam_glue.seeding import Seed, Seeds
 
@@ -24,10 +28,10 @@ def strip(span: tuple[int, int] | None) -> torch.Tensor:
     return logits
 
 
-def pointer(degrees: float) -> torch.Tensor:
-    """An object pointer (2,): the smaller the angle between two, the more alike are their objects."""
+def look(degrees: float) -> torch.Tensor:
+    """A look (5,): the smaller the angle between two, the more alike are their objects."""
     angle = torch.tensor(degrees).deg2rad()
-    return torch.stack((angle.cos(), angle.sin()))
+    return torch.stack((angle.cos(), angle.sin(), *torch.zeros(3)))  # and a colour, the same for all
 
 
 class ScriptedTracker:
@@ -42,7 +46,7 @@ class ScriptedTracker:
     def look_at_boxes(self, boxes):
         assert len(boxes) == len(self.looks_of)
         logits = torch.stack([strip(span) for span, _ in self.looks_of] or [strip(None)])[: len(boxes)]
-        pointers = torch.stack([pointer(angle) for _, angle in self.looks_of] or [pointer(0)])[: len(boxes)]
+        pointers = torch.stack([look(angle) for _, angle in self.looks_of] or [look(0)])[: len(boxes)]
         return ObjectOutput(logits, pointers, torch.ones(len(boxes)))
 
     def prompt(self, number, box=None, mask=None):
@@ -50,11 +54,11 @@ class ScriptedTracker:
 
     looked = MemoryPropagator.looked
 
-    def looks(self, masks):
+    def looks(self, masks, image):
         """By place: what lies on the columns of a detection looks like it, else as the track of these columns."""
         there = {span: angle for span, angle in (*self.tracks.values(), *self.looks_of) if span}
         spans = [span_of(mask) if mask.any() else None for mask in masks]
-        return torch.stack([pointer(there.get(span, 0)) for span in spans] or [pointer(0)])[: len(spans)]
+        return torch.stack([look(there.get(span, 0)) for span in spans] or [look(0)])[: len(spans)]
 
     def is_prompted(self, number):
         return number in [prompted for prompted, *_ in self.prompted]
@@ -90,7 +94,7 @@ def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
     if forgotten:  # an object of the way ahead, of which the way back knows nothing
         tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
     seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
-    tracking.looks = {number: pointer(angle) for number, (_, _, angle) in tracks.items()}
+    tracking.looks = {number: look(angle) for number, (_, _, angle) in tracks.items()}
     tracking._reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result())
     return tracking
 
@@ -125,7 +129,7 @@ def test_an_object_that_its_own_phrase_confirms_is_not_lost_however_it_looks():
 
 def test_a_track_on_nothing_that_is_detected_is_lost_if_it_looks_like_something_else(monkeypatch):
     for angle, lost in ((80, [1]), (40, [])):
-        monkeypatch.setattr(ScriptedTracker, "looks", lambda self, masks, a=angle: pointer(a).expand(len(masks), 2))
+        monkeypatch.setattr(ScriptedTracker, "looks", lambda self, masks, image, a=angle: look(a).expand(len(masks), 5))
         assert run({1: ("car", (0, 4), 0)}, []).tracker.lost == lost
 
 
@@ -177,3 +181,31 @@ def test_no_detection_and_an_empty_mask_change_nothing(tracks):
 
 def test_a_first_detection_is_a_new_object():
     assert reconcile({}, [("car", (0, 3), 0)])[0] == [(1, "box", (0, 0, 0, 0))]
+
+
+@pytest.mark.parametrize("angle, lost", [(50, []), (60, [1])])
+def test_what_was_absent_comes_back_only_on_something_like_it(angle, lost):
+    tracking = Tracking(tiny_models(), "anything", redetect=1)
+    tracking.tracker = ScriptedTracker({1: ((0, 4), angle), 2: ((6, 9), angle)}, [])
+    tracking.looks = {1: look(0), 2: look(0)}
+    result = tracking._refuse_strangers([1], tracking.tracker.result())
+    assert tracking.tracker.lost == lost and bool((result.low_res[0] > 0).any()) == (not lost)
+
+
+def test_tokens_and_colours_both_say_what_is_alike():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4, :4], image[:4, 4:], image[4:, :4] = (200, 40, 40), (40, 160, 60), (200, 40, 40)
+    tokens = torch.zeros(4, 3)
+    tokens[0, 0] = tokens[1, 0] = tokens[2, 1] = 1  # the two above look the same to SAM 2
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[0, :4, :4] = masks[1, :4, 4:] = masks[2, 4:, :4] = True
+    looks = redetection.looks(masks, tokens, torch.from_numpy(image))
+    alike = redetection.likeness(looks, looks[0])
+    assert alike[0] == pytest.approx(1) and torch.allclose(looks[0, 3:], torch.tensor([200, 40, 40]) / 255)
+    assert alike[1] < redetection.UNLIKE and alike[2] < redetection.UNLIKE and not looks[3].any()
+
+
+def test_a_look_at_no_box_finds_nothing_also_in_the_fast_form():
+    tracker = MemoryPropagator(accelerate(tiny_model()))
+    tracker.seek(0, picture(5))
+    assert tracker.look_at_boxes([]).logits.shape == (0, 16, 16)
