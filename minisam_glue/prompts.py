@@ -19,7 +19,7 @@ from .support.reading import anything, fields, flag, optional, real, sequence, t
 
 SEED_PROMPTS = ("box", "points", "mask")
 AUTO = "auto"
-DEFAULT_LABEL = "object"  # of an object that nobody has named
+CLICKED = "object"  # the label of what a box, points or a mask show, if it has none of its own
 LARGEST_NUMBER = 10**9  # of ids and frames
 Sentence = str | list[str]  # "car. dog." or ["car", "dog"]
 Size = tuple[int, int]  # height, width
@@ -223,9 +223,7 @@ class Clicks:
         objects = list(self.objects) or self._short()
         taken = {prompt.id for prompt in objects}
         free = (number for number in count(1) if number not in taken)
-        return [
-            replace(p, label=p.label or DEFAULT_LABEL, id=next(free) if p.id is None else int(p.id)) for p in objects
-        ]
+        return [replace(p, label=p.label or CLICKED, id=next(free) if p.id is None else int(p.id)) for p in objects]
 
     def check_inside(self, size: Size) -> None:
         """ValueError for a box, point or mask that does not belong to a picture of (height, width)."""

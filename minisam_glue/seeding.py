@@ -16,14 +16,13 @@ from .grounding_dino.detector import pack_captions
 from .heatmap import HeatInstance, HeatSettings, agreement, choose_threshold, confidence, find_instances, otsu
 from .masks import box_around
 from .models import Models
-from .prompts import AUTO, DEFAULT_LABEL, ObjectPrompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
+from .prompts import AUTO, CLICKED, ObjectPrompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
 from .records import HeatMap
 from .sam2 import EncodedImages
 from .sam2.layers import resize_antialiased
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
-CLICKED = "object"  # the label of what a box, points or a mask show
 MOST_AUTO = 0.5  # threshold of a detection's score that "auto" gives at most
 
 
@@ -213,7 +212,7 @@ def seed_of_prompt(prompt: ObjectPrompt, size: Size) -> Seed:
     """A seed from an object's prompts. ValueError for what does not belong to a picture of (height, width)."""
     prompt.check_inside(size)
     return Seed(
-        prompt.label or DEFAULT_LABEL,
+        prompt.label or CLICKED,
         box=None if prompt.box is None else tuple(map(float, prompt.box)),
         points=[tuple(map(float, point[:2])) for point in prompt.points],
         point_labels=[int(point[2]) for point in prompt.points],

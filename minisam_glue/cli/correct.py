@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import media
 from ..models import DETECTORS, Models
-from ..prompts import Clicks, ObjectPrompt, Thresholds
+from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds
 from ..propagation import BOTH, FORWARD, REVERSE, Tracking
 from ..records import Segment, Segmented
 from ..support.processes import on_signals
@@ -54,7 +54,7 @@ def correct(args: Namespace, models: Models | None) -> int:
         raise ValueError("--direction reverse: a correction goes forward, or with both also back")
     result = finished(folder)
     source = source_of(args, result)
-    settings = settings_of(args, result)
+    settings = flags_of(args, result)
     corrections = read_corrections(args, result)
     lock = FolderLock(folder.parent)
     try:
@@ -103,7 +103,7 @@ def source_of(args: Namespace, result: dict) -> str:
     return source
 
 
-def settings_of(args: Namespace, result: dict) -> Namespace:
+def flags_of(args: Namespace, result: dict) -> Namespace:
     """The flags of the result; those that this command has, too, count, and are refused later if they differ."""
     defaults, words = parse_arguments([]), []
     known = vars(defaults).keys() - {*STATED_OTHERWISE, *CHANGE_NOTHING}
@@ -152,7 +152,7 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
             check_correction(prompt, result["frames"], labels, new)
         except ValueError as error:
             raise ValueError(f"--object {'of a new object' if new else number}: {error}") from error
-        label = (prompt.label or "object") if new else labels[number]
+        label = (prompt.label or CLICKED) if new else labels[number]
         made = {"box": prompt.box, "points": prompt.points, "mask": prompt.mask, "remove": prompt.remove}
         corrections.append(ObjectPrompt(**made, label=label, id=number, at=prompt.at))
         if [(c.id, c.at) for c in corrections].count((number, prompt.at)) > 1:

@@ -7,7 +7,6 @@ from pathlib import Path
 from ..datasets import FORMATS, DataSets, Result
 from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
-from ..seeding import CLICKED
 from ..support.processes import Stopped, begin_program, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
@@ -27,7 +26,8 @@ def shared(of: Facts) -> Facts:
 def data_sets_of(args: Namespace, prompt: Prompt, settings: Facts, folders: dict[str, Path]) -> DataSets | None:
     """The data sets that --save asks for. ValueError as of DataSet."""
     names = [name for name in args.save if name in FORMATS]
-    labels = [CLICKED] if isinstance(prompt, Clicks) else split_phrases(prompt)
+    clicked = isinstance(prompt, Clicks)
+    labels = list(dict.fromkeys(o.label for o in prompt.prompts())) if clicked else split_phrases(prompt)
     inputs = [folder.name for folder in folders.values()]
     alone = rank_and_number()[1] == 1
     return DataSets(args.out, names, labels, shared(settings), inputs, alone) if names else None
