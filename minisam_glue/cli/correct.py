@@ -9,6 +9,7 @@ are also tracked back from there. The new result takes the place of the old one 
 
 import os
 import shutil
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 
 from .. import media
 from ..models import DETECTORS, Models
-from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds
+from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds, split_phrases
 from ..propagation import BOTH, FORWARD, REVERSE, Tracking
 from ..records import Segment, Segmented
-from ..support.processes import on_signals
+from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number
 from ..support.reading import fields, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
@@ -50,19 +51,24 @@ def correct(args: Namespace, models: Models | None) -> int:
     idle = [name for name in IN_PLACE if getattr(args, name) != getattr(parse_arguments([]), name)]
     if idle:
         raise ValueError(f"--{idle[0]}: --correct writes the new result in place of the old one; leave it out")
+    if rank_and_number()[1] > 1:
+        raise ValueError("--correct: one process does it; start it without torchrun")
     if args.direction == REVERSE:
         raise ValueError("--direction reverse: a correction goes forward, or with both also back")
     result = finished(folder)
     source = source_of(args, result)
     settings = flags_of(args, result)
     corrections = read_corrections(args, result)
-    lock = FolderLock(folder.parent)
+    lock, begun = FolderLock(Path(os.path.abspath(folder)).parent), time.perf_counter()
     try:
         job = job_of(settings, result, models)
         changed = differences(result["of"], facts_now(source, settings, job.models, result["of"]))
         if changed:
             raise ValueError(f"--correct {folder}: it is a result of {', '.join(changed)}")
-        return Correction(job, source, folder, result, corrections, args.direction).run()
+        status = Correction(job, source, folder, result, corrections, args.direction).run()
+        if settings.profile:
+            job.console.profile(job.models.seconds, time.perf_counter() - begun)
+        return status
     finally:
         lock.release()
 
@@ -126,7 +132,8 @@ def flags_of(args: Namespace, result: dict) -> Namespace:
         if value != getattr(defaults, name) and name != "direction":
             setattr(settings, name, value)
     used = {known.file: name for name, known in CHECKPOINTS.items()}
-    names = [used.get(file, "") for file in dict(result["of"].get("weights") or {})]
+    files = result["of"].get("weights")
+    names = [used.get(file, "") for file in files] if isinstance(files, dict) else []
     sams = [name.removeprefix("sam2.1_hiera_") for name in names if name.startswith("sam2.1_hiera_")]
     settings.sam = args.sam or next(iter(sams), None)
     settings.detector = args.detector or next((name for name in names if name in DETECTORS), None)
@@ -181,8 +188,11 @@ def check_correction(prompt: ObjectPrompt, frames: int, labels: dict[int, str], 
 def job_of(settings: Namespace, result: dict, models: Models | None) -> Job:
     """The settings and models of the result; its prompt is read when the size of the video is known."""
     prompt = result["of"].get("prompt")
-    if prompt is not None and not isinstance(prompt, (str, list)):
-        raise ValueError(f"--correct {settings.correct}: its result.json is damaged (its prompt is no sentence)")
+    try:
+        if prompt is not None:
+            split_phrases(prompt)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--correct {settings.correct}: its result.json is damaged ({error})") from error
     thresholds = Thresholds(settings.box_threshold, settings.text_threshold, settings.nms, settings.max_area)
     console = Console(settings.quiet, bool(settings.json))
     check_weights(settings.weights)
@@ -210,6 +220,7 @@ class Correction(VideoRun):
         super().__init__(job, source, folder)
         self.result, self.corrections, self.direction = result, corrections, direction
         self.first = corrections[0].at
+        self.console.on_closed = self.reader_gone
         removed = {c.id: c.at for c in corrections if c.remove}
         again = {(c.id, c.at) for c in corrections}
         self.earlier = [
@@ -235,8 +246,14 @@ class Correction(VideoRun):
                 with_old.close()
 
     def stop(self, signum: int, frame: object) -> None:
-        """Ctrl-C, or another signal: end after the current frame."""
+        """Ctrl-C, or another signal: end after the current frame; a second one ends at once."""
+        if self.job.stopped:
+            raise Stopped(signum)
         self.job.stopped = signum
+
+    def reader_gone(self) -> None:
+        """Nobody reads standard output any more: end as after Ctrl-C."""
+        self.job.stopped = self.job.stopped or CLOSED_PIPE
 
     def check_inside(self, prompt: ObjectPrompt) -> None:
         try:
@@ -343,7 +360,7 @@ class Old:
         path = folder / "result.jsonl"
         try:
             self.journal = Journal(path, path.stat().st_size, size)
-            if self.journal.places.keys() != set(range(frames)):
+            if len(self.journal.places) != frames or 0 not in self.journal.places:
                 self.journal.close()
                 raise ValueError(f"it has not the frames 0 to {frames - 1}")
         except (ValueError, RecursionError) as error:
