@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import tamper
@@ -12,8 +13,12 @@ from helpers.commands import command, lines
 from helpers.squares import picture, save
 from helpers.tiny_segment import tiny_models
 
+from minisam_glue import load_models
 from minisam_glue.cli import states
 from minisam_glue.cli.states import States, listed
+from minisam_glue.demo.evaluate import innermost
+from minisam_glue.demo.scenes import clip
+from minisam_glue.masks import decode_rle
 
 AT, COUNT = 3, 5
 CLICK = f"id=2 at={AT} point=45,15 point=30,30,0"
@@ -201,3 +206,34 @@ def test_a_changed_file_of_a_result_ends_in_one_line_or_a_result(name, step, res
         if status not in (0, 2) or (status == 2) != (len(said) == 1) or any("\x1b" in line for line in said):
             wrong[case] = f"status {status}: {said}"[:300]
     assert wrong == {}
+
+
+# --- What a correction is worth ----------------------------------------------------------------------------
+
+
+def test_after_one_click_a_swapped_object_is_as_good_as_a_new_one_and_others_stay_bit_for_bit(tmp_path):
+    demo, at, end = load_models("demo", None, device="cpu"), 3, 6
+    scene = clip(14, "crossing", chosen=range(0, 2 * end, 2))
+    lead, twin = scene.leads
+    (tmp_path / "film").mkdir()
+    for t, frame in enumerate(scene.frames):
+        save(frame, tmp_path / "film" / f"{t}.png")
+    boxes = [",".join(f"{side:.1f}" for side in scene.boxes[0, number].tolist()) for number in (twin, 0)]
+    words = [tmp_path / "film", "--frames", "--format", "png", "--out", tmp_path / "out", "--quiet"]
+    assert command(*words, "--object", f"box={boxes[0]}", "--object", f"box={boxes[1]}", models=demo) == 0
+    result = tmp_path / "out" / "film"
+    before = lines(result / "result.jsonl")
+    masks = torch.from_numpy(scene.masks)
+    x, y = innermost(masks[at, [lead]])[0].tolist()
+    click = f"at={at} point={x:.1f},{y:.1f}"
+    after = correct(result, f"id=1 {click}", click, models=demo)
+    assert of(after, 2) == of(before, 2) and of(after, 1)[:at] == of(before, 1)[:at]
+    then, now, new = (
+        np.mean([iou(decode_rle(o["mask"]), scene.masks[t, lead]) for t, o in zip(range(at, end), objects)])
+        for objects in (of(before, 1)[at:], of(after, 1)[at:], of(after, 3))
+    )
+    assert then < 0.2 and new > 0.7 and now > new - 0.02
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / (one | other).sum())
