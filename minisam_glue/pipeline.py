@@ -74,14 +74,15 @@ def segment_video(
     seeding: Seeding = Seeding(),
     propagate: str = MEMORY,
     refine_every: int = 1,
+    identity: bool = True,
 ) -> Iterator[Segmented]:
     """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking.
 
     Each call tracks by itself: several threads may go through videos of their own with the same models.
     """
     check_frames(frames)  # now, and not when the first frame is asked for
-    tracking = Tracking(models, prompt, thresholds, seed_frame, redetect, direction, seeding, propagate, refine_every)
-    return tracking.run(frames)
+    settings = (thresholds, seed_frame, redetect, direction, seeding, propagate, refine_every, identity)
+    return Tracking(models, prompt, *settings).run(frames)
 
 
 def check_pictures(images: Sequence[Picture]) -> None:

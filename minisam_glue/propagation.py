@@ -47,6 +47,7 @@ class Tracking:
     propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
     lost objects are looked for again now and then, also without redetect.
     refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
+    identity: keep look-alikes apart where they meet, and look for lost objects: see identity/. For memory.
     Memory does not grow with the number of frames. state() and restore() let another process go on. One Tracking
     belongs to one thread; the models may serve several.
     ValueError for arguments that make no sense together.
@@ -63,6 +64,7 @@ class Tracking:
         seeding: Seeding = Seeding(),
         propagate: str = MEMORY,
         refine_every: int = 1,
+        identity: bool = True,
     ):
         if propagate not in PROPAGATORS:
             raise ValueError(f"propagate {propagate!r}: choose one of {', '.join(PROPAGATORS)}")
@@ -80,7 +82,7 @@ class Tracking:
             split_phrases(prompt)
         self.models, self.prompt, self.thresholds, self.seeding = models, prompt, thresholds, seeding
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
-        settings = {"refine_every": refine_every} if propagate == FLOW else {}
+        settings = {"refine_every": refine_every} if propagate == FLOW else {"identity": identity}
         self.tracker = PROPAGATORS[propagate](models.sam, **settings)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.image: np.ndarray | None = None  # the current frame, uint8 (H, W, 3)

@@ -14,7 +14,7 @@ the object is looked for afresh: the frame attends to the frames on which the ob
 that does not show it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,10 +25,13 @@ from torch import Tensor
 
 from . import redetection
 from .flow import farneback, grey, inconsistency, warp
+from .identity import Frame, Identity
+from .identity import state_kind as identity_kind
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2 import video_tracker as memory
 from .sam2.layers import resize_antialiased
+from .sam2.mask_decoder import Decoded
 from .sam2.memory_bank import FrameMemory
 from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import Array, prompt_points
@@ -49,11 +52,85 @@ LOOK_EVERY = 10  # frames between two looks with the sentence for objects that f
 
 
 class MemoryPropagator(VideoTracker):
-    """SAM 2's memory: VideoTracker with the settings of the pipeline."""
+    """SAM 2's memory: VideoTracker with the settings of the pipeline.
 
-    def __init__(self, model: SAM2):
+    identity: apply the rules of identity/ to the masks before they go to memory.
+    """
+
+    def __init__(self, model: SAM2, identity: bool = True):
         holes = HOLE * (model.config.image_size // 4) ** 2 // 256**2
+        self.identity: Identity | None = Identity() if identity else None
         super().__init__(model, max_hole=holes, max_prompted=MOST_PROMPTED, forget=True)
+
+    def reset(self) -> None:
+        super().reset()
+        self.identity = None if self.identity is None else Identity()
+
+    def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
+        super().remember_prompt(obj, out)
+        if self.identity is not None:
+            self.identity.restart(obj.id)
+
+    def remove(self, object_id: int) -> None:
+        super().remove(object_id)
+        if self.identity is not None:
+            self.identity.restart(object_id)
+
+    def settle(self, found: list[tuple[Sequence[TrackedObject], Decoded]]) -> list:
+        """As VideoTracker.settle, and then the rules: only the masks that they change differ."""
+        outs = super().settle(found)
+        if self.identity is None or not self.objects:
+            return outs
+        prompted = {number for number, obj in self.objects.items() if self.frame in obj.bank.prompted}
+        ids, logits, ious = [], [], []
+        for (objects, out), (_, decoded) in zip(outs, found):
+            ids += [obj.id for obj in objects]
+            logits += out.logits.unbind()
+            ious += decoded.ious.amax(1).tolist()
+        for number in prompted:
+            ids.append(number)
+            logits.append(self.objects[number].bank.prompted[self.frame].logits)
+            ious.append(1.0)
+        tokens = self.current().tokens[0].float()
+        frame = Frame(self.frame, ids, torch.stack(logits), ious, tokens - tokens.mean(0), fixed=prompted)
+        seen = self.identity.settle(frame, self.look_without_memory)
+        for number in seen:  # memories of frames without it would lose it again
+            self.objects[number].bank.tracked.clear()
+        self.unwritten = frame.unwritten - frame.absent
+        return [(objects, self.changed(objects, out, frame)) for objects, out in outs]
+
+    def changed(self, objects: Sequence[TrackedObject], out: ObjectOutput, frame: Frame) -> ObjectOutput:
+        """The masks of a group as the rules leave them."""
+        if not any(obj.id in frame.changed for obj in objects):
+            return out
+        parts = [out.logits.clone(), out.pointer.clone(), out.object_score_logits.clone()]
+        for row, obj in enumerate(objects):
+            if obj.id in frame.absent:
+                parts[0][row], parts[1][row] = ABSENT, self.model.no_obj_ptr[0]
+                parts[2][row] = parts[2][row].clamp(max=-1)
+            elif obj.id in frame.changed:
+                parts[0][row] = frame.logits[frame.row[obj.id]]
+                parts[2][row] = parts[2][row].clamp(min=1)
+        return ObjectOutput(*parts)
+
+    @torch.inference_mode()
+    def track(self, reverse: bool = False) -> FrameResult:
+        """As VideoTracker.track; masks that can't be told apart are shown, but not kept in memory."""
+        self.unwritten: set[int] = set()
+        result = super().track(reverse)
+        for number in self.unwritten:
+            self.objects[number].bank.tracked[self.frame].tokens = None
+        return result
+
+    def look_without_memory(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Box prompts (n, 4), in pixels of the low-resolution mask, on the frame: logits (n, s, s), IoUs (n,)."""
+        tokens, high_res = self.model.without_memory(self.features), self.features.high_res
+        xy = (boxes * 4).view(-1, 2, 2).to(self.model.device)
+        labels = torch.tensor([2, 3], device=self.model.device).expand(len(xy), 2)
+        parts = [
+            self.model.decode(tokens, high_res, a, b) for a, b in zip(xy.split(self.chunk), labels.split(self.chunk))
+        ]
+        return torch.cat([p.masks[:, 0].float() for p in parts]), torch.cat([p.ious[:, 0].float() for p in parts])
 
     def looks(self, masks: Tensor, image: np.ndarray) -> Tensor:
         """How what is in masks, bool (n, s, s), looks on the current frame, uint8 (H, W, 3): see redetection.py."""
@@ -74,19 +151,36 @@ class MemoryPropagator(VideoTracker):
         something else. Frames on which it was prompted stay, this one among them."""
         self.objects[number].bank.tracked.clear()
 
+    def state(self) -> dict:
+        """As VideoTracker.state, with what the rules know."""
+        return super().state() | {"identity": None if self.identity is None else self.identity.state()}
+
+    def restore(self, state: dict) -> None:
+        self.state_kind()(state, "the tracker")
+        super().restore(state)
+        if self.identity is not None and state["identity"] is not None:
+            self.identity = Identity.from_state(state["identity"], self.model.device)
+
     def state_kind(self) -> Kind:
         """What state() gives."""
-        return memory.state_kind(self.model.config)
+        tracker = memory.state_kind(self.model.config)
+        rules = fields(identity=optional(identity_kind(self.model.config.dim)))
+
+        def check(value: object, where: str) -> None:
+            tracker(value, where)
+            rules(value, where)
+
+        return check
 
     def state_of(self, ids: Collection[int]) -> dict:
         """As state(), of these objects alone."""
         state = self.state()
-        return state | {"objects": [held for held in state["objects"] if held["id"] in ids]}
+        return state | {"objects": [held for held in state["objects"] if held["id"] in ids], "identity": None}
 
     def adopt(self, state: dict) -> None:
         """Take the objects of a state_of, from another frame, to those that are tracked now."""
         now = self.state()
-        self.restore(now | {"objects": now["objects"] + state["objects"]})
+        self.restore(now | {"objects": now["objects"] + state["objects"]})  # of the new ones the rules know nothing yet
 
     def wants_look(self, frame: int) -> bool:
         """Whether a look with the sentence would help on this frame. Memory finds lost objects by itself."""
@@ -105,6 +199,7 @@ class FlowPropagator(MemoryPropagator):
     A mask that flow carries is doubted if too few of its pixels are found again and lead back, or if SAM 2 makes
     something else of it: another place (IoU), another size (area). Then, and as long as an object is absent, the frame
     attends to the object's prompted frames, and SAM 2's object score says whether it is there.
+    The rules of identity/ are for memory: with flow there are none.
 
     refine_every: SAM 2 refines masks on each k-th frame of the video alone; on the others the warped mask is kept, and
     the frame is encoded only if an object has to be looked for. ValueError below 1.
@@ -114,7 +209,7 @@ class FlowPropagator(MemoryPropagator):
         if isinstance(refine_every, bool) or not isinstance(refine_every, int) or refine_every < 1:
             raise ValueError(f"refine_every is {refine_every!r}: give a whole number from 1")
         self.refine_every = refine_every
-        super().__init__(model)
+        super().__init__(model, identity=False)
 
     def reset(self) -> None:
         super().reset()
@@ -277,7 +372,7 @@ class FlowPropagator(MemoryPropagator):
 
     def restore(self, state: dict) -> None:
         self.state_kind()(state, "the tracker")
-        super().restore({name: state[name] for name in ("frame", "size", "passes", "objects")})
+        super().restore(state)
         self.now = None if state["now"] is None else state["now"].to(self.model.device)
         self.areas, self.last_look = dict(state["areas"]), state["last_look"]
 
@@ -287,11 +382,9 @@ class FlowPropagator(MemoryPropagator):
         more = fields(now=optional(_brightness_kind), areas=_areas_kind, last_look=optional(whole()))
 
         def check(value: object, where: str) -> None:
-            extra = ("now", "areas", "last_look")
-            given = value if isinstance(value, dict) else {}
-            tracker({name: given[name] for name in given if name not in extra}, where)
-            more({name: given[name] for name in given if name in extra}, where)
-            if {o["id"] for o in given["objects"]} - set(given["areas"]):
+            tracker(value, where)
+            more(value, where)
+            if {o["id"] for o in value["objects"]} - set(value["areas"]):
                 raise ValueError(f"{where} has no area of an object")
 
         return check

@@ -47,6 +47,7 @@ NUMBERS = {
 }
 CHOICES = {
     "--direction": (("sideways", "Forward", ""), ("forward", "reverse", "both")),
+    "--identity": (("yes", ""), ("on", "off")),
     "--propagate": (("optical", ""), ("memory", "flow")),
     "--save": (("mask", "COCO", ""), ("masks", "crops", "heatmap", "coco")),
     "--method": (("both", ""), ("detector",)),

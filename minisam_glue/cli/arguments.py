@@ -16,9 +16,10 @@ from .parser import OTSU, parse_arguments, program
 
 LONGEST_NAME = 120  # bytes; file systems take 255, and Windows 260 letters of the whole path
 ARGUMENTS = (  # names in the Python interface
-    "box|point|mask|seed_frame|redetect|direction|propagate|device|dtype|sam|detector|method|heat_size|seed_prompt|template|size"
+    "box|point|mask|seed_frame|redetect|direction|propagate|identity|device|dtype|sam|detector|method|heat_size|seed_prompt|template|size"
 )
-VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate", "format", "states")
+VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate")
+VIDEO_FLAGS += ("identity", "format", "states")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")

@@ -293,6 +293,13 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
         help="what carries masks to the next frame: SAM 2's memory, or optical flow (default %(default)s)",
     )
     group.add_argument(
+        "--identity",
+        choices=("on", "off"),
+        default="on",
+        help="keep look-alikes apart where they meet, and look for lost objects; off: SAM 2's own masks (default on; "
+        "for --propagate memory)",
+    )
+    group.add_argument(
         "--direction",
         choices=DIRECTIONS,
         default=DIRECTIONS[0],

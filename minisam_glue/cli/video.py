@@ -62,7 +62,7 @@ class VideoRun:
         """The tracking that the flags ask for, before its first frame."""
         job, args = self.job, self.args
         how = (args.seed_frame, args.redetect, args.direction, job.seeding, args.propagate)
-        return Tracking(job.models, job.prompt, job.thresholds, *how)
+        return Tracking(job.models, job.prompt, job.thresholds, *how, identity=args.identity == "on")
 
     def open_output(self, video: media.Frames, of: Facts, in_order: bool, resume: bool) -> VideoOutput:
         """The output folder, as --format and --save ask for it. of: what the result is of. Others: see VideoOutput."""

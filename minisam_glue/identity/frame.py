@@ -1,0 +1,80 @@
+"""What a frame shows: masks, the boxes of their main parts, and what is inside them."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..heatmap import label_components
+from .motion import Box
+
+MAIN = 0.6  # of the largest part of a mask: smaller ones do not count
+
+
+@dataclass
+class Frame:
+    """The masks of n objects on one frame. Rules change logits, and say which objects are absent or not written."""
+
+    number: int
+    ids: list[int]
+    logits: Tensor  # (n, s, s), below 0 everywhere for an absent object
+    ious: list[float]  # predicted by the decoder
+    tokens: Tensor  # (N, C): image tokens, less their mean
+    fixed: set[int] = field(default_factory=set)  # ids that were prompted here
+    changed: set[int] = field(default_factory=set)
+    absent: set[int] = field(default_factory=set)
+    unwritten: set[int] = field(default_factory=set)
+
+    def __post_init__(self):
+        self.row = {number: row for row, number in enumerate(self.ids)}
+
+    def measure(self) -> None:
+        """Find masks, boxes, areas and appearances."""
+        self.masks = self.logits > 0
+        self.areas = self.masks.flatten(1).sum(1).tolist()
+        self.boxes = mask_boxes(main_parts(self.masks))
+        self.appearances = appearances(self.masks, self.tokens)
+
+    def shows(self, number: int) -> bool:
+        return self.areas[self.row[number]] > 0 and number not in self.absent
+
+    def overlap(self, one: int, other: int) -> tuple[int, int, int]:
+        """Areas of two masks, and of what they share."""
+        i, j = self.row[one], self.row[other]
+        return self.areas[i], self.areas[j], int((self.masks[i] & self.masks[j]).sum())
+
+    def hide(self, number: int) -> None:
+        """Take an object's mask away."""
+        self.absent.add(number)
+        self.changed.add(number)
+
+
+def main_parts(masks: Tensor) -> Tensor:
+    """Bool masks (n, s, s) without the connected parts of less than MAIN of the largest one."""
+    kept = []
+    for mask in masks.cpu().numpy():
+        parts = label_components(mask)
+        areas = np.bincount(parts.ravel())
+        areas[0] = 0  # what is outside
+        kept.append((areas >= max(1, MAIN * areas.max()))[parts])
+    return torch.from_numpy(np.stack(kept)).to(masks.device)
+
+
+def mask_boxes(masks: Tensor) -> list[Box]:
+    """The boxes of bool masks (n, s, s); of the whole picture for an empty one."""
+    sides = []
+    for axis in (1, 2):  # columns, then rows
+        line = masks.any(axis).int()
+        low, high = line.argmax(1), line.shape[1] - line.flip(1).argmax(1)
+        sides.append((((low + high) / 2).tolist(), (high - low).tolist()))
+    (x, w), (y, h) = sides
+    return list(zip(x, y, map(float, w), map(float, h)))
+
+
+def appearances(masks: Tensor, tokens: Tensor) -> Tensor:
+    """The mean of tokens (N, C) inside bool masks (n, s, s), of length 1: (n, C)."""
+    grid = round(len(tokens) ** 0.5)
+    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[:, None], grid).flatten(1)
+    return F.normalize(weights @ tokens, dim=1)

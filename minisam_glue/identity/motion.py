@@ -1,0 +1,98 @@
+"""Where an object will be: boxes, and a line through its last places.
+
+SAMURAI (arXiv 2411.11922) predicts boxes with a Kalman filter. Here a line through the centres on clean frames does it,
+and between look-alikes that meet, where no frame is clean, an alpha-beta filter.
+"""
+
+from dataclasses import dataclass, field
+from statistics import median
+
+PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
+AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
+NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
+GROWTH = 1.5  # of width and height, since the first frame
+GAIN, VELOCITY_GAIN, MOST_STEP = 0.3, 0.03, 0.3  # of the correction of places in meetings; its limit, in sizes
+
+Box = tuple[float, float, float, float]  # centre x, y, width, height
+
+
+@dataclass
+class Motion:
+    """Where an object will be: a line through its centres on the last clean frames; its median size and area.
+
+    In a meeting, where no frame is clean, place and velocity are corrected little by little (an alpha-beta filter).
+    """
+
+    places: list[tuple[int, float, float]] = field(default_factory=list)  # (frame, x, y)
+    sizes: list[tuple[float, float]] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    first: tuple[float, float] | None = None  # width and height on the first frame
+    at: int = 0  # the frame of the place
+    place: tuple[float, float] = (0.0, 0.0)
+    velocity: tuple[float, float] = (0.0, 0.0)  # pixels per frame
+
+    def observe(self, frame: int, box: Box, area: float) -> None:
+        """A clean mask: its box and area."""
+        self.places = [*self.places, (frame, box[0], box[1])][-PLACES:]
+        self.sizes, self.areas = [*self.sizes, box[2:]][-SIZES:], [*self.areas, area][-AREAS:]
+        self.first = self.first or box[2:]
+        self.at, self.place = frame, box[:2]
+        if len(self.places) >= 3:
+            fits = [line([p[0] for p in self.places], [p[axis] for p in self.places], frame) for axis in (1, 2)]
+            self.place, self.velocity = tuple(fit[0] for fit in fits), tuple(fit[1] for fit in fits)
+
+    def predict(self, frame: int) -> Box:
+        """The box on a frame."""
+        (x, y), (u, v), dt = self.place, self.velocity, frame - self.at
+        return x + u * dt, y + v * dt, *self.size
+
+    def correct(self, frame: int, error: tuple[float, float]) -> None:
+        """Move the place, and a little the velocity, towards what a frame shows: error (x, y) of the prediction."""
+        x, y, w, h = self.predict(frame)
+        sign = 1 if frame >= self.at else -1
+        step = [max(-MOST_STEP * side, min(MOST_STEP * side, e)) for e, side in zip(error, (w, h))]
+        self.at, self.place, self.places = frame, (x + GAIN * step[0], y + GAIN * step[1]), []
+        self.velocity = tuple(v + sign * VELOCITY_GAIN * e for v, e in zip(self.velocity, step))
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """The median width and height, at most GROWTH times those on the first frame: masks leak."""
+        return tuple(
+            min(max(median(side), first / GROWTH), first * GROWTH) for side, first in zip(zip(*self.sizes), self.first)
+        )
+
+    @property
+    def area(self) -> float:
+        """The median area."""
+        return median(self.areas)
+
+    def is_clean(self, frame: int, box: Box, area: float) -> bool:
+        """Whether a mask is of the likely size, and where it should be."""
+        low, high = AREA_RANGE
+        return not self.areas or (
+            low * self.area <= area <= high * self.area and box_iou(box, self.predict(frame)) >= NEAR_PREDICTION
+        )
+
+
+def line(t: list[float], x: list[float], at: float) -> tuple[float, float]:
+    """The value at a time, and the slope, of the line of least squares through (t, x)."""
+    t_mean, x_mean = sum(t) / len(t), sum(x) / len(x)
+    spread = sum((a - t_mean) ** 2 for a in t)
+    slope = sum((a - t_mean) * (b - x_mean) for a, b in zip(t, x)) / spread if spread else 0.0
+    return x_mean + slope * (at - t_mean), slope
+
+
+def box_iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    sides = (
+        min(a + w / 2, b + v / 2) - max(a - w / 2, b - v / 2)
+        for a, b, w, v in zip(one[:2], other[:2], one[2:], other[2:])
+    )
+    width, height = (max(0.0, side) for side in sides)
+    both = width * height
+    return both / (one[2] * one[3] + other[2] * other[3] - both)
+
+
+def touch(one: Box, other: Box, margin: float = 1.0) -> bool:
+    """Whether two boxes, stretched by a margin, overlap."""
+    return all(2 * abs(one[k] - other[k]) < margin * (one[2 + k] + other[2 + k]) for k in (0, 1))

@@ -1,0 +1,261 @@
+"""Rules that keep look-alikes apart: on scripted masks, where what is right is known, and in the tracker."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers.sam2_tiny import frames, tiny_model
+
+from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
+from minisam_glue.demo.scenes import clip
+from minisam_glue.identity import Frame, Identity, state_kind
+from minisam_glue.identity.motion import Motion, box_iou
+from minisam_glue.identity.rules import groups
+from minisam_glue.masks import mask_iou
+from minisam_glue.propagators import FlowPropagator, MemoryPropagator
+from minisam_glue.sam2 import VideoTracker, accelerate
+
+SIDE, GRID, CHANNELS = 48, 12, 8
+TWIN, GROUND, OTHER = torch.eye(CHANNELS)[:3]  # image tokens
+
+
+def square(x: float, y: float = 24, size: int = 10) -> torch.Tensor:
+    """A square mask, bool (SIDE, SIDE), around a centre; what is beyond the frame is cut off."""
+    place = torch.arange(SIDE) + 0.5
+    return ((place - y).abs() < size / 2)[:, None] & ((place - x).abs() < size / 2)
+
+
+def logits_of(masks: list[torch.Tensor]) -> torch.Tensor:
+    return torch.where(torch.stack(masks), 8.0, -8.0)
+
+
+def tokens_of(twins: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Image tokens (N, C), less their mean: of twins, of other objects, and of the ground."""
+    cells = [m.view(GRID, 4, GRID, 4).float().mean((1, 3)).flatten()[:, None] for m in (twins, others)]
+    tokens = GROUND + cells[0] * (TWIN - GROUND) + cells[1] * (OTHER - GROUND)
+    return tokens - tokens.mean(0)
+
+
+def no_look(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((len(boxes), SIDE, SIDE), -8.0), torch.zeros(len(boxes))
+
+
+def crossing(alike: bool = True) -> list[tuple[int, list[torch.Tensor], Frame]]:
+    """Two squares that pass each other: frame by frame their true masks, and what a decoder makes of them: of
+    look-alikes from the first contact on one mask of both."""
+    film = []
+    for t in range(26):
+        true, merged = [square(6 + 1.5 * t), square(43 - 1.5 * t, 26)], alike and t > 8
+        seen = [true[0] | true[1]] * 2 if merged else true
+        tokens = tokens_of(true[0] | true[1], torch.zeros_like(true[0])) if alike else tokens_of(*true)
+        film.append((t, true, Frame(t, [1, 2], logits_of(seen), [0.9, 0.9], tokens)))
+    return film
+
+
+def settled(identity: Identity, frame: Frame) -> torch.Tensor:
+    frame = copy.deepcopy(frame)
+    identity.settle(frame, no_look)
+    masks = frame.logits > 0
+    masks[[row for row, number in enumerate(frame.ids) if number in frame.absent]] = False
+    return masks
+
+
+def both_right(masks: torch.Tensor, true: list[torch.Tensor]) -> bool:
+    return bool((mask_iou(masks, torch.stack(true)).diagonal() >= 0.5).all())
+
+
+def test_look_alikes_that_cross_keep_their_own_masks():
+    identity = Identity()
+    right = [both_right(settled(identity, frame), true) for _, true, frame in crossing()]
+    assert all(right[:10]) and all(right[-6:]) and sum(right) >= 20
+
+
+def test_objects_that_do_not_look_alike_are_left_to_the_tracker():
+    identity = Identity()
+    for _, _, frame in crossing(alike=False):
+        assert torch.equal(settled(identity, frame), frame.logits > 0)
+
+
+def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
+    whole, stopped, back = Identity(), Identity(), Identity()
+    check = state_kind(CHANNELS)
+    for t, _, frame in crossing():
+        masks = settled(whole, frame)
+        state = stopped.state()
+        check(state, "the rules")
+        stopped = Identity.from_state(state, torch.device("cpu"))
+        backward = copy.deepcopy(frame)
+        backward.number = 100 - t
+        assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("appearance", torch.zeros(3)), ("sizes", [[0.0, 1.0]]), ("at", "x"), ("velocity", [float("nan"), 0])],
+)
+def test_a_damaged_state_is_refused(name, value):
+    identity = Identity()
+    for _, _, frame in crossing()[:3]:
+        settled(identity, frame)
+    state = identity.state()
+    state["tracks"][0][name] = value
+    with pytest.raises(ValueError):
+        state_kind(CHANNELS)(state, "the rules")
+
+
+def returning(elsewhere: torch.Tensor) -> tuple[list[Frame], torch.Tensor]:
+    """An object that is gone on frames 6 to 9 and then back in another place, which no decoder with memory sees."""
+    film, empty = [], torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(12):
+        mask = square(10 + t) if t < 6 else empty
+        there = mask if t < 10 else elsewhere
+        film.append(Frame(t, [1], logits_of([mask]), [0.9], tokens_of(there, empty)))
+    return film, elsewhere
+
+
+@pytest.mark.parametrize("iou, found", [(0.9, True), (0.5, False)])
+def test_a_lost_object_is_found_where_the_frame_looks_like_it_if_sam_2_is_sure(iou, found):
+    identity, (film, there) = Identity(), returning(square(32, 34))
+    asked = []
+
+    def look(boxes):
+        asked.append(boxes)
+        return logits_of([there] * len(boxes)), torch.full((len(boxes),), iou)
+
+    seen = [identity.settle(frame, look) for frame in film]
+    assert not any(seen[:10]) and not any(len(b) for b in asked[:-2]) and bool(seen[10]) == found
+    if found:
+        assert torch.equal(seen[10][1] > 0, there)
+        assert box_iou(tuple(identity.tracks[1].motion.predict(10)), (32, 34, 10, 10)) > 0.9
+
+
+def test_a_mask_that_jumps_onto_another_object_is_taken_away():
+    identity = Identity()
+    for t in range(8):
+        true = [square(8 + t), square(38)]
+        settled(identity, Frame(t, [1, 2], logits_of(true), [0.9, 0.9], tokens_of(*true)))
+    jumped = settled(identity, Frame(8, [1, 2], logits_of([square(38)] * 2), [0.9, 0.9], tokens_of(*true)))
+    assert not jumped[0].any() and torch.equal(jumped[1], square(38))
+
+
+def test_what_was_prompted_on_a_frame_is_never_changed():
+    identity = Identity()
+    for t, _, frame in crossing():
+        if t == 14:
+            frame.fixed = {1}
+            masks = settled(identity, frame)
+            assert torch.equal(masks[0], frame.logits[0] > 0) and not torch.equal(masks[1], frame.logits[1] > 0)
+            break
+        settled(identity, frame)
+
+
+def test_motion_is_a_line_through_the_last_places_and_leaks_do_not_enlarge_it():
+    motion = Motion()
+    for t in range(10):
+        motion.observe(t, (2.0 * t, 5.0 - t, 10 + 3.0 * t, 8.0), 80)
+    x, y, w, h = motion.predict(12)
+    assert (x, y) == pytest.approx((24, -7)) and w == pytest.approx(15) and h == 8
+    motion.correct(12, (100.0, 0.0))
+    assert 24 < motion.predict(12)[0] < 27 and motion.velocity[0] > 2
+
+
+def test_joined_pairs_are_one_group():
+    assert groups([(1, 2), (3, 4), (2, 3), (7, 8)]) == [[1, 2, 3, 4], [7, 8]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_no_rule_fails_on_random_empty_or_full_masks(count):
+    generator, identity = torch.Generator().manual_seed(count), Identity()
+    for t in range(6):
+        noise = torch.randn(count, SIDE, SIDE, generator=generator)
+        noise[t % count] = -8 if t % 3 else 8  # empty or full
+        noise[:, :, : 4 * (t % 4)] = -8
+        tokens = torch.randn(GRID * GRID, CHANNELS, generator=generator) * (t != 5)
+        ious, fixed = torch.rand(count, generator=generator).tolist(), set() if t else {0}
+        frame = Frame(t, list(range(count)), noise, ious, tokens, fixed)
+        found = identity.settle(frame, no_look)
+        assert frame.logits.isfinite().all() and not found
+    state_kind(CHANNELS)(identity.state(), "the rules")
+
+
+# --- In the tracker ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return accelerate(load_segmenter(FOLDER / SEGMENTER))
+
+
+def tracked(tracker: VideoTracker, film, objects: list[int], count: int) -> list:
+    tracker.seek(0, film.frames[0])
+    for i in objects:
+        tracker.prompt(i, box=film.boxes[0, i])
+    return [tracker.track(), *(tracker.step(image) for image in film.frames[1:count])]
+
+
+def test_where_nothing_meets_and_nothing_is_lost_the_masks_are_the_official_ones(demo):
+    film = clip(14, "crossing")
+    official, ruled = (
+        tracked(MemoryPropagator(demo, identity), film, list(film.leads), 3) for identity in (False, True)
+    )
+    assert all(torch.equal(a.low_res, b.low_res) for a, b in zip(official, ruled))
+    assert official[-1].masks().flatten(1).any(1).all()
+
+
+def test_changed_masks_go_into_memory_and_absent_ones_as_absent(monkeypatch):
+    def rule(self, frame, look):
+        if frame.number == 1:
+            frame.changed |= {1, 2}
+            frame.absent.add(2)
+            frame.unwritten |= {3}
+            frame.logits[0] = frame.logits[0].where(frame.logits[0] < 0, -10)
+            frame.logits[0, :8] = 10
+        return {}
+
+    monkeypatch.setattr(Identity, "settle", rule)
+    model, film = tiny_model(), frames(3)
+    official, ruled = MemoryPropagator(model, False), MemoryPropagator(model)
+    for tracker in (official, ruled):
+        tracker.seek(0, film[0])
+        for number, box in enumerate(([5, 10, 20, 25], [30, 5, 50, 20], [2, 28, 30, 39]), 1):
+            tracker.prompt(number, box=box)
+        tracker.track()
+        tracker.step(film[1])
+    one, two, three = (ruled.objects[number].bank.tracked[1] for number in (1, 2, 3))
+    plain = official.objects[1].bank.tracked[1]
+    assert (one.logits[:8] > 0).all() and not torch.equal(one.tokens, plain.tokens)
+    assert torch.equal(one.pointer, plain.pointer) and one.object_score_logits > 0
+    assert (two.logits < 0).all() and two.object_score_logits < 0 and torch.equal(two.pointer, model.no_obj_ptr[0])
+    assert three.tokens is None and torch.equal(three.logits, official.objects[3].bank.tracked[1].logits)
+    assert torch.equal(ruled.step(film[2]).low_res[2], ruled.objects[3].bank.tracked[2].logits)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 56)])
+def test_tracking_by_rules_goes_on_from_a_state_and_takes_any_frame(size):
+    film = [np.full((*size, 3), 40 * t, np.uint8) if size == (1, 1) else frames(4)[t] for t in range(4)]
+    whole, other = MemoryPropagator(tiny_model(object_score=0.0)), MemoryPropagator(tiny_model(object_score=0.0))
+    whole.seek(0, film[0])
+    for number in (1, 2):
+        whole.prompt(number, box=[0, 0, size[1] / number, size[0] / number])
+    whole.track()
+    for t in range(1, 4):
+        other.restore(whole.state())
+        a, b = whole.step(film[t]), other.step(film[t])
+        assert torch.equal(a.low_res, b.low_res) and a.logits().isfinite().all()
+
+
+def test_a_prompt_and_a_removal_make_the_rules_forget_an_object():
+    tracker, film = MemoryPropagator(tiny_model()), frames(3)
+    tracker.seek(0, film[0])
+    for number in (1, 2):
+        tracker.prompt(number, box=[5, 10, 20, 25])
+    tracker.track()
+    tracker.step(film[1])
+    assert set(tracker.identity.tracks) == {1, 2}
+    tracker.prompt(1, box=[30, 5, 50, 20])
+    assert set(tracker.identity.tracks) == {2} and not tracker.identity.contacts
+    tracker.remove(2)
+    assert not tracker.identity.tracks
+    tracker.reset()
+    assert tracker.identity is not None and FlowPropagator(tiny_model()).identity is None
