@@ -5,7 +5,7 @@ Confidences are used as the model gives them. They are not stretched to 0..1: an
 Left out: how the heat maps are made (clipseg/heat_mapper.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from .masks import erode, mask_iou
 
 REFERENCE_SIDE = 352  # pixels of the square that min_area and border are stated for
+FLOOR, MIN_AREA = 0.1, 300.0  # for weights about which nothing else is known, the published ones among them
 SURE = 0.5  # confidence from which the model itself says yes
 MOST_CANDIDATES = 4096  # pixels among which points are spread
 
@@ -32,8 +33,8 @@ class HeatSettings:
 
     threshold: float | None = None
     percentile: float = 0.97
-    floor: float = 0.1
-    min_area: float = 300
+    floor: float | None = None
+    min_area: float | None = None
     positives: int = 8
     negatives: int = 8
     border: float = 5
@@ -42,14 +43,19 @@ class HeatSettings:
         """The border in pixels of a picture or heat map whose longer side has so many."""
         return round(self.border * side / REFERENCE_SIDE)
 
+    def filled(self, floor: float, min_area: float) -> "HeatSettings":
+        """The same, with these values where floor and min_area are None."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{"floor": floor, "min_area": min_area} | given)
+
     def __post_init__(self):
-        shares = {"heat threshold": self.threshold or 0, "heat percentile": self.percentile, "heat floor": self.floor}
+        shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
         for name, value in shares.items():
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} {value}: give a number from 0 to 1")
         counts = {"min area": self.min_area, "border": self.border}
         for name, value in (counts | {"positives": self.positives, "negatives": self.negatives}).items():
-            if not 0 <= value < float("inf"):
+            if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} {value}: give a number from 0 on")
 
 
@@ -108,7 +114,7 @@ def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
     threshold = min(otsu(heat), SURE)
     if threshold < SURE and (heat > threshold).mean() > 0.5:
         threshold = min(float(np.quantile(heat, settings.percentile)), SURE)
-    return max(threshold, settings.floor)
+    return max(threshold, FLOOR if settings.floor is None else settings.floor)
 
 
 # --- Components --------------------------------------------------------------------------------------------
@@ -186,6 +192,7 @@ def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings
     """The regions of one heat map, logits (S, S), that covers an image of size (H, W), stretched. Best first."""
     heat = confidence(logits)
     S = len(heat)
+    settings = settings.filled(FLOOR, MIN_AREA)
     labels = label_components(heat > choose_threshold(heat, settings))
     found, scale = measure_components(labels), S / REFERENCE_SIDE
     to_pixels = np.array([size[1], size[0]]) / S

@@ -21,6 +21,7 @@ from . import clipseg, demo, grounding_dino, sam2, weights
 from .clipseg import CLIPTokenizer, HeatMapper
 from .clipseg.heat_mapper import SIZE, check_size
 from .grounding_dino import Detector, WordPieceTokenizer
+from .heatmap import FLOOR, MIN_AREA, HeatSettings
 from .sam2 import SAM2, ImagePredictor
 from .sam2.model import check_image_size
 from .support.processes import interpreter
@@ -56,6 +57,11 @@ class Models:
 
     def __post_init__(self):
         self.predictor = ImagePredictor(self.sam)
+
+    def heat_settings(self, settings: HeatSettings) -> HeatSettings:
+        """The settings, with the floor and the least area that suit these weights where it leaves them open."""
+        suitable = (demo.HEAT_FLOOR, demo.HEAT_MIN_AREA) if self.demo else (FLOOR, MIN_AREA)
+        return settings.filled(*suitable)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

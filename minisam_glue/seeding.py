@@ -5,7 +5,7 @@ become boxes, points and regions (heatmap.py). Both fill the same record, so tha
 not ask where seeds came from. Coordinates are pixels, boxes xyxy.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -156,6 +156,7 @@ def _by_heat_maps(
 ) -> list[Seeds]:
     """The instances of each phrase's heat map."""
     phrases = split_phrases(sentence)
+    seeding = replace(seeding, heat=models.heat_settings(seeding.heat))
     with models.stage("detect"):
         logits = models.heat_mapper.heat_maps(images, phrases)  # (B, P, S, S)
     results = []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .. import datasets, media, weights
 from ..clipseg.heat_mapper import SIZE
-from ..heatmap import HeatSettings
+from ..demo import HEAT_FLOOR, HEAT_MIN_AREA
+from ..heatmap import FLOOR, MIN_AREA, HeatSettings
 from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
 from ..prompts import AUTO, SEED_PROMPTS, Thresholds
 from ..propagation import DIRECTIONS
@@ -202,8 +203,8 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         type=or_word(OTSU, number(0, 1)),
         default=OTSU,
         metavar="X",
-        help=f"confidence that an object's pixels exceed, 0 to 1, or otsu: Otsu's threshold, at least {defaults.floor}"
-        " (default %(default)s)",
+        help=f"confidence that an object's pixels exceed, 0 to 1, or otsu: Otsu's threshold, at least {FLOOR} "
+        f"({HEAT_FLOOR} for the demo weights; default %(default)s)",
     )
     group.add_argument(
         "--heat-percentile",
@@ -216,9 +217,9 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--min-area",
         type=number(0, 1e9),
-        default=defaults.min_area,
         metavar="N",
-        help="smallest object, in pixels of a heat map of 352 x 352 (default %(default)s)",
+        help=f"smallest object, in pixels of a heat map of 352 x 352 (default {MIN_AREA:g}; {HEAT_MIN_AREA:g} for the "
+        "demo weights)",
     )
     group.add_argument(
         "--template",

@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -86,6 +87,7 @@ class Run:
                 check_index(args.out)
                 clear_temporaries(args.out, index_page.NAME)  # of runs that were killed
             models = models or load(args, isinstance(prompt, Clicks))
+            seeding = replace(seeding, heat=models.heat_settings(seeding.heat))
             self.job = Job(args, prompt, thresholds, seeding, models, self.console)
             if self.job.sentence:
                 check_sentence(self.job.models, self.job.sentence)

@@ -44,7 +44,7 @@ PRESETS = {
     # minisam_glue/demo, 1,526,474 parameters; the vocabulary is demo.clip_tokenizer()
     "demo": CLIPSegConfig(
         CLIPConfig(
-            VisionConfig(dim=128, num_layers=6, num_heads=4, mlp_dim=512, image_size=96, patch_size=8),
+            VisionConfig(dim=128, num_layers=6, num_heads=4, mlp_dim=512, image_size=144, patch_size=8),
             TextConfig(dim=64, num_layers=2, num_heads=4, mlp_dim=256, vocab_size=630, max_tokens=77),
             projection_dim=64,
         ),

@@ -4,14 +4,15 @@
 
 Run the same line again to continue. One process without torchrun does it too, with half as much in a step.
 
-The official model puts a decoder on a CLIP that knows names already. So does this recipe: first CLIP's two encoders
-learn the names of single figures, cut out, by CLIP's own loss. Then the whole model learns heat maps of many phrases
-for each scene, while the names of all objects go on to be asked of the image tokens that lie on them. The loop, the
-folder of the run and what is left out: training.py. The result is clipseg.pt in that folder.
+The official model puts a decoder on a CLIP that knows names already; here all of it learns at once. Heat maps of a few
+phrases for each picture are asked for, and the names of all objects at the image tokens that lie on them. A transformer
+learns colours in a hundred steps from any pictures, and shapes from none that are hard: so it sees single figures
+first, large and upright before plain backgrounds, then ever smaller, turned and before anything. The loop, the folder
+of the run and what is left out: training.py. The result is clipseg.pt in that folder.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,25 +22,39 @@ from torch import Tensor, nn
 from ..clipseg import PRESETS, CLIPSeg, HeatMapper
 from ..clipseg.heat_mapper import pad_ids, preprocess
 from . import HEAT_SIZE, clip_tokenizer, training
+from .drawing import COLOURS, SHAPES, Figure, degrade, draw, draw_background, footprint, random_degradation, stamp
 from .evaluate_clipseg import evaluate_heat_maps
-from .scenes import TRAINING_FROM, Phrase, Scene, random_wish, scene, wording
-from .train_detector import FIGURE_SCENES, NAMES, Figures, cut_out, names_of, naming_losses
+from .scenes import (
+    TRAINING_FROM,
+    Phrase,
+    Scene,
+    extents,
+    random_figure,
+    random_size,
+    random_wish,
+    scene,
+    shows,
+    wording,
+)
+from .train_detector import NAMES, mosaic, names_of, naming_losses
 
 EVALUATED = range(900_000, 900_050)  # seeds of the scenes that training watches itself with; not those of the results
+SIDE, FIGURE_SIDE = 144, 48  # pixels: of the square that the model sees, and of a figure cut out
+SCENES_OF_A_PICTURE = 4  # seeds set aside for a picture
 UNLIKELY = -3.0  # logit of a pixel before anything is learned: most belong to no object of a phrase
 
 
 @dataclass(frozen=True)
 class Recipe(training.Recipe):
-    """Everything that the result depends on."""
+    """Settings that the result depends on."""
 
-    steps: int = 24_000
-    batch_size: int = 8
-    cooldown: float = 0.2
-    lr: float = 1e-3
-    figure_steps: int = 8_000  # at the beginning, that show single figures
-    phrases: int = 8  # of each scene after that
-    side: int = 160  # of the square that the model sees then, on average, pixels
+    steps: int = 3_100
+    batch_size: int = 4  # pictures
+    cooldown: float = 0.3
+    lr: float = 3e-3
+    warmup_steps: int = 100
+    figure_steps: int = 1_200  # at the beginning, that show single figures, easy ones first
+    phrases: int = 4  # for each picture
 
 
 @dataclass
@@ -51,6 +66,53 @@ class Batch:
     targets: Tensor  # (B, P, S, S): share of a pixel that belongs to objects of the phrase, 0 to 1
     names: Tensor  # (n, 2), of all objects, as of `names_of`
     owners: Tensor  # (B, S, S): the number in `names` of the object seen at each pixel, or -1
+
+
+def position_waves(side: int, dim: int) -> Tensor:
+    """Sines and cosines of the row and of the column of a grid, (side * side, dim) (arXiv 1706.03762, section 3.5)."""
+    rates = torch.logspace(math.log10(math.pi / side), math.log10(math.pi / 2), dim // 4)  # radians per cell
+    angles = torch.arange(side)[:, None] * rates
+    waves = torch.cat((angles.sin(), angles.cos()), 1)  # (side, dim / 2)
+    return torch.cat((waves[:, None].expand(side, side, -1), waves.expand(side, side, -1)), 2).flatten(0, 1)
+
+
+def tile(rng: np.random.Generator, difficulty: float) -> tuple[np.ndarray, np.ndarray, Figure]:
+    """One figure in the middle of a small picture: image, uint8 (S, S, 3), mask (S, S), and what it is.
+
+    difficulty: from 0, large, upright and on a plain background, to 1, of any size and angle before anything.
+    """
+    S = FIGURE_SIDE
+    canvas = draw_background(rng, S, S)
+    canvas = (1 - difficulty) * canvas.mean((0, 1)) + difficulty * canvas
+    colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(list(SHAPES)))
+    for _ in range(8):
+        figure = random_figure(rng, colour, shape, (S, S), S * rng.uniform(0.46 - 0.3 * difficulty, 0.46))
+        x, y = S / 2 + difficulty * rng.uniform(-0.1, 0.1, 2) * S
+        figure = replace(figure, x=x, y=y, angle=difficulty * rng.uniform(-math.pi, math.pi))
+        at = footprint(figure, S, S)
+        if shows(canvas, figure, at):
+            break
+    draw(canvas, figure, at)
+    return degrade(canvas, random_degradation(rng), rng), stamp(at, S, S), figure
+
+
+def figure_grid(rng: np.random.Generator, difficulty: float) -> Scene:
+    """Tiles side by side as one square picture, without a caption."""
+    rows = SIDE // FIGURE_SIDE
+    image, masks = np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((rows**2, SIDE, SIDE), bool)
+    figures = []
+    for number in range(rows**2):
+        y, x = (FIGURE_SIDE * place for place in divmod(number, rows))
+        window = slice(y, y + FIGURE_SIDE), slice(x, x + FIGURE_SIDE)
+        image[window], masks[number][window], figure = tile(rng, difficulty)
+        figures.append(figure)
+    return Scene(image, masks, extents(masks), figures, [], [-1] * len(masks))
+
+
+def shifted(s: Scene, down: int, right: int) -> Scene:
+    """A scene moved by so many pixels; what leaves it on one side comes in again on the other."""
+    masks = np.roll(s.masks, (down, right), (1, 2))
+    return replace(s, image=np.roll(s.image, (down, right), (0, 1)), masks=masks, boxes=extents(masks))
 
 
 def random_phrases(rng: np.random.Generator, s: Scene, count: int) -> list[Phrase]:
@@ -93,14 +155,6 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return (1 - (2 * (confidence * target).sum(1) + 1) / ((confidence + target).sum(1) + 1)).mean()
 
 
-def figure_losses(model: CLIPSeg, figures: Figures, words: Tensor) -> dict[str, Tensor]:
-    """CLIP's loss, from images to texts, for colour and shape each. words: ids (NAMES, L)."""
-    likeness = model.clip(figures.images.to(words.device), words)[:, None]  # (N, NAMES) -> (N, 1, NAMES)
-    row = torch.arange(len(likeness), device=words.device)[:, None]
-    losses = naming_losses(likeness, row, figures.names.to(words.device))
-    return losses | {"total": sum(losses.values())}
-
-
 def scene_losses(model: CLIPSeg, batch: Batch, words: Tensor) -> dict[str, Tensor]:
     """Binary cross-entropy and Dice of the heat maps, and the names of the objects at the tokens that lie on them."""
     clip, device = model.clip, words.device
@@ -116,12 +170,12 @@ def scene_losses(model: CLIPSeg, batch: Batch, words: Tensor) -> dict[str, Tenso
     patch = model.config.clip.vision.patch_size
     owners = batch.owners[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1).to(device)  # at the patches' centres
     losses |= naming_losses(likeness, owners, batch.names.to(device)) if (owners >= 0).any() else {}
-    weights = {"bce": 5.0, "dice": 1.0, "colour": 0.2, "shape": 0.6}
+    weights = {"bce": 5.0, "dice": 1.0, "colour": 0.3, "shape": 1.0}
     return losses | {"total": sum(weights[name] * loss for name, loss in losses.items())}
 
 
 class CLIPSegTask:
-    """Figures, then scenes of a size that differs from step to step, each with phrases drawn for it."""
+    """Pictures of one size, with phrases drawn for each: figures, then also scenes and mosaics of them."""
 
     name = "clipseg"
 
@@ -135,25 +189,36 @@ class CLIPSegTask:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+        embeddings = model.clip.vision_model.embeddings
+        with torch.no_grad():
+            width = embeddings.position_embedding.weight.shape[1]
+            embeddings.position_embedding.weight[1:] = 0.3 * position_waves(embeddings.grid_size, width)
         nn.init.constant_(model.decoder.transposed_convolution[-1].bias, UNLIKELY)
         return model
 
-    def batch(self, step: int, draw: int) -> Batch | Figures:
-        rng, recipe = np.random.default_rng((self.recipe.seed, draw, 4)), self.recipe
-        first = TRAINING_FROM + (recipe.seed * 1_000_000 + draw) * max(recipe.batch_size, FIGURE_SCENES)
-        if step < recipe.figure_steps:
-            scenes = [scene(first + i, (96, 128)) for i in range(FIGURE_SCENES)]
-            return cut_out(scenes, 0.7 + step / recipe.figure_steps, rng)  # large ones first
-        patch = PRESETS["demo"].clip.vision.patch_size
-        side = patch * round(recipe.side * math.exp(rng.uniform(-0.25, 0.25)) / patch)
-        scenes = [scene(first + i) for i in range(recipe.batch_size)]
-        phrases = [random_phrases(rng, s, recipe.phrases) for s in scenes]
+    def batch(self, step: int, draw: int) -> Batch:
+        rng = np.random.default_rng((self.recipe.seed, draw, 4))
+        first = TRAINING_FROM + (self.recipe.seed * 1_000_000 + draw) * SCENES_OF_A_PICTURE * self.recipe.batch_size
+        numbers = range(first, first + SCENES_OF_A_PICTURE * self.recipe.batch_size, SCENES_OF_A_PICTURE)
+        pictures = [self.picture(step, number, rng) for number in numbers]
+        phrases = [random_phrases(rng, s, self.recipe.phrases) for s in pictures]
         tokens = [[self.tokenizer.encode(phrase.text) for phrase in row] for row in phrases]
-        return collate(scenes, phrases, tokens, side)
+        return collate(pictures, phrases, tokens, SIDE)
 
-    def losses(self, model: CLIPSeg, batch: Batch | Figures) -> dict[str, Tensor]:
-        words = self.words.to(model.clip.logit_scale.device)
-        return (figure_losses if isinstance(batch, Figures) else scene_losses)(model, batch, words)
+    def picture(self, step: int, number: int, rng: np.random.Generator) -> Scene:
+        """Single figures, easy ones first; then figures anywhere, a scene, or a mosaic of four."""
+        if step < self.recipe.figure_steps:
+            return figure_grid(rng, step / self.recipe.figure_steps)
+        kind = rng.random()
+        if kind < 0.4:
+            return shifted(figure_grid(rng, 1.0), *rng.integers(SIDE, size=2))
+        if kind < 0.7:
+            return scene(number)
+        size = tuple(max(64, length // 2) for length in random_size(rng))
+        return mosaic([scene(number + i, size) for i in range(4)])
+
+    def losses(self, model: CLIPSeg, batch: Batch) -> dict[str, Tensor]:
+        return scene_losses(model, batch, self.words.to(model.clip.logit_scale.device))
 
     def evaluate(self, model: CLIPSeg) -> dict[str, float]:
         return evaluate_heat_maps(HeatMapper(model, self.tokenizer, HEAT_SIZE), map(scene, EVALUATED))
