@@ -2,6 +2,8 @@
 
     python benchmarks/segment_media.py photographs/*.jpg clip.mp4 --sam small --max-seconds 1
     python benchmarks/segment_media.py photographs/*.jpg clip.mp4 --method clipseg
+    python benchmarks/segment_media.py clip.mp4 --method clipseg --propagate flow
+    python benchmarks/segment_media.py photographs/*.jpg clip.mp4 --demo       # try it out with the small weights
 
 Official weights are a download of a gigabyte; time and memory do not depend on their values, so both models have
 the formula weights of tests/parity.py, and what is found means nothing. The threshold is put where five boxes (or
@@ -24,18 +26,20 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-PROMPT, OBJECTS = "car. dog. person.", 5
+PROMPT, DEMO_PROMPT, OBJECTS = "car. dog. person.", "red circle. blue square. green star.", 5
 
 
-def models(sam: str, method: str):
-    """Grounding DINO Swin-T or CLIPSeg, and a SAM 2.1, with formula weights."""
+def models(sam: str, method: str, demo: bool):
+    """Grounding DINO Swin-T or CLIPSeg, and a SAM 2.1, with formula weights; or the demo's models."""
     import parity
     from parity_groundingdino import VOCABULARY
     from parity_tokenizers import MERGES
 
     from minisam_glue import clipseg, grounding_dino, sam2
-    from minisam_glue.models import Models
+    from minisam_glue.models import Models, load_models
 
+    if demo:
+        return load_models("demo", method=method, device="cpu")
     if method == "clipseg":
         detector = clipseg.CLIPSeg(clipseg.PRESETS["rd64-refined"]).eval()
     else:
@@ -52,16 +56,16 @@ def models(sam: str, method: str):
     return Models(grounding_dino.Detector(detector, grounding_dino.WordPieceTokenizer.load(VOCABULARY)), segmenter)
 
 
-def passing(loaded, picture: np.ndarray) -> list[str]:
-    """Flags with which OBJECTS boxes, or at most as many regions, pass on a picture."""
+def passing(loaded, prompt: str, picture: np.ndarray) -> list[str]:
+    """Flags with which OBJECTS boxes of a prompt, or at most as many regions, pass on a picture."""
     from minisam_glue.heatmap import confidence, label_components, measure_components
     from minisam_glue.prompts import split_phrases
 
     if loaded.heat_mapper is None:
-        scores = loaded.detector.detect(picture, PROMPT, 0.0, 0.0, nms_iou=0.7).scores
+        scores = loaded.detector.detect(picture, prompt, 0.0, 0.0, nms_iou=0.7).scores
         threshold = float(scores[min(OBJECTS, len(scores) - 1)])
         return ["--box-threshold", str(threshold), "--text-threshold", "0"]
-    maps = loaded.heat_mapper.heat_maps([picture], split_phrases(PROMPT))[0]
+    maps = loaded.heat_mapper.heat_maps([picture], split_phrases(prompt))[0]
     threshold = float(maps.flatten().sigmoid().quantile(0.8))
     areas = [measure_components(label_components(confidence(one) > threshold)).areas for one in maps]
     largest = sorted(np.concatenate(areas), reverse=True)
@@ -83,12 +87,13 @@ def work(source: str, args: argparse.Namespace) -> None:
     import segment
 
     torch.set_num_threads(args.threads)
-    loaded = models(args.sam, args.method)
-    flags = passing(loaded, first_picture(source))
+    loaded, prompt = models(args.sam, args.method, args.demo), DEMO_PROMPT if args.demo else PROMPT
+    flags = ["--propagate", args.propagate] if args.propagate == "flow" else []
+    flags += passing(loaded, prompt, first_picture(source))
     with tempfile.TemporaryDirectory() as out:
         start = time.perf_counter()
         status = segment.main(
-            [source, PROMPT, "--out", out, "--quiet", *flags, "--max-seconds", str(args.max_seconds)], loaded
+            [source, prompt, "--out", out, "--quiet", *flags, "--max-seconds", str(args.max_seconds)], loaded
         )
         seconds = time.perf_counter() - start
         record = json.loads(next(Path(out).glob("*/result.json")).read_text())
@@ -113,6 +118,8 @@ def main() -> None:
     parser.add_argument("inputs", nargs="+", help="photographs and videos")
     parser.add_argument("--sam", default="small", help="tiny, small, base_plus or large (default %(default)s)")
     parser.add_argument("--method", choices=("detector", "clipseg"), default="detector")
+    parser.add_argument("--propagate", choices=("memory", "flow"), default="memory", help="of a video")
+    parser.add_argument("--demo", action="store_true", help="the demo's small weights instead of full-size models")
     parser.add_argument("--max-seconds", type=float, default=1.0, help="of a video (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child process
@@ -121,9 +128,10 @@ def main() -> None:
         work(args.inputs[0], args)
         return
     options = ["--sam", args.sam, "--max-seconds", str(args.max_seconds), "--threads", str(args.threads), "--here"]
-    options += ["--method", args.method]
+    options += ["--method", args.method, "--propagate", args.propagate, *(["--demo"] if args.demo else [])]
     name = "clipseg-rd64-refined" if args.method == "clipseg" else "swin-t"
-    print(f"{name} and sam2.1_hiera_{args.sam}, fp32, {args.threads} threads, torch {torch.__version__}")
+    names = f"{args.method} and segmenter of the demo" if args.demo else f"{name} and sam2.1_hiera_{args.sam}"
+    print(f"{names}, {args.propagate} on videos, fp32, {args.threads} threads, torch {torch.__version__}")
     for source in args.inputs:
         done = subprocess.run([sys.executable, __file__, source, *options], capture_output=True, text=True)
         if done.returncode:

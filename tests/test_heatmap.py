@@ -6,7 +6,9 @@ import numpy as np
 import parity
 import pytest
 import torch
+from helpers.sam2_tiny import tiny_model
 
+from minisam_glue.demo import HEAT_FLOOR, HEAT_MIN_AREA
 from minisam_glue.heatmap import (
     HeatSettings,
     agreement,
@@ -19,6 +21,7 @@ from minisam_glue.heatmap import (
     seed_points,
     spread,
 )
+from minisam_glue.models import Models
 
 FOLDER = parity.ROOT / "golden" / "clipseg"
 OTSU = parity.Golden.load(FOLDER / "postprocess_otsu.npz")
@@ -83,6 +86,15 @@ def test_a_threshold_stays_between_the_floor_and_one_half():
     heat[:20] = 0.97
     assert choose_threshold(heat, HeatSettings()) == 0.5  # both are of the object
     assert choose_threshold(heat, HeatSettings(threshold=0.9)) == 0.9
+
+
+def test_floor_and_least_area_are_those_of_the_weights_unless_they_are_given():
+    official, small = (Models(None, tiny_model(), demo=demo) for demo in (False, True))
+    assert official.heat_settings(HeatSettings()) == HeatSettings(floor=0.1, min_area=300)
+    of_demo = small.heat_settings(HeatSettings(percentile=0.9))
+    assert (of_demo.floor, of_demo.min_area, of_demo.percentile) == (HEAT_FLOOR, HEAT_MIN_AREA, 0.9)
+    given = HeatSettings(floor=0.0, min_area=7)
+    assert small.heat_settings(given) == official.heat_settings(given) == given
 
 
 # --- Components --------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ PRESETS = {
     "rd64-refined": CLIPSegConfig(refined=True),  # 150,747,746 parameters
     "rd64": CLIPSegConfig(),  # 150,693,890 parameters
     "rd16": CLIPSegConfig(reduce_dim=16),  # 149,884,418 parameters
-    # minisam_glue/demo, 1,526,474 parameters; the vocabulary is demo.clip_tokenizer()
+    # minisam_glue/demo, 1,549,514 parameters; the vocabulary is demo.clip_tokenizer()
     "demo": CLIPSegConfig(
         CLIPConfig(
             VisionConfig(dim=128, num_layers=6, num_heads=4, mlp_dim=512, image_size=144, patch_size=8),
