@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import TypeVar
 
 import torch
@@ -54,6 +54,7 @@ class Models:
     demo: bool = False
     heat_mapper: HeatMapper | None = None
     files: tuple[Path, ...] = ()
+    ended: Event = field(default_factory=Event)  # set: threads raise KeyboardInterrupt where their next stage begins
 
     def __post_init__(self):
         self.predictor = ImagePredictor(self.sam)
@@ -66,6 +67,8 @@ class Models:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to `seconds[name]`."""
+        if self.ended.is_set():
+            raise KeyboardInterrupt
         start = time.perf_counter()
         yield
         if self.sam.device.type == "cuda":

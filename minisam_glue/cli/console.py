@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 from ..clipseg.heat_mapper import SIZE
@@ -18,10 +19,15 @@ HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
 def failed(error: Exception | str) -> int:
     """Print one line on standard error. Returns the exit status of a usage or input error."""
+    tell(error_line(error), sys.stderr)
+    return USAGE_ERROR
+
+
+def error_line(error: Exception | str) -> str:
+    """The line that tells an error."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    tell(f"error: {one_line(error)}", sys.stderr)
-    return USAGE_ERROR
+    return f"error: {one_line(error)}"
 
 
 def tell(line: str, stream: TextIO) -> bool:
@@ -61,26 +67,34 @@ class Console:
 
     def __init__(self, quiet: bool, json: bool):
         self.quiet, self.json = quiet, json
+        self.aside: Callable[[], AbstractContextManager] = nullcontext  # makes room for a line, where a bar is shown
         self.on_closed: Callable[[], None] = lambda: None
 
-    def print(self, line: str) -> None:
-        """One line on standard output."""
-        if not tell(line, sys.stdout):
+    def tell(self, line: str, error: bool) -> None:
+        """One line on standard output, or on standard error."""
+        with self.aside():
+            there = tell(line, sys.stderr if error else sys.stdout)
+        if not there and not error:
             self.on_closed()
 
     def say(self, text: str) -> None:
         """One line of progress or result."""
         if not self.quiet:
-            tell(printable(text), sys.stderr) if self.json else self.print(printable(text))
+            self.tell(printable(text), error=self.json)
 
     def warn(self, text: str) -> None:
         """One line on standard error, also if quiet."""
-        tell(f"warning: {printable(text)}", sys.stderr)
+        self.tell(f"warning: {printable(text)}", error=True)
+
+    def fail(self, error: Exception | str) -> int:
+        """As failed."""
+        self.tell(error_line(error), error=True)
+        return USAGE_ERROR
 
     def record(self, record: dict) -> None:
         """A JSON line, if they are asked for."""
         if self.json:
-            self.print(json.dumps(record))
+            self.tell(json.dumps(record), error=False)
 
     def profile(self, seconds: Counter, total: float) -> None:
         """The seconds of each stage and their share of the total, on standard error."""
@@ -88,6 +102,18 @@ class Console:
         stages["other"] = max(0.0, total - sum(seconds.values()))
         for stage, spent in stages.most_common():
             tell(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", sys.stderr)
+
+
+class Notes(Console):
+    """A console that keeps its lines, for another one to tell them later: threads tell in the order of their inputs."""
+
+    def __init__(self, quiet: bool, json: bool):
+        super().__init__(quiet, json)
+        self.lines: list[tuple[str, bool]] = []
+
+    def tell(self, line: str, error: bool) -> None:
+        """Keep a line."""
+        self.lines.append((line, error))
 
 
 def summary(labels: list[str], best: tuple[str, float] | None, hints: dict[str, float]) -> str:

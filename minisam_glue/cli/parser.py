@@ -349,6 +349,12 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
         choices=FORMATS,
         help="format of annotated videos (default: gif for a GIF, else mp4, or webp without PyAV)",
     )
+    group.add_argument(
+        "--batch",
+        type=whole_number(1),
+        metavar="N",
+        help="pictures that go through the models together (default: 1 on a CPU, 4 on a GPU)",
+    )
     group.add_argument("--json", choices=("-",), help="also print a JSON line per picture or frame to standard output")
     group.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     group.add_argument("--profile", action="store_true", help="print the time of each stage at the end")

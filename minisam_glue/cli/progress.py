@@ -1,12 +1,15 @@
-"""Progress of a video: tqdm's bar on a terminal, else a plain line from time to time."""
+"""Progress of a video, and of many inputs: tqdm's bar on a terminal, else a plain line from time to time."""
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..support.text import printable
 from .console import count, tell
 
 LINE_EVERY = 10.0  # seconds
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class Progress:
@@ -53,3 +56,60 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class InputProgress:
+    """Inputs done of `total`, how many a second, time left; on standard error, if there are several.
+
+    done: inputs of an earlier run, which do not count for the speed. Use it as a context manager and call step.
+    """
+
+    def __init__(self, shown: bool, done: int, total: int):
+        self.shown, self.first, self.done, self.total = shown and total > 1, done, done, total
+        self.start = self.last = time.monotonic()
+        self.bar = self._bar() if self.shown and sys.stderr.isatty() else None
+
+    def _bar(self):
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return None
+        return tqdm(total=self.total, initial=self.first, bar_format="{desc} |{bar}|", dynamic_ncols=True)
+
+    def step(self, more: int) -> None:
+        """So many inputs more are done."""
+        self.done += more
+        if self.bar is not None:
+            self.bar.set_description_str(self.line(), refresh=False)
+            self.bar.update(more)
+        elif self.shown and time.monotonic() - self.last > LINE_EVERY:
+            self.last = time.monotonic()
+            tell(self.line(), sys.stderr)
+
+    def line(self) -> str:
+        """ "137 of 10,000, 1.4 a second, 2 h left"."""
+        rate = (self.done - self.first) / max(time.monotonic() - self.start, 1e-3)
+        left = f", {rate:.2g} a second, {time_left((self.total - self.done) / rate)} left" if rate else ""
+        return f"{self.done:,} of {self.total:,}{left}"
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while the block prints a line."""
+        if self.bar is not None:
+            self.bar.clear()
+        yield
+        if self.bar is not None:
+            self.bar.refresh()
+
+    def __enter__(self) -> "InputProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def time_left(seconds: float) -> str:
+    """ "35 s", "12 min", "2 h", "3 days": in the largest unit of which it has two, or else in seconds."""
+    size, unit = next(((size, unit) for size, unit in UNITS if seconds >= 2 * size), UNITS[-1])
+    return f"{round(seconds / size)} {unit}"

@@ -38,7 +38,7 @@ STATED_OTHERWISE = (
     "dtype",
 )  # see facts_of
 CHANGE_NOTHING = (  # in what is written
-    *("out", "resume", "json", "quiet", "profile", "download", "device"),
+    *("out", "resume", "json", "quiet", "profile", "download", "device", "batch"),
     *("correct", "states"),
 )
 WORDS = {

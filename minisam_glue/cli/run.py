@@ -1,9 +1,13 @@
 """One command: inputs in order, pictures in batches, videos one by one, results into folders."""
 
+import itertools
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 
 import torch
 
@@ -18,16 +22,19 @@ from ..support.files import clear_temporaries
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
 from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
-from .console import Console, failed, out_of_memory, summary, too_large
+from .console import Console, Notes, out_of_memory, summary, too_large
 from .data_sets import data_sets_of
 from .folders import check_own, make_folder, read_result
 from .job import Job
 from .lock import FolderLock
 from .outputs import finished_of, is_complete, save_picture
+from .progress import InputProgress
 from .provenance import Facts, differences, settings_of
 from .video import VideoRun
+from .workers import in_order, shared_cores
 
 LARGE = 1024  # pixels of SAM 2's images, from which a CPU takes seconds for a frame
+SLOTS = 2  # pictures, or batches of them, that are in the models of a CPU at the same time
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 
 
@@ -76,6 +83,7 @@ class Run:
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
         inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
+        self.slots = Semaphore()  # of threads that are in the models
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
         self.folders = folders_of(inputs, args.out, FORMATS.keys() & set(args.save))
         self.inputs = inputs[rank::ranks]
@@ -107,20 +115,25 @@ class Run:
         try:
             return self.each()
         finally:
+            self.job.models.ended.clear()
             self.lock.release()
 
     def each(self) -> int:
         """See all; the folder is locked."""
-        status, begun, left = 0, time.perf_counter(), 0
+        status, begun = 0, time.perf_counter()
         with on_signals(self.stop):
             groups = self.groups()
             self.note(groups)
             for source in self.lacking:
-                status = max(status, self.into_data_sets(source))
-            for left in range(len(groups) - 1, -1, -1):
-                status = max(status, self.one_group(*groups[-1 - left]))
-                if self.job.stopped:
-                    break
+                status = max(status, self.into_data_sets(source, self.console))
+            left = sum(len(group) for _, group in groups)
+            with InputProgress(not self.args.quiet, len(self.inputs) - left, len(self.inputs)) as progress:
+                self.console.aside = progress.aside
+                with closing(self.outcomes(groups)) as outcomes:  # its threads end with it
+                    for told, done in outcomes:
+                        status, left = max(status, told), left - done
+                        progress.step(done)
+            self.console.aside = nullcontext
             if self.has_index:
                 self.index()
             if self.sets is not None:
@@ -130,6 +143,39 @@ class Run:
         if self.args.profile:
             self.console.profile(self.job.models.seconds, time.perf_counter() - begun)
         return status
+
+    def outcomes(self, groups: list[tuple[bool, list[str]]]) -> Iterator[tuple[int, int]]:
+        """The exit status of each group, and how many inputs it has, in order, until a signal asks to stop.
+
+        Several groups of pictures in a row are worked on in threads; what they tell is told in their order.
+        """
+        for moving, some in itertools.groupby(groups, key=lambda group: group[0]):
+            parts = [group for _, group in some]
+            if moving or len(parts) == 1:
+                for part in parts:
+                    if self.job.stopped:
+                        return
+                    yield self.one_group(moving, part, self.console), len(part)
+            else:
+                yield from self.together(parts)
+
+    def together(self, parts: list[list[str]]) -> Iterator[tuple[int, int]]:
+        """See outcomes. As many threads are in the models as the processor bears, and one more reads or writes."""
+        slots = min(SLOTS, torch.get_num_threads()) if self.job.models.sam.device.type == "cpu" else 1
+        self.slots = Semaphore(slots)
+
+        def work(part: list[str]) -> tuple[int, int, Notes]:
+            notes = Notes(self.args.quiet, bool(self.args.json))
+            if self.job.stopped:  # not begun yet
+                return 0, 0, notes
+            return self.one_group(False, part, notes), len(part), notes
+
+        begun = (part for part in parts if not self.job.stopped)
+        with shared_cores(slots), closing(in_order(work, begun, slots + 1)) as results:
+            for status, done, notes in results:
+                for line, error in notes.lines:
+                    self.console.tell(line, error)
+                yield status, done
 
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
         """Say what has no effect: flags, and words that the weights do not know."""
@@ -149,6 +195,7 @@ class Run:
     def stop(self, signum: int, frame: object) -> None:
         """Ctrl-C, or another signal: end after the current frame; a second one ends at once."""
         if self.job.stopped:
+            self.job.models.ended.set()  # for other threads; cleared by all
             raise Stopped(signum)
         self.job.stopped = signum
 
@@ -159,7 +206,8 @@ class Run:
     def groups(self) -> list[tuple[bool, list[str]]]:
         """Pictures in batches, videos (True) alone, in the order given. Each input is opened once to tell."""
         groups: list[tuple[bool, list[str]]] = []
-        most = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
+        usual = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
+        most = self.args.batch or usual
         for source in self.inputs:
             pages = self.args.frames and media.page_count(source) > 1
             moving = Path(source).is_dir() or media.is_moving(source) or pages
@@ -203,54 +251,55 @@ class Run:
             entries = [Entry(s, folder.name, found[s]) for s, folder in self.folders.items() if s in found]
             write_index(self.args.out, entries)
 
-    def one_group(self, moving: bool, group: list[str]) -> int:
-        """A batch of pictures, or a video. What can't be done is told; returns the exit status."""
+    def one_group(self, moving: bool, group: list[str], console: Console) -> int:
+        """A batch of pictures, or a video. What can't be done is told to `console`; returns the exit status."""
         try:
             if not moving:
-                return self.pictures(group)
+                return self.pictures(group, console)
             status = VideoRun(self.job, group[0], self.folders[group[0]]).segment()
-            return status or self.into_data_sets(group[0])
+            return status or self.into_data_sets(group[0], console)
         except OSError as error:  # while writing: "No space left on device" names no file
             if not out_of_memory(error):
-                return failed(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
+                return console.fail(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
         except ValueError as error:
             text = with_flag(error)
-            return failed(text if len(self.folders) == 1 or group[0] in text else f"{group[0]}: {text}")
+            return console.fail(text if len(self.folders) == 1 or group[0] in text else f"{group[0]}: {text}")
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         if len(group) > 1:  # pictures that may fit one by one
-            return max(self.one_group(False, [source]) for source in group)
-        return failed(f"{group[0]}: {too_large(self.args)}")
+            return max(self.one_group(False, [source], console) for source in group)
+        return console.fail(f"{group[0]}: {too_large(self.args)}")
 
-    def into_data_sets(self, source: str) -> int:
+    def into_data_sets(self, source: str, console: Console) -> int:
         """Put the result of an input into the data sets. What can't be done is told; returns the exit status."""
         if self.sets is not None:
             try:
                 with self.job.models.stage("write"):
                     self.sets.add(self.folders[source])
             except (ValueError, OSError) as error:
-                return failed(error)
+                return console.fail(error)
         return 0
 
-    def pictures(self, group: list[str]) -> int:
+    def pictures(self, group: list[str], console: Console) -> int:
         """Pictures that go through the models together, each into its folder. Returns the exit status."""
-        job, (images, of, status) = self.job, self.read(group)
-        begun = time.perf_counter()
-        results = job.segment_images(list(images.values())) if images else []
-        seconds = (time.perf_counter() - begun) / max(len(images), 1)
+        job, (images, of, status) = self.job, self.read(group, console)
+        with self.slots:
+            begun = time.perf_counter()
+            results = job.segment_images(list(images.values())) if images else []
+            seconds = (time.perf_counter() - begun) / max(len(images), 1)
         for source, result in zip(images, results):
             folder = self.folders[source]
             with job.models.stage("write"):
                 save_picture(folder, result, source, job.facts() | {"of": of[source]}, self.args.save, self.args.html)
                 if self.sets is not None:
                     self.sets.add(folder, result.image)
-            self.console.record({"source": source} | result.as_json())
+            console.record({"source": source} | result.as_json())
             text = summary([o.label for o in result.objects], result.best, job.hints)
-            self.console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
+            console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
         return status
 
-    def read(self, group: list[str]) -> tuple[dict, dict[str, Facts], int]:
+    def read(self, group: list[str], console: Console) -> tuple[dict, dict[str, Facts], int]:
         """The pictures that can be read, by name, what the result of each is of, and the exit status: the others are
         told."""
         images, of, status = {}, {}, 0
@@ -258,9 +307,9 @@ class Run:
             try:
                 with self.job.models.stage("read"):
                     check_own(self.folders[source])
-                    image = media.read_image(source, self.console.warn)
+                    image = media.read_image(source, console.warn)
                     of[source] = self.job.result_of(source, False)
                     images[source] = image
             except (ValueError, OSError) as error:
-                status = failed(error)
+                status = console.fail(error)
         return images, of, status

@@ -1,0 +1,163 @@
+"""Many pictures: threads that overlap, in order, with bounded memory; what is told; the bar over all inputs."""
+
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from helpers.commands import command
+from helpers.squares import picture, save
+from helpers.tiny_segment import tiny_models
+
+from minisam_glue.cli import progress, run
+from minisam_glue.cli.progress import InputProgress, time_left
+from minisam_glue.cli.workers import in_order, shared_cores
+
+
+def test_results_come_in_order_from_overlapping_calls_and_few_items_are_taken_ahead():
+    taken, inside, most, lock = [], 0, 0, threading.Lock()
+
+    def items():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02 if number % 3 else 0.06)
+        with lock:
+            inside -= 1
+        return number * number
+
+    for number, result in enumerate(in_order(work, items(), 3)):
+        assert result == number * number and len(taken) <= number + 4
+    assert number == 19 and most == 3
+
+
+def test_an_exception_comes_in_its_turn_and_what_has_not_begun_never_does():
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.02)
+        if number == 1:
+            raise OSError("two")
+        return number
+
+    results = in_order(work, range(20), 3)
+    assert next(results) == 0
+    with pytest.raises(OSError, match="two"):
+        next(results)
+    assert max(begun) <= 5
+
+
+def test_the_cores_are_shared_and_given_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with shared_cores(2):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Seven pictures; the third can't be read, and the fifth shows nothing."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(7):
+        save(picture(*[] if number == 4 else [5 + 4 * number], seed=number), folder / f"{number}.png")
+    (folder / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    return folder
+
+
+@pytest.mark.parametrize("batch", [[], ["--batch", 3]])
+def test_threads_write_and_tell_what_one_thread_does_in_the_same_order(batch, pictures, tmp_path, monkeypatch, capsys):
+    outputs = {}
+    for slots in (1, 2):
+        monkeypatch.setattr(run, "SLOTS", slots)
+        monkeypatch.setattr(run, "shared_cores", lambda slots: shared_cores(1))
+        monkeypatch.setattr(torch, "get_num_threads", lambda slots=slots: slots)
+        out = tmp_path / f"out{slots}"
+        assert command(pictures, "bright.", "--out", out, "--json", "-", *batch) == 2
+        printed = capsys.readouterr()
+        errors = [re.sub(r"\(.* s\)", "", line).replace(str(out), "") for line in printed.err.splitlines()]
+        files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        outputs[slots] = printed.out, errors, files
+    assert outputs[1] == outputs[2]
+    said = [line for line in outputs[1][1] if ".png:" in line]
+    if not batch:
+        assert [line.split("/")[-1][0] for line in (text.split(".png:")[0] for text in said)] == list("0123456")
+    assert sum(line.startswith("error: ") for line in said) == 1
+    assert len(outputs[1][2]) == 2 * 6 + 5  # result.json, annotated.png, and five masks
+
+
+def test_pictures_in_several_threads_equal_those_of_one(pictures, tmp_path, monkeypatch):
+    (pictures / "2.png").unlink()
+    results = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(run, "shared_cores", lambda slots: shared_cores(1))
+        out = tmp_path / f"out{threads}"
+        assert command(pictures, "bright.", "--out", out, "--quiet") == 0
+        results.append({path.name: (path / "result.json").read_bytes() for path in sorted(out.iterdir())})
+    assert results[0] == results[1] and len(results[0]) == 6
+
+
+def test_two_signals_end_pictures_in_threads_at_once_and_leave_nothing_half_written(pictures, tmp_path, monkeypatch):
+    models, looked = tiny_models(), []
+    detect = models.detector.detect
+
+    def slow(*args, **options):
+        looked.append(1)
+        if len(looked) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return detect(*args, **options)
+
+    models.detector.detect = slow
+    assert command(pictures, "bright.", "--out", tmp_path / "out", "--quiet", models=models) == 130
+    assert len(looked) <= 4 and not models.ended.is_set()
+    assert len(list((tmp_path / "out").glob("*/result.json"))) <= 2  # none of those that were in the models
+    assert not list((tmp_path / "out").rglob(".*")) and threading.active_count() < 4
+
+
+def test_the_line_over_all_inputs_has_rate_and_time_left(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with InputProgress(True, 37, 10_000) as shown:
+        now[0] += 80
+        shown.step(100)
+    assert capsys.readouterr().err == "137 of 10,000, 1.2 a second, 2 h left\n"
+    assert [time_left(seconds) for seconds in (0, 90, 119, 720, 7300, 260_000)] == [
+        *("0 s", "90 s", "119 s", "12 min", "2 h", "3 days")
+    ]
+    for quiet in (InputProgress(False, 0, 9), InputProgress(True, 0, 1)):
+        now[0] += 80
+        quiet.step(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_makes_room_for_lines(monkeypatch):
+    calls = []
+
+    class Bar:
+        def __getattr__(self, name):
+            return lambda *_, **__: calls.append(name)
+
+    shown = InputProgress(False, 0, 3)
+    shown.bar = Bar()
+    with shown.aside():
+        calls.append("line")
+    shown.step(1)
+    assert calls == ["clear", "line", "refresh", "set_description_str", "update"]
