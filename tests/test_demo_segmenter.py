@@ -45,7 +45,6 @@ RECIPE = Recipe(
     steps=4,
     batch_size=2,
     warmup_steps=2,
-    clips=1,
     frames=3,
     side=64,
     clip_side=64,
@@ -53,6 +52,11 @@ RECIPE = Recipe(
     image_steps=1,
     mixed_steps=1,
     clip_share=1.0,
+    early_side=64,
+    episode_steps=3,
+    contacts=1.0,
+    warm=2,
+    taught=2,
 )
 TASK = SegmenterTask(RECIPE, CONFIG)
 
@@ -113,10 +117,12 @@ def test_training_sees_what_the_tracker_sees(monkeypatch):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole, part = (Trainer(TASK, tmp_path / name, "cpu") for name in ("whole", "part"))
-    assert [len(TASK.batch(step, step).numbers) for step in range(4)] == [1, 1, 3, 3]  # images, then clips
+    batches = [TASK.batch(step, step) for step in range(4)]  # images, a clip, a meeting
+    assert [(len(b.numbers), b.taught_from) for b in batches[:3]] == [(1, 1), (1, 1), (3, 1)]
+    assert batches[3].taught_from > 1
     whole.run(0)
-    for step in range(2):
-        part.update(TASK.batch(step, step))
+    assert not part.run(0, minutes=0)  # one step
+    part.update(TASK.batch(1, 1))
     part.save()
     resumed = Trainer(TASK, tmp_path / "part", "cpu")
     resumed.run(0)
@@ -155,7 +161,7 @@ def test_exported_weights_load_strictly_and_are_small(tmp_path):
     loaded = load_segmenter(tmp_path / "segmenter.pt").state_dict()
     for key, value in trainer.ema.state_dict().items():
         assert loaded[key].dtype == value.dtype and torch.allclose(loaded[key], value, rtol=1e-3, atol=1e-6), key
-    assert (tmp_path / "segmenter.pt").stat().st_size < 2.8e6
+    assert (tmp_path / "segmenter.pt").stat().st_size < 5e6
 
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):
@@ -195,9 +201,9 @@ def test_most_chosen_frames_span_the_middle_of_the_clip():
 
 
 def test_clips_are_smaller_until_the_last_steps():
-    task = SegmenterTask(replace(RECIPE, steps=8, clip_side=32, full_steps=4), CONFIG)
+    task = SegmenterTask(replace(RECIPE, steps=8, early_side=96, early_steps=1, clip_side=32, full_steps=4), CONFIG)
     batches = [task.batch(step, step) for step in range(8)]
-    assert [batch.images.shape[-1] for batch in batches] == [64, 64, 32, 32, 64, 64, 64, 64]
+    assert [batch.images.shape[-1] for batch in batches] == [96, 64, 32, 32, 64, 64, 64, 64]
 
 
 def test_memory_attention_begins_with_a_look_at_its_own_place():
@@ -247,6 +253,12 @@ def test_the_best_of_three_masks_is_taught_and_all_their_scores():
     assert losses["iou"] == pytest.approx((0.5 + 0.0 + 0.25) / 3, abs=0.05)
     absent = mask_losses(out, torch.zeros_like(truth))
     assert absent["focal"] == absent["dice"] == absent["iou"] == 0 and absent["object_score"] > 7
+    crowd = square(4, 8, 8, 16).float()  # a fourth of the picture
+    union = mask_losses(out._replace(masks=out.masks.clamp(min=0.1)), truth, crowd)["iou"]
+    assert union == pytest.approx(3 * mask_losses(out._replace(masks=out.masks.clamp(min=0.1)), truth)["iou"])
+    assert mask_losses(out, truth, crowd)["iou"] >= losses["iou"]
+    twice = mask_losses(out, truth, weights=torch.tensor([2.0]))
+    assert twice["iou"] == 2 * losses["iou"] and twice["object_score"] == 2 * losses["object_score"]
 
 
 # --- Judging ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from minisam_glue.sam2.model import preset_of
 FOLDER = Path(__file__).parent / "golden" / "sam2"
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "demo"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("demo")])
 def test_every_official_manifest_loads_strictly(name):
     with torch.device("meta"):
         model = SAM2(PRESETS[name])
@@ -24,11 +24,12 @@ def test_every_official_manifest_loads_strictly(name):
     assert sum(p.numel() for p in model.parameters()) == entries["num_params"]
 
 
-def test_the_demo_preset_is_small_and_told_from_the_others():
+@pytest.mark.parametrize(("name", "parameters"), [("demo", 1_310_586), ("demo_wide", 2_204_778)])
+def test_the_demo_presets_are_small_and_told_from_the_others(name, parameters):
     with torch.device("meta"):
-        model = SAM2(PRESETS["demo"])
-    assert sum(p.numel() for p in model.parameters()) == 1_310_586
-    assert preset_of(model.state_dict()) == "demo"
+        model = SAM2(PRESETS[name])
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert preset_of(model.state_dict()) == name
 
 
 def test_file_in_the_official_layout_gives_the_same_masks(tmp_path):

@@ -7,6 +7,7 @@ from ..grounding_dino.tokenizer import split_words
 
 FOLDER = Path(__file__).parent
 DETECTOR, HEAT_MAPPER, SEGMENTER = "detector.pt", "clipseg.pt", "segmenter.pt"  # files of weights, fp16
+SEGMENTERS = ("demo", "demo_wide")  # presets of SAM 2 that the segmenter's file may have
 VOCABULARY = FOLDER / "vocab.txt"
 KNOWN = (
     "eight colours (red, green, blue, yellow, orange, purple, white, black) and "
@@ -41,8 +42,11 @@ def load_heat_mapper(path: str | Path, device: str = "cpu") -> clipseg.HeatMappe
 
 
 def load_segmenter(path: str | Path, device: str = "cpu") -> sam2.SAM2:
-    """The demo segmenter from its file (fp16) as fp32 on a device. ValueError if the file is another one."""
-    return sam2.load(path, "demo").float().to(device)
+    """The demo segmenter, of either width, from its file (fp16) as fp32. ValueError if the file is another one."""
+    model = sam2.load(path)
+    if model.config not in [sam2.PRESETS[name] for name in SEGMENTERS]:
+        raise ValueError(f"{path} holds weights of a larger SAM 2: give a file that train_segmenter wrote")
+    return model.float().to(device)
 
 
 def foreign(phrases: list[str]) -> list[str]:

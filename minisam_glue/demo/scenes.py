@@ -406,21 +406,52 @@ def clip(
     pictures, masks = [], []
     for t in range(frames) if chosen is None else chosen:
         canvas = background[pan[t, 0] :, pan[t, 1] :][:height, :width].copy()
-        visible: list[np.ndarray] = []
-        for figure, path in zip(figures, paths):
-            x, y, radius, angle = path[t].tolist()
-            figure = replace(figure, x=x, y=y, radius=radius, angle=angle)
-            at = footprint(figure, *size)
+        layers = posed(figures, paths, t, size)
+        for figure, at in layers:
             draw(canvas, figure, at)
-            mask = stamp(at, *size)
-            visible = [*(below & ~mask for below in visible), mask]
         pictures.append(degrade(canvas, degradation, rng))
-        masks.append(np.stack(visible))
+        masks.append(visible_parts([stamp(at, *size) for _, at in layers]))
     phrases, labels = random_caption(rng, figures)
     masks = np.stack(masks)
     return Clip(
         np.stack(pictures), masks, extents(masks), figures, phrases, labels, kind, *tracked_and_twins(kind, leads)
     )
+
+
+def posed(figures: list[Figure], paths: list[Path], t: int, size: Size) -> list[tuple[Figure, Footprint]]:
+    """The figures as they are on frame t, from the lowest to the topmost, and where they lie."""
+    out = []
+    for figure, path in zip(figures, paths):
+        x, y, radius, angle = path[t].tolist()
+        figure = replace(figure, x=x, y=y, radius=radius, angle=angle)
+        out.append((figure, footprint(figure, *size)))
+    return out
+
+
+def visible_parts(masks: list[np.ndarray]) -> np.ndarray:
+    """Masks (H, W) from the lowest to the topmost -> bool (n, H, W): what of each nothing above it hides."""
+    visible: list[np.ndarray] = []
+    for mask in masks:
+        visible = [*(below & ~mask for below in visible), mask]
+    return np.stack(visible)
+
+
+@dataclass
+class Motion:
+    """How the objects of a clip move, without its pictures."""
+
+    masks: np.ndarray  # bool (T, n, H, W), as the clip has them
+    wholes: np.ndarray  # float32 (T, n, 4): boxes of what is in the frame, were nothing hidden by another object
+    leads: tuple[int, ...]
+    twins: tuple[int, ...]
+
+
+def motion(seed: int, kind: str, frames: int = 60, size: Size = (120, 160)) -> Motion:
+    """The motion of clip(seed, kind, frames, size), far sooner than the clip."""
+    figures, paths, leads = stage(np.random.default_rng((seed, 2)), kind, np.linspace(0, 1, frames), size)
+    whole = [[stamp(at, *size) for _, at in posed(figures, paths, t, size)] for t in range(frames)]
+    masks = np.stack([visible_parts(some) for some in whole])
+    return Motion(masks, extents(np.stack([np.stack(some) for some in whole])), *tracked_and_twins(kind, leads))
 
 
 def tracked_and_twins(kind: str, leads: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -16,6 +16,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from ..support.files import whole_file
 from ..support.processes import own_gpu, rank_and_number
 from .muon import Muon, matrices_of
 
-LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 250, 2500  # steps
+LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 100, 2500  # steps
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,12 @@ class Trainer:
                 path,
             )
 
-    def run(self, workers: int) -> None:
-        """Train to the last step and write the weights."""
+    def run(self, workers: int, minutes: float = math.inf) -> bool:
+        """Train to the last step and write the weights, or stop after so many minutes: whether it is done.
+
+        A step after which time is up is the last one of a process; with several of them each looks at its own clock, so
+        that only a run of one process may be stopped.
+        """
         steps = range(self.step, self.recipe.steps)
         loader = DataLoader(Batches(self.task, self.rank), batch_size=None, sampler=steps, num_workers=workers)
         start, begun = time.perf_counter(), self.step
@@ -170,9 +175,13 @@ class Trainer:
                 self.save()
             if self.step == self.recipe.plateau:
                 self.save("plateau.pt")
+            if time.perf_counter() - start > 60 * minutes and self.step < self.recipe.steps:
+                self.save()
+                return False
         self.save()
         if self.rank == 0:
             export(self.ema, self.out / f"{self.task.name}.pt")
+        return True
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of the optimiser: the losses before it."""
@@ -237,11 +246,16 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     parser.add_argument("--seed", type=int, default=recipe.seed)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after so many minutes; the same line again goes on"
+    )
     args = parser.parse_args()
     rank, processes = rank_and_number()
     if processes > 1:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
         args.device = own_gpu() if args.device == "cuda" else args.device
+    if processes > 1 and args.minutes < math.inf:
+        parser.error("--minutes stops a run of one process: leave it out, or start without torchrun")
     recipe = dataclasses.replace(
         recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr, seed=args.seed
     )
@@ -249,6 +263,7 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
         trainer = Trainer(task(recipe), args.out, args.device, rank)
     except ValueError as error:
         parser.error(str(error))  # exit status 2
-    trainer.run(args.workers)
+    if not trainer.run(args.workers, args.minutes):
+        print(f"stopped at step {trainer.step} of {recipe.steps}: the same line again goes on", flush=True)
     if processes > 1:
         dist.destroy_process_group()

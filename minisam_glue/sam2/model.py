@@ -96,6 +96,7 @@ DEMO = SAM2Config(
     memory_layers=2,
     mask_width=3,
 )
+DEMO_WIDE = replace(DEMO, embed_dim=32, stages=(2, 2, 2, 1))
 
 
 def first_release(config: SAM2Config) -> SAM2Config:
@@ -120,6 +121,7 @@ PRESETS = {
     "sam2_hiera_base_plus": first_release(BASE_PLUS),
     "sam2_hiera_large": first_release(LARGE),
     "demo": DEMO,  # minisam_glue/demo, 1,310,586
+    "demo_wide": DEMO_WIDE,  # what train_segmenter makes, 2,204,778: twice as many channels in the trunk
 }
 
 
