@@ -40,7 +40,7 @@ def textured(left: int, top: int = 40) -> tuple[np.ndarray, torch.Tensor]:
 class Trusting(FlowPropagator):
     """SAM 2 refines nothing: a mask is what flow makes of the one before; a fresh look finds nothing."""
 
-    looks = 0
+    searches = 0
 
     def __init__(self, model, refine_every=1):
         self.encoded, self.refined = [], []
@@ -60,7 +60,7 @@ class Trusting(FlowPropagator):
         return ObjectOutput(warped, torch.zeros(len(warped), self.model.config.dim), torch.ones(len(warped)))
 
     def look(self, obj, reverse):
-        self.looks, _ = self.looks + 1, self.current()
+        self.searches, _ = self.searches + 1, self.current()
         side = self.model.config.image_size // 4
         pointer = torch.zeros(self.model.config.dim)
         return FrameMemory(pointer, torch.tensor(-5.0), None, torch.full((side, side), -10.0))
@@ -78,7 +78,7 @@ def test_flow_carries_a_mask_along_with_what_it_shows():
     for t in range(1, 6):
         image, mask = textured(20 + 6 * t, 40 + 3 * t)
         found = propagator.step(image).masks()
-    assert mask_iou(found, mask[None]).item() > 0.7 and propagator.looks == 0
+    assert mask_iou(found, mask[None]).item() > 0.7 and propagator.searches == 0
     assert mask_iou(textured(20)[1][None], mask[None]).item() < 0.3
 
 
@@ -88,12 +88,12 @@ def test_on_frames_between_refinements_flow_alone_carries_masks_and_sam_2_sees_n
         frame = textured(20 + 6 * t, 40 + 3 * t)[0]
         one, other = every.step(frame).masks(), third.step(frame).masks()
         assert torch.equal(one, other)  # as these refine nothing
-    assert every.encoded == [0, 1, 2, 3, 4, 5] and third.encoded == [0, 3] and third.looks == 0
+    assert every.encoded == [0, 1, 2, 3, 4, 5] and third.encoded == [0, 3] and third.searches == 0
     assert every.refined == [1, 2, 3, 4, 5] and third.refined == [3]
     third.seek(6, textured(50)[0])
     third.seek(7, np.zeros_like(frame))
     third.track()
-    assert third.looks == 1 and third.encoded == [0, 3, 6, 7]  # the lost object was looked for on frame 7
+    assert third.searches == 1 and third.encoded == [0, 3, 6, 7]  # the lost object was looked for on frame 7
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True])
@@ -111,7 +111,7 @@ def test_what_disappears_is_absent_and_not_smeared():
     propagator = begin(*textured(20))
     cut = np.random.default_rng(5).integers(0, 90, (40, 40, 1), dtype=np.uint8).repeat(4, 0).repeat(4, 1).repeat(3, 2)
     for count in (1, 2):
-        assert not propagator.step(cut).masks().any() and propagator.looks == count
+        assert not propagator.step(cut).masks().any() and propagator.searches == count
 
 
 @pytest.mark.parametrize("change", [0.2, 5.0])
