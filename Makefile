@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test study-smoke lint clean
 
 demo: $(VENV)/.ready
 	$(RUN) segment.py examples/hexagons.jpg "green hexagon. blue square." --weights demo --out runs/segmented
@@ -13,6 +13,12 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest -q --numprocesses auto --dist loadfile  # a process per core
+
+# Each row of the study's tables for one epoch on 500 generated images: minutes.
+study-smoke: $(VENV)/.ready
+	for study in grid ladder distillation ablation; do \
+	  $(RUN) train_cifar.py --study $$study --data shapes --subset 500 --epochs 1 --out runs/smoke/$$study || exit 1; \
+	done
 
 lint: $(VENV)/.lint
 	$(RUN) -m ruff check .

@@ -10,13 +10,14 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from minivit import checkpoint, predict, run
+from minivit import checkpoint, predict, run, study
 from minivit import data as datasets
 from minivit.distributed import is_told, join, own_ranks
 from minivit.evaluate import TTA
 from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
-from minivit.reading import flag_of
+from minivit.reading import flag_of, optional, whole, within
 from minivit.report import percent
+from minivit.study import EXAMPLE, STUDIES
 from minivit.text import LogLines, complain, count, printable, say
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS
@@ -38,6 +39,13 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --export runs/cifar/best.pt model.onnx
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
+    {command} --study ladder --seeds 3 --hours 0.5
+    {command} --study mine.json --subset 5000
+
+A study is variants x seeds, each a run of its own, and a table; the same command skips what is done. mine.json names
+arguments for all ("base") and for each variant; a list makes a grid:
+    {example}
+
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),
 last.pt (what --resume needs), best.pt (the chosen weights), result.json and report/. A hold-out (--val-split)
 of 100 images or more chooses between epochs and between raw and averaged (EMA) weights; otherwise the averaged
@@ -45,14 +53,16 @@ ones of the last epoch are taken. The test images are read once, at the end.
 Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C (128 + its number
 by another signal), 141 when the reader of the output has gone (| head)."""
 NO_MEMORY = {  # by task
+    "study": "out of memory: lower --batch-size",
     "train": "out of memory: lower --batch-size, or raise --accumulate, which sends a batch through the model in parts",
     "eval": "out of memory: take a smaller checkpoint, smaller images (--image-size) or fewer of them",
     "export": "out of memory: take a smaller checkpoint",
     "predict": "out of memory: make the picture smaller, or take a smaller checkpoint",
 }
 
-TASKS = ("resume", "eval", "predict", "export")  # beside training; --config goes with any
+TASKS = ("resume", "eval", "predict", "export", "study")  # beside training; --config goes with any
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
+FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "hours"), ("study",))
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
 
@@ -67,7 +77,7 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
     try:
         with on_signals(stop):
             given = vars(parse_arguments(argv, command))
-            task = next((name for name in ("eval", "predict", "export") if name in given), task)
+            task = next((name for name in ("eval", "predict", "export", "study") if name in given), task)
             status = run_task(given, command)
             sys.stdout.flush()
         return status
@@ -93,6 +103,8 @@ def run_task(given: dict, command: str) -> int:
     if "predict" in given:
         path, *images = given.pop("predict")
         return predict.classify(path, images, given)
+    if "study" in given:
+        return run_study(given.pop("study"), given, command)
     if "export" in given:
         return export_model(given["export"])
     return train(given, command)
@@ -106,6 +118,25 @@ def export_model(words: list[Path]) -> int:
         raise ExportError("--export needs a checkpoint and a file: --export best.pt model.onnx")
     export(*words)
     return 0
+
+
+def run_study(name: str, given: dict, command: str) -> int:
+    """Train a table of variants. Ctrl-C finishes a step and saves; the same command goes on."""
+    whole(1, 1000)(given.get("seeds", 1), "--seeds")
+    optional(within(0, 10_000, "(]"))(given.get("hours"), "--hours")
+    if "hours" in given and "epochs" in given:
+        raise ValueError("--hours and --epochs both end a run: give one of them")
+    if "config" in given or "teacher" in given:
+        raise ValueError(f"--{'config' if 'config' in given else 'teacher'} goes with a run, not with --study")
+
+    def fit_or_stop(trainer: Trainer) -> bool:
+        finished, number = fit_answering(trainer, command)
+        if not finished:
+            say("stopped and saved; the same command goes on")
+            raise Stopped(number)
+        return True
+
+    return study.study(name, given, fit_or_stop)
 
 
 def check_tasks(given: dict) -> None:
@@ -149,7 +180,7 @@ def make_parser(command: str) -> Parser:
     parser = Parser(
         prog=command,
         usage=f"{command} [options]",
-        description=DESCRIPTION.format(command=command),
+        description=DESCRIPTION.format(command=command, example=EXAMPLE),
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -194,6 +225,13 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         metavar=("CHECKPOINT", "FILE"),
         type=Path,
     )
+    flag(
+        "--study",
+        f"train a table of variants: {', '.join(STUDIES)}, or a .json file with them (see above)",
+        metavar="NAME",
+    )
+    flag("--seeds", "with --study: runs of each variant (default 1)", type=int)
+    flag("--hours", "with --study: hours of training of a run, instead of --epochs; its schedule ends then", type=float)
     flag("--tta", "test-time augmentation: mean over mirror images, or over ten crops", choices=TTA)
     flag(
         "--save-predictions",
@@ -215,6 +253,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     by_channel = {"type": float, "nargs": 3, "metavar": ("R", "G", "B")}
     flag("--mean", "mean of the pixels in 0..1 that is subtracted (default: the weights' or the data's)", **by_channel)
     flag("--std", "standard deviation that they are divided by (default: as for --mean)", **by_channel)
+    flag("--subset", "train on so many of the images, and test on at most as many (default 0: all)", type=int)
     flag("--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
 
 
@@ -310,21 +349,12 @@ def train(given: dict, command: str) -> int:
     once, with the checkpoint of before."""
     ranks = join(given)
     trainer, _ = ranks.together(lambda: run.prepare(given, say if ranks.first else lambda line: None, ranks))
-    asked = []
-
-    def save_and_stop(number: int, frame: object) -> None:
-        if trainer.stop_requested and ranks.number == 1:  # torchrun sends a signal more often than it was asked to
-            raise Stopped(number)
-        trainer.stop_requested = True
-        asked.append(number)
-
     try:
-        with on_signals(save_and_stop):
-            finished = fit_together(trainer, command)
+        finished, number = fit_answering(trainer, command)
         if not finished:
             if ranks.first:
                 say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
-            return 128 + (asked or [signal.SIGTERM])[0]
+            return 128 + number
         if not ranks.first:
             return 0
         show_result(run.final_report(trainer), trainer.run)
@@ -332,6 +362,21 @@ def train(given: dict, command: str) -> int:
     finally:
         if trainer.claim:
             trainer.claim.release()
+
+
+def fit_answering(trainer: Trainer, command: str) -> tuple[bool, int]:
+    """Train, and stop after the current step when a signal asks for it: whether it is finished, and the signal."""
+    asked = []
+
+    def save_and_stop(number: int, frame: object) -> None:
+        if trainer.stop_requested and trainer.ranks.number == 1:  # torchrun sends a signal more than once
+            raise Stopped(number)
+        trainer.stop_requested = True
+        asked.append(number)
+
+    with on_signals(save_and_stop):
+        finished = fit_together(trainer, command)
+    return finished, (asked or [signal.SIGTERM])[0]
 
 
 def fit_together(trainer: Trainer, command: str) -> bool:

@@ -160,6 +160,16 @@ def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
     return replace(dataset, train=dataset.train[~held], val=dataset.train[held])
 
 
+def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
+    """`count` of the training images, drawn by class, and at most as many test images. Raises DataError."""
+    few = replace(dataset, val=None)
+    if count < len(dataset.train):
+        few = replace(few, train=hold_out(few, count, seed).val)
+    if count < len(dataset.test):
+        few = replace(few, test=hold_out(replace(few, train=dataset.test), count, seed).val)
+    return replace(few, val=dataset.val)
+
+
 def _share(per_class: torch.Tensor, count: int) -> torch.Tensor:
     """Split `count` over the classes in proportion to their sizes, by largest remainder."""
     quota = per_class.double() * count / per_class.sum()

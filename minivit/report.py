@@ -13,8 +13,9 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -290,6 +291,16 @@ def _draw(
     with matplotlib.rc_context({"font.family": families}):
         figures = _draw_figures(confusion, logits, target, predicted, classes, images, history, title)
         return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def draw_png(draw: Callable[[], Any], text: str) -> bytes | None:
+    """A PNG of the figure that `draw` makes, in fonts that have the letters of `text`; None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    with matplotlib.rc_context({"font.family": _find_fonts(text)[0]}):
+        return _png(draw())
 
 
 def _find_fonts(text: str) -> tuple[list[str], set[str]]:

@@ -108,6 +108,7 @@ DEFAULTS = {
     "data": "cifar10",
     "data_root": Path("data"),
     "val_split": 0.02,
+    "subset": 0,
     "skip_bad": False,
     "preset": "cifar",
     "device": "auto",
@@ -130,6 +131,7 @@ ARGUMENT_KINDS = {  # of config.json
     "mean": optional(sequence(real, 3)),
     "std": optional(sequence(positive, 3)),
     "val_split": real,
+    "subset": whole(),
     "skip_bad": flag,
     "threads": whole(),
 }
@@ -144,16 +146,25 @@ def hold_out_amount(value: object, where: str) -> None:
 
 
 # What the arguments may be that are no settings of the model or of the training; machine: set_up_machine.
-OTHER_KINDS = {"data": one_of(datasets.NAMES), "val_split": hold_out_amount, "preset": one_of([*PRESETS, *RESNETS])}
+OTHER_KINDS = {
+    "data": one_of(datasets.NAMES),
+    "val_split": hold_out_amount,
+    "subset": whole(),
+    "preset": one_of([*PRESETS, *RESNETS]),
+}
 OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std")}
 
 
 def prepare(
-    given: dict, say: Callable[[str], None] = lambda line: None, ranks: Ranks = Ranks()
+    given: dict,
+    say: Callable[[str], None] = lambda line: None,
+    ranks: Ranks = Ranks(),
+    dataset: datasets.Dataset | None = None,
 ) -> tuple[Trainer, dict]:
     """Build a trainer from the arguments that were given, and resolve all others. Writes config.json.
 
     say: is called with each line that a user wants to read. ranks: of several processes, the first one alone writes.
+    dataset: what load_data gives for these arguments, if it is loaded already.
     Raises ValueError (TrainingError, DataError,
     CheckpointError among them) for what cannot be used, before anything is written.
     """
@@ -175,7 +186,7 @@ def prepare(
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
     checkpoint.outline_model(args["preset"], 1, overrides)  # before images of its size are read
     check_crop(config.crop, image_side(args))
-    dataset = load_data(args)
+    dataset = dataset or load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
     model = build_model(args["preset"], len(dataset.classes), overrides)
     check_sizes(config.sizes, model, "the model")
@@ -327,6 +338,8 @@ def choose_device(name: str) -> torch.device:
 def load_data(args: dict) -> datasets.Dataset:
     """Load the data set that the arguments name, with its hold-out. Raises DataError."""
     dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
+    if args["subset"]:
+        dataset = datasets.subset(dataset, args["subset"], args["seed"])
     held_out = dataset.val is not None  # a folder may bring its own
     return (
         datasets.hold_out(dataset, args["val_split"], args["seed"]) if args["val_split"] and not held_out else dataset

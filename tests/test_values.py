@@ -40,6 +40,9 @@ ROWS = {
     "--eval": (FILE, (), ""),
     "--predict": (("", "nowhere", "nowhere nowhere.png"), (), ""),
     "--export": (("", "nowhere", "nowhere x.onnx", "nowhere x.pt2"), (), ""),
+    "--study": (("", "foo", "nowhere.json"), (), ""),
+    "--seeds": (("0", "-1", "1.5", "1"), (), ""),
+    "--hours": (("0", "-1", "nan", "1"), (), ""),
     "--tta": (("", "foo", "None", "flip"), (), ""),  # flip: of a training
     "--save-predictions": (("", "x.csv"), (), ""),
     "--data": choice("cifar10 cifar100 folder shapes"),
@@ -47,6 +50,7 @@ ROWS = {
     "--val-split": number("-1 -0.001 1.5 100.25 -inf", "0 0.0 0.999 1 100 1e3"),
     "--mean": (("0", "0 0", "0 0 x", "nan 0 0"), ("0 0.5 1",), ""),
     "--std": (("1", "0 1 1", "1 1 -1", "inf 1 1"), ("0.2 0.5 1",), ""),
+    "--subset": whole("-1", "0 1 1000"),
     "--skip-bad": (("=1",), (None,), ""),
     "--preset": choice("cifar vit-b16 resnet18"),
     "--image-size": whole("-8 0 65537 33 65536", "4 32 256", "--crop 3"),

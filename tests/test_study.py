@@ -1,0 +1,198 @@
+"""minivit/study.py: variants x seeds, each trained once, in one table."""
+
+import csv
+import json
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train_cifar
+from minivit import checkpoint, cli, report, run, study
+from minivit import data as datasets
+from minivit.study import STUDIES, Row, expand, folder_name, load_study, plan
+from minivit.train import Trainer
+
+TINY = {"preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "image_size": 16, "batch_size": 20}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Drawn shapes as PNG files: 60 to train on, 20 to test."""
+    os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    root, drawn = tmp_path_factory.mktemp("shapes"), datasets.shapes(0, 60, 20, image_size=16)
+    for name, split in (("train", drawn.train), ("test", drawn.test)):
+        for i, (image, label) in enumerate(zip(split.images, split.labels)):
+            folder = root / name / drawn.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "write_report", lambda *_, **__: None)  # whose pictures take seconds
+    monkeypatch.setattr(report, "DPI", 20)
+    monkeypatch.chdir(tmp_path)
+
+
+def written(content: object) -> str:
+    Path("mine.json").write_text(json.dumps(content))
+    return "mine.json"
+
+
+def words(images: Path, *more: str) -> list[str]:
+    rest = "--epochs 1 --data folder --device cpu --threads 1 --amp off --val-split 0"
+    return ["--study", "mine.json", "--data-root", str(images), *rest.split(), *more]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_of_a_study_is_a_run_that_can_be(name):
+    runs = plan(load_study(name), {"data": "cifar10"}, Path("out"), 2)
+    assert len(runs) == 2 * len(STUDIES[name]) == len({arguments["out"] for _, _, arguments in runs})
+    for variant, seed, arguments in runs:
+        assert arguments["seed"] == seed and arguments["out"].name == folder_name(variant, seed)
+        if "teacher" in arguments:
+            before = [a["out"] for _, _, a in runs[: runs.index((variant, seed, arguments))]]
+            assert arguments["teacher"].parent in before and f"seed{seed}" in str(arguments["teacher"])
+
+
+def test_the_grid_has_the_four_models_of_the_reference():
+    sizes = []
+    for arguments in STUDIES["grid"].values():
+        overrides = {key: value for key, value in arguments.items() if key != "preset"}
+        config = checkpoint.outline_model(arguments["preset"], 10, overrides).config
+        sizes.append((config.patch, config.dim, config.depth, config.heads))
+    assert sizes == [(4, 128, 6, 4), (4, 256, 6, 4), (4, 128, 12, 8), (2, 128, 6, 4)]
+
+
+def test_lists_make_a_grid_and_what_is_a_list_itself_does_not():
+    assert expand("lr", {"lr": [1e-3, 1e-2], "dim": 64, "mixup": [0.1, 0.2]}) == [
+        (f"lr, lr {lr}, mixup {m}", {"lr": lr, "dim": 64, "mixup": m}) for lr in (1e-3, 1e-2) for m in (0.1, 0.2)
+    ]
+    assert expand("a", {"sizes": [24, 32]}) == [("a", {"sizes": [24, 32]})]
+    assert [settings["sizes"] for _, settings in expand("a", {"sizes": [[24, 32], [32]]})] == [[24, 32], [32]]
+    assert list(load_study(written({"base": {"dim": [64, 128]}}))) == ["dim 64", "dim 128"]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"variants": {"a": {"dimm": 3}}}, "'a' has the argument 'dimm', which is none; near: dim"),
+        ({"variants": {"a": {"out": "x"}}}, "'a' has the argument 'out', which is none"),
+        ({"base": {"epoch": 3}}, "'epoch', which is none; near: epochs"),
+        ({"variant": {}}, "the key 'variant', where base and variants are known"),
+        ({"variants": {"a": {"dim": {"x": 1}}}}, "'a': dim is {'x': 1}, not a value or a list of values"),
+        ({"variants": {"a": {"dim": []}}}, "'a': dim is [], not a value"),
+        ({"variants": {"a": {"dim": "wide"}}}, "variant 'a': it['dim'] is 'wide', not a whole number"),
+        ({"variants": {"a": {"dim": 10}}}, "variant 'a': --dim 10 does not divide into 8 heads"),
+        ({"variants": {"a": {"lr": -1}}}, "variant 'a': --lr is -1, not above 0"),
+        ({"variants": {"a": {"preset": "vit-z"}}}, "variant 'a': --preset is 'vit-z'"),
+        ({"variants": {"a": {"teacher": "@b"}}}, "variant 'a': its teacher '@b' is no variant"),
+        ({"variants": {"a b": {}, "A-b": {}}}, "two variants have names that differ in nothing but signs"),
+        ({"variants": {}}, "a dictionary of at least 1"),
+        ([1], "it holds no dictionary; a study looks like"),
+        ("{", "mine.json"),
+    ],
+    ids=str,
+)
+def test_a_study_that_cannot_be_meant_is_one_line_and_writes_nothing(content, said, capsys):
+    written(content)
+    if content == "{":
+        Path("mine.json").write_text(content)
+    assert train_cifar.main(["--study", "mine.json", "--data", "folder"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1, error
+    assert [path.name for path in Path().iterdir()] == ["mine.json"]
+
+
+def test_a_study_that_does_not_exist_and_flags_that_do_not_go_with_it_are_named(capsys):
+    for more, said in (
+        (["--study", "foo"], "--study foo: choose grid, ladder, distillation, ablation, or give a .json file"),
+        (["--study", "foo.json"], "--study foo.json: there is no such file"),
+        (["--study", "grid", "--hours", "1", "--epochs", "2"], "--hours and --epochs both end a run"),
+        (["--study", "grid", "--seeds", "0"], "--seeds is 0, not a whole number from 1"),
+        (["--study", "grid", "--teacher", "demo"], "--teacher goes with a run, not with --study"),
+        (["--seeds", "2"], "--seeds goes with --study"),
+    ):
+        assert train_cifar.main(more) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_a_study_trains_each_run_once_goes_on_after_a_stop_and_writes_one_table(images, capsys, monkeypatch):
+    written({"base": TINY, "variants": {"=1+1": {"teacher": "@teacher"}, "teacher": {"epochs": 2}}})
+    fit, trained = cli.fit, []
+
+    def counted(trainer: Trainer) -> bool:
+        trained.append(trainer.run.name)
+        trainer.stop_requested = len(trained) == 2  # before the first step of the student
+        return fit(trainer)
+
+    monkeypatch.setattr(cli, "fit", counted)
+    assert train_cifar.main(words(images, "--out", "out", "--subset", "40")) == 143
+    assert "stopped and saved; the same command goes on" in capsys.readouterr().out
+    assert "\u2013 | \u2013 | 0 |" in Path("out/table.md").read_text()
+    assert train_cifar.main(words(images, "--out", "out", "--subset", "40")) == 0
+    printed = capsys.readouterr().out
+    assert trained[0] == "teacher-seed0" and trained[1] == trained[2] != trained[0]
+    assert "[1/2] teacher, seed 0: done" in printed and "table: out/table.md" in printed
+    with open("out/table.csv", newline="", encoding="utf-8") as file:
+        student, teacher = csv.DictReader(file)
+    result = json.loads(Path("out/teacher-seed0/result.json").read_text())
+    assert float(teacher["test_accuracy"]) == result["test_acc"] and teacher["epochs"] == "2" and teacher["n"] == "1"
+    assert student["variant"] == "'=1+1" and student["std"] == "" and Path("out/table.png").exists()
+    config = json.loads(Path("out/teacher-seed0/config.json").read_text())
+    assert config["images"] == 40 and config["arguments"]["subset"] == 40
+    before = Path("out/table.md").read_bytes()
+    assert train_cifar.main(words(images, "--out", "out", "--subset", "40")) == 0 and len(trained) == 3
+    assert Path("out/table.md").read_bytes() == before
+    assert train_cifar.main(words(images, "--out", "out", "--subset", "41")) == 2
+    assert "was trained with another --subset (40): choose another --out" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_is_told_and_the_others_go_on(images, capsys):
+    written({"base": TINY, "variants": {"bad": {"lr": 1e38, "warmup": 0.0}, "taught": {"teacher": "@bad"}, "good": {}}})
+    assert train_cifar.main(words(images, "--out", "out")) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "bad, seed 0: the weights are not finite" in errors[0].replace("loss is", "weights are")
+    assert "taught, seed 0: its teacher is not trained" in errors[1]
+    table = Path("out/table.md").read_text()
+    assert "| good | " in table and table.count("| 0 |") == 2
+
+
+def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_share(images, monkeypatch, tmp_path):
+    given = {**TINY, "data": "folder", "data_root": images, "device": "cpu", "amp": "off", "val_split": 0}
+    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1}
+    seconds = {8: 1.0, 16: 3.0}
+    monkeypatch.setattr(study, "step_seconds", lambda trainer: seconds[trainer.side])
+    dataset = run.load_data(run.resolve(given))
+    assert study.epochs_within(1.0, given, dataset) == 3600 // (2 * 3)  # 3 steps an epoch, of 2 seconds on average
+    assert study.epochs_within(1e-6, given, dataset) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert study.epochs_within(1e-6, given, dataset, least=0.0) == 1 and list(Path().iterdir()) == []
+
+
+def test_a_row_has_the_mean_and_the_standard_deviation_of_its_runs_and_dashes_for_what_is_not_there():
+    row = Row("a", (0.5, 0.6, 0.64), 1200, 3, 99.6, 1.25)
+    assert row.mean == pytest.approx(0.58) and row.std == pytest.approx(statistics.stdev([0.5, 0.6, 0.64]))
+    assert study.cells(row) == ["58.00", "7.21", "3", "1,200", "3", "100", "1.2"]
+    assert study.cells(Row("a", (0.5,), 12, 3, 10.0, 1.0))[1] == "\u2013"
+    assert study.cells(Row("a", ())) == ["\u2013", "\u2013", "0", *["\u2013"] * 4]
+
+
+def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, content in (("result.json", '{"test_acc": 2}'), ("config.json", '{"images": 3, "parameters": 4}')):
+        (folder / name).write_text(content)
+    (folder / "metrics.jsonl").write_text('{"images_per_s": 3}\n')
+    with pytest.raises(run.TrainingError, match="x holds a damaged run .*out of range"):
+        study.read_run(folder)
+    few = datasets.subset(datasets.folder(images, 16), 20)
+    assert len(few.train) == 20 and few.train.labels.bincount().tolist() == [2] * 10 and len(few.test) == 20
+    assert len(datasets.subset(datasets.folder(images, 16), 10**6).train) == 60
