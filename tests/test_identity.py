@@ -90,6 +90,18 @@ def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
         assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
 
 
+@pytest.mark.parametrize("pair, known", [([1, 1], False), ([1, 9], False), ([1, 3], True)])
+def test_a_contact_of_unknown_objects_is_refused(pair, known):
+    identity = Identity()
+    settled(identity, crossing()[0][2])
+    identity.tracks[3] = copy.deepcopy(identity.tracks[1])
+    identity.tracks[3].clean = 0
+    state = identity.state()
+    state["contacts"] = [{"pair": pair, "known": known, "meeting": False, "apart": 0}]
+    with pytest.raises(ValueError, match="a contact of an object"):
+        state_kind(CHANNELS)(state, "the rules")
+
+
 @pytest.mark.parametrize(
     "name, value",
     [("appearance", torch.zeros(3)), ("sizes", [[0.0, 1.0]]), ("at", "x"), ("velocity", [float("nan"), 0])],
@@ -162,6 +174,14 @@ def test_motion_is_a_line_through_the_last_places_and_leaks_do_not_enlarge_it():
 
 def test_joined_pairs_are_one_group():
     assert groups([(1, 2), (3, 4), (2, 3), (7, 8)]) == [[1, 2, 3, 4], [7, 8]]
+
+
+def test_a_prediction_that_went_wrong_counts_no_more_after_some_frames():
+    identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(20):
+        mask = square(8 + 2 * t) if t < 6 else square(40 - t, 36)  # it turns at once, further than a clean mask may be
+        settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens_of(mask, empty)))
+    assert box_iou(identity.tracks[1].motion.predict(20), (20, 36, 10, 10)) > 0.8
 
 
 @pytest.mark.parametrize("count", [1, 2, 200])

@@ -41,6 +41,10 @@ class Motion:
             fits = [line([p[0] for p in self.places], [p[axis] for p in self.places], frame) for axis in (1, 2)]
             self.place, self.velocity = tuple(fit[0] for fit in fits), tuple(fit[1] for fit in fits)
 
+    def restart(self, frame: int, box: Box) -> None:
+        """Begin anew from a place: how the object came there is not known."""
+        self.places, self.velocity, self.at, self.place = [], (0.0, 0.0), frame, box[:2]
+
     def predict(self, frame: int) -> Box:
         """The box on a frame."""
         (x, y), (u, v), dt = self.place, self.velocity, frame - self.at

@@ -20,6 +20,7 @@ ALIKE = 0.9  # cosine of two objects' appearances from which they are look-alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
 APART = 4  # frames without contact that end it
 COINCIDE = 0.7  # IoU of two masks that are one
+STALE = 8  # frames without a clean mask after which a prediction counts no more
 PATIENCE = 2  # absent frames before a search
 
 
@@ -175,14 +176,13 @@ class Identity:
                 track.absent += 1
                 continue
             if number in found:
-                track.motion.places, track.motion.velocity = [], (0.0, 0.0)
                 box = mask_boxes(main_parts(frame.masks[row][None]))[0]
+                track.motion.restart(frame.number, box)
                 track.motion.observe(frame.number, box, frame.areas[row])
             elif number not in self.meeting:
                 box, area = frame.boxes[row], frame.areas[row]
-                if track.absent:
-                    track.motion.places, track.motion.velocity = [], (0.0, 0.0)
-                    track.motion.at, track.motion.place = frame.number, box[:2]
+                if track.absent or abs(frame.number - track.motion.at) > STALE:
+                    track.motion.restart(frame.number, box)
                 if frame.ious[row] > SURE and track.motion.is_clean(frame.number, box, area):
                     track.see(frame.number, box, area, frame.appearances[row])
             track.absent = 0
@@ -240,13 +240,18 @@ def state_kind(dim: int) -> Kind:
     def check(value: object, where: str) -> None:
         shape(value, where)
         numbers = {kept["id"] for kept in value["tracks"]}
-        if any(not set(kept["pair"]) <= numbers for kept in value["contacts"]):
-            raise ValueError(f"{where} has a contact of an object that it does not know")
+        known = set()
         for kept in value["tracks"]:
-            if kept["clean"] and not (kept["appearance"] is not None and kept["sizes"] and kept["areas"]):
-                raise ValueError(f"{where} has an object of which it does not know how it looks")
-            if any(side <= 0 for size in kept["sizes"] for side in size):
+            if kept["clean"]:
+                known.add(kept["id"])
+                if kept["appearance"] is None or not (kept["sizes"] and kept["areas"] and kept["first"]):
+                    raise ValueError(f"{where} has an object of which it does not know how it looks")
+            if any(side <= 0 for size in (*kept["sizes"], kept["first"] or (1,)) for side in size):
                 raise ValueError(f"{where} has an object without a size")
+        for kept in value["contacts"]:
+            needed = known if kept["known"] or kept["meeting"] else numbers
+            if len(set(kept["pair"])) < 2 or not set(kept["pair"]) <= needed:
+                raise ValueError(f"{where} has a contact of an object that it does not know")
 
     return check
 
