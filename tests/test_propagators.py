@@ -11,7 +11,7 @@ from helpers.squares import film, picture, save_film
 from helpers.tiny_heat import heat_models
 from helpers.tiny_segment import tiny_models
 
-from minisam_glue import propagation
+from minisam_glue import propagation, redetection
 from minisam_glue.demo.evaluate import evaluate_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.masks import mask_iou
@@ -146,6 +146,7 @@ def test_a_look_with_the_sentence_is_asked_for_now_and_then_while_something_is_l
 
 def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(monkeypatch):
     monkeypatch.setitem(propagation.PROPAGATORS, "flow", Trusting)
+    monkeypatch.setattr(redetection, "ALIKE", -1.0)  # to a random model nothing is like anything
     models = tiny_models()
     frames = [picture(5)] * 2 + [picture()] * 3 + [picture(5, 40)] * 20
     results = list(segment_video(models, frames, "bright.", **FLOW))
