@@ -89,12 +89,9 @@ class Ranks:
         """The model whose gradients are averaged over the processes; the model itself with one of them."""
         if self.number == 1:
             return model
-        # No score depends on the convolution in the last MLP of a model whose heads read the class token.
-        config = getattr(model, "config", None)
-        unused = config is not None and config.mlp_conv and config.pool == "cls" and not config.class_attention
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since 2.14
-        options = {buffers: False, "find_unused_parameters": unused}
+        options = {buffers: False, "find_unused_parameters": leaves_unused(model)}
         return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **options)
 
     @contextmanager
@@ -115,6 +112,13 @@ class Ranks:
         if self.number > 1 and dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+
+
+def leaves_unused(model: nn.Module) -> bool:
+    """Whether no score of a fast model depends on some of its parameters: those of the convolution in the last MLP, if
+    the heads read special tokens alone, which skip it (fast.py, HeadTokensTransformer)."""
+    config = getattr(model, "config", None)
+    return config is not None and config.mlp_conv and config.pool == "cls" and not config.class_attention
 
 
 def own_ranks() -> Ranks:

@@ -21,7 +21,7 @@ from minivit import distributed
 from minivit.distributed import Ranks, SyncBatchNorm2d, WholeBatchDraws
 from minivit.fast import accelerate
 from minivit.train import TrainConfig, Trainer, TrainingError
-from minivit.vit import VisionTransformer, ViTConfig
+from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 SCRIPT = Path(train_cifar.__file__)
 NOISY = ViTConfig(image_size=16, patch=4, dim=16, depth=3, heads=2, dropout=0.3, drop_path=0.5)
@@ -110,6 +110,20 @@ def test_batch_normalisation_of_shares_is_that_of_the_whole_batch_with_its_gradi
         for name, value in norms[2].named_buffers():
             torch.testing.assert_close(norm.get_buffer(name), value, atol=1e-6, rtol=1e-5)
         assert torch.equal(norm.eval()(x), norms[2].eval()(x)) or torch.allclose(norm(x), norms[2](x), atol=1e-5)
+
+
+SMALL = {"dim": 16, "heads": 2, "depth": 2}
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp_conv": True}], ids=str)
+@pytest.mark.parametrize("name", PRESETS)
+def test_it_is_known_which_models_have_parameters_without_a_gradient(name, changes):
+    config = vars(PRESETS[name]) | SMALL | {"class_attention": min(1, PRESETS[name].class_attention)} | changes
+    side = 2 * config["patch"] if config["stem"] == "patch" else 8
+    model = accelerate(VisionTransformer(ViTConfig(**(config | {"image_size": side, "classes": 3}))))
+    model(torch.randn(2, 3, side, side)).sum().backward()
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert bool(unused) == distributed.leaves_unused(model), unused
 
 
 def test_processes_that_cannot_train_together_are_told_so_in_one_line(monkeypatch, capsys, tmp_path):
@@ -240,21 +254,25 @@ def test_two_processes_of_torchrun_give_the_loss_curve_the_weights_and_the_resul
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_in_one_line_and_one_process_goes_on(alone, images, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_process_that_is_killed_or_stopped_ends_the_other_in_one_line_and_one_goes_on(
+    number, alone, images, tmp_path
+):
     out, port = tmp_path / "run", free_port()
     both = [start(rank, port, command(images, out)) for rank in range(2)]
     deadline = time.monotonic() + 200
     while not (out / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    both[1].send_signal(signal.SIGKILL)
-    both[1].communicate()
-    _, error = both[0].communicate(timeout=100)
-    epochs = len(rows_of(out))
+    both[1].send_signal(number)
+    (told, error), _ = (process.communicate(timeout=100) for process in both)
     if both[0].returncode == 0:
-        pytest.skip("the run ended before its process was killed")
-    assert both[0].returncode == 2 and error.count("\n") == 1, error
-    assert error.startswith("error: another of the 2 processes has ended (") and f"--resume {out}" in error
-    assert 1 <= epochs < 3 or rows_of(out)[-1]["epoch"] == 3
+        pytest.skip("the run ended before its process did")
+    if number == signal.SIGKILL:
+        assert both[0].returncode == 2 and error.count("\n") == 1, error
+        assert error.startswith("error: another of the 2 processes has ended (") and f"--resume {out}" in error
+    else:
+        assert [process.returncode for process in both] == [143, 143] and error == ""
+        assert "and saved; continue with: " in told.splitlines()[-1] and f"--resume {out}" in told
     assert train_cifar.main(["--resume", str(out)]) == 0
     assert_alike(alone, out)
 
