@@ -2,16 +2,17 @@
 
 The settings are those of the result, and its source must be the same: see provenance.py. The tracking goes on from the
 last state before the first correction (states.py), or from the first frame if there is none; corrections of earlier
-runs are made again. Masks that a correction can't change stay as they are: all before it, and later those of other
-objects, unless a sentence is asked again on later frames (--redetect). With --direction both the corrected objects
-are also tracked back from there. The new result takes the place of the old one when it is complete.
+runs are made again. Masks that a correction can't change stay as they are: all before it, and later those of objects
+that never meet a corrected one (with --identity off those of all others), unless a sentence is asked again on later
+frames (--redetect). With --direction both the corrected objects are also tracked back from there. The new result takes
+the place of the old one when it is complete.
 """
 
 import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from .. import media
 from ..models import DETECTORS, Models
 from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds, split_phrases
 from ..propagation import BOTH, FORWARD, REVERSE, Tracking
+from ..propagators import MEMORY
 from ..records import Segment, Segmented
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number
 from ..support.reading import fields, sequence, text, whole
@@ -229,6 +231,7 @@ class Correction(VideoRun):
             if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
         ]
         self.gone = set(removed) if direction == BOTH else set()  # from all frames
+        self.met: set[int] = set()  # objects that the rules of identity may have changed with the corrected ones
 
     def run(self) -> int:
         """All of it. Returns the exit status; the old result stays if anything goes wrong, or after Ctrl-C."""
@@ -350,7 +353,27 @@ class Correction(VideoRun):
             ours = {o.id for o in new.objects} | {o.id for o in old if o.id not in later}
         else:
             ours = {c.id for c in self.corrections if c.at <= new.frame}
+            if self.args.identity == "on" and self.args.propagate == MEMORY:
+                self.met |= touched(ours | self.met, [*old, *new.objects]) & {o.id for o in new.objects}
+                ours |= self.met
         return [o for o in old if o.id not in ours] + [o for o in new.objects if o.id in ours]
+
+
+def touched(ids: set[int], objects: list[Segment]) -> set[int]:
+    """The ids of objects whose boxes overlap those of `ids`, or of each other in a row. An object may be there twice:
+    as it was and as it is."""
+    found, seen = set(ids), [o for o in objects if o.mask.any()]
+    grown = True
+    while grown:
+        boxes = [o.box for o in seen if o.id in found]
+        new = {o.id for o in seen if o.id not in found and any(overlap(o.box, box) for box in boxes)}
+        found, grown = found | new, bool(new)
+    return found - ids
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes, xyxy, have pixels in common."""
+    return all(max(one[i], other[i]) < min(one[i + 2], other[i + 2]) for i in (0, 1))
 
 
 class Old:
