@@ -181,7 +181,7 @@ def test_states_take_no_more_room_than_they_may(tmp_path, monkeypatch):
         assert [number for number, _ in listed(held.folder)] == sorted(kept, reverse=True)
 
 
-@pytest.mark.parametrize("step", [211, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [401, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["states/000002.pt", "result.json", "result.jsonl"])
 def test_a_changed_file_of_a_result_ends_in_one_line_or_a_result(name, step, result, tmp_path, models, capsys):
     kept = Path(shutil.copytree(result, tmp_path / "kept"))
