@@ -143,7 +143,7 @@ class Tracking:
 
     @property
     def turn(self) -> int:
-        """The frame from which the way back begins, as far as it is known; it has no objects itself by then."""
+        """The frame from which the way back begins; 0 as long as no object is known."""
         return max(map(self._frame_of, self.corrections or self.marks), default=self.seeded_at or 0)
 
     def _frame_of(self, mark: ObjectPrompt) -> int:

@@ -240,13 +240,13 @@ class Correction(VideoRun):
             for prompt in self.corrections:
                 self.check_inside(prompt)
             tracking, earlier = self.tracking()
-            with_old = Old(self.folder, self.size, self.result["frames"])
+            old = Old(self.folder, self.size, self.result["frames"])
             try:
                 self.begin(tracking)
                 tracking.correct(self.corrections, earlier, self.direction)
-                return self.write(video, tracking, with_old, [*earlier, *self.corrections])
+                return self.write(video, tracking, old, [*earlier, *self.corrections])
             finally:
-                with_old.close()
+                old.close()
 
     def stop(self, signum: int, frame: object) -> None:
         """Ctrl-C, or another signal: end after the current frame; a second one ends at once."""
@@ -259,6 +259,7 @@ class Correction(VideoRun):
         self.job.stopped = self.job.stopped or CLOSED_PIPE
 
     def check_inside(self, prompt: ObjectPrompt) -> None:
+        """ValueError for what lies outside the frames."""
         try:
             prompt.check_inside(self.size)
         except ValueError as error:
@@ -281,9 +282,10 @@ class Correction(VideoRun):
             if number > self.first:
                 continue
             try:
-                tracking.restore(read_state(path, self.result["of"]))
-                if tracking.next != number:
+                state = read_state(path, self.result["of"])
+                if not isinstance(state, dict) or state.get("next") != number:
                     raise ValueError("it is of another frame")
+                tracking.restore(state)
                 return
             except (ValueError, OSError, RecursionError) as error:
                 self.console.warn(f"{path} can't be used ({error})")
