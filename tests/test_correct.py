@@ -173,7 +173,7 @@ def test_states_take_no_more_room_than_they_may(tmp_path, monkeypatch):
     monkeypatch.setattr(states, "EVERY", 2)
     state = {"tracker": torch.zeros(1000)}
     tracking = SimpleNamespace(next=0, reverse=False, tracker=SimpleNamespace(objects={1: 1}), state=lambda: state)
-    for room, kept in ((0, []), (1e6, range(2, 41, 2)), (30_000, range(16, 41, 8)), (1000, [])):
+    for room, kept in ((0, []), (1e6, range(2, 41, 2)), (30_000, range(8, 41, 8)), (1000, [])):
         held = States(tmp_path / str(room), room, {})
         for tracking.next in range(1, 41):
             held.keep(tracking)
