@@ -174,13 +174,13 @@ class Tracking:
             return self._without_objects(index, image, found)
         if marks and isinstance(self.prompt, Clicks):
             self.prompt.check_inside(image.shape[:2])
-        before, absent = set(self.tracker.objects), self._absent() if self.redetect else ()
+        before, masks = set(self.tracker.objects), self._masks() if self.redetect else {}
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
             self.image = image
-            result = self._refuse_strangers(absent, result)
+            result = self._refuse_strangers(masks, result)
             if found is not None and self.seeded_at is not None:
                 self._reconcile(found, result, join=bool(self.redetect))
             elif found is not None:
@@ -312,17 +312,22 @@ class Tracking:
             if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
                 self.tracker.lose(result.ids[column])
 
-    def _absent(self) -> list[int]:
-        """The objects without a mask on the frame that the tracker was last shown."""
+    def _masks(self) -> dict[int, Tensor]:
+        """The objects' masks, bool (s, s), on the frame that the tracker was last shown."""
         result = self.tracker.result()
-        return [number for number, mask in zip(result.ids, result.low_res > 0) if not mask.any()]
+        return dict(zip(result.ids, result.low_res > 0))
 
-    def _refuse_strangers(self, absent: Collection[int], result: FrameResult) -> FrameResult:
-        """What was absent on the frame before and is back on something unlike it stays away."""
-        rows = [row for row, number in enumerate(result.ids) if number in absent and (result.low_res[row] > 0).any()]
+    def _refuse_strangers(self, before: dict[int, Tensor], result: FrameResult) -> FrameResult:
+        """Empty the masks that have come back, or jumped, to something unlike their object. before: see _masks."""
+        masks = result.low_res > 0
+        rows = [
+            row
+            for row, number in enumerate(result.ids)
+            if number in before and masks[row].any() and not (masks[row] & before[number]).any()
+        ]
         if not rows:
             return result
-        alike = self._likeness(result.low_res[rows] > 0, [result.ids[row] for row in rows]).diagonal()
+        alike = self._likeness(masks[rows], [result.ids[row] for row in rows]).diagonal()
         for row, value in zip(rows, alike):
             if value < redetection.UNLIKE:
                 self.tracker.lose(result.ids[row])

@@ -200,7 +200,7 @@ def test_a_changed_file_of_a_result_ends_in_one_line_or_a_result(name, step, res
         (result / name).write_bytes(data)
         capsys.readouterr()
         try:
-            with tamper.bounded():
+            with tamper.bounded(60):
                 status = command("--correct", result, "--object", f"id=2 at={COUNT - 2} remove", models=models)
         except (Exception, SystemExit, tamper.TooSlow) as error:
             wrong[case] = repr(error)[:200]

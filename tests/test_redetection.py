@@ -183,13 +183,15 @@ def test_a_first_detection_is_a_new_object():
     assert reconcile({}, [("car", (0, 3), 0)])[0] == [(1, "box", (0, 0, 0, 0))]
 
 
-@pytest.mark.parametrize("angle, lost", [(50, []), (60, [1])])
-def test_what_was_absent_comes_back_only_on_something_like_it(angle, lost):
+@pytest.mark.parametrize("angle, lost", [(50, []), (60, [1, 2])])
+def test_what_was_absent_or_elsewhere_comes_back_only_on_something_like_it(angle, lost):
     tracking = Tracking(tiny_models(), "anything", redetect=1)
-    tracking.tracker = ScriptedTracker({1: ((0, 4), angle), 2: ((6, 9), angle)}, [])
-    tracking.looks = {1: look(0), 2: look(0)}
-    result = tracking._refuse_strangers([1], tracking.tracker.result())
-    assert tracking.tracker.lost == lost and bool((result.low_res[0] > 0).any()) == (not lost)
+    tracking.tracker = ScriptedTracker(dict.fromkeys((1, 2, 3), ((0, 4), angle)), [])
+    tracking.looks = dict.fromkeys((1, 2, 3), look(0))
+    before = {1: strip(None) > 0, 2: strip((5, 9)) > 0, 3: strip((3, 5)) > 0}
+    result = tracking._refuse_strangers(before, tracking.tracker.result())
+    assert tracking.tracker.lost == lost
+    assert [bool((logits > 0).any()) for logits in result.low_res] == [not lost, not lost, True]
 
 
 def test_tokens_and_colours_both_say_what_is_alike():
