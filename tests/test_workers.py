@@ -161,3 +161,20 @@ def test_a_bar_makes_room_for_lines(monkeypatch):
         calls.append("line")
     shown.step(1)
     assert calls == ["clear", "line", "refresh", "set_description_str", "update"]
+
+
+def test_what_memory_does_not_hold_beside_others_is_done_in_its_turn(pictures, tmp_path, monkeypatch, capsys):
+    segment_images, tried = run.Job.segment_images, []
+
+    def runs_out(self, images):
+        tried.append(threading.current_thread())
+        if tried[-1] is not threading.main_thread():
+            raise MemoryError
+        return segment_images(self, images)
+
+    monkeypatch.setattr(run.Job, "segment_images", runs_out)
+    (pictures / "2.png").unlink()
+    assert command(pictures, "bright.", "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    told = [line.split(".png:")[0][-1] for line in printed.out.splitlines() if ".png:" in line]
+    assert told == list("013456") and not printed.err and len(tried) == 12

@@ -67,6 +67,7 @@ class Console:
 
     def __init__(self, quiet: bool, json: bool):
         self.quiet, self.json = quiet, json
+        self.ran_out = False  # whether memory did, for what was told here
         self.aside: Callable[[], AbstractContextManager] = nullcontext  # makes room for a line, where a bar is shown
         self.on_closed: Callable[[], None] = lambda: None
 

@@ -172,7 +172,9 @@ class Run:
 
         begun = (part for part in parts if not self.job.stopped)
         with shared_cores(slots), closing(in_order(work, begun, slots + 1)) as results:
-            for status, done, notes in results:
+            for part, (status, done, notes) in zip(parts, results):
+                if notes.ran_out:  # beside others: once more in its turn, when those before it have ended
+                    status, notes = self.one_group(False, part, self.console), Notes(True, False)
                 for line, error in notes.lines:
                     self.console.tell(line, error)
                 yield status, done
@@ -269,6 +271,7 @@ class Run:
                 raise
         if len(group) > 1:  # pictures that may fit one by one
             return max(self.one_group(False, [source], console) for source in group)
+        console.ran_out = True
         return console.fail(f"{group[0]}: {too_large(self.args)}")
 
     def into_data_sets(self, source: str, console: Console) -> int:
@@ -311,5 +314,6 @@ class Run:
                     of[source] = self.job.result_of(source, False)
                     images[source] = image
             except (ValueError, OSError) as error:
+                console.ran_out |= isinstance(error.__cause__, MemoryError)
                 status = console.fail(error)
         return images, of, status
