@@ -41,6 +41,7 @@ class Augment:
     mean, std: per channel, of values in [0, 1]. crop: padding in pixels, 0 for off. jitter: the largest
     relative change of brightness, contrast and saturation (a quarter of it, in turns, of hue).
     erasing: the probability that a box of an image is set to the mean. padding: zeros, or the mirrored image.
+    rotate: the largest turn in degrees, either way.
     """
 
     mean: Sequence[float]
@@ -51,6 +52,7 @@ class Augment:
     jitter: float = 0.0
     erasing: float = 0.0
     padding: Literal["zero", "reflect"] = "zero"
+    rotate: float = 0.0
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
@@ -59,6 +61,8 @@ class Augment:
             x = random_crop(x, self.crop, generator, self.padding)
         if self.flip:
             x = random_flip(x, generator)
+        if self.rotate:
+            x = random_rotation(x, self.rotate, generator)
         if self.trivial_augment:
             x = trivial_augment_wide(x, generator)
         if self.jitter:
@@ -106,6 +110,14 @@ def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each of the images (B, 3, H, W) left to right with probability one half."""
     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored.to(x.device), x.flip(3), x)
+
+
+def random_rotation(x: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    """Turn each of the uint8 images (B, 3, H, W) about its centre by an angle drawn from -degrees..degrees.
+
+    The nearest pixel, 0 outside of the image, as torchvision's RandomRotation.
+    """
+    return apply_op(x, "Rotate", degrees * (2 * torch.rand(len(x), generator=generator) - 1))
 
 
 # ---- TrivialAugmentWide --------------------------------------------------------------------------------

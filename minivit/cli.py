@@ -7,29 +7,31 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from minivit import checkpoint, predict, run, study
+from minivit import chain, checkpoint, predict, run, study
 from minivit import data as datasets
-from minivit.distributed import is_told, join, own_ranks
+from minivit.distributed import Ranks, is_told, join, own_ranks
 from minivit.evaluate import TTA
+from minivit.finetune import learning_share
 from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
 from minivit.reading import flag_of, optional, whole, within
 from minivit.report import percent
 from minivit.study import EXAMPLE, STUDIES
 from minivit.text import LogLines, complain, count, printable, say
 from minivit.train import TrainConfig, Trainer, TrainingError
-from minivit.vit import PRESETS
+from minivit.vit import PRESETS, STEMS
 
 DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.
 
     {command} --patch 4 --depth 12                      # preset cifar on CIFAR-10, from scratch
     {command} --data shapes --preset shapes-demo        # no download, minutes on a CPU
     {command} --data folder --data-root my_images       # train/<class>/*.jpg and test/<class>/*.jpg
-    {command} --preset vit-b16 --pretrained vit_b_16-c867db91.pth --lr 1e-4 --epochs 10
-    {command} --preset resnet18 --out runs/teacher      # a teacher for the next line
-    {command} --preset distilled --teacher runs/teacher/best.pt
+    {command} --preset vit-b16-last3 --pretrained vit_b_16-c867db91.pth   # torchvision's: the last 3 blocks
+    {command} --preset vit-b16 --pretrained vit_base_patch16_224.augreg.pth     # timm's: all of it
+    {command} --preset distilled --teacher train:resnet18   # trains the teacher first; or --teacher FILE
     torchrun --nproc-per-node 2 train_cifar.py          # two processes, the same result
     {command} --resume runs/cifar                       # continue after Ctrl-C or a power cut
     {command} --config runs/cifar/config.json --out runs/again
@@ -54,13 +56,15 @@ Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl
 by another signal), 141 when the reader of the output has gone (| head)."""
 NO_MEMORY = {  # by task
     "study": "out of memory: lower --batch-size",
-    "train": "out of memory: lower --batch-size, or raise --accumulate, which sends a batch through the model in parts",
+    "train": "out of memory: lower --batch-size, raise --accumulate, which sends a batch through the model in parts, "
+    "or give --checkpointing",
     "eval": "out of memory: take a smaller checkpoint, smaller images (--image-size) or fewer of them",
     "export": "out of memory: take a smaller checkpoint",
     "predict": "out of memory: make the picture smaller, or take a smaller checkpoint",
 }
 
-TASKS = ("resume", "eval", "predict", "export", "study")  # beside training; --config goes with any
+TASKS = ("resume", "eval", "predict", "export", "study")  # beside training
+OF_TRAINING = {*run.TRAIN_FIELDS, *run.MODEL_FIELDS, *run.OF_TRAINING}
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
 FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "hours"), ("study",))
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
@@ -149,6 +153,9 @@ def check_tasks(given: dict) -> None:
     for name, tasks in FLAGS_OF_TASKS.items():
         if name in given and asked[0] not in tasks:
             raise ValueError(f"{flag_of(name)} goes with {' and '.join(f'--{task}' for task in tasks)}")
+    idle = [flag_of(name) for name in given if name in OF_TRAINING]
+    if asked[0] in ("eval", "predict", "export") and idle:
+        raise ValueError(f"--{asked[0]} trains nothing: leave out {', '.join(idle)}")
 
 
 def show_warnings() -> None:
@@ -266,11 +273,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     flag("--depth", "number of transformer blocks", type=int)
     flag("--heads", "number of attention heads", type=int)
     flag("--mlp-ratio", "hidden dimension of the MLP divided by the embedding dimension", type=float)
-    flag("--stem", "patch embedding: one linear map, or convolutions", choices=("patch", "conv", "whitening"))
+    flag("--stem", "patch embedding: one linear map, convolutions, or a network's feature map", choices=tuple(STEMS))
     flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
     flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
     flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)
+    flag("--layer-scale", "LayerScale: learned gains on the branches of each block, and their first value", type=float)
     flag("--dropout", "dropout probability", type=float)
+    flag("--head-dropout", "dropout probability before the head", type=float)
     flag("--drop-path", "stochastic depth: drop probability of the last block", type=float)
     flag(
         "--pretrained",
@@ -290,8 +299,19 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     flag("--lr", "peak learning rate", type=float)
     flag("--adamw-lr", "peak learning rate of the parameters that Muon leaves to AdamW", type=float)
     flag("--min-lr", "final learning rate of the cosine schedule", type=float)
-    flag("--warmup", "linear warm-up of the cosine and linear schedules, as a share of all steps", type=float)
+    flag(
+        "--warmup",
+        "linear warm-up of the cosine and linear schedules: below 1 a share of all steps, from 1 on epochs",
+        type=float,
+    )
     flag("--weight-decay", "AdamW's weight decay, applied to weight matrices only", type=float)
+    flag("--layer-decay", "factor on the learning rate of each layer, from the head down, such as 0.75", type=float)
+    flag("--train-last", "fine-tuning: the last N blocks, the final norm and the head learn, nothing else", type=int)
+    flag(
+        "--balance",
+        "classes of unequal size: weigh the loss, or draw images so that all classes are equally likely",
+        choices=("none", "weights", "sampler"),
+    )
     flag("--clip", "gradient clipping: largest norm, 0 for none", type=float)
     flag("--ema-start", "EMA decay at the first step", type=float)
     flag("--ema-end", "EMA decay at the last step", type=float)
@@ -314,19 +334,27 @@ def add_augmentation(parser: argparse.ArgumentParser) -> None:
     flag("--alternate-flip", "flip one half of the images in even epochs, the other half in odd ones", **ON_OFF)
     flag("--trivial-augment", "TrivialAugmentWide", **ON_OFF)
     flag("--jitter", "strength of the colour jitter (brightness, contrast, saturation, hue), 0 for none", type=float)
+    flag("--rotate", "random rotation: largest turn in degrees, 0 for none", type=float)
     flag("--erasing", "probability of random erasing", type=float)
     flag("--mixup", "alpha of mixup, 0 for none", type=float)
     flag("--cutmix", "alpha of CutMix, 0 for none", type=float)
     flag("--mix-prob", "probability that a batch is mixed (mixup or CutMix)", type=float)
     flag("--label-smoothing", "label smoothing", type=float)
+    flag("--unsmoothed-epochs", "last epochs without label smoothing, if more than those of --clean-epochs", type=int)
     flag("--clean-epochs", "last epochs with crop and flip only: no mixing, smoothing or other augmentation", type=int)
 
 
 def add_distillation(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("distillation"))
-    flag("--teacher", "checkpoint of the teacher, or demo", metavar="CHECKPOINT", type=Path)
+    flag(
+        "--teacher",
+        "checkpoint of the teacher, or demo; train:resnet18 or train:resnet50 trains one first, in RUN/teacher",
+        metavar="CHECKPOINT",
+        type=Path,
+    )
+    flag("--teacher-epochs", "epochs of a teacher that is trained first (default: its preset's)", type=int)
     flag("--distill-weight", "weight of the distillation loss, from 0 to 1", type=float)
-    flag("--distill-temperature", "temperature of soft distillation (default: hard distillation)", type=float)
+    flag("--distill-temperature", "temperature of soft distillation, 0 for hard distillation", type=float)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -334,6 +362,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag("--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
     flag("--amp", "autocast precision; auto: bf16 where it gains", choices=("auto", "bf16", "fp16", "off"))
+    flag("--checkpointing", "gradient checkpointing: less memory, about a third more time", **ON_OFF)
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
     flag("--out", "run folder (default runs/<data>-<preset>)", type=Path)
 
@@ -345,15 +374,34 @@ ADD_GROUPS = (add_tasks, add_data, add_model, add_optimisation, add_augmentation
 
 
 def train(given: dict, command: str) -> int:
-    """Train or resume. Ctrl-C finishes the step, saves a checkpoint, and prints how to continue; a second one ends at
-    once, with the checkpoint of before."""
+    """Train or resume; a teacher that is to be trained comes first. Returns the exit status."""
     ranks = join(given)
-    trainer, _ = ranks.together(lambda: run.prepare(given, say if ranks.first else lambda line: None, ranks))
+    args, resume = ranks.together(lambda: run.arguments(given))
+    to_continue = f"{command} --resume {args['out']}"
+    teacher = None if resume else ranks.together(lambda: chain.teacher_of(args, ranks.number))
+    if teacher:
+        status = train_one(*run.arguments(teacher), to_continue, ranks, lambda: chain.begin(args, say))
+        if status:
+            return status
+    return train_one(args, resume, to_continue, ranks)
+
+
+def train_one(
+    args: dict, resume: bool, to_continue: str, ranks: Ranks, prepared: Callable[[], None] = lambda: None
+) -> int:
+    """Do one run, from what run.arguments returned, and return the exit status.
+
+    Ctrl-C finishes the step, saves a checkpoint, and prints how to continue; a second one ends at once, with the
+    checkpoint of before. to_continue: the command for that. prepared: called before the first step.
+    """
+    tell = say if ranks.first else lambda line: None
+    trainer, _ = ranks.together(lambda: run.prepare_run(args, resume, tell, ranks))
+    prepared()
     try:
-        finished, number = fit_answering(trainer, command)
+        finished, number = fit_answering(trainer, to_continue)
         if not finished:
             if ranks.first:
-                say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {command} --resume {trainer.run}")
+                say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {to_continue}")
             return 128 + number
         if not ranks.first:
             return 0
@@ -364,7 +412,7 @@ def train(given: dict, command: str) -> int:
             trainer.claim.release()
 
 
-def fit_answering(trainer: Trainer, command: str) -> tuple[bool, int]:
+def fit_answering(trainer: Trainer, to_continue: str) -> tuple[bool, int]:
     """Train, and stop after the current step when a signal asks for it: whether it is finished, and the signal."""
     asked = []
 
@@ -375,11 +423,11 @@ def fit_answering(trainer: Trainer, command: str) -> tuple[bool, int]:
         asked.append(number)
 
     with on_signals(save_and_stop):
-        finished = fit_together(trainer, command)
+        finished = fit_together(trainer, to_continue)
     return finished, (asked or [signal.SIGTERM])[0]
 
 
-def fit_together(trainer: Trainer, command: str) -> bool:
+def fit_together(trainer: Trainer, to_continue: str) -> bool:
     """As fit. TrainingError in all processes that are left when one of several has ended before."""
     try:
         finished = fit(trainer) if trainer.ranks.first else trainer.fit()
@@ -391,7 +439,7 @@ def fit_together(trainer: Trainer, command: str) -> bool:
         reason = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:80]  # without a file of PyTorch's sources
         raise TrainingError(
             f"another of the {trainer.ranks.number} processes has ended ({reason}): continue from the last epoch, with "
-            f"any number of processes: {command} --resume {trainer.run}"
+            f"any number of processes: {to_continue}"
         ) from None
 
 
@@ -443,10 +491,13 @@ def make_bar(trainer: Trainer):
 
 def first_line(trainer: Trainer) -> str:
     """Describe the run: preset, parameters, images, epochs, device, precision."""
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    learning, parameters = learning_share(trainer.model)
+    size = f"{parameters / 1e6:.2f}M parameters"
+    if trainer.config.train_last is not None:
+        size = f"{learning / 1e6:.2f}M of {size} learn ({percent(learning / parameters)} %)"
     precision = str(trainer.dtype).removeprefix("torch.")
     return (
-        f"{trainer.describe['preset']}: {parameters / 1e6:.2f}M parameters, "
+        f"{trainer.describe['preset']}: {size}, "
         f"{count(len(trainer.train_split), 'image')}, {count(trainer.config.epochs, 'epoch')}, "
         f"{trainer.device}, {precision}"
     )

@@ -74,7 +74,7 @@ class HeadTokensTransformer(VisionTransformer):
         grid = self.grid_of(x)
         x = self.embed(x)
         for block in self.blocks[:-1]:
-            x = block(x, grid)
+            x = self.through(block, x, grid)
         logits = self.heads(self.norm(run_block(self.blocks[-1], x, self.config.tokens, grid)))
         return logits if each_head else sum(logits) / len(logits)
 

@@ -9,9 +9,23 @@ import torch
 from torch import Tensor
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of -sum_c target * log softmax(logits). logits, target: (B, C). Returns a scalar."""
+def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the batch of -sum_c weight * target * log softmax(logits), a scalar.
+
+    logits, target: (B, C); weight: (C,), of each class, None for 1.
+    """
+    if weight is not None:
+        target = target * weight
     return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights (C,) under which all classes of labels (N,) count the same: N / (C * images of the class).
+
+    0 for a class without images. Of the labels themselves the mean weight is 1, if there are images of each class.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 0.0)
 
 
 def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -38,13 +52,15 @@ def distillation_loss(
     target: Tensor,
     alpha: float,
     temperature: float | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """(1 - alpha) * cross-entropy of the class head + alpha * distillation of the distillation head.
 
-    All of (B, C). temperature None: hard distillation (DeiT, equation 3); a number: soft (equation 2).
+    All of (B, C). temperature None or 0: hard distillation (DeiT, equation 3); a number: soft (equation 2).
+    weight: of each class, (C,), in the cross-entropy with the labels.
     """
-    if temperature is None:
+    if not temperature:
         distilled = hard_distillation(dist_logits, teacher)
     else:
         distilled = soft_distillation(dist_logits, teacher, temperature)
-    return (1 - alpha) * soft_cross_entropy(class_logits, target) + alpha * distilled
+    return (1 - alpha) * soft_cross_entropy(class_logits, target, weight) + alpha * distilled

@@ -2,7 +2,7 @@
 
 warmup_cosine follows arXiv 1608.03983 (one cycle, no restarts); one_cycle follows arXiv 1708.07120 with
 the phases of torch's OneCycleLR. A schedule holds no state, so resuming needs the step alone; steps
-count from 0, and the value is what that step uses. Left out: per-layer rates, momentum schedules. Muon: muon.py.
+count from 0, and the value is what that step uses. Left out: momentum schedules. Muon: muon.py.
 """
 
 import math
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 
+from minivit.finetune import layers_above
 from minivit.reading import anything, fields, mapping, refuse, sequence, tensor, whole
 
 # Parameters of two and more dimensions that are no weight matrices: weight decay would only pull them to zero.
@@ -26,22 +27,34 @@ NO_DECAY = (
 )
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two parameter groups: weight decay for weight matrices and convolutions; none for biases, norms and NO_DECAY."""
-    decay, no_decay = [], []
+def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """Two parameter groups: weight decay for weight matrices and convolutions; none for biases, norms and NO_DECAY.
+
+    layer_decay below 1 makes two for each layer of a VisionTransformer, whose rates have the factor `gain`: 1 for norm
+    and heads, layer_decay for the last block, its square for the block before, and so on.
+    """
+    groups = {(1.0, matrices): [] for matrices in (True, False)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            gain = 1.0 if layer_decay == 1 else layer_decay ** layers_above(name, model)
             is_matrix = parameter.ndim >= 2 and name.rpartition(".")[2] not in NO_DECAY
-            (decay if is_matrix else no_decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+            groups.setdefault((gain, is_matrix), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": weight_decay if matrices else 0.0, "gain": gain}
+        for (gain, matrices), members in groups.items()
+    ]
 
 
 def adamw(
-    model: nn.Module, lr: float, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999)
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.05,
+    betas: tuple[float, float] = (0.9, 0.999),
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW over param_groups(model), PyTorch's fused implementation on CPUs and NVIDIA GPUs."""
+    """AdamW over param_groups, PyTorch's fused implementation on CPUs and NVIDIA GPUs."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    return torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)
+    return torch.optim.AdamW(param_groups(model, weight_decay, layer_decay), lr=lr, betas=betas, fused=fused)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
@@ -72,7 +85,7 @@ def checked_moments(parameter: nn.Parameter, group: dict, saved: object, number:
     kinds = {"step": first_or_later, "exp_avg": moment, "exp_avg_sq": moment}  # torch's AdamW
     if "momentum" in group:  # Muon's matrices
         kinds = {"momentum": moment}
-    elif "gain" in group:  # Muon's other parameters
+    elif "fused" not in group:  # Muon's other parameters
         kinds = {"step": whole(1), "mean": moment, "square": moment}
     where = f"the optimizer's state of parameter {number}"
     fields(**kinds)(saved, where)

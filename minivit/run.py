@@ -20,6 +20,7 @@ from minivit import checkpoint
 from minivit import data as datasets
 from minivit.augment import normalise
 from minivit.checkpoint import RESNETS, build_model
+from minivit.distill import Teacher, preset_to_train, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_atomically
@@ -55,9 +56,23 @@ from minivit.train import (
     bf16_is_faster,
     check_crop,
     choose_precision,
+    set_up_fine_tuning,
 )
 from minivit.vit import PRESETS, ViTConfig
 
+CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXiv 1906.02629, section 4)
+    "epochs": 40,
+    "batch_size": 256,
+    "warmup": 0.05,
+    "min_lr": 0.0,
+    "weight_decay": 0.01,
+    "trivial_augment": False,
+    "mix_prob": 0.0,
+    "erasing": 0.0,
+    "label_smoothing": 0.0,
+    "clean_epochs": 0,
+    "ema_end": 0.999,
+}
 # Training settings of presets, where they differ from TrainConfig.
 RECIPES: dict[str, dict] = {
     "cifar-small": {
@@ -102,7 +117,44 @@ RECIPES: dict[str, dict] = {
         "ema_start": 0.98,
         "ema_end": 0.99,
     },
-    "vit-b16": {"epochs": 10, "batch_size": 128, "lr": 1e-4, "clean_epochs": 2, "ema_end": 0.999},
+    "distilled": {  # temperature and weight: with --teacher
+        "lr": 6e-4,
+        "min_lr": 0.0,
+        "warmup": 0.05,
+        "mixup": 0.4,
+        "label_smoothing": 0.05,
+        "clean_epochs": 15,
+        "distill_temperature": 2.0,
+    },
+    "resnet18": CONVOLUTIONAL,
+    "resnet50": CONVOLUTIONAL,
+    "vit-b16": {
+        "epochs": 10,
+        "batch_size": 128,
+        "schedule": "one-cycle",
+        "lr": 1e-4,
+        "mix_prob": 0.0,
+        "erasing": 0.0,
+        "clean_epochs": 0,
+        "ema_end": 0.999,
+        "head_dropout": 0.1,
+    },
+    "vit-b16-last3": {
+        "epochs": 7,
+        "batch_size": 128,
+        "warmup": 3 / 7,  # 3 epochs
+        "lr": 1e-4,
+        "min_lr": 0.0,
+        "weight_decay": 0.01,
+        "train_last": 3,
+        "patience": 7,
+        "trivial_augment": False,
+        "jitter": 0.2,
+        "rotate": 15.0,
+        "mix_prob": 0.0,
+        "clean_epochs": 0,
+        "ema_end": 0.999,
+    },
 }
 DEFAULTS = {
     "data": "cifar10",
@@ -114,6 +166,7 @@ DEFAULTS = {
     "device": "auto",
     "threads": 0,
     "teacher": None,
+    "teacher_epochs": None,
     "pretrained": None,
     "mean": None,
     "std": None,
@@ -121,6 +174,7 @@ DEFAULTS = {
 WEIGHTS = ("final", "final_ema", "best")
 TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
+OF_TRAINING = ("config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs")  # flags
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
 ARGUMENT_KINDS = {  # of config.json
     **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
@@ -128,6 +182,7 @@ ARGUMENT_KINDS = {  # of config.json
     **dict.fromkeys(("optimizer", "schedule", "amp", "padding"), text),  # TrainConfig says which there are
     **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
     **dict.fromkeys(("teacher", "pretrained"), optional(text)),
+    "teacher_epochs": optional(whole(1)),
     "mean": optional(sequence(real, 3)),
     "std": optional(sequence(positive, 3)),
     "val_split": real,
@@ -152,7 +207,7 @@ OTHER_KINDS = {
     "subset": whole(),
     "preset": one_of([*PRESETS, *RESNETS]),
 }
-OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std")}
+OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std", "teacher_epochs")}
 
 
 def prepare(
@@ -164,10 +219,18 @@ def prepare(
     """Build a trainer from the arguments that were given, and resolve all others. Writes config.json.
 
     say: is called with each line that a user wants to read. ranks: of several processes, the first one alone writes.
-    dataset: what load_data gives for these arguments, if it is loaded already.
-    Raises ValueError (TrainingError, DataError,
-    CheckpointError among them) for what cannot be used, before anything is written.
+    dataset: what load_data gives for these arguments, if it is loaded already. Raises ValueError (TrainingError,
+    DataError, CheckpointError among them) for what cannot be used, before anything is written.
     """
+    return prepare_run(*arguments(given), say, ranks, dataset)
+
+
+def arguments(given: dict) -> tuple[dict, bool]:
+    """Resolve all arguments of those that were given; and whether they are of a run that goes on from its checkpoint.
+
+    A run whose teacher is still to be trained has arguments and no checkpoint yet. ValueError as for `prepare`.
+    """
+    given = dict(given)
     resume = given.pop("resume", None)
     if resume and "config" in given:
         raise TrainingError("--config does not go with --resume: a run continues with its own arguments")
@@ -176,16 +239,36 @@ def prepare(
     elif "config" in given:
         given = {**read_config(given.pop("config")), **given}
     args = resolve(given)
+    waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
+    return args, bool(resume) and not waits
+
+
+def check(args: dict) -> tuple[TrainConfig, dict]:
+    """The settings of training and of the model, checked before any data is read. ValueError as for `prepare`."""
     check_out(args["out"])
-    claim = claim_folder(args["out"]) if args["out"].is_dir() and ranks.first else None
+    config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
+    overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
+    set_up_fine_tuning(checkpoint.outline_model(args["preset"], 1, overrides), config)
+    check_crop(config.crop, image_side(args))
+    return config, overrides
+
+
+def prepare_run(
+    args: dict,
+    resume: bool,
+    say: Callable[[str], None] = lambda line: None,
+    ranks: Ranks = Ranks(),
+    dataset: datasets.Dataset | None = None,
+) -> tuple[Trainer, dict]:
+    """`prepare` from what `arguments` returned."""
+    out = args["out"]
+    check_out(out)
+    claim = claim_folder(out) if out.is_dir() and ranks.first else None
     state = checkpoint.read(args["out"] / "last.pt") if resume else None
     if state:
         check_same_model(args, state)
     device = set_up_machine(args)
-    config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
-    overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
-    checkpoint.outline_model(args["preset"], 1, overrides)  # before images of its size are read
-    check_crop(config.crop, image_side(args))
+    config, overrides = check(args)
     dataset = dataset or load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
     model = build_model(args["preset"], len(dataset.classes), overrides)
@@ -202,9 +285,8 @@ def prepare(
     if not resume:  # which keeps its precision
         args["amp"] = settle_amp(config, model, dataset, device, measure=ranks.number == 1)
         config = dataclasses.replace(config, amp=args["amp"])
-    teacher = load_teacher(args["teacher"], dataset, config, device) if args["teacher"] else None
+    teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
-    out = args["out"]
     if ranks.first:
         claim = claim or make_folder(out)
     if not resume and (out / "last.pt").exists():
@@ -395,16 +477,15 @@ def settle_amp(
     )
 
 
-def load_teacher(path: Path, dataset: datasets.Dataset, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The frozen model of a checkpoint whose labels are to be learned. Raises ValueError if it does not fit."""
+def load_teacher(path: Path, dataset: datasets.Dataset, device: torch.device) -> Teacher:
+    """The model of a checkpoint whose labels are to be learned. Raises ValueError if it does not fit."""
     teacher, state = checkpoint.load_model(path, device)
     if state["classes"] != dataset.classes:
         raise TrainingError(
             f"the teacher {path} knows {name_classes(state['classes'])}, the data has "
             f"{name_classes(dataset.classes)}: choose a teacher that was trained on the same classes"
         )
-    check_sizes(config.sizes, teacher, "the teacher")
-    return teacher.requires_grad_(False)
+    return Teacher(teacher, (state["mean"], state["std"]), (dataset.mean, dataset.std)).to(device)
 
 
 def describe_model(args: dict, model: nn.Module) -> dict:
@@ -440,7 +521,7 @@ def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> 
     """Write config.json: every resolved argument, the model, and the machine."""
     gpu = trainer.device.type == "cuda"
     content = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in args.items()},
+        "arguments": plain_arguments(args),
         "model": dataclasses.asdict(model.config) if hasattr(model, "config") else args["preset"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.dtype).removeprefix("torch."),
@@ -451,6 +532,16 @@ def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> 
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
     }
     write_json(path, content)
+
+
+def write_arguments(path: Path, args: dict) -> None:
+    """Write a config.json of the arguments alone, for a run that has not begun."""
+    write_json(path, {"arguments": plain_arguments(args)})
+
+
+def plain_arguments(args: dict) -> dict:
+    """Arguments as JSON has them."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in args.items()}
 
 
 def commit() -> str | None:

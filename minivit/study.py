@@ -34,9 +34,9 @@ from minivit.train import Trainer, TrainingError
 
 PLAIN = {"crop": 0, "flip": False, "trivial_augment": False, "erasing": 0.0, "mix_prob": 0.0, "label_smoothing": 0.0}
 NOISE = {"trivial_augment": False, "jitter": 0.4, "drop_path": 0.1, "mixup": 0.8, "cutmix": 1.0}
-DISTILLED = {"preset": "distilled", "lr": 6e-4, "min_lr": 0.0, "warmup": 0.05, "mixup": 0.4, "label_smoothing": 0.05}
-SOFT = {"distill_temperature": 2.0, "distill_weight": 0.5}
-TEACHER = {"preset": "resnet18", "batch_size": 256, "weight_decay": 0.01}
+DISTILLED = {"preset": "distilled"}  # whose own recipe is soft distillation: temperature 2, weight 0.5
+HARD = {"distill_temperature": 0.0}
+TEACHER = {"preset": "resnet18"}
 LADDER = {"preset": "vit-d256-l6"}
 
 # Variants by study: name -> arguments, as flags have them, and settings of ViTConfig.
@@ -51,17 +51,18 @@ STUDIES: dict[str, dict[str, dict]] = {
         "ResNet-18, the teacher": TEACHER,
         "baseline": {**LADDER, **PLAIN, "clean_epochs": 0},
         "+ augmentation and regularisation": {**LADDER, **NOISE},
-        "+ CNN stem": {**LADDER, **NOISE, "stem": "conv"},
+        "small CNN + transformer": {**LADDER, **NOISE, "stem": "cnn"},
         "explicit blocks with LayerScale": {**LADDER, **NOISE, "layer_scale": 0.1},
         "distilled from ResNet-18": {**LADDER, **NOISE, "layer_scale": 0.1, "teacher": "@ResNet-18, the teacher"},
+        "ResNet-18 + transformer": {**LADDER, **NOISE, "stem": "resnet18"},
     },
     "distillation": {
         "teacher, ResNet-18": TEACHER,
         "student alone": DISTILLED,
-        "soft, with the token": {**DISTILLED, **SOFT, "teacher": "@teacher, ResNet-18"},
-        "hard, with the token": {**DISTILLED, "teacher": "@teacher, ResNet-18"},
-        "soft, without the token": {**DISTILLED, **SOFT, "distillation": False, "teacher": "@teacher, ResNet-18"},
-        "hard, without the token": {**DISTILLED, "distillation": False, "teacher": "@teacher, ResNet-18"},
+        "soft, with the token": {**DISTILLED, "teacher": "@teacher, ResNet-18"},
+        "hard, with the token": {**DISTILLED, **HARD, "teacher": "@teacher, ResNet-18"},
+        "soft, without the token": {**DISTILLED, "distillation": False, "teacher": "@teacher, ResNet-18"},
+        "hard, without the token": {**DISTILLED, **HARD, "distillation": False, "teacher": "@teacher, ResNet-18"},
     },
     "ablation": {
         "distilled, without a teacher": DISTILLED,

@@ -26,12 +26,13 @@ from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
 from minivit.fast import accelerate
 from minivit.files import Claim, write_atomically
-from minivit.losses import distillation_loss, soft_cross_entropy
+from minivit.finetune import freeze, keep_frozen
+from minivit.losses import class_weights, distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
 from minivit.text import name_classes
-from minivit.vit import MOST_OTHERS
+from minivit.vit import MOST_BLOCKS, MOST_OTHERS, VisionTransformer
 
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
 NARROW = 128  # channels: narrower models may lose more by conversion to bf16 than its products gain
@@ -56,8 +57,12 @@ class TrainConfig:
     lr: float = 1e-3
     adamw_lr: float = 3e-3  # of what Muon leaves to AdamW: biases, norms, positions, heads
     min_lr: float = 1e-5
-    warmup: float = 0.04  # share of the steps in which the rate of cosine and linear rises
+    warmup: float = 0.04  # of cosine and linear: below 1 a share of all steps, from 1 on epochs
     weight_decay: float = 0.05
+    layer_decay: float = 1.0  # factor on the rate of each layer, from the head down to the embedding
+    train_last: int | None = None  # only the last blocks learn, with the final norm and the heads; None for all
+    checkpointing: bool = False  # gradient checkpointing: blocks are computed again in the backward pass
+    balance: Literal["none", "weights", "sampler"] = "none"  # classes of unequal size: weighted loss, or drawn equally
     clip: float = 1.0  # gradient clipping: largest norm, 0 for none
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     compile: bool = False
@@ -72,14 +77,16 @@ class TrainConfig:
     alternate_flip: bool = False  # mirror half of the images in one epoch and the other half in the next
     trivial_augment: bool = True
     jitter: float = 0.0
+    rotate: float = 0.0  # largest turn, in degrees
     erasing: float = 0.25
     mixup: float = 0.8
     cutmix: float = 1.0
     mix_prob: float = 0.5
     label_smoothing: float = 0.1
+    unsmoothed_epochs: int = 0  # last epochs without label smoothing, if more than the clean ones
     clean_epochs: int = 10
     distill_weight: float = 0.5
-    distill_temperature: float | None = None  # None: the teacher's hard labels
+    distill_temperature: float | None = None  # None or 0: the teacher's hard labels
     seed: int = 0
 
     def __post_init__(self):
@@ -89,21 +96,30 @@ class TrainConfig:
             raise TrainingError(error) from None
         if self.schedule == "cosine" and self.min_lr > self.lr:
             raise TrainingError(f"--min-lr is {self.min_lr:g}, above --lr {self.lr:g}: lower --min-lr, or raise --lr")
+        if self.schedule != "one-cycle" and 1 <= self.warmup and self.warmup >= self.epochs:
+            raise TrainingError(
+                f"--warmup is {self.warmup:g} epochs, of --epochs {self.epochs}: give fewer, or a share below 1"
+            )
+        if self.layer_decay != 1 and self.optimizer == "muon":
+            raise TrainingError(f"--layer-decay {self.layer_decay:g} goes with --optimizer adamw, not with muon")
 
 
 # The ranges of those settings; of the others, the annotation says what they may be.
 TRAIN_KINDS: dict[str, reading.Kind] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "max_bad_steps"), reading.whole(1)),
-    **dict.fromkeys(("patience", "clean_epochs"), reading.whole()),
+    **dict.fromkeys(("patience", "clean_epochs", "unsmoothed_epochs"), reading.whole()),
     **dict.fromkeys(("lr", "adamw_lr"), reading.positive),
-    **dict.fromkeys(("min_lr", "weight_decay", "clip"), reading.within(0)),
-    **dict.fromkeys(("warmup", "ema_start", "ema_end", "label_smoothing"), reading.within(0, 1, "[)")),
+    **dict.fromkeys(("min_lr", "weight_decay", "clip", "warmup"), reading.within(0)),
+    **dict.fromkeys(("ema_start", "ema_end", "label_smoothing"), reading.within(0, 1, "[)")),
     **dict.fromkeys(("erasing", "mix_prob", "distill_weight"), reading.within(0, 1)),
     **dict.fromkeys(("mixup", "cutmix"), reading.within(0, 1000)),
     "jitter": reading.within(0, 2),  # beyond, factors are cut at 0 and hues turn in full
     "sizes": reading.sequence(reading.whole(1, MOST_OTHERS)),
     "crop": reading.whole(0, MOST_OTHERS),  # below the side of the images: check_crop
-    "distill_temperature": reading.optional(reading.positive),
+    "rotate": reading.within(0, 180),
+    "layer_decay": reading.within(0, 1, "(]"),
+    "train_last": reading.optional(reading.whole(0, MOST_BLOCKS)),
+    "distill_temperature": reading.optional(reading.within(0)),
     "seed": reading.whole(1 - reading.LARGEST, reading.LARGEST - 1),
 }
 
@@ -160,6 +176,24 @@ def bf16_is_faster(model: nn.Module, images: Tensor, rounds: int = 3) -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
+def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1) -> None:
+    """Freeze blocks and switch checkpointing on as the settings say. TrainingError if the model has no such blocks."""
+    if config.checkpointing and processes > 1:  # the second pass through a block would draw its dropout by itself
+        raise TrainingError("--checkpointing goes with one process: leave it out, or torchrun")
+    asked = {"train_last": None, "layer_decay": 1.0, "checkpointing": False}
+    if not isinstance(model, VisionTransformer):
+        for name, default in asked.items():
+            if getattr(config, name) != default:
+                raise TrainingError(f"{reading.flag_of(name)} needs a Vision Transformer, not a {type(model).__name__}")
+        return
+    model.checkpointing = config.checkpointing
+    if config.train_last is not None:
+        try:
+            freeze(model, config.train_last)
+        except ValueError as error:
+            raise TrainingError(error) from None
+
+
 class Trainer:
     """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
 
@@ -180,6 +214,7 @@ class Trainer:
         ranks: Ranks = Ranks(),
     ):
         check_crop(config.crop, data.train.images.shape[-1])
+        set_up_fine_tuning(model, config, ranks.number)
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device
@@ -202,8 +237,13 @@ class Trainer:
         flip = config.flip and not config.alternate_flip
         self.plain = Augment(data.mean, data.std, config.crop, flip, padding=config.padding)
         self.strong = replace(
-            self.plain, trivial_augment=config.trivial_augment, jitter=config.jitter, erasing=config.erasing
+            self.plain,
+            trivial_augment=config.trivial_augment,
+            jitter=config.jitter,
+            rotate=config.rotate,
+            erasing=config.erasing,
         )
+        self.class_weights = class_weights(self.train_split.labels, len(data.classes))
         self.mirrored = torch.rand(len(data.train), generator=self.generator) < 0.5 if config.alternate_flip else None
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
         self.order = torch.empty(0, dtype=torch.int64)
@@ -222,7 +262,7 @@ class Trainer:
         if c.optimizer == "muon":
             products = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
             return Muon(self.model, c.lr, adamw_lr=c.adamw_lr, dtype=products)
-        return adamw(self.model, c.lr, c.weight_decay)
+        return adamw(self.model, c.lr, c.weight_decay, layer_decay=c.layer_decay)
 
     # ---- the loop ----------------------------------------------------------------------------------
 
@@ -252,10 +292,12 @@ class Trainer:
     def train_epoch(self, on_step: Callable[[], None]) -> bool:
         """One pass over the training images, from where the run stands. False when a stop was requested."""
         self.forward.train()
+        if self.config.train_last is not None:
+            keep_frozen(self.model)
         if self.stopping():  # before the order is drawn, which the resumed run does
             return False
         if self.batch == 0:
-            self.order = torch.randperm(len(self.train_split), generator=self.generator)
+            self.order = self.draw_order()
             self.sums = [0.0, 0.0, 0]
         self.started = time.perf_counter()
         while self.batch < self.steps_per_epoch:
@@ -271,6 +313,13 @@ class Trainer:
         """Whether a stop is requested, in this process or in another one: all stop at the same step."""
         self.stop_requested = self.ranks.any(self.stop_requested)
         return self.stop_requested
+
+    def draw_order(self) -> Tensor:
+        """The images of an epoch, as indices: each once, or drawn so that all classes are equally likely."""
+        if self.config.balance != "sampler":
+            return torch.randperm(len(self.train_split), generator=self.generator)
+        chances = self.class_weights[self.train_split.labels].cpu()
+        return torch.multinomial(chances, len(chances), replacement=True, generator=self.generator)
 
     def flipped(self, index: Tensor) -> Tensor:
         """The images at an index; with alternate_flip, the half of them whose turn it is in this epoch mirrored."""
@@ -288,9 +337,11 @@ class Trainer:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One update from uint8 images (B, 3, H, W) and labels (B,)."""
-        clean = self.epoch >= self.config.epochs - self.config.clean_epochs
+        left = self.config.epochs - self.epoch
+        clean = left <= self.config.clean_epochs
+        smoothed = not clean and left > self.config.unsmoothed_epochs
         x = resize_to_model((self.plain if clean else self.strong)(images, self.generator), self.model, self.side)
-        target = one_hot(labels, len(self.data.classes), 0.0 if clean else self.config.label_smoothing)
+        target = one_hot(labels, len(self.data.classes), self.config.label_smoothing if smoothed else 0.0)
         if not clean:
             c = self.config
             x, target = mix_batch(x, target, c.mixup, c.cutmix, c.mix_prob, self.generator)
@@ -312,16 +363,17 @@ class Trainer:
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the scores (B, classes)."""
+        weights = self.class_weights if self.config.balance == "weights" else None
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if self.teacher is None:
                 logits = self.forward(x).float()
-                return soft_cross_entropy(logits, target), logits
+                return soft_cross_entropy(logits, target, weights), logits
             with torch.no_grad():
                 teacher = self.teacher(x).float()
             heads = self.forward(x, each_head=True) if getattr(self.model, "head_dist", None) else (self.forward(x),)
         heads = [h.float() for h in heads]
         return distillation_loss(
-            heads[0], heads[-1], teacher, target, self.config.distill_weight, self.config.distill_temperature
+            heads[0], heads[-1], teacher, target, self.config.distill_weight, self.config.distill_temperature, weights
         ), heads[0]
 
     def update(self) -> bool:
@@ -361,8 +413,14 @@ class Trainer:
         if c.schedule == "one-cycle":
             return one_cycle(self.step, self.total_steps, c.lr)
         if c.schedule == "linear":
-            return warmup_linear(self.step, self.total_steps, int(c.warmup * self.total_steps), c.lr)
-        return warmup_cosine(self.step, self.total_steps, int(c.warmup * self.total_steps), c.lr, c.min_lr)
+            return warmup_linear(self.step, self.total_steps, self.warmup_steps, c.lr)
+        return warmup_cosine(self.step, self.total_steps, self.warmup_steps, c.lr, c.min_lr)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the rate of the cosine and linear schedules rises."""
+        warmup = self.config.warmup
+        return int(warmup * (self.total_steps if warmup < 1 else self.steps_per_epoch))
 
     def set_lr(self) -> None:
         """Give each parameter group the learning rate of the current step."""
@@ -527,7 +585,10 @@ class Trainer:
         every = torch.arange(images)
         if state["batch"]:  # in the middle of an epoch
             r.numbers(every)(state["order"], "the order of the images")
-            if not torch.equal(state["order"].sort().values, every):
+            drawn = state["order"].sort().values
+            if self.config.balance == "sampler" and not 0 <= drawn[0] <= drawn[-1] < images:
+                raise ValueError("the order of the images has others than there are")
+            if self.config.balance != "sampler" and not torch.equal(drawn, every):
                 raise ValueError("the order of the images does not have each of them once")
 
     def save(self, path: Path) -> None:

@@ -11,21 +11,23 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minivit.attention import Attention
 from minivit.cait import ClassBlock, TalkingHeadsAttention
+from minivit.hybrid import CNNEmbed, ResNetEmbed
 from minivit.layers import MLP, ConvStem, DropPath, PatchEmbed, drop_path_rates, make_layer_scale, sincos_2d
 from minivit.position_bias import DecomposedPositionBias, RelativePositionBias, TokenBias
 from minivit.reading import Kind, any_of, check_config, flag_of, optional, positive, sequence, whole, within
 from minivit.stem import WhiteningStem
 
-STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem}
+STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem, "cnn": CNNEmbed, "resnet18": ResNetEmbed}
 
 
 MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a number of a configuration may be
 FLAGS = (  # settings that the command line has a flag for
     *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "mlp_conv", "relative_bias"),
-    *("class_attention", "dropout", "drop_path"),
+    *("class_attention", "layer_scale", "dropout", "head_dropout", "drop_path"),
 )
 SIDE = whole(1, MOST_OTHERS)
 MODEL_KINDS: dict[str, Kind] = {  # ranges; of the other settings, the annotation says what they may be
@@ -33,7 +35,7 @@ MODEL_KINDS: dict[str, Kind] = {  # ranges; of the other settings, the annotatio
     **dict.fromkeys(("patch", "classes", "dim", "heads"), SIDE),
     **dict.fromkeys(("depth", "class_attention"), whole(0, MOST_BLOCKS)),
     **dict.fromkeys(("mlp_ratio", "tail_mlp_ratio"), within(0, MOST_OTHERS, "(]")),
-    **dict.fromkeys(("dropout", "drop_path"), within(0, 1, "[)")),
+    **dict.fromkeys(("dropout", "head_dropout", "drop_path"), within(0, 1, "[)")),
     "layer_scale": optional(within(0)),
     "norm_eps": positive,
 }
@@ -54,7 +56,7 @@ class ViTConfig:
     depth: int = 12  # number of blocks, class-attention blocks included
     heads: int = 8
     mlp_ratio: float = 4.0
-    stem: Literal["patch", "conv", "whitening"] = "patch"
+    stem: Literal["patch", "conv", "whitening", "cnn", "resnet18"] = "patch"
     position: Literal["learned", "sincos", "none"] = "learned"
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
     mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
@@ -73,6 +75,7 @@ class ViTConfig:
     init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is what Muon keeps them at
     layer_scale: float | None = None  # initial gain; None for no LayerScale
     dropout: float = 0.0
+    head_dropout: float = 0.0  # of the pooled token, before each head
     drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
     norm_eps: float = 1e-6
 
@@ -167,8 +170,14 @@ PRESETS: dict[str, ViTConfig] = {
         dropout=0.05,
         drop_path=0.15,
     ),  # 10,565,972
-    # ImageNet's ViT-B/16, as torchvision and timm have it.
+    # Hybrids: a feature map of a convolutional network as patches.
+    "hybrid-cnn": ViTConfig(dim=256, depth=6, heads=8, stem="cnn"),  # 5,970,634
+    "hybrid-resnet18": ViTConfig(dim=256, depth=6, heads=8, stem="resnet18"),  # 7,599,434
+    # ImageNet's ViTs, as torchvision and timm have them. The one named last3 has its recipe alone for itself.
     "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86,567,656
+    "vit-b16-last3": ViTConfig(
+        image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12, head_dropout=0.1
+    ),  # 86,567,656
     "vit-b32": ViTConfig(image_size=224, patch=32, classes=1000, dim=768, depth=12, heads=12),  # 88,224,232
     "vit-l16": ViTConfig(image_size=224, patch=16, classes=1000, dim=1024, depth=24, heads=16),  # 304,326,632
     # For small data sets: convolutions in the stem and the MLPs for locality, attention for the rest.
@@ -258,7 +267,12 @@ class VisionTransformer(nn.Module):
     each_head=True)` returns both, class head first, for a loss that treats them differently. `features`
     returns the tokens (B, T + N, C) after the last norm, with the T special tokens (class, distillation)
     before the N patches. ValueError for images of a shape or type that the model does not take.
+
+    checkpointing: in training, keep the input of each block alone and compute the block again in the backward pass
+    (Chen et al., arXiv 1604.06174): less memory, about a third more time.
     """
+
+    checkpointing = False
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -295,10 +309,16 @@ class VisionTransformer(nn.Module):
         grid = self.grid_of(x)
         x = self.embed(x)
         for block in self.blocks:
-            x = block(x, grid)
+            x = self.through(block, x, grid)
         if self.config.class_attention:
             x = self.class_attention_tail(x)
         return self.norm(x)
+
+    def through(self, block: nn.Module, *inputs: Tensor | tuple[int, int]) -> Tensor:
+        """block(*inputs), with checkpointing if that is on and gradients are wanted."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def embed(self, x: Tensor) -> Tensor:
         """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
@@ -352,16 +372,18 @@ class VisionTransformer(nn.Module):
         else:
             tokens, patches = x[:, : self.config.tokens], x[:, self.config.tokens :]
         for block in self.class_blocks:
-            tokens = block(tokens, patches)
+            tokens = self.through(block, tokens, patches)
         return torch.cat([tokens, patches], dim=1)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Tokens (B, T + N, C) -> scores (B, classes) of the class head and, if there is one, the distillation head."""
         T = self.config.tokens
-        pooled = x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))
-        if self.head_dist is None:
-            return (self.head(pooled),)
-        return self.head(pooled), self.head_dist(x[:, T - 1])
+        pooled = [x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))]
+        heads = [self.head]
+        if self.head_dist is not None:
+            pooled, heads = [*pooled, x[:, T - 1]], [*heads, self.head_dist]
+        pooled = [F.dropout(token, self.config.head_dropout, self.training) for token in pooled]
+        return tuple(head(token) for head, token in zip(heads, pooled))
 
 
 def shape_hint(x: Tensor) -> str:

@@ -1,0 +1,73 @@
+"""A teacher and then its student in one command: --teacher train:resnet18.
+
+The teacher's run is teacher/ inside the student's run folder. It sees the same training images and the same hold-out,
+and is trained by its own preset's recipe. Both runs resume: the student's folder holds its arguments from the start.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minivit import run
+from minivit.distill import preset_to_train, teacher_folder
+from minivit.train import TrainingError
+
+SHARED = (
+    "data",
+    "data_root",
+    "val_split",
+    "subset",
+    "skip_bad",
+    "seed",
+    "device",
+    "threads",
+    "amp",
+)  # by teacher and student
+OF_THE_RUN = (
+    "preset",
+    "data",
+    "data_root",
+    "val_split",
+    "subset",
+    "seed",
+)  # what a teacher that is there has to agree in
+
+
+def teacher_of(args: dict, processes: int = 1) -> dict | None:
+    """The arguments of the teacher's run that is to be done before the student's, None if there is none to do.
+
+    args: of the student, resolved; they are checked here, before hours go into the teacher. ValueError if they cannot
+    be used, or if the folder holds another teacher.
+    """
+    preset = preset_to_train(args["teacher"])
+    if not preset:
+        return None
+    run.check(args)
+    folder = teacher_folder(args["out"])
+    wanted = {name: args[name] for name in SHARED} | {"preset": preset, "out": folder}
+    if args["teacher_epochs"]:
+        wanted["epochs"] = args["teacher_epochs"]
+    if (folder / "config.json").exists():
+        check_same(folder, wanted)
+    if (folder / "result.json").exists():
+        return None
+    if processes > 1:
+        raise TrainingError(
+            f"--teacher {args['teacher']} trains in one process: first the teacher, --preset {preset} --out {folder}, "
+            "which torchrun can do; then this command again"
+        )
+    return {"resume": folder} if (folder / "last.pt").exists() else wanted
+
+
+def begin(args: dict, say: Callable[[str], None]) -> None:
+    """Write the student's arguments, with which --resume finds its teacher; the teacher's run is prepared."""
+    run.write_arguments(args["out"] / "config.json", args)
+    say(f"first the teacher, {preset_to_train(args['teacher'])}, in {teacher_folder(args['out'])}")
+
+
+def check_same(folder: Path, wanted: dict) -> None:
+    """TrainingError unless the teacher in a folder is the one that is wanted."""
+    there = run.read_config(folder / "config.json")
+    names = [name for name in (*OF_THE_RUN, "epochs") if name in wanted and there.get(name) != wanted[name]]
+    if names:
+        flags = ", ".join("--teacher-epochs" if name == "epochs" else f"--{name.replace('_', '-')}" for name in names)
+        raise TrainingError(f"{folder} holds a teacher of another {flags}: choose another --out, or give the same")

@@ -1,0 +1,46 @@
+"""Fine-tuning: train the last blocks of a Vision Transformer alone, or its early layers at lower rates.
+
+Layer-wise decay of the learning rate: ELECTRA, arXiv 2003.10555, section 3.1 of its appendix; for images BEiT, arXiv
+2106.08254, appendix. Layers are the embedding, each block, and what follows them (norm and heads).
+"""
+
+import re
+
+from torch import nn
+
+from minivit.vit import VisionTransformer
+
+
+def freeze(model: VisionTransformer, last: int) -> None:
+    """Let only the last `last` blocks, the final norm and the heads of a model learn.
+
+    ValueError if the model has fewer blocks.
+    """
+    blocks = [*model.blocks, *model.class_blocks]
+    if last > len(blocks):
+        raise ValueError(f"--train-last is {last}, of a model with {len(blocks)} blocks: give 0 to {len(blocks)}")
+    model.requires_grad_(False)
+    for part in (*blocks[len(blocks) - last :], model.norm, model.fc_norm, model.head, model.head_dist):
+        if part is not None:
+            part.requires_grad_(True)
+
+
+def keep_frozen(model: nn.Module) -> None:
+    """Put the modules of which nothing learns into evaluation mode: their running means and draws would change, too."""
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def layers_above(name: str, model: VisionTransformer) -> int:
+    """How many layers lie behind the parameter of this name: 0 for norm and heads, depth + 1 for the embedding."""
+    block = re.match(r"(class_)?blocks\.(\d+)\.", name)
+    if block:
+        return model.config.depth - int(block[2]) - (len(model.blocks) if block[1] else 0)
+    return 0 if re.match(r"(norm|fc_norm|head|head_dist)\.", name) else model.config.depth + 1
+
+
+def learning_share(model: nn.Module) -> tuple[int, int]:
+    """How many parameters learn, and how many there are."""
+    return tuple(sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
