@@ -151,6 +151,17 @@ def test_a_mask_that_jumps_onto_another_object_is_taken_away():
     assert not jumped[0].any() and torch.equal(jumped[1], square(38))
 
 
+@pytest.mark.parametrize("jump, unlike, stays", [(True, True, False), (True, False, True), (False, True, True)])
+def test_a_mask_that_is_elsewhere_and_unlike_its_object_is_taken_away(jump, unlike, stays):
+    identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(6):
+        mask = square(8 + t)
+        settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens_of(mask, empty)))
+    mask = square(36 if jump else 14)
+    masks = settled(identity, Frame(6, [1], logits_of([mask]), [0.9], tokens_of(empty if unlike else mask, mask)))
+    assert masks.any() == stays
+
+
 def test_what_was_prompted_on_a_frame_is_never_changed():
     identity = Identity()
     for t, _, frame in crossing():

@@ -10,7 +10,7 @@ the decoder and the memory (VideoTracker.settle), and change nothing where no tw
                    the cut masks are written to memory
     search.py      a lost object is looked for by its appearance, with box prompts and without memory
     rules.py       all of it in order; a mask that lies on another's object is taken away (from IoU 0.7, as in SAM 3,
-                   arXiv 2511.16719)
+                   arXiv 2511.16719), and so is one that lies on something unlike its own
 
 Masks and boxes are in pixels of the low-resolution masks, (s, s); boxes are (x, y, w, h) with their centre at (x, y).
 Left out: meetings of objects that do not look alike, which SAM 2 itself tells apart.

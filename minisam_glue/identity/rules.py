@@ -20,6 +20,7 @@ ALIKE = 0.9  # cosine of two objects' appearances from which they are look-alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
 APART = 4  # frames without contact that end it
 COINCIDE = 0.7  # IoU of two masks that are one
+UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
 STALE = 8  # frames without a clean mask after which a prediction counts no more
 PATIENCE = 2  # absent frames before a search
 
@@ -76,6 +77,7 @@ class Identity:
         self.touch(frame)
         self.meet(frame)
         self.coincide(frame)
+        self.stray(frame)
         found = self.search(frame, Search(look))
         self.learn(frame, found)
         return found
@@ -132,7 +134,8 @@ class Identity:
     def coincide(self, frame: Frame) -> None:
         """Of two masks on one object the one that should be elsewhere is taken away."""
         for one, other in self.contacts:
-            if not (frame.shows(one) and frame.shows(other)) or {one, other} & self.meeting:
+            told = all(self.tracks[number].known and frame.shows(number) for number in (one, other))
+            if not told or {one, other} & self.meeting:
                 continue
             low, high = sorted(frame.areas[frame.row[number]] for number in (one, other))
             if low < COINCIDE * high:  # their IoU is less
@@ -145,10 +148,21 @@ class Identity:
                 if number not in frame.fixed and mine < 0.1 and theirs >= NEAR_PREDICTION:
                     frame.hide(number)
 
+    def stray(self, frame: Frame) -> None:
+        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it has not the
+        size or place of the object, and is not like it."""
+        for row, number in enumerate(frame.ids):
+            track = self.tracks[number]
+            if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
+                continue
+            clean = track.motion.is_clean(frame.number, frame.boxes[row], frame.areas[row])
+            if not clean and float(frame.appearances[row] @ track.appearance) < UNLIKE:
+                frame.hide(number)
+
     def claim(self, frame: Frame, number: int) -> float:
         """IoU of an object's box with its prediction; 0 for one that was absent on the frame before."""
         track = self.tracks[number]
-        if track.absent or not track.motion.areas:
+        if track.absent:
             return 0.0
         return box_iou(frame.boxes[frame.row[number]], track.motion.predict(frame.number))
 
