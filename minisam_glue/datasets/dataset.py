@@ -32,7 +32,7 @@ def _inside(value: object, where: str) -> None:
 
 
 ENTRY = fields(files=sequence(_inside))
-PAUSE = 5.0  # seconds, at least, between two times that the files of the whole set are written
+PAUSE = 1.0  # seconds, at least, between two times that the files of the whole set are written
 SHARE = 20  # times as long as that takes
 
 
