@@ -106,7 +106,12 @@ def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     if layout == "Google":
         state = {name: torch_layout(name, tensor) for name, tensor in state.items()}
-    ours = {rename(name, TABLES[layout]): tensor for name, tensor in state.items()}
+    ours, old = {}, {}
+    for name, tensor in state.items():
+        new = rename(name, TABLES[layout])
+        if new in ours:
+            raise ValueError(f"{old[new]} and {name} of the file stand for the same weights, {new}: leave one out")
+        ours[new], old[new] = tensor, name
     join(ours, r"^blocks\.\d+\.attn\.", "q", "k", "v")
     join(ours, r"^class_blocks\.\d+\.attn\.", "k", "v")
     positions = ours.get("pos_embed")

@@ -120,6 +120,7 @@ MISFITS = [
     ("hf.bin", without("query.b", HF), "lacks blocks.0.attn.qkv.bias"),
     ("hf.bin", cut("1.attention.attention.key.w", HF), "blocks.1.attn.k.weight"),
     ("two.pth", behind("student.", STATE) | behind("teacher.", STATE), "models, under 'student.' and 'teacher.'"),
+    ("twice.npz", google(STATE) | renamed(google(STATE), BIG_VISION), "stand for the same weights, pos_embed"),
     ("half.pth", without("head.bias", STATE), "lacks head.bias"),
 ]
 
