@@ -226,6 +226,10 @@ def test_outlines_of_any_mask_fill_to_the_same_mask():
             held = np.concatenate([shape.ring() for shape in trace(mask, 0.1)]).astype(int)
             assert mask[held[:, 1], held[:, 0]].all()  # each corner in a pixel of the mask
     assert trace(np.zeros((3, 4), bool)) == []
+    corner, ring = np.eye(2, dtype=bool), np.pad(np.zeros((2, 2), bool), 1, constant_values=True)
+    assert len(trace(corner)) == 1  # what touches at a corner is one piece, and its background two
+    (shape,) = trace(ring)
+    assert len(shape.holes) == 1 and {*map(tuple, shape.holes[0].tolist())} == {(1, 1), (1, 3), (3, 3), (3, 1)}
 
 
 def test_images_are_copies_where_every_program_shows_them_alike_and_new_files_elsewhere(tmp_path):
