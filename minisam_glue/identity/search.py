@@ -10,8 +10,8 @@ from .frame import Frame, appearances
 from .motion import Motion
 
 PEAKS, LIKENESS = 2, 0.6  # places that a search tries; cosine of their image token, at least
-FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.88, 0.3  # what a search accepts
-FOUND_AREA = 0.4, 1.7  # times the median
+FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3  # what a search accepts
+FOUND_AREA = 0.6, 1.7  # times the median
 
 
 class Search:
