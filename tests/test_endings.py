@@ -121,7 +121,7 @@ def test_a_second_signal_ends_a_training_at_once_with_the_checkpoint_of_before(
     assert not list((tmp_path / "run").glob(".*"))
 
 
-@pytest.mark.parametrize("place", ["prepare", "final_report"])
+@pytest.mark.parametrize("place", ["prepare_run", "final_report"])
 def test_a_signal_before_and_after_the_epochs_is_quiet_too(place, training, monkeypatch, capfd):
     raise_at(1, [signal.SIGINT], cli.run, place, monkeypatch)
     assert train_cifar.main([*training, "--epochs", "1"]) == 130

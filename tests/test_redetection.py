@@ -13,7 +13,7 @@ from minisam_glue import redetection
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.records import Segment
-from minisam_glue.sam2 import FrameResult, accelerate
+from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
 from minisam_glue.seeding import Seed, Seeds
 
@@ -208,6 +208,6 @@ def test_tokens_and_colours_both_say_what_is_alike():
 
 
 def test_a_look_at_no_box_finds_nothing_also_in_the_fast_form():
-    tracker = MemoryPropagator(accelerate(tiny_model()))
+    tracker = MemoryPropagator(tiny_model(fast=True))
     tracker.seek(0, picture(5))
     assert tracker.look_at_boxes([]).logits.shape == (0, 16, 16)

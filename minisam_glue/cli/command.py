@@ -29,7 +29,8 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
         # MediaError, WeightsError and other usage or input errors; or no memory, however that is said
         if not out_of_memory(error) and isinstance(error, RuntimeError):
             raise
-        status = failed(too_large(args) if out_of_memory(error) else with_flag(error))
+        text = error if isinstance(error, OSError) else with_flag(error)
+        status = failed(too_large(args) if out_of_memory(error) else text)
     finally:
         can_write = flush_output()
     return status if can_write else 128 + CLOSED_PIPE

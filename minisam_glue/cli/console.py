@@ -31,12 +31,18 @@ def error_line(error: Exception | str) -> str:
 
 
 def tell(line: str, stream: TextIO) -> bool:
-    """Print one line. False if the stream's reader has gone; then it takes what else comes, and nobody sees it."""
+    """Print one line. False if the stream's reader has gone; then it takes what else comes, and nobody sees it.
+
+    OSError, which names the stream, if the line can't be written for another reason.
+    """
     try:
         print(line, file=stream, flush=True)
     except BrokenPipeError:
         leads_nowhere(stream)
         return False
+    except OSError as error:
+        name = "standard output" if stream is sys.stdout else "standard error"
+        raise OSError(error.errno, error.strerror, name) from None
     return True
 
 
