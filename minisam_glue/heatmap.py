@@ -25,9 +25,10 @@ class HeatSettings:
     """How instances are made of a heat map.
 
     threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences that takes
-    Otsu's place where it finds no object before a background. floor: least confidence that either of them gives. Its
-    value suits no published model in particular: it is unmeasured for them. min_area, border: in pixels of a heat map
-    of 352 x 352, scaled for others. positives, negatives: points inside an instance and outside of its border.
+    Otsu's place where it finds no object before a background. floor: confidence that an instance must reach somewhere;
+    up to one half also the least threshold. min_area, border: in pixels of a heat map of 352 x 352, scaled for others.
+    None for floor or min_area: those of the weights, of the demo (see demo), and FLOOR and MIN_AREA for all
+    others, unmeasured. positives, negatives: points inside an instance and outside of its border.
     ValueError for values that can't be.
     """
 
@@ -114,7 +115,7 @@ def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
     threshold = min(otsu(heat), SURE)
     if threshold < SURE and (heat > threshold).mean() > 0.5:
         threshold = min(float(np.quantile(heat, settings.percentile)), SURE)
-    return max(threshold, FLOOR if settings.floor is None else settings.floor)
+    return max(threshold, min(FLOOR if settings.floor is None else settings.floor, SURE))
 
 
 # --- Components --------------------------------------------------------------------------------------------
@@ -199,9 +200,11 @@ def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings
     instances = []
     for number in 1 + np.flatnonzero(found.areas >= max(1, settings.min_area * scale**2)):
         region = labels == number
+        score = float(heat[region].max())
+        if settings.threshold is None and score < settings.floor:
+            continue
         points, signs = seed_points(heat, region, labels > 0, settings, settings.scaled_border(S))
         box = found.boxes[number - 1] * np.tile(to_pixels, 2)
-        score = float(heat[region].max())
         instances.append(HeatInstance(tuple(map(float, box)), score, (points + 0.5) * to_pixels, signs, region))
     return sorted(instances, key=lambda instance: -instance.score)
 

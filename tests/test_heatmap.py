@@ -88,6 +88,16 @@ def test_a_threshold_stays_between_the_floor_and_one_half():
     assert choose_threshold(heat, HeatSettings(threshold=0.9)) == 0.9
 
 
+def test_an_instance_must_reach_the_floor_somewhere_but_not_everywhere():
+    heat = np.full((352, 352), 0.001)
+    heat[40:100, 40:100], heat[200:260, 200:260] = 0.7, 0.7
+    heat[50:60, 50:60] = 0.95
+    (found,) = find_instances(logit(heat), (352, 352), HeatSettings(floor=0.9))
+    assert found.box == (40, 40, 100, 100) and found.region.sum() == 3600
+    assert len(find_instances(logit(heat), (352, 352), HeatSettings(floor=0.5))) == 2
+    assert len(find_instances(logit(heat), (352, 352), HeatSettings(threshold=0.5, floor=0.9))) == 2
+
+
 def test_floor_and_least_area_are_those_of_the_weights_unless_they_are_given():
     official, small = (Models(None, tiny_model(), demo=demo) for demo in (False, True))
     assert official.heat_settings(HeatSettings()) == HeatSettings(floor=0.1, min_area=300)
