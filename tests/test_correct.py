@@ -48,7 +48,7 @@ def finished(tmp_path_factory, models) -> Path:
 
 
 @pytest.fixture
-def result(finished, tmp_path, monkeypatch) -> Path:
+def result(finished, tmp_path, monkeypatch, one_thread) -> Path:
     """A copy of the result; its source stays where it is."""
     monkeypatch.setattr(states, "EVERY", 2)
     return Path(shutil.copytree(finished / "out" / "film", tmp_path / "out" / "film"))
@@ -201,7 +201,9 @@ def test_a_changed_file_of_a_result_ends_in_one_line_or_a_result(name, step, res
         capsys.readouterr()
         try:
             with tamper.bounded(60):
-                status = command("--correct", result, "--object", f"id=2 at={COUNT - 2} remove", models=models)
+                status = command(
+                    "--correct", result, "--object", f"id=2 at={COUNT - 2} remove", "--quiet", models=models
+                )
         except (Exception, SystemExit, tamper.TooSlow) as error:
             wrong[case] = repr(error)[:200]
             continue
