@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
     try:
         with on_signals(stop):
             given = vars(parse_arguments(argv, command))
-            task = next((name for name in ("eval", "predict", "export", "study") if name in given), task)
+            task = next((name for name in NO_MEMORY if name in given), task)
             status = run_task(given, command)
             sys.stdout.flush()
         return status

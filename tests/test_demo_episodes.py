@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.demo_training import TINY_SEGMENTER as CONFIG
 
 from minisam_glue.demo import episodes, train_segmenter
 from minisam_glue.demo.episodes import (
@@ -24,20 +25,8 @@ from minisam_glue.demo.episodes import (
 from minisam_glue.demo.scenes import ALL_KINDS, TRAINING_FROM, clip, motion
 from minisam_glue.demo.train_segmenter import MEETINGS, RETURNS, Recipe, SegmenterTask, choose_episode, follow
 from minisam_glue.demo.training import Trainer
-from minisam_glue.sam2 import PRESETS
 from minisam_glue.sam2.memory_bank import FrameMemory, MemorySelection
 
-CONFIG = replace(
-    PRESETS["demo"],
-    embed_dim=8,
-    stages=(1, 1, 2, 1),
-    global_att_blocks=(3,),
-    image_size=64,
-    dim=32,
-    mem_dim=16,
-    mlp_dim=32,
-    memory_layers=1,
-)
 ALWAYS = Recipe(
     steps=20,
     warmup_steps=2,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.demo_training import TINY_SEGMENTER as CONFIG
 from helpers.demo_training import Oracle
 
 from minisam_glue.demo import evaluate, load_segmenter, train_segmenter
@@ -30,17 +31,6 @@ from minisam_glue.sam2 import PRESETS, VideoTracker
 from minisam_glue.sam2.mask_decoder import Decoded
 from minisam_glue.sam2.memory import axial_angles, rotate
 
-CONFIG = replace(
-    PRESETS["demo"],
-    embed_dim=8,
-    stages=(1, 1, 2, 1),
-    global_att_blocks=(3,),
-    image_size=64,
-    dim=32,
-    mem_dim=16,
-    mlp_dim=32,
-    memory_layers=1,
-)
 RECIPE = Recipe(
     steps=4,
     batch_size=2,

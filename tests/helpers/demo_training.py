@@ -1,11 +1,25 @@
-"""A short recipe for the demo detector, and a detector that knows the truth."""
+"""A short recipe for the demo detector, a detector that knows the truth, and the shape of a tiny demo segmenter."""
+
+from dataclasses import replace
 
 import torch
 
 from minisam_glue.demo.train_detector import Recipe
 from minisam_glue.grounding_dino import Detections
+from minisam_glue.sam2 import PRESETS
 
 RECIPE = Recipe(steps=4, batch_size=2, side=48, warmup_steps=2, figure_steps=1, mosaic_steps=1)
+TINY_SEGMENTER = replace(
+    PRESETS["demo"],
+    embed_dim=8,
+    stages=(1, 1, 2, 1),
+    global_att_blocks=(3,),
+    image_size=64,
+    dim=32,
+    mem_dim=16,
+    mlp_dim=32,
+    memory_layers=1,
+)
 
 
 class Oracle:
