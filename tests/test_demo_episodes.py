@@ -8,6 +8,7 @@ import torch
 from helpers.demo_training import TINY_SEGMENTER as CONFIG
 
 from minisam_glue.demo import episodes, train_segmenter
+from minisam_glue.demo.curriculum import MEETINGS, RETURNS, Recipe, choose_episode
 from minisam_glue.demo.episodes import (
     AFTER,
     LENGTH,
@@ -23,7 +24,7 @@ from minisam_glue.demo.episodes import (
     without_recent,
 )
 from minisam_glue.demo.scenes import ALL_KINDS, TRAINING_FROM, clip, motion
-from minisam_glue.demo.train_segmenter import MEETINGS, RETURNS, Recipe, SegmenterTask, choose_episode, follow
+from minisam_glue.demo.train_segmenter import SegmenterTask, follow
 from minisam_glue.demo.training import Trainer
 from minisam_glue.sam2.memory_bank import FrameMemory, MemorySelection
 

@@ -9,22 +9,19 @@ import torch
 from helpers.demo_training import TINY_SEGMENTER as CONFIG
 from helpers.demo_training import Oracle
 
-from minisam_glue.demo import evaluate, load_segmenter, train_segmenter
+from minisam_glue.demo import curriculum, evaluate, load_segmenter
 from minisam_glue.demo.clip_metrics import broadcast_iou
+from minisam_glue.demo.curriculum import Recipe, collate, prepare, random_frames
 from minisam_glue.demo.evaluate import evaluate_masks, greedy_pairs, innermost, seeded
 from minisam_glue.demo.scenes import KINDS, TRAINING_FROM, clip, scene
 from minisam_glue.demo.train_segmenter import (
     EVALUATED,
-    Recipe,
     SegmenterTask,
     best_mask,
-    collate,
     covered,
     error_clicks,
     follow,
     mask_losses,
-    prepare,
-    random_frames,
 )
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.sam2 import PRESETS, VideoTracker
@@ -71,7 +68,7 @@ def test_gradients_reach_every_parameter_in_images_and_two_frames():
     score = model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
     film = clip(5, "free", 2, (48, 64))
     for opening in ("box", "click", "mask"):
-        samples = [train_segmenter.image_sample(TRAINING_FROM + i, 4, np.random.default_rng(i), 64) for i in range(4)]
+        samples = [curriculum.image_sample(TRAINING_FROM + i, 4, np.random.default_rng(i), 64) for i in range(4)]
         TASK.losses(model, collate(samples, [0], opening, 3, 0))["total"].backward()
         for there in (5.0, -10.0):  # found on the first frame, then missed
             score.data += there
@@ -87,7 +84,7 @@ def test_gradients_reach_every_parameter_in_images_and_two_frames():
 
 
 def test_training_sees_what_the_tracker_sees(monkeypatch):
-    monkeypatch.setattr(train_segmenter, "JITTER", 0.0)
+    monkeypatch.setattr(curriculum, "JITTER", 0.0)
     torch.manual_seed(0)
     model, film = TASK.build(), clip(5, "crossing", 4, (48, 64))
     objects = seeded(film)
@@ -156,15 +153,15 @@ def test_exported_weights_load_strictly_and_are_small(tmp_path):
 
 def test_training_never_draws_a_held_out_seed(monkeypatch):
     drawn = []
-    monkeypatch.setattr(train_segmenter, "scene", lambda seed: drawn.append(seed) or scene(seed, (40, 40)))
-    monkeypatch.setattr(train_segmenter, "clip", lambda seed, *rest: drawn.append(seed) or clip(seed, *rest))
+    monkeypatch.setattr(curriculum, "scene", lambda seed: drawn.append(seed) or scene(seed, (40, 40)))
+    monkeypatch.setattr(curriculum, "clip", lambda seed, *rest: drawn.append(seed) or clip(seed, *rest))
     for step in range(RECIPE.steps):
         TASK.batch(step, step)
     assert len(drawn) == len(set(drawn)) == 6 and min(drawn) >= TRAINING_FROM > max(EVALUATED)
 
 
 def test_truth_and_boxes_of_a_batch_lie_on_the_objects(monkeypatch):
-    monkeypatch.setattr(train_segmenter, "JITTER", 0.0)
+    monkeypatch.setattr(curriculum, "JITTER", 0.0)
     for step in (0, 3):
         batch = TASK.batch(step, step)
         T, O = batch.truth.shape[:2]
