@@ -3,9 +3,9 @@
 Both sides get the same images, held as uint8 tensors in memory, and the same processor time, counted
 over all threads (so 120 CPU minutes are 60 minutes of two cores). The plain side follows a textbook:
 its learning rate is a function of the share of the budget that is spent, evaluation is not charged.
-Our side is `train_cifar.py --preset cifar-fast` with as many epochs as fit, told by a few timed steps
-beforehand at each image size of the recipe; its hold-out evaluations are charged. Further flags are those
-of train_cifar.py, for ablations: `--depth 0`, `--optimizer adamw --lr 2e-3`, `--sizes 32`.
+Our side is `train_cifar.py --preset cifar-fast` with as many epochs as fit (minivit/budget.py: told by
+timed steps beforehand); its hold-out evaluations are charged. Further flags are those of train_cifar.py,
+for ablations: `--depth 0`, `--optimizer adamw --lr 2e-3`, `--sizes 32`.
 
     python benchmarks/cpu_budget.py --data-root cifar10-jpeg --side timm --cpu-minutes 120 --out runs/budget_timm
     python benchmarks/cpu_budget.py --data-root cifar10-jpeg --side ours --cpu-minutes 120 --out runs/budget_ours
@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import cli, run
 from minivit import data as datasets
+from minivit.budget import Budget, epochs_within
 from minivit.evaluate import top1
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -94,14 +94,11 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
     torch.save(model.state_dict(), out / "last.pt")
 
 
-def train_ours(given: dict, seconds: float, out: Path) -> None:
+def train_ours(given: dict, cpu_minutes: float, out: Path) -> None:
     """Our preset through the code that train_cifar.py runs, which `given` are the arguments of."""
-    with tempfile.TemporaryDirectory() as folder:
-        probe, arguments = run.prepare(given | {"out": Path(folder)})
-        phases = range(max(1, len(arguments["sizes"])))
-        cost = sum(step_seconds(probe, phase * probe.config.epochs // len(phases)) for phase in phases) / len(phases)
-    epochs = max(1, int(seconds / (cost * probe.steps_per_epoch * 1.01)))  # 1 % for the hold-out
-    trainer, _ = run.prepare(given | {"out": out, "epochs": epochs})
+    dataset = run.load_data(run.resolve(given))
+    epochs = epochs_within(Budget(cpu_minutes=cpu_minutes), given, dataset)
+    trainer, _ = run.prepare(given | {"out": out, "epochs": epochs}, dataset=dataset)
     start = time.process_time()
     cli.fit(trainer)
     spent = time.process_time() - start
@@ -111,18 +108,6 @@ def train_ours(given: dict, seconds: float, out: Path) -> None:
     cli.show_result(result, out)
     print(f"chosen weights, scores of the image and its mirror image added: {result['test_acc_with_flips']:.2%}")
     print(f"{epochs} epochs in {spent / 60:.1f} CPU minutes")
-
-
-def step_seconds(trainer, epoch: int, steps: int = 8) -> float:
-    """Processor seconds of a training step of an epoch: the median."""
-    trainer.epoch = epoch
-    images, labels = (t[: trainer.batch_size] for t in (trainer.train_split.images, trainer.train_split.labels))
-    cost = []
-    for _ in range(steps + 2):
-        start = time.process_time()
-        trainer.train_step(images, labels)
-        cost.append(time.process_time() - start)
-    return sorted(cost[2:])[steps // 2]  # the first steps also set up memory
 
 
 def accuracy_with_flips(trainer, name: str) -> float:
@@ -153,7 +138,7 @@ def main() -> None:
             "seed": args.seed,
         }
         given |= vars(cli.parse_arguments(further, parser.prog))
-        train_ours(given, 60 * args.cpu_minutes, args.out)
+        train_ours(given, args.cpu_minutes, args.out)
         return
     if further:
         parser.error(f"the textbook has no {' '.join(further)}")

@@ -41,7 +41,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --export runs/cifar/best.pt model.onnx
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
-    {command} --study ladder --seeds 3 --hours 0.5
+    {command} --study ladder --seeds 3 --cpu-minutes 30
     {command} --study mine.json --subset 5000
 
 A study is variants x seeds, each a run of its own, and a table; the same command skips what is done. mine.json names
@@ -66,7 +66,8 @@ NO_MEMORY = {  # by task
 TASKS = ("resume", "eval", "predict", "export", "study")  # beside training
 OF_TRAINING = {*run.TRAIN_FIELDS, *run.MODEL_FIELDS, *run.OF_TRAINING}
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
-FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "hours"), ("study",))
+FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "repeat", "hours", "cpu_minutes"), ("study",))
+ENDS = ("epochs", "hours", "cpu_minutes")  # of a run
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
 
@@ -128,8 +129,10 @@ def run_study(name: str, given: dict, command: str) -> int:
     """Train a table of variants. Ctrl-C finishes a step and saves; the same command goes on."""
     whole(1, 1000)(given.get("seeds", 1), "--seeds")
     optional(within(0, 10_000, "(]"))(given.get("hours"), "--hours")
-    if "hours" in given and "epochs" in given:
-        raise ValueError("--hours and --epochs both end a run: give one of them")
+    optional(within(0, 600_000, "(]"))(given.get("cpu_minutes"), "--cpu-minutes")
+    ends = [flag_of(name) for name in ENDS if name in given]
+    if len(ends) > 1:
+        raise ValueError(f"{ends[1]} and {ends[0]} both end a run: give one of them")
     if "config" in given or "teacher" in given:
         raise ValueError(f"--{'config' if 'config' in given else 'teacher'} goes with a run, not with --study")
 
@@ -208,6 +211,7 @@ def add_flag(group, name: str, help: str, **options) -> None:
 
 
 def add_tasks(parser: argparse.ArgumentParser) -> None:
+    """The tasks, and the flags that belong to one of them."""
     flag = functools.partial(add_flag, parser.add_argument_group("task (training, unless one of these is given)"))
     flag("--resume", "continue the run in this folder", metavar="RUN", type=Path)
     flag("--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=Path)
@@ -234,11 +238,10 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--study",
-        f"train a table of variants: {', '.join(STUDIES)}, or a .json file with them (see above)",
+        f"train a table of variants: {', '.join(STUDIES)}, or a .json file with them (see above); the table is in "
+        "runs/study-NAME, or --out",
         metavar="NAME",
     )
-    flag("--seeds", "with --study: runs of each variant (default 1)", type=int)
-    flag("--hours", "with --study: hours of training of a run, instead of --epochs; its schedule ends then", type=float)
     flag("--tta", "test-time augmentation: mean over mirror images, or over ten crops", choices=TTA)
     flag(
         "--save-predictions",
@@ -248,7 +251,26 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """The size of a study: seeds, and the time of a run."""
+    flag = functools.partial(add_flag, parser.add_argument_group("studies (with --study)"))
+    flag("--seeds", "runs of each variant (default 1)", type=int)
+    flag(
+        "--repeat",
+        "the variants that have all the seeds, the others one; best: the one with the highest hold-out accuracy",
+        nargs="+",
+        metavar="VARIANT",
+    )
+    flag(
+        "--cpu-minutes",
+        "processor minutes of a run, over all threads, in place of --epochs: as many as fit",
+        type=float,
+    )
+    flag("--hours", "the same in hours on an idle machine, or on a GPU", type=float)
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
+    """The images: data set, hold-out, normalisation."""
     flag = functools.partial(add_flag, parser.add_argument_group("data"))
     flag("--data", "data set (default cifar10); shapes are generated, without a download", choices=datasets.NAMES)
     flag("--data-root", "folder of the CIFAR archive, of train/ and test/, or of classes (default data)", type=Path)
@@ -265,6 +287,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """The settings of ViTConfig, and weights to start from."""
     flag = functools.partial(add_flag, parser.add_argument_group("model (a preset, and changes to it)"))
     flag("--preset", f"{', '.join([*PRESETS, *checkpoint.RESNETS])} (default cifar)", metavar="NAME")
     flag("--image-size", "side of the model's input in pixels; smaller images are enlarged", type=int)
@@ -290,6 +313,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
+    """Epochs, batches, optimizer and schedule, fine-tuning, averaging, stopping."""
     flag = functools.partial(add_flag, parser.add_argument_group("optimisation (a preset may have other defaults)"))
     flag("--epochs", "passes over the training images", type=int)
     flag("--batch-size", "images per step", type=int)
@@ -321,6 +345,7 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_augmentation(parser: argparse.ArgumentParser) -> None:
+    """Changes to images and labels during training, and their clean end."""
     flag = functools.partial(add_flag, parser.add_argument_group("augmentation and labels"))
     flag(
         "--sizes",
@@ -345,6 +370,7 @@ def add_augmentation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distillation(parser: argparse.ArgumentParser) -> None:
+    """The teacher, and how its labels are used."""
     flag = functools.partial(add_flag, parser.add_argument_group("distillation"))
     flag(
         "--teacher",
@@ -358,6 +384,7 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Device, threads, precision, memory, and the run folder."""
     flag = functools.partial(add_flag, parser.add_argument_group("machine"))
     flag("--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
@@ -367,7 +394,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag("--out", "run folder (default runs/<data>-<preset>)", type=Path)
 
 
-ADD_GROUPS = (add_tasks, add_data, add_model, add_optimisation, add_augmentation, add_distillation, add_machine)
+ADD_GROUPS = (add_tasks, add_study, add_data, add_model)
+ADD_GROUPS += (add_optimisation, add_augmentation, add_distillation, add_machine)
 
 
 # ---- training -------------------------------------------------------------------------------------------

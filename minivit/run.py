@@ -375,7 +375,7 @@ def resolve(given: dict) -> dict:
     args["sizes"] = tuple(args["sizes"])
     if args["sizes"] and preset in PRESETS:
         args["smaller_images"] = True
-    if "clean_epochs" not in {**RECIPES.get(preset, {}), **given}:
+    if "clean_epochs" not in given:  # a short run has a short clean end
         args["clean_epochs"] = min(args["clean_epochs"], args["epochs"] // 10)
     args.setdefault("out", Path("runs") / f"{args['data']}-{preset}")
     return args

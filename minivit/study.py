@@ -1,12 +1,14 @@
 """Studies: a table of variants x seeds, each cell a training run of its own, done once and resumable.
 
     {command} --study grid --seeds 3                 # width, depth and patch size of a plain ViT from scratch
-    {command} --study ladder --hours 0.5             # from a plain ViT to a ResNet + transformer, equal hours a run
+    {command} --study ladder --cpu-minutes 30        # from a plain ViT to a ResNet + transformer, equal time a run
+    {command} --study ladder --cpu-minutes 30 --seeds 3 --repeat baseline best    # three seeds for two of the rows
     {command} --study FILE.json --epochs 10 --subset 5000
 
-A run lies in OUT/<variant>-seed<n>. What is finished is skipped, what was interrupted goes on, so the same command
-completes a study that was stopped. After each run table.md, table.csv and table.png are written from all that are
-finished. A study is a mapping from the names of variants to their training arguments; "@NAME" as --teacher is the best
+A run lies in OUT/<variant>-seed<n>. Finished runs are skipped and interrupted ones go on, so the same command completes
+a study that was stopped. After each run table.md, table.csv and table.png are written from all that are finished.
+OUT/study.json holds the time budget, which all runs of a folder share; the seeds of a variant have equal epochs.
+A study is a mapping from the names of variants to their training arguments; "@NAME" as --teacher is the best
 checkpoint of another variant of the same seed. Left out: variants in parallel, tests of significance.
 """
 
@@ -15,19 +17,16 @@ import json
 import math
 import re
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minivit import checkpoint, run
 from minivit import data as datasets
+from minivit.budget import Budget, epochs_within
 from minivit.files import write_atomically
-from minivit.reading import check_regular, fields, flag_of, mapping, plain, text
+from minivit.reading import check_regular, fields, flag_of, mapping, optional, plain, positive, text
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
 from minivit.text import complain, count, csv_cell, markdown, say
 from minivit.train import Trainer, TrainingError
@@ -78,11 +77,26 @@ STUDIES: dict[str, dict[str, dict]] = {
 EXAMPLE = '{"base": {"preset": "cifar-small"}, "variants": {"narrow": {"dim": 64}, "lr": {"lr": [5e-4, 1e-3, 2e-3]}}}'
 KEYS = run.ARGUMENT_KINDS.keys() - {"out", "seed", "threads", "device"}  # what a variant may say
 LISTS = ("sizes",)  # arguments that are lists themselves
-COLUMNS = ("variant", "test accuracy %", "std", "n", "parameters", "epochs", "images/s", "minutes")
+COLUMNS = ("variant", "test accuracy %", "std", "n", "parameters", "epochs", "images/s", "minutes", "CPU minutes")
+NUMBERS = {  # of Row, in the order of the columns after n, and how they are written
+    "parameters": "{:,}",
+    "epochs": "{}",
+    "images_per_s": "{:,.0f}",
+    "minutes": "{:,.1f}",
+    "cpu_minutes": "{:,.1f}",
+}
+MEANS = ("images_per_s", "minutes", "cpu_minutes", "held_out")  # of Row: means over the runs
+BEST = "best"  # of --repeat: the variant with the highest hold-out accuracy
 
 NOTE = (
-    "The standard deviation is that of single runs (n - 1). Minutes are those of training alone. The weights are those "
-    "that the hold-out chose, else the averaged ones of the last epoch."
+    "n is the number of runs; the standard deviation is that of single runs (n - 1). Minutes are the elapsed time of "
+    "training alone. CPU minutes are processor time over all threads, evaluation on the hold-out included. The weights "
+    "are those that the hold-out chose, else the averaged ones of the last epoch."
+)
+BUDGET_NOTE = (
+    "The number of epochs was settled beforehand, by the lower quartile of timed steps; on a busy machine a run then "
+    "takes more processor time than its budget, and the columns have what it took. A student's budget does not pay for "
+    "its teacher."
 )
 
 
@@ -92,7 +106,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """The finished runs of a variant: test accuracies in [0, 1], parameters, epochs, images per second, minutes."""
+    """The finished runs of a variant: test and hold-out accuracies in [0, 1], and the means of their other numbers."""
 
     name: str
     accuracies: tuple[float, ...]
@@ -100,6 +114,8 @@ class Row:
     epochs: int | None = None
     images_per_s: float | None = None
     minutes: float | None = None
+    cpu_minutes: float | None = None
+    held_out: float | None = None  # mean hold-out accuracy
 
     @property
     def mean(self) -> float | None:
@@ -170,10 +186,14 @@ def folder_name(name: str, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.+=]+', '-', name).strip('-.').lower() or 'variant'}-seed{seed}"
 
 
-def plan(variants: Mapping[str, dict], given: dict, out: Path, seeds: int) -> list[tuple[str, int, dict]]:
+def plan(
+    variants: Mapping[str, dict], given: dict, out: Path, seeds: int, repeated: Collection[str] | None = None
+) -> list[tuple[str, int, dict]]:
     """The runs of a study in their order: (variant, seed, arguments), by seed first, teachers before their students.
 
-    given: arguments of the command line, which hold where a variant says nothing. StudyError if one cannot be.
+    given: arguments of the command line, which hold where a variant says nothing. repeated: the variants that have
+    all the seeds, their teachers with them, where the others have the first one; None for all. StudyError if one of the
+    runs cannot be.
     """
     names = sorted(variants, key=lambda name: is_student(variants[name]))  # stable: else in the order of the study
     folders = {folder_name(name, 0): name for name in variants}
@@ -181,28 +201,49 @@ def plan(variants: Mapping[str, dict], given: dict, out: Path, seeds: int) -> li
         raise StudyError("two variants have names that differ in nothing but signs: rename one")
     for name in names:
         check_variant(name, {**given, **variants[name]}, variants)
-    runs = []
-    for seed in range(given.get("seed", 0), given.get("seed", 0) + seeds):
+    again = names if repeated is None else with_teachers(repeated, variants)
+    runs, first = [], given.get("seed", 0)
+    for seed in range(first, first + seeds):
         for name in names:
+            if seed > first and name not in again:
+                continue
             arguments = {**given, **variants[name], "seed": seed, "out": out / folder_name(name, seed)}
             if is_student(arguments):
-                teacher = out / folder_name(arguments["teacher"][1:], seed)
-                arguments["teacher"] = teacher / "best.pt"
+                arguments["teacher"] = out / folder_name(teacher_of(arguments), seed) / "best.pt"
             runs.append((name, seed, arguments))
     return runs
 
 
 def is_student(arguments: Mapping) -> bool:
     """Whether another variant teaches this one."""
-    return str(arguments.get("teacher") or "").startswith("@")
+    return teacher_of(arguments) is not None
+
+
+def teacher_of(arguments: Mapping) -> str | None:
+    """The variant that teaches this one, None without."""
+    name = str(arguments.get("teacher") or "")
+    return name[1:] if name.startswith("@") else None
+
+
+def with_teachers(names: Collection[str], variants: Mapping[str, dict]) -> set[str]:
+    """These variants, and those that teach them."""
+    return {*names, *filter(None, (teacher_of(variants[name]) for name in names))}
+
+
+def check_repeated(names: Collection[str], variants: Mapping[str, dict], given: dict) -> None:
+    """StudyError unless these are variants, or BEST with a hold-out that can tell."""
+    unknown = [name for name in names if name not in variants and name != BEST]
+    if unknown:
+        raise StudyError(f"--repeat {unknown[0]!r}: choose {BEST}, {', '.join(variants)}")
+    if BEST in names and BEST not in variants and given.get("val_split") == 0:
+        raise StudyError("--repeat best is told by the hold-out: give --val-split above 0, or name the variant")
 
 
 def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> None:
     """StudyError unless the arguments of a variant can be those of a run, as far as that is known without its data."""
     try:
-        if is_student(arguments) and (
-            arguments["teacher"][1:] not in variants or is_student(variants[arguments["teacher"][1:]])
-        ):
+        teacher = teacher_of(arguments)
+        if teacher is not None and (teacher not in variants or is_student(variants[teacher])):
             raise ValueError(f"its teacher {arguments['teacher']!r} is no variant without a teacher of its own")
         known = {key: kind for key, kind in run.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
         fields(**{key: kind for key, kind in known.items() if key not in run.PATHS})(arguments, "it")
@@ -216,38 +257,121 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
 # ---- running it -----------------------------------------------------------------------------------------
 
 
+@dataclass
+class Study:
+    """A study at work: its variants, its folder and its time budget.
+
+    fit: trains, False when it was stopped. failed: the number of runs that diverged.
+    """
+
+    name: str
+    variants: Mapping[str, dict]
+    out: Path
+    budget: Budget
+    fit: Callable[[Trainer], bool]
+    loader: "Loader"
+    failed: int = 0
+
+    def complete(self, runs: list[tuple[str, int, dict]], begin: int = 0) -> bool:
+        """Do what is not finished of the runs from number `begin` on, and write the table. False when stopped."""
+        done = [is_done(arguments) for _, _, arguments in runs]
+        for number, (variant, seed, arguments) in list(enumerate(runs))[begin:]:
+            label = f"[{number + 1}/{len(runs)}] {variant}, seed {seed}"
+            if done[number]:
+                say(f"{label}: done")
+                continue
+            say(f"{label}: {arguments['out']}")
+            try:
+                if is_student(self.variants[variant]) and not arguments["teacher"].exists():
+                    raise TrainingError("its teacher is not trained")
+                if not self.finish(arguments, [other["out"] for name, _, other in runs if name == variant]):
+                    return False
+            except TrainingError as error:
+                self.failed += 1
+                complain(f"error: {label}: {error}")
+            write_tables(self, runs)
+        write_tables(self, runs)
+        return True
+
+    def finish(self, arguments: dict, folders: list[Path]) -> bool:
+        """Train a run, or go on with it, to its report. False when it was stopped, and saved.
+
+        folders: of this variant's seeds, which have as many epochs under a budget as the first of them.
+        """
+        arguments = dict(arguments)
+        dataset = self.loader.load(run.resolve(arguments))
+        if (arguments["out"] / "last.pt").exists():
+            arguments = {"resume": arguments["out"]}
+        elif self.budget:
+            begun = [path for folder in folders if (path := folder / "config.json").exists()]
+            epochs = run.read_config(begun[0])["epochs"] if begun else epochs_within(self.budget, arguments, dataset)
+            arguments["epochs"] = epochs
+            say(f"{count(epochs, 'epoch')} in {self.budget}")
+        trainer, _ = run.prepare(arguments, say, dataset=dataset)
+        try:
+            if not self.fit(trainer):
+                return False
+            run.final_report(trainer)
+            return True
+        finally:
+            trainer.claim.release()
+
+    def best(self, runs: list[tuple[str, int, dict]]) -> str:
+        """The variant with the highest hold-out accuracy of those that teach no other. StudyError if none has one."""
+        teachers = {teacher_of(arguments) for arguments in self.variants.values()}
+        rows = [row for row in collect(self.variants, runs) if row.name not in teachers and row.held_out is not None]
+        if not rows:
+            raise StudyError("--repeat best: no finished run has a hold-out that could tell; name the variant")
+        return max(rows, key=lambda row: row.held_out).name
+
+
 def study(name: str, given: dict, fit: Callable[[Trainer], bool]) -> int:
     """Run what is not finished of a study and write its table; returns the exit status.
 
-    given: the arguments of the command line; seeds, hours and out among them. fit: trains, False when it was stopped.
-    A run that diverges is told, and the others go on; the status is then 2.
+    given: the arguments of the command line; seeds, repeat, hours, cpu_minutes and out among them. fit: trains, False
+    when it was stopped. A run that diverges is told, and the others go on; the status is then 2.
     """
-    seeds, hours = given.pop("seeds", 1), given.pop("hours", None)
+    seeds, repeated = given.pop("seeds", 1), given.pop("repeat", None)
+    budget = Budget(given.pop("hours", None), given.pop("cpu_minutes", None))
     variants = load_study(name)
     out = given.pop("out", None) or Path("runs") / f"study-{Path(name).stem}"
     run.check_out(out)
-    runs = plan(variants, given, out, seeds)
-    done = [is_done(arguments) for _, _, arguments in runs]
-    loader, failed = Loader(), 0
-    for number, (variant, seed, arguments) in enumerate(runs):
-        label = f"[{number + 1}/{len(runs)}] {variant}, seed {seed}"
-        if done[number]:
-            say(f"{label}: done")
-            continue
-        say(f"{label}: {arguments['out']}")
-        try:
-            if is_student(variants[variant]) and not arguments["teacher"].exists():
-                raise TrainingError("its teacher is not trained")
-            if not finish(arguments, hours, fit, loader):
-                return 130
-        except TrainingError as error:
-            failed += 1
-            complain(f"error: {label}: {error}")
-        write_tables(out, name, variants, runs)
-    write_tables(out, name, variants, runs)
+    check_repeated(repeated or (), variants, given)
+    plan(variants, given, out, seeds)  # raises before anything is written
+    settle_budget(out, budget)
+    this = Study(name, variants, out, budget, fit, Loader())
+    waits = BEST in (repeated or ()) and BEST not in variants
+    runs = plan(variants, given, out, seeds, () if waits else repeated)
+    if not this.complete(runs):
+        return 130
+    if waits:
+        best = this.best(runs)
+        say(f"best on the hold-out: {best}")
+        names = [best if variant == BEST else variant for variant in repeated]
+        if not this.complete(plan(variants, given, out, seeds, names), begin=len(runs)):
+            return 130
     if (out / "table.md").exists():
         say(f"table: {out / 'table.md'}")
-    return 2 if failed else 0
+    return 2 if this.failed else 0
+
+
+def settle_budget(out: Path, budget: Budget) -> None:
+    """Write the time budget to study.json, or compare it with the one there. StudyError if it is another."""
+    path, wanted = out / "study.json", asdict(budget)
+    try:
+        check_regular(path, most=1 << 20)
+        there = json.loads(path.read_text())
+        fields(**dict.fromkeys(wanted, optional(positive)))(there, "it")
+    except FileNotFoundError:
+        out.mkdir(parents=True, exist_ok=True)
+        run.write_json(path, wanted)
+        return
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise StudyError(f"{path} is damaged ({reason}): remove it, and the same command goes on") from None
+    if there != wanted:
+        held, now = (f"with {each} a run" if each else "without a time budget" for each in (Budget(**there), budget))
+        raise StudyError(f"{out} holds a study {held}, not {now}: give the same, or choose another --out")
 
 
 def is_done(arguments: dict) -> bool:
@@ -283,59 +407,6 @@ class Loader:
         return self.dataset
 
 
-def finish(arguments: dict, hours: float | None, fit: Callable[[Trainer], bool], loader: Loader) -> bool:
-    """Train a run, or go on with it, to its report. False when it was stopped, and saved."""
-    folder, arguments = arguments["out"], dict(arguments)
-    dataset = loader.load(run.resolve(arguments))
-    if (folder / "last.pt").exists():
-        arguments = {"resume": folder}
-    elif hours:
-        arguments["epochs"] = epochs_within(hours, arguments, dataset)
-        say(f"{count(arguments['epochs'], 'epoch')} in {hours:g} h")
-    trainer, _ = run.prepare(arguments, say, dataset=dataset)
-    try:
-        if not fit(trainer):
-            return False
-        run.final_report(trainer)
-        return True
-    finally:
-        trainer.claim.release()
-
-
-def epochs_within(hours: float, arguments: dict, dataset: datasets.Dataset, least: float = 5.0) -> int:
-    """How many epochs of training take `hours`, from the time of some steps; at least 1.
-
-    On a CPU processor time is measured and divided by the threads, so that other work on the machine does not count.
-    least: seconds of measurement at each image size.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = run.resolve(arguments)["sizes"] or (None,)
-        probe = {**arguments, "out": Path(folder) / "probe", "epochs": len(sizes), "clean_epochs": 0}
-        trainer, _ = run.prepare(probe, dataset=dataset)
-        trainer.forward.train()
-        seconds = []
-        for trainer.epoch in range(len(sizes)):
-            step_seconds(trainer)  # the first one allocates, and may compile
-            measured = []
-            while not measured or (sum(measured) < least and len(measured) < 20):
-                measured.append(step_seconds(trainer))
-            seconds.append(statistics.fmean(measured))
-        trainer.claim.release()
-    return max(1, int(3600 * hours / (statistics.fmean(seconds) * trainer.steps_per_epoch)))
-
-
-def step_seconds(trainer: Trainer) -> float:
-    """Seconds of one training step."""
-    on_gpu = trainer.device.type != "cpu"
-    clock, threads = (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
-    index = torch.randint(len(trainer.train_split), (trainer.batch_size,)).to(trainer.device)
-    started = clock()
-    trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index])
-    if on_gpu:
-        float(trainer.sums[0])  # waits for the device
-    return (clock() - started) / threads
-
-
 # ---- the table ------------------------------------------------------------------------------------------
 
 
@@ -348,14 +419,19 @@ def collect(variants: Mapping[str, dict], runs: list[tuple[str, int, dict]]) -> 
         if not found:
             rows.append(Row(name, ()))
             continue
-        means = {key: statistics.fmean(each[key] for each in found) for key in ("images_per_s", "minutes")}
+        means = {key: mean_of([each[key] for each in found]) for key in MEANS}
         accuracies = tuple(each["accuracy"] for each in found)
         rows.append(Row(name, accuracies, found[0]["parameters"], max(each["epochs"] for each in found), **means))
     return rows
 
 
+def mean_of(values: list[float | None]) -> float | None:
+    """The mean, None if a value is missing."""
+    return None if None in values else statistics.fmean(values)
+
+
 def read_run(folder: Path) -> dict[str, Any]:
-    """Accuracy, parameters, epochs, images per second and minutes of training of a finished run. Raises TrainingError.
+    """The numbers of a finished run, named as those of Row; None where it has none. Raises TrainingError.
 
     The minutes are those of training alone, without evaluation, as its metrics.jsonl has them.
     """
@@ -366,45 +442,49 @@ def read_run(folder: Path) -> dict[str, Any]:
         minutes = sum(images / speed for speed in speeds) / 60
         found = {"accuracy": float(result["test_acc"]), "parameters": int(config["parameters"]), "epochs": len(rows)}
         found |= {"images_per_s": images * len(rows) / (60 * minutes), "minutes": minutes}
-        if not (0 <= found["accuracy"] <= 1 and all(map(math.isfinite, found.values()))):
+        optional_ones = {"held_out": result.get("val_acc"), "cpu_minutes": rows[-1].get("cpu_minutes")}
+        found |= {key: None if value is None else float(value) for key, value in optional_ones.items()}
+        given = [value for value in found.values() if value is not None]
+        if not (0 <= found["accuracy"] <= 1 and all(math.isfinite(value) and value >= 0 for value in given)):
             raise ValueError("its numbers are out of range")
         return found
-    except (ValueError, KeyError, TypeError, ArithmeticError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, IndexError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]
         raise TrainingError(f"{folder} holds a damaged run ({reason}): remove it, and it is trained again") from None
 
 
-def write_tables(out: Path, name: str, variants: Mapping[str, dict], runs: list[tuple[str, int, dict]]) -> None:
+def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     """Write table.md, table.csv and, with matplotlib, table.png."""
-    rows = collect(variants, runs)
+    rows = collect(study.variants, runs)
     if not any(row.accuracies for row in rows):
         return
     args = run.resolve(runs[0][2])
     about = f"{args['data']}" + (f", {args['subset']} training images" if args["subset"] else "")
+    title = f"Study {Path(study.name).stem} on {about}"
+    if study.budget:
+        title += f", {study.budget} a run"
     seeds = sorted({seed for _, seed, _ in runs})
-    title = f"Study {Path(name).stem} on {about}"
-    lines = [f"# {markdown(title)}", ""]
-    lines += [f"Seeds {', '.join(map(str, seeds))}. {NOTE}"]
+    lines = [f"# {markdown(title)}", "", f"Seeds {', '.join(map(str, seeds))}. {NOTE}"]
+    if study.budget:
+        lines[-1] += " " + BUDGET_NOTE
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "| :-- |" + " --: |" * (len(COLUMNS) - 1)]
     lines += ["| " + " | ".join([markdown(row.name), *cells(row)]) + " |" for row in rows]
     files = {"table.md": ("\n".join(lines) + "\n").encode()}
-    exact = [[csv_cell(row.name), row.mean, row.std, len(row.accuracies), row.parameters, row.epochs] for row in rows]
-    exact = [[*cells_, row.images_per_s, row.minutes] for cells_, row in zip(exact, rows)]
+    numbers = [[row.mean, row.std, len(row.accuracies), *(getattr(row, key) for key in NUMBERS)] for row in rows]
+    exact = [[csv_cell(row.name), *values] for row, values in zip(rows, numbers)]
     files["table.csv"] = csv_table([("variant", "test_accuracy", *COLUMNS[2:]), *exact])
     picture = draw_png(lambda: draw(rows, title), "".join([title, *(row.name for row in rows)]))
     if picture is not None:
         files["table.png"] = picture
     for file, content in files.items():
-        write_atomically(out / file, lambda path, content=content: path.write_bytes(content))
+        write_atomically(study.out / file, lambda path, content=content: path.write_bytes(content))
 
 
 def cells(row: Row) -> list[str]:
     """The cells of a row after its name; a dash where there is nothing."""
     dash = percent(None)
-    number = {"parameters": row.parameters, "epochs": row.epochs, "images/s": row.images_per_s, "minutes": row.minutes}
-    forms = {"parameters": "{:,}", "epochs": "{}", "images/s": "{:,.0f}", "minutes": "{:,.1f}"}
     std = dash if row.std is None else f"{100 * row.std:.2f}"
-    rest = [dash if value is None else forms[key].format(value) for key, value in number.items()]
+    rest = [dash if getattr(row, key) is None else form.format(getattr(row, key)) for key, form in NUMBERS.items()]
     return [percent(row.mean), std, str(len(row.accuracies)), *rest]
 
 

@@ -7,11 +7,13 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import train_cifar
-from minivit import checkpoint, cli, report, run, study
+from minivit import budget, checkpoint, cli, report, run, study
 from minivit import data as datasets
+from minivit.budget import Budget
 from minivit.study import STUDIES, Row, expand, folder_name, load_study, plan
 from minivit.train import Trainer
 
@@ -113,6 +115,9 @@ def test_a_study_that_does_not_exist_and_flags_that_do_not_go_with_it_are_named(
         (["--study", "foo"], "--study foo: choose grid, ladder, distillation, ablation, or give a .json file"),
         (["--study", "foo.json"], "--study foo.json: there is no such file"),
         (["--study", "grid", "--hours", "1", "--epochs", "2"], "--hours and --epochs both end a run"),
+        (["--study", "grid", "--hours", "1", "--cpu-minutes", "2"], "--cpu-minutes and --hours both end a run"),
+        (["--study", "grid", "--repeat", "wide"], "--repeat 'wide': choose best, patch 4, dim 128, depth 6, heads 4,"),
+        (["--study", "grid", "--repeat", "best", "--val-split", "0"], "--repeat best is told by the hold-out"),
         (["--study", "grid", "--seeds", "0"], "--seeds is 0, not a whole number from 1"),
         (["--study", "grid", "--teacher", "demo"], "--teacher goes with a run, not with --study"),
         (["--seeds", "2"], "--seeds goes with --study"),
@@ -166,23 +171,79 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(images, capsys):
 
 def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_share(images, monkeypatch, tmp_path):
     given = {**TINY, "data": "folder", "data_root": images, "device": "cpu", "amp": "off", "val_split": 0}
-    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1}
+    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1, "threads": 2}
     seconds = {8: 1.0, 16: 3.0}
-    monkeypatch.setattr(study, "step_seconds", lambda trainer: seconds[trainer.side])
+    monkeypatch.setattr(budget, "step_seconds", lambda trainer: seconds[trainer.side])
     dataset = run.load_data(run.resolve(given))
-    assert study.epochs_within(1.0, given, dataset) == 3600 // (2 * 3)  # 3 steps an epoch, of 2 seconds on average
-    assert study.epochs_within(1e-6, given, dataset) == 1
+    for limit, minutes in ((Budget(hours=1.0), 120), (Budget(cpu_minutes=5.0), 5)):  # of two threads
+        assert budget.epochs_within(limit, given, dataset) == 60 * minutes // (2 * 3)  # 3 steps of 2 s on average
+    assert budget.epochs_within(Budget(hours=1e-6), given, dataset) == 1
+    with pytest.raises(run.TrainingError, match="--cpu-minutes counts processor time, and cuda is no CPU"):
+        Budget(cpu_minutes=1.0).seconds(torch.device("cuda"))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert study.epochs_within(1e-6, given, dataset, least=0.0) == 1 and list(Path().iterdir()) == []
+    assert budget.epochs_within(Budget(hours=1e-6), given, dataset, least=0.0) == 1 and list(Path().iterdir()) == []
+
+
+def test_slow_steps_of_a_busy_machine_and_the_time_that_others_use_do_not_shorten_a_run(images, monkeypatch, tmp_path):
+    given = {**TINY, "data": "folder", "data_root": images, "device": "cpu", "amp": "off", "val_split": 20}
+    trainer, _ = run.prepare({**given, "out": tmp_path / "run"})
+    taken = iter([9.0, 5.0, 1.0, 3.0, 1.0, 1.0, 5.0, 1.0])  # the first one sets up
+    monkeypatch.setattr(budget, "step_seconds", lambda trainer: next(taken))
+    evaluated = []
+    monkeypatch.setattr(Trainer, "accuracy", lambda self, model, split: evaluated.append(len(split)) or 0.5)
+    clock = iter([10.0, 10.25])
+    monkeypatch.setattr(budget.time, "process_time", lambda: next(clock))
+    assert budget.epoch_seconds(trainer, 0, least=16.0) == 2 * 1.0 + 2 * 0.25 and evaluated == [20]
+    assert next(taken, None) is None  # 17 seconds of steps are enough
+    trainer.claim.release()
+
+
+def test_seeds_of_the_named_and_the_best_variant_and_the_teachers_that_they_need(images, capsys, monkeypatch):
+    written({"base": TINY, "variants": {"a": {}, "b": {"teacher": "@t"}, "c": {"lr": 1e-5}, "t": {}}})
+    accuracy = {"a": 0.5, "b": 0.7, "c": 0.6, "t": 0.9}  # t teaches, and is not asked for
+
+    def fit(trainer: Trainer) -> bool:
+        (trainer.run / "best.pt").touch()
+        return True
+
+    def report_of(trainer: Trainer) -> None:
+        result = {"test_acc": 0.4, "val_acc": accuracy[trainer.run.name[0]]}
+        (trainer.run / "result.json").write_text(json.dumps(result))
+        (trainer.run / "metrics.jsonl").write_text('{"images_per_s": 60, "cpu_minutes": 3}\n')
+
+    measured = []
+    monkeypatch.setattr(cli, "fit", fit)
+    monkeypatch.setattr(run, "final_report", report_of)
+    monkeypatch.setattr(run, "load_teacher", lambda *_: None)
+    monkeypatch.setattr(study, "epochs_within", lambda limit, arguments, data: measured.append(limit) or len(measured))
+    asked = words(images, "--out", "out", "--seeds", "2", "--repeat", "a", "best", "--cpu-minutes", "0.5")
+    asked = [word for word in asked if word not in ("--epochs", "1", "--val-split", "0")] + ["--threads", "1"]
+    asked.remove("--threads")
+    assert train_cifar.main(asked) == 0
+    assert "best on the hold-out: b" in capsys.readouterr().out
+    folders = sorted(path.name for path in Path("out").iterdir() if path.is_dir())
+    assert folders == ["a-seed0", "a-seed1", "b-seed0", "b-seed1", "c-seed0", "t-seed0", "t-seed1"]
+    assert measured == [Budget(cpu_minutes=0.5)] * 4  # once a variant: its seeds have equal epochs
+    epochs = {name: run.read_config(Path("out") / name / "config.json")["epochs"] for name in folders}
+    assert epochs["b-seed0"] == epochs["b-seed1"] and epochs["a-seed0"] == epochs["a-seed1"] != epochs["b-seed0"]
+    table = Path("out/table.md").read_text()
+    assert "0.5 CPU minutes a run" in table and table.count("| 2 |") == 3 and table.count("| 3.0 |") == 4
+    assert train_cifar.main(asked) == 0 and len(measured) == 4
+    asked[asked.index("0.5")] = "30"
+    assert train_cifar.main(asked) == 2
+    assert "out holds a study with 0.5 CPU minutes a run, not with 30 CPU minutes a run" in capsys.readouterr().err
+    Path("out/study.json").write_text('{"hours": "x", "cpu_minutes": null}')
+    assert train_cifar.main(asked) == 2
+    assert "out/study.json is damaged (it['hours'] is 'x'" in capsys.readouterr().err
 
 
 def test_a_row_has_the_mean_and_the_standard_deviation_of_its_runs_and_dashes_for_what_is_not_there():
     row = Row("a", (0.5, 0.6, 0.64), 1200, 3, 99.6, 1.25)
     assert row.mean == pytest.approx(0.58) and row.std == pytest.approx(statistics.stdev([0.5, 0.6, 0.64]))
-    assert study.cells(row) == ["58.00", "7.21", "3", "1,200", "3", "100", "1.2"]
+    assert study.cells(row) == ["58.00", "7.21", "3", "1,200", "3", "100", "1.2", "\u2013"]
     assert study.cells(Row("a", (0.5,), 12, 3, 10.0, 1.0))[1] == "\u2013"
-    assert study.cells(Row("a", ())) == ["\u2013", "\u2013", "0", *["\u2013"] * 4]
+    assert study.cells(Row("a", ())) == ["\u2013", "\u2013", "0", *["\u2013"] * 5]
 
 
 def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path):

@@ -128,8 +128,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "put the sentence last, in quotes",
     )
     add_prompt_flags(parser.add_argument_group("what to look for, besides a sentence"))
-    add_heat_flags(parser.add_argument_group("heat maps (--method clipseg), and how SAM 2 is asked"))
-    add_video_flags(parser.add_argument_group("videos"))
+    heat_maps = parser.add_argument_group("heat maps (--method clipseg), and how SAM 2 is asked")
+    add_heat_flags(heat_maps)
+    add_seed_flags(heat_maps)
+    videos = parser.add_argument_group("videos")
+    add_frame_flags(videos)
+    add_tracking_flags(videos)
+    add_continuation_flags(videos)
     add_output_flags(parser.add_argument_group("output"))
     add_model_flags(parser.add_argument_group("models"))
     # Options may stand between inputs and sentence.
@@ -148,7 +153,23 @@ def join_negative(argv: list[str]) -> list[str]:
 
 
 def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
+    """Boxes, points, masks and objects, and the thresholds of the detector."""
+    add_object_flags(group)
     defaults = Thresholds()
+    for flag, default, text in (
+        ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
+        ("--text-threshold", defaults.text, "score that a word of the phrase must exceed, 0 to 1"),
+        ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed, 0 to 1"),
+        ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
+    ):
+        share = number(0, 1, above=flag == "--max-area")
+        if flag == "--box-threshold":
+            share, text = or_word(AUTO, share), f"{text}, or {AUTO}: Otsu's threshold over the scores of a picture"
+        group.add_argument(flag, type=share, default=default, metavar="X", help=f"{text} (default %(default)s)")
+
+
+def add_object_flags(group: argparse._ArgumentGroup) -> None:
+    """Objects that are pointed at."""
     for flag, metavar, text in (
         ("--box", "X1,Y1,X2,Y2", "an object by its box, in pixels; repeatable"),
         (
@@ -172,19 +193,10 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
         "mask=FILE; if you like its label, its id, and the frame they are for; repeatable",
     )
     group.add_argument("--prompts", type=Path, metavar="FILE", help="objects as --object has them, in a JSON file")
-    for flag, default, text in (
-        ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
-        ("--text-threshold", defaults.text, "score that a word of the phrase must exceed, 0 to 1"),
-        ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed, 0 to 1"),
-        ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
-    ):
-        share = number(0, 1, above=flag == "--max-area")
-        if flag == "--box-threshold":
-            share, text = or_word(AUTO, share), f"{text}, or {AUTO}: Otsu's threshold over the scores of a picture"
-        group.add_argument(flag, type=share, default=default, metavar="X", help=f"{text} (default %(default)s)")
 
 
 def add_heat_flags(group: argparse._ArgumentGroup) -> None:
+    """The method, CLIPSeg's heat maps, and what counts as an object in them."""
     defaults = HeatSettings()
     group.add_argument(
         "--method",
@@ -221,6 +233,11 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         help=f"smallest object, in pixels of a heat map of 352 x 352 (default {MIN_AREA:g}; {HEAT_MIN_AREA:g} for the "
         "demo weights)",
     )
+
+
+def add_seed_flags(group: argparse._ArgumentGroup) -> None:
+    """The texts that CLIPSeg gets, and the boxes and points that SAM 2 gets."""
+    defaults = HeatSettings()
     group.add_argument(
         "--template",
         type=template,
@@ -245,7 +262,8 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         )
 
 
-def add_video_flags(group: argparse._ArgumentGroup) -> None:
+def add_frame_flags(group: argparse._ArgumentGroup) -> None:
+    """The frames that are read, and their times."""
     group.add_argument(
         "--frames",
         action="store_true",
@@ -274,6 +292,10 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stride", type=whole_number(1), default=1, metavar="N", help="read every N-th frame (default 1)"
     )
+
+
+def add_tracking_flags(group: argparse._ArgumentGroup) -> None:
+    """Where tracking begins, and how masks get from frame to frame."""
     group.add_argument(
         "--seed-frame",
         type=whole_number(0),
@@ -306,6 +328,10 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
         default=DIRECTIONS[0],
         help="direction of tracking from the seed frame (default %(default)s)",
     )
+
+
+def add_continuation_flags(group: argparse._ArgumentGroup) -> None:
+    """Going on from an earlier result."""
     group.add_argument(
         "--correct",
         type=Path,
@@ -328,6 +354,7 @@ def add_video_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_output_flags(group: argparse._ArgumentGroup) -> None:
+    """The files that are written, and the lines that are printed."""
     group.add_argument(
         "--out", type=Path, default=Path("segmented"), metavar="DIR", help="output folder (default %(default)s)"
     )
@@ -361,6 +388,7 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_model_flags(group: argparse._ArgumentGroup) -> None:
+    """The models, their weights, and the device and precision that they run in."""
     group.add_argument(
         "--weights",
         metavar="DIR",
