@@ -1,4 +1,4 @@
-"""What gpu_run.sh runs: images/s of three presets in training, then the schedules that fit into what is left.
+"""The work of gpu_run.sh: images/s of three presets in training, then the schedules that fit into what is left.
 
 Each measurement is written as soon as it is there, so a run that is cut off leaves what it has measured. A
 preset that does not compile is measured without compilation, and that is said. `cifar-fast` is trained

@@ -284,7 +284,7 @@ def write_inputs(folder: Path, height: int, width: int) -> None:
 
 
 def differences(folder: Path, side: str) -> str:
-    """How far a side's output is from ours. Nearly tied queries may change places: then whole rows differ."""
+    """The distance of a side's output from ours. Nearly tied queries may change places: then whole rows differ."""
     (our_logits, our_boxes), (logits, boxes) = (torch.load(folder / f"{name}.pth") for name in ("ours", side))
     rows = (our_boxes - boxes).abs().amax(1) < 1e-3
     logit, box = (

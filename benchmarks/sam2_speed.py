@@ -163,7 +163,7 @@ def timed(device: str, function, *args) -> tuple[float, object]:
 
 
 def measure(args) -> dict:
-    """What --worker does: times in seconds, peak memory in MiB; masks go to a file."""
+    """Do the work of --worker: times in seconds, peak memory in MiB; masks go to a file."""
     torch.set_num_threads(args.threads)
     still = args.worker in ("encoder", "boxes")
     side = SIDES[args.side](args, args.image_size if still else args.video_size, torch.load(args.weights))

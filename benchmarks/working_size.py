@@ -1,4 +1,4 @@
-"""What SAM 2's working size and bfloat16 gain and cost: J&F, mask IoU and seconds a frame, on generated clips.
+"""The gain and the cost of SAM 2's working size and of bfloat16: J&F, mask IoU and seconds a frame, on generated clips.
 
     python benchmarks/working_size.py                                       # the demo weights: half, full and 1.5 times
     python benchmarks/working_size.py --sizes 256 384 --clips 4 --scenes 8

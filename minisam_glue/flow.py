@@ -210,7 +210,7 @@ def box_sum(values: Tensor, width: int, dim: int) -> Tensor:
 
 
 def places(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel of a flow (B, 2, H, W) goes: x and y, each (B, H, W), in pixels."""
+    """The places that the pixels of a flow (B, 2, H, W) go to: x and y, each (B, H, W), in pixels."""
     H, W = flow.shape[-2:]
     x, y = torch.arange(W, device=flow.device), torch.arange(H, device=flow.device)
     return flow[:, 0] + x, flow[:, 1] + y[:, None]
@@ -232,7 +232,7 @@ def warp(values: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "z
 
 
 def inconsistency(forward: Tensor, backward: Tensor) -> Tensor:
-    """How far each pixel is from home, (B, H, W), in pixels, after a step along `backward` and one along `forward`.
+    """Distance of each pixel from home, (B, H, W), in pixels, after a step along `backward` and one along `forward`.
 
     Both (B, 2, H, W). Large where something is covered or uncovered, or where a flow is wrong.
     """

@@ -22,7 +22,7 @@ MOST_CANDIDATES = 4096  # pixels among which points are spread
 
 @dataclass(frozen=True)
 class HeatSettings:
-    """How instances are made of a heat map.
+    """The settings that make instances of a heat map.
 
     threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences that takes
     Otsu's place where it finds no object before a background. floor: confidence that an instance must reach somewhere;
@@ -230,7 +230,7 @@ def seed_points(
 
 
 def spread(candidates: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` pixels of bool (H, W) as (n, 2) xy: the one of highest value, then each farthest from the rest."""
+    """Choose up to `count` pixels of bool (H, W), (n, 2) xy: that of highest value, then each far from the rest."""
     y, x = np.nonzero(candidates)
     step = -(-len(y) // MOST_CANDIDATES) or 1
     places, worth = np.stack((x, y), 1)[::step], value[y, x][::step]

@@ -1,4 +1,4 @@
-"""From names to models that are ready to run: which device, which precision, which files.
+"""Models by name, ready to run: which device, which precision, which files.
 
 models = load_models()                                   # Grounding DINO Swin-T and SAM 2.1, downloaded once
 models = load_models("demo")                             # the small models of this repository
@@ -133,7 +133,7 @@ def _load_official(
     heat_size: int,
     templates: Sequence[str],
 ) -> tuple[Detector | HeatMapper | None, SAM2, tuple[Path, ...]]:
-    """What finds the objects of a sentence (detector: its name, or "clipseg"), SAM 2, and the files of both."""
+    """Load what finds the objects of a sentence (detector: its name, or "clipseg"), SAM 2, and the files of both."""
     for kind, name, names in (("detector", detector, (*DETECTORS, CLIPSEG)), ("sam", sam, SAMS)):
         if name is not None and name not in names:
             raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
@@ -155,7 +155,7 @@ def _load_official(
 def _load_demo(
     folder: Path, detector: str | None, heat_size: int | None, templates: Sequence[str]
 ) -> tuple[Detector | HeatMapper | None, SAM2, tuple[Path, ...]]:
-    """As _load_official, from the files of the demo's trainings."""
+    """Load as _load_official does, from the files of the demo's trainings."""
     text_file = {None: None, CLIPSEG: demo.HEAT_MAPPER}.get(detector, demo.DETECTOR)
     names = [name for name in (text_file, demo.SEGMENTER) if name]
     for name in names:

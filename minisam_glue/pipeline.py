@@ -44,7 +44,7 @@ def segment_images(
     thresholds: Thresholds = Thresholds(),
     seeding: Seeding = Seeding(),
 ) -> list[Segmented]:
-    """As segment_image for several pictures, of any sizes, that go through the models together.
+    """Segment several pictures, of any sizes, that go through the models together. Arguments: see segment_image.
 
     ValueError for an empty list; TypeError for a path.
     """
@@ -76,7 +76,7 @@ def segment_video(
     refine_every: int = 1,
     identity: bool = True,
 ) -> Iterator[Segmented]:
-    """Each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking.
+    """Yield each frame with the objects on it, as it is read: stop whenever you like. Arguments: see Tracking.
 
     Each call tracks by itself: several threads may go through videos of their own with the same models.
     """

@@ -55,7 +55,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Seeding:
-    """How SAM 2 is asked for the objects that a sentence finds. ValueError for an unknown prompt, or none.
+    """The prompts that SAM 2 gets for the objects of a sentence. ValueError for an unknown prompt, or none.
 
     prompts: what shows it an object, some of box, points and mask; None for the box, and for heat maps also the points.
     heat: how instances are made of heat maps; without heat maps its numbers of points and its border count.

@@ -66,7 +66,7 @@ RECORD = fields(  # what a frame's JSON has at least, see Segmented.as_json
 
 @dataclass
 class HeatMap:
-    """Where CLIPSeg sees one phrase. logits (S, S) cover the whole picture, stretched."""
+    """A heat map of CLIPSeg for one phrase. logits (S, S) cover the whole picture, stretched."""
 
     phrase: str
     logits: Tensor

@@ -28,7 +28,7 @@ MOST_AUTO = 0.5  # threshold of a detection's score that "auto" gives at most
 
 @dataclass
 class Seed:
-    """Where one object is: a box, points, a mask of it, or several of them. score: 0 to 1; None if the user marked it.
+    """Place of one object: a box, points, a mask of it, or several of them. score: 0 to 1; None if the user marked it.
 
     prompts_box: whether SAM 2 gets the box; else it only says where the object was found.
     proposed: whether several masks are proposed and one is chosen, see segment_seed.

@@ -48,7 +48,7 @@ class Budget:
 
 
 def epochs_within(budget: Budget, arguments: dict, dataset: datasets.Dataset, least: float = LEAST) -> int:
-    """How many epochs of the run of these arguments fit into a budget; at least 1.
+    """The number of epochs of the run of these arguments that fit into a budget; at least 1.
 
     Evaluation of the hold-out counts. least: seconds of measurement at each image size.
     """

@@ -90,7 +90,7 @@ def weights_of(state: dict) -> dict | None:
 
 
 def name_weights(state: dict) -> str:
-    """Which weights those are, in words: "averaged weights of epoch 12"."""
+    """The name of these weights, in words: "averaged weights of epoch 12"."""
     epoch = state.get("epoch")
     kind = state.get("weights") or "averaged"
     return f"{kind} weights" + (f" of epoch {epoch}" if epoch else "")

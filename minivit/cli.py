@@ -174,7 +174,7 @@ def show_warnings() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are one line, as all others are, without the usage before it."""
+    """A parser whose errors are one line, as all others are, without the usage before it."""
 
     def error(self, message: str) -> None:
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -456,7 +456,7 @@ def fit_answering(trainer: Trainer, to_continue: str) -> tuple[bool, int]:
 
 
 def fit_together(trainer: Trainer, to_continue: str) -> bool:
-    """As fit. TrainingError in all processes that are left when one of several has ended before."""
+    """Train as `fit` does. TrainingError in all processes that are left when one of several has ended before."""
     try:
         finished = fit(trainer) if trainer.ranks.first else trainer.fit()
         trainer.ranks.leave()

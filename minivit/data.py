@@ -370,7 +370,7 @@ def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> d
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """What Pillow warns of is refused, or told in our words. For one thread alone: the filters are the process's."""
+    """Ignore warnings of Pillow, whose causes are refused or told in our words. For one thread: filters are global."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -530,7 +530,7 @@ def _decode(data: bytes, size: int) -> np.ndarray:
 
 
 def _unread(data: bytes) -> str:
-    """Why Pillow does not know what these bytes are."""
+    """The reason why Pillow does not know these bytes."""
     if data[:4] in (b"II*\0", b"MM\0*"):
         return "a TIFF with values of a kind that Pillow does not read: save it with 8 or 16 bits a channel"
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):

@@ -209,7 +209,7 @@ class WholeBatchDraws(TorchFunctionMode):
         return count > 0 and count % (self.own.stop - self.own.start) == 0
 
     def whole(self, count: int) -> tuple[int, slice]:
-        """How many rows there are in all processes for `count` in this one, and which of them are its own."""
+        """The number of rows in all processes for `count` in this one, and which of them are its own."""
         times = count // (self.own.stop - self.own.start)
         return times * self.rows, slice(times * self.own.start, times * self.own.stop)
 

@@ -18,7 +18,7 @@ def decay_ramp(step: int, start: float, end: float, ramp_steps: int) -> float:
 
 @torch.no_grad()
 def average_(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """In place: averaged parameters = decay * own + (1 - decay) * the model's. Buffers are copied, not averaged."""
+    """Update in place: averaged = decay * averaged + (1 - decay) * the model's. Buffers are copied, not averaged."""
     # torch has no public name for it: a few launches for all parameters instead of one for each.
     torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
     for ours, theirs in zip(averaged.buffers(), model.buffers()):

@@ -20,7 +20,7 @@ TTA = ("flip", "crops")
 
 @dataclass(frozen=True)
 class Evaluator:
-    """How images are shown to a model: normalised by mean and std, on a device, in a precision.
+    """The way images are shown to a model: normalised by mean and std, on a device, in a precision.
 
     mean, std: per channel, of values in [0, 1]. dtype: float32, or bfloat16 and float16 for autocast.
     """

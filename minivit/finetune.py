@@ -34,7 +34,7 @@ def keep_frozen(model: nn.Module) -> None:
 
 
 def layers_above(name: str, model: VisionTransformer) -> int:
-    """How many layers lie behind the parameter of this name: 0 for norm and heads, depth + 1 for the embedding."""
+    """The number of layers behind the parameter of this name: 0 for norm and heads, depth + 1 for the embedding."""
     block = re.match(r"(class_)?blocks\.(\d+)\.", name)
     if block:
         return model.config.depth - int(block[2]) - (len(model.blocks) if block[1] else 0)
@@ -42,5 +42,5 @@ def layers_above(name: str, model: VisionTransformer) -> int:
 
 
 def learning_share(model: nn.Module) -> tuple[int, int]:
-    """How many parameters learn, and how many there are."""
+    """The number of parameters that learn, and of all."""
     return tuple(sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))

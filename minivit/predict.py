@@ -1,4 +1,4 @@
-"""What trained models say: `--eval` measures them on test images, `--predict` classifies image files.
+"""The answers of trained models: `--eval` measures them on test images, `--predict` classifies image files.
 
 Several checkpoints of the same classes are an ensemble: the mean of their probabilities. Each one sees images as its
 own training did: in its size, normalised by its mean and standard deviation, in its precision. Left out: weights of
@@ -103,7 +103,7 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
 
 
 def report_folder(paths: Sequence[Path]) -> Path:
-    """Where the report of checkpoints goes: RUN/eval-best for RUN/best.pt, runs/eval-demo for demo."""
+    """The folder of the report on checkpoints: RUN/eval-best for RUN/best.pt, runs/eval-demo for demo."""
     name = f"eval-{paths[0].stem}" if len(paths) == 1 else "eval-ensemble"
     return (Path("runs") if checkpoint.find(paths[0]) == checkpoint.DEMO else paths[0].parent) / name
 
@@ -166,7 +166,7 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
 
 
 def answers(member: Member, files: Iterator[Path | str], tta: str | None) -> Iterator[dict]:
-    """What a model says to each file: its probabilities (C,) and the picture's size, or an error."""
+    """The answer of a model to each file: probabilities (C,) and the picture's size, or an error."""
     waiting: list[dict] = []
     pictures: list[Tensor] = []
 

@@ -45,8 +45,7 @@ SAFETENSORS_ENTRY = fields(dtype=text, shape=sequence(whole(1)), data_offsets=se
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: a line that says it, and the normalisation (mean, std) of the images these weights were made
-    with."""
+    """A line that says what was loaded, and the normalisation (mean, std) of the images the weights were made with."""
 
     line: str
     normalisation: Normalisation

@@ -202,7 +202,7 @@ def flag(value: object, where: str) -> None:
 
 
 def anything(value: object, where: str) -> None:
-    """For what is checked elsewhere."""
+    """Any value; it is checked elsewhere."""
 
 
 def plain(value: object, where: str) -> None:
@@ -322,7 +322,7 @@ def flag_of(name: str) -> str:
 
 
 def kind_of(annotation: object) -> Kind:
-    """What an annotation says: int, float, bool, str, None, a tuple, or one of several, such as Literal["a"] | None."""
+    """Kind of an annotation: int, float, bool, str, None, a tuple, or one of several, such as Literal["a"] | None."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is tuple:
         return sequence(kind_of(inside[0]), None if inside[-1] is ... else len(inside))

@@ -100,7 +100,7 @@ def top_k(logits: torch.Tensor, target: torch.Tensor, k: int) -> float:
 
 
 def expected_calibration_error(logits: torch.Tensor, target: torch.Tensor, bins: int = 15) -> float:
-    """How far confidence is from accuracy, in [0, 1], of logits (N, C) and classes (N,): equation 3 of Guo et al.
+    """Distance between confidence and accuracy, in [0, 1], of logits (N, C) and classes (N,): equation 3 of Guo et al.
 
     Images are sorted into bins of equal width by their confidence; the differences between mean confidence and
     accuracy of the bins are averaged, each bin with the weight of its images.

@@ -1,4 +1,4 @@
-"""From arguments to a run, and from a finished run to its report.
+"""Arguments into a run, and a finished run into its report.
 
 An argument is looked for in this order: the command line, the file of --config, the preset's recipe,
 `TrainConfig` and `ViTConfig`. All resolved arguments go to config.json, and the model's into each
@@ -260,7 +260,7 @@ def prepare_run(
     ranks: Ranks = Ranks(),
     dataset: datasets.Dataset | None = None,
 ) -> tuple[Trainer, dict]:
-    """`prepare` from what `arguments` returned."""
+    """Do what `prepare` does, from what `arguments` returned."""
     out = args["out"]
     check_out(out)
     claim = claim_folder(out) if out.is_dir() and ranks.first else None

@@ -273,7 +273,7 @@ class Study:
     failed: int = 0
 
     def complete(self, runs: list[tuple[str, int, dict]], begin: int = 0) -> bool:
-        """Do what is not finished of the runs from number `begin` on, and write the table. False when stopped."""
+        """Train the unfinished runs from number `begin` on, and write the table. False when stopped."""
         done = [is_done(arguments) for _, _, arguments in runs]
         for number, (variant, seed, arguments) in list(enumerate(runs))[begin:]:
             label = f"[{number + 1}/{len(runs)}] {variant}, seed {seed}"
@@ -411,7 +411,7 @@ class Loader:
 
 
 def collect(variants: Mapping[str, dict], runs: list[tuple[str, int, dict]]) -> list[Row]:
-    """What the finished runs of each variant say. Raises TrainingError for a file that is damaged."""
+    """The results of the finished runs, a row for each variant. Raises TrainingError for a file that is damaged."""
     rows = []
     for name in variants:
         folders = [arguments["out"] for variant, _, arguments in runs if variant == name]

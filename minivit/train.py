@@ -507,7 +507,7 @@ class Trainer:
         }
 
     def about(self) -> dict:
-        """What every checkpoint says beside its weights: the model, the classes, how images are shown to it."""
+        """The facts in every checkpoint beside its weights: the model, the classes, how images are shown to it."""
         return {
             "config": asdict(self.config),
             "describe": self.describe,

@@ -1,4 +1,4 @@
-"""From the words and flags of a command to inputs, what to look for in them, and a folder for the results of each."""
+"""The words and flags of a command, read: inputs, what to look for in them, and a folder for the results of each."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
 
 
 def seeding_of(args: Namespace) -> Seeding:
-    """How SAM 2 is asked for what a sentence finds."""
+    """The prompts that SAM 2 gets for the objects of a sentence."""
     threshold = None if args.heat_threshold == OTSU else args.heat_threshold
     heat = HeatSettings(
         threshold,

@@ -37,7 +37,7 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
 
 
 def run(args: Namespace, models: Models | None) -> int:
-    """What a command asks for. Returns the exit status."""
+    """Do what a command asks for. Returns the exit status."""
     if args.download:
         return download(args)
     return correct(args, models) if args.correct else Run(args, models).all()

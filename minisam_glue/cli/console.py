@@ -56,7 +56,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def too_large(args: Namespace) -> str:
-    """What to make smaller when memory runs out: of the flags those that are not at their smallest yet."""
+    """The flags to make smaller when memory runs out: those that are not at their smallest yet."""
     smaller = {
         "a smaller --sam": args.weights != "demo" and args.sam != "tiny",
         "--size 512": args.weights != "demo" and (args.size or 1024) > 512,
@@ -94,7 +94,7 @@ class Console:
         self.tell(f"warning: {printable(text)}", error=True)
 
     def fail(self, error: Exception | str) -> int:
-        """As failed."""
+        """Tell an error in one line, and return the exit status of a failure."""
         self.tell(error_line(error), error=True)
         return USAGE_ERROR
 

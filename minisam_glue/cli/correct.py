@@ -203,7 +203,7 @@ def job_of(settings: Namespace, result: dict, models: Models | None) -> Job:
 
 
 def facts_now(source: str, settings: Namespace, models: Models, of: Facts) -> Facts:
-    """What a result of the same prompt is of now."""
+    """The facts of a result of the same prompt, made now."""
     facts = facts_of(source, settings, "", models, True)
     return {name: value for name, value in facts.items() if name not in OF_THE_PROMPT} | {
         name: of[name] for name in OF_THE_PROMPT if name in of

@@ -58,7 +58,7 @@ def is_complete(folder: Path, name: str) -> bool:
 
 
 def finished_of(folder: Path) -> Facts | None:
-    """What the complete result in a folder is of; nothing if it does not say; None if there is none."""
+    """The facts of the complete result in a folder; empty if it has none; None without a result."""
     if not is_complete(folder, "result.json"):
         return None
     of = read_result(folder / "result.json").get("of", {})

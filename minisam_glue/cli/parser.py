@@ -99,7 +99,7 @@ def template(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are one line, as all others are, without the usage before it."""
+    """A parser whose errors are one line, as all others are, without the usage before it."""
 
     def error(self, message: str) -> None:
         raise ValueError(f"{message} (see {program()} --help)")
@@ -295,7 +295,7 @@ def add_frame_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def add_tracking_flags(group: argparse._ArgumentGroup) -> None:
-    """Where tracking begins, and how masks get from frame to frame."""
+    """The frame that tracking begins with, and the way from frame to frame."""
     group.add_argument(
         "--seed-frame",
         type=whole_number(0),

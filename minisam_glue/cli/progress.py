@@ -77,7 +77,7 @@ class InputProgress:
         return tqdm(total=self.total, initial=self.first, bar_format="{desc} |{bar}|", dynamic_ncols=True)
 
     def step(self, more: int) -> None:
-        """So many inputs more are done."""
+        """Count so many inputs as done."""
         self.done += more
         if self.bar is not None:
             self.bar.set_description_str(self.line(), refresh=False)

@@ -1,4 +1,4 @@
-"""What a result is of: the source's content, the prompt, the weights, the program, and every flag that changes it.
+"""Facts of a result: the source's content, the prompt, the weights, the program, and every flag that changes it.
 
 These facts stand in result.json and in the state of an interrupted video, under "of". A result is another run's, unless
 `differences` finds none. Left out: the device, which changes the last bits of a result and no more; and the content of
@@ -95,7 +95,7 @@ def _facts_of_object(prompt: ObjectPrompt) -> Facts:
 
 
 def differences(then: Facts, now: Facts) -> list[str]:
-    """What two results differ in, each in words: 'another prompt ("car." then, "dog." now)'."""
+    """The differences between two results, each in words: 'another prompt ("car." then, "dog." now)'."""
     return [
         _difference(name, then.get(name), now.get(name))
         for name in {**now, **then}

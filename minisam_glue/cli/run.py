@@ -111,7 +111,7 @@ class Run:
         return self.args.html and len(self.folders) > 1
 
     def all(self) -> int:
-        """Every input; one that can't be read does not stop the others. Returns the exit status."""
+        """Do every input; one that can't be read does not stop the others. Returns the exit status."""
         try:
             return self.each()
         finally:

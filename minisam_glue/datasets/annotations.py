@@ -1,4 +1,4 @@
-"""From the results of segment.py to annotated pictures: what all data sets have in common.
+"""Annotated pictures from the results of segment.py: what all data sets have in common.
 
     result = Result.read(Path("segmented/clip"))
     for picture in result.pictures(categories):
@@ -78,7 +78,7 @@ class Annotation:
 
 @dataclass
 class Pixels:
-    """What a picture shows: as an array uint8 (H, W, 3), and as the file it was read from, if there is one."""
+    """A picture: as an array uint8 (H, W, 3), and as the file it was read from, if there is one."""
 
     array: Callable[[], np.ndarray]
     file: Path | None = None

@@ -23,7 +23,7 @@ def write(folder: Path, picture: Picture, categories: Categories) -> dict:
 
 
 def write_rle(folder: Path, picture: Picture, categories: Categories) -> dict:
-    """As write, with run lengths."""
+    """Write as `write` does, with run lengths."""
     return _write(folder, picture, lambda annotation: encode_rle(annotation.mask))
 
 

@@ -130,7 +130,7 @@ class DataSet:
                 self.how.assemble(self.folder, self.entries, self.categories)
 
     def assemble_if_due(self) -> None:
-        """As assemble, unless it was done not long ago."""
+        """Assemble, unless it was done not long ago."""
         begun = time.monotonic()
         if begun >= self.next:
             self.assemble()

@@ -15,7 +15,7 @@ from .annotations import Categories, Entries, Picture
 
 @dataclass(frozen=True)
 class Format:
-    """How the files of a picture, and those of the whole set, are written."""
+    """The functions that write the files of a picture, and those of the whole set."""
 
     write: Callable[[Path, Picture, Categories], dict]
     assemble: Callable[[Path, Entries, Categories], None]

@@ -1,4 +1,4 @@
-"""What became of tracked objects: figures of found masks against the true ones of a clip.
+"""Metrics of tracked objects: found masks against the true ones of a clip.
 
 J (region) and F (border) follow DAVIS (Perazzi et al., CVPR 2016). The others say what a mean hides: whether
 look-alikes that met kept their names, whether what is gone has no mask, and whether what returns is found. Found and
@@ -64,7 +64,7 @@ def meeting_span(true: Tensor) -> tuple[int, int] | None:
 
 
 def outcome(found: Tensor, true: Tensor) -> str:
-    """What two masks (T, 2, H, W) did after their objects, both visible on all these frames, had met.
+    """The outcome of a meeting: two masks (T, 2, H, W) after it, both of their objects visible on all these frames.
 
     merged: on more than half of the frames one mask covers at least half of both objects, or the two masks have an IoU
     of at least 0.5 with each other.
@@ -105,13 +105,13 @@ def meeting_metrics(found: Tensor, true: Tensor) -> dict[str, list[float]]:
 
 
 def empty_when_absent(found: Tensor, true: Tensor) -> list[bool]:
-    """For each frame on which an object can't be seen, whether its mask is empty."""
+    """Whether the mask is empty, for each frame on which the object can't be seen."""
     found, absent = found[1:], ~true[1:].flatten(2).any(2)
     return (~found[absent].flatten(1).any(1)).tolist()
 
 
 def waits(found: Tensor, true: Tensor) -> list[int | None]:
-    """For each return of an object: frames until its mask's IoU is at least 0.5; None if that never comes.
+    """Frames until the mask's IoU is at least 0.5, for each return of an object; None if that never comes.
 
     An object returns on the first frame on which its visible part is at least SMALLEST pixels long after ABSENCE frames
     or more without it. Returns that end within SOON frames, by the clip or by another absence, count only if found.
@@ -132,7 +132,7 @@ def waits(found: Tensor, true: Tensor) -> list[int | None]:
 
 
 def on_wrong_twin(found: Tensor, twins: Tensor) -> list[bool]:
-    """For each frame but the first, whether a mask (T, H, W) covers at least half of one of the twins (T, m, H, W)."""
+    """Whether a mask (T, H, W) covers at least half of one of the twins (T, m, H, W), for each frame but the first."""
     return (share(found[:, None], twins) >= RIGHT).any(1)[1:].tolist()
 
 

@@ -61,7 +61,7 @@ def cross(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
 
 
 def ring(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
-    """Its hole is the larger the larger the proportion."""
+    """A ring, whose hole grows with the proportion."""
     hole = 0.42 + 0.28 * proportion
     return np.abs(np.hypot(x, y) - (1 + hole) / 2) - (1 - hole) / 2
 
@@ -119,7 +119,7 @@ class Footprint:
 
 
 def footprint(figure: Figure, height: int, width: int, margin: float = 2.0) -> Footprint:
-    """Where the figure lies, with so many pixels around it; the window is empty when it is out of the frame."""
+    """The window in which the figure lies, with so many pixels around it; empty when it is out of the frame."""
     reach = figure.radius * max(1.0, figure.squash, 1 / figure.squash) + margin
     top, bottom = (int(np.clip(round(figure.y + s * reach), 0, height)) for s in (-1, 1))
     left, right = (int(np.clip(round(figure.x + s * reach), 0, width)) for s in (-1, 1))
@@ -274,7 +274,7 @@ class Degradation:
 
 
 def random_degradation(rng: Rng) -> Degradation:
-    """Every other picture is clean in each respect."""
+    """A degradation that leaves every other picture clean in each respect."""
     often = rng.random(4) < 0.5
     return Degradation(
         rng.uniform(0.88, 1.06) if often[0] else 1.0,

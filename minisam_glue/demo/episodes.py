@@ -1,4 +1,4 @@
-"""Which frames of a clip the demo segmenter learns from, and what it is given there, so that objects keep their names.
+"""Frames of a clip for the demo segmenter to learn from, and its help there, so that objects keep their names.
 
 Each function is an idea of a published tracker's training, or acts against a fault that was seen here:
 

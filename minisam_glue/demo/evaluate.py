@@ -103,7 +103,7 @@ def evaluate_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, 
 
 
 def detections(detector: Detector, scenes: Iterator[Scene]) -> Iterator[tuple[Scene, Detections]]:
-    """Each scene with what the detector finds in it."""
+    """Pairs of a scene and the detections in it."""
     while some := list(islice(scenes, BATCH)):
         found = detector.detect(
             [s.image for s in some],
@@ -154,7 +154,7 @@ def evaluate_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
 
 
 def evaluate_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
-    """From phrases to boxes to masks: each object that a phrase names counts with the IoU of the mask found for it.
+    """Metrics of phrases to boxes to masks: each named object counts with the IoU of the mask found for it.
 
     Masks and objects of a phrase are matched one to one, best pair first; an object without a mask counts as 0.
     text_extra is the number of masks that are left over, per object.
@@ -199,7 +199,7 @@ def track(model: SAM2, film: Clip, objects: list[int]) -> Tensor:
 
 
 def follow(tracker: VideoTracker, film: Clip, objects: list[int]) -> Tensor:
-    """As track, by a new tracker."""
+    """Track as `track` does, by a new tracker."""
     tracker.seek(0, film.frames[0])
     for i in objects:
         tracker.prompt(i, box=film.boxes[0, i])
@@ -207,7 +207,7 @@ def follow(tracker: VideoTracker, film: Clip, objects: list[int]) -> Tensor:
 
 
 def track_without_memory(model: SAM2, film: Clip, objects: list[int]) -> Tensor:
-    """As track, but each frame is an image of its own, and an object's prompt is the box of its last mask.
+    """Track without memory: each frame is an image, and an object's prompt is the box of its last mask.
 
     What tracking is without memory attention, pointers and presence: an object is where it was, and nothing else
     is known of it. Where a mask is empty its box stays.
@@ -236,7 +236,7 @@ def evaluate_clips(model: SAM2, clips: Iterable[Clip], tracked: Tracked | None =
 def evaluate_trackers(
     model: SAM2, clips: Callable[[], Iterable[Clip]], trackers: dict[str, Callable[[SAM2], VideoTracker]]
 ) -> dict[str, dict[str, float]]:
-    """By the name of each tracker: the metrics of evaluate_clips, and the seconds that a frame takes."""
+    """Metrics of evaluate_clips and seconds a frame, by the name of each tracker."""
     metrics = {}
     for name, build in trackers.items():
         frames, seconds = 0, 0.0

@@ -1,4 +1,4 @@
-"""How good the demo CLIPSeg is on generated scenes, alone and with SAM 2 behind it; as JSON from one command.
+"""Metrics of the demo CLIPSeg on generated scenes, alone and with SAM 2 behind it; as JSON from one command.
 
     python -m minisam_glue.demo.evaluate_clipseg --clipseg clipseg.pt --segmenter segmenter.pt
 
@@ -55,7 +55,7 @@ def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str,
 def evaluate_heat_to_masks(
     mapper: HeatMapper, model: SAM2, scenes: Iterable[Scene], seeding: Seeding = Seeding()
 ) -> dict[str, float]:
-    """From phrases by way of heat maps to masks, as evaluate_text_to_masks has it for boxes.
+    """Metrics of phrases to heat maps to masks, as evaluate_text_to_masks has them for boxes.
 
     text_silence: share of the scenes with absent phrases in which these yield nothing.
     """

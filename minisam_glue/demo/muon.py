@@ -45,7 +45,7 @@ def matrices_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices_of(model). Updates are as large as AdamW's (arXiv 2502.16982), so `lr` is an AdamW's too."""
+    """Muon for matrices_of(model). Updates are as large as AdamW's (arXiv 2502.16982), so `lr` is an AdamW's too."""
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
         super().__init__(weights, {"lr": lr, "momentum": momentum})

@@ -35,7 +35,7 @@ def wander(rng: Rng, figure: Figure, time: np.ndarray, size: Size) -> Path:
 
 
 def traverse(rng: Rng, figure: Figure, time: np.ndarray, size: Size, tilt: float) -> Path:
-    """From border to border along the longer side, through the middle of the frame at half time."""
+    """A path from border to border along the longer side, through the middle of the frame at half time."""
     height, width = size
     radius, length, across = figure.radius, max(size), min(size)
     along = radius + (length - 2 * radius) * (time + 0.08 * np.sin(2 * math.pi * time))

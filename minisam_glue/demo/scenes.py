@@ -438,7 +438,7 @@ def visible_parts(masks: list[np.ndarray]) -> np.ndarray:
 
 @dataclass
 class Motion:
-    """How the objects of a clip move, without its pictures."""
+    """The motion of a clip's objects, without its pictures."""
 
     masks: np.ndarray  # bool (T, n, H, W), as the clip has them
     wholes: np.ndarray  # float32 (T, n, 4): boxes of what is in the frame, were nothing hidden by another object

@@ -51,7 +51,7 @@ class Recipe(training.Recipe):
     side: int = 192  # shorter side of what the model sees then, on average, pixels
 
     def lr_at(self, step: int) -> float:
-        """For figures a warm-up, and a slope in the second half; then that of every recipe, from its start."""
+        """The learning rate: for figures a warm-up, and a slope in the second half; then that of every recipe."""
         if step >= self.figure_steps:
             return min(super().lr_at(step - self.figure_steps), super().lr_at(step))
         left = 2 * (self.figure_steps - step) / self.figure_steps
@@ -193,7 +193,7 @@ def owners_of_cells(owners: Tensor, shapes: Shapes) -> Tensor:
 
 
 def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device: torch.device) -> Tensor:
-    """Which cells should be similar to which text tokens: bool (B, S, L).
+    """The cells that should be similar to a text token: bool (B, S, L).
 
     Those in the middle of an object, on the level whose proposals have about its size; at least the nearest one.
     """

@@ -162,7 +162,7 @@ def frame_of(image: Image.Image, index: int = 0) -> np.ndarray:
 
 
 def page_count(source: str | Path | Image.Image) -> int:
-    """How many pages a TIFF has; 1 for anything else."""
+    """The number of pages of a TIFF; 1 for anything else."""
     if isinstance(source, Image.Image):
         return getattr(source, "n_frames", 1) if source.format == "TIFF" else 1
     try:
@@ -211,7 +211,7 @@ def _error(name: str, error: Exception, source: str | Path | io.BytesIO | None =
 
 
 def reason(error: Exception) -> str:
-    """What an exception of a decoder says, in one line."""
+    """The message of a decoder's exception, in one line."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture in a known format"
     if isinstance(error, Image.DecompressionBombError):

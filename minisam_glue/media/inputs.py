@@ -103,7 +103,7 @@ class Frames:
         self.count = self._count(reader.count)
 
     def _count(self, total: int | None) -> int | None:
-        """How many of so many frames are taken; at an uneven rate about as many, until they are read."""
+        """The number of frames that are taken of `total`; at an uneven rate about as many, until they are read."""
         if total is None:
             return None
         left = max(0, math.ceil((total - self.first) / self.stride))
@@ -126,7 +126,7 @@ class Frames:
         self.reader.forget(lost)
 
     def time(self, index: int) -> float:
-        """When frame `index` is shown, in seconds after the first frame of the source."""
+        """The time of frame `index`, in seconds after the first frame of the source."""
         return self.reader.time(self.first + index * self.stride)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -148,7 +148,7 @@ class Frames:
         return (frame for _, frame in self.numbered_backward(index))
 
     def numbered_backward(self, index: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """As backward, each frame with its index; of a damaged source fewer may come than it claims to have."""
+        """Go backward, each frame with its index; a damaged source may have fewer than it claims."""
         self._need_seeking()
         end = self._exact_count() if index is None else index + 1
         for low in reversed(range(0, end, BACKWARD)):

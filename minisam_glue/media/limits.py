@@ -1,4 +1,4 @@
-"""What media may ask for at most, how it fails, and PyAV, which only videos and HEIC pictures need."""
+"""Limits of media, the error they raise, and PyAV, which only videos and HEIC pictures need."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""What every source of frames has in common: numbers, times, pictures. The sources are in sources.py and video.py."""
+"""The common part of all sources of frames: numbers, times, pictures. The sources are in sources.py and video.py."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -43,7 +43,7 @@ class Reader:
         raise NotImplementedError
 
     def time(self, number: int) -> float:
-        """When frame `number` is shown, in seconds after the first frame."""
+        """The time of frame `number`, in seconds after the first frame."""
         return number / self.fps
 
     def first_from(self, seconds: float) -> int:
@@ -51,12 +51,12 @@ class Reader:
         return math.ceil((seconds - TOLERANCE) * self.fps)
 
     def exact_count(self, first: int = 0) -> int:
-        """How many frames there are, after checking that those from `first` on can be decoded."""
+        """The number of frames, after checking that those from `first` on can be decoded."""
         return self.count
 
     @property
     def lost(self) -> list[int] | None:
-        """What another reader of this source needs so that it numbers the frames read so far in the same way.
+        """The facts by which another reader of this source numbers the frames read so far in the same way.
 
         Time stamps of frames that could not be decoded; None if frames are counted from the start each time.
         """
@@ -70,7 +70,7 @@ class Reader:
 
 
 def every(stride: int, frames: Iterable[Timed]) -> Iterator[Timed]:
-    """Each `stride`-th frame, shown until the next one of these; of the others the pictures are not looked at."""
+    """Take each `stride`-th frame, shown until the next of these; pictures of the others are not looked at."""
     held = last = None
     for position, last in enumerate(frames):
         if position % stride == 0:

@@ -175,7 +175,7 @@ class Video(Reader):
             self.stamps.insert(number, stamp)
 
     def _note_end(self, count: int) -> None:
-        """There are so many frames: those that the index has after them could not be decoded."""
+        """Note the number of frames: those that the index has after them could not be decoded."""
         self._lost.update(self.stamps[count:])
         del self.stamps[count:]
 
@@ -193,7 +193,7 @@ class Video(Reader):
             yield stamp, frame
 
     def _after(self, count: int) -> Iterator[tuple[int, object]]:
-        """As `_frames`, without the first `count` frames, which are decoded all the same."""
+        """Frames as `_frames` has them, without the first `count`, which are decoded all the same."""
         for number, (stamp, frame) in enumerate(self._frames(None)):
             if number < count:
                 self._note(number, stamp)
@@ -201,7 +201,7 @@ class Video(Reader):
                 yield stamp, frame
 
     def _from(self, stamp: int) -> Iterator[tuple[int, object]]:
-        """As `_frames`, from the frame of this time stamp on, or the next one that can be decoded.
+        """Frames as `_frames` has them, from this time stamp on, or the next one that can be decoded.
 
         A key frame may open a passage whose first frames can't be decoded without what precedes it. So the first
         time stamp is looked at, and if it lies late, decoding begins at an earlier key frame, at last at the start.

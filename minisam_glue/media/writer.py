@@ -262,7 +262,7 @@ def _beginning(path: str | Path) -> float:
 
 
 class _Animation:
-    """What GIF and WebP share: durations that add up to the time although each is a whole number of units."""
+    """The common part of GIF and WebP: durations that add up to the time although each is a whole number of units."""
 
     def __init__(self, path: Path, size: tuple[int, int]):
         self.size, self.written = size, 0  # units

@@ -95,7 +95,7 @@ def dashed(pen: ImageDraw.ImageDraw, corners: list[tuple[int, int]], colour: tup
 
 
 def key_frames(total: int, moments: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `total` frames: the first and the last, those at which something happens, and some between."""
+    """Choose up to `count` of `total` frames: the first, the last, those at which something happens, some between."""
     chosen = {0, total - 1}
     moments = sorted(set(moments) - chosen)
     room = max(count - len(chosen), 0)

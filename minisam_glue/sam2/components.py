@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def small_components(mask: Tensor, max_area: int) -> Tensor:
-    """Where a bool mask (..., H, W) belongs to a component of at most max_area pixels.
+    """The pixels of a bool mask (..., H, W) in components of at most max_area pixels.
 
     Each pixel takes the largest pixel number within max_area - 1 steps inside the mask. A component that small
     then has one label, and no neighbour with another; only such labels count. The cost grows with max_area.

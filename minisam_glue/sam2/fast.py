@@ -43,7 +43,7 @@ class FewTokensAttention(Attention):
         return super().forward(q, k, v)
 
     def per_head(self, projection: nn.Linear) -> Tensor:
-        """Its weight (h * d, C) as (h, d, C)."""
+        """The weight (h * d, C) of a projection as (h, d, C)."""
         return projection.weight.unflatten(0, (self.heads, -1))
 
     def token_to_image(self, tokens: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class NestedMaskDecoder(MaskDecoder):
     def choose_masks(
         self, upscaled: Tensor, mask_tokens: Tensor, ious: Tensor, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """As MaskDecoder, but no mask is rendered that is not returned: the fallback only where it is needed."""
+        """Choose masks; none is rendered that is not returned: the fallback only where it is needed."""
         weights = self.hypernetworks(mask_tokens)
         if multimask:
             return self.render(upscaled, weights[:, 1:]), ious[:, 1:]
@@ -255,7 +255,7 @@ class SharedMemoryAttention(MemoryAttention):
         pointers: int,
         self_attended: Tensor | None = None,
     ) -> Tensor:
-        """As MemoryAttention; with the self-attended frame, if it is known."""
+        """Attend as MemoryAttention does; with the self-attended frame, if it is known."""
         x = self.self_attend(frame, position) if self_attended is None else self_attended
         memory, memory_position = memory.to(frame.dtype), memory_position.to(frame.dtype)
         memory_with_position = memory + memory_position
@@ -280,7 +280,7 @@ class FastSAM2(SAM2):
     """
 
     def encode_image(self, images: Tensor) -> FastImageFeatures:
-        """As SAM2; the finer maps are in nested order."""
+        """Encode as SAM2 does; the finer maps are in nested order."""
         stages = self.image_encoder.trunk(images.to(self.no_mem_embed.dtype))
         decoder = self.sam_mask_decoder
         convs = [level.conv for level in reversed(self.image_encoder.neck.convs)]
@@ -293,7 +293,7 @@ class FastSAM2(SAM2):
     def condition_on_memory(
         self, features: FastImageFeatures, selections: list[MemorySelection], pointer_count: int = POINTERS
     ) -> Tensor:
-        """As SAM2; the self-attended frame is kept for the next object."""
+        """Condition as SAM2 does; the self-attended frame is kept for the next object."""
         position = self.grid_position(self.config.dim)
         if features.self_attended is None:
             features.self_attended = self.memory_attention.self_attend(features.tokens, position)
@@ -301,7 +301,7 @@ class FastSAM2(SAM2):
         return self.memory_attention(features.tokens, position, *memory, features.self_attended)
 
     def grid_position(self, dim: int) -> Tensor:
-        """As SAM2, kept from frame to frame."""
+        """The position of SAM2, kept from frame to frame."""
         return sine_table(self.config.image_size // 16, dim, self.device)
 
 

@@ -63,7 +63,7 @@ def map_frame(frame: int, steps: int, sign: int, stride: int) -> int:
 
 
 def map_horizon(stride: int) -> int:
-    """How many frames back the oldest of the six maps may lie: 5 * stride + 1."""
+    """The number of frames back at which the oldest of the six maps may lie: 5 * stride + 1."""
     return (SLOTS - 2) * stride + 1
 
 
@@ -138,7 +138,7 @@ class MemoryBank:
 
 
 def state_kind(dim: int, mem_dim: int, image_size: int) -> Kind:
-    """What MemoryBank.state() gives for a model of these sizes, see SAM2Config."""
+    """The kind of MemoryBank.state() for a model of these sizes, see SAM2Config."""
     grid, side = image_size // 16, image_size // 4
     memory = fields(
         pointer=tensor(dim),

@@ -178,7 +178,7 @@ class SAM2(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.no_mem_embed.device
 
     def resize(self, image_size: int) -> None:

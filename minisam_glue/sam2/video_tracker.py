@@ -403,7 +403,7 @@ class VideoTracker:
 
 
 def state_kind(config: SAM2Config) -> Kind:
-    """What VideoTracker.state() gives for a model of this configuration."""
+    """The kind of VideoTracker.state() for a model of this configuration."""
     bank = memory_bank.state_kind(config.dim, config.mem_dim, config.image_size)
     return fields(
         frame=whole(-1),

@@ -1,1 +1,1 @@
-"""What every room uses and no paper describes: whole files, checked values, printable text, a cache, this process."""
+"""Parts that every room uses and no paper describes: whole files, checked values, printable text, caches, processes."""

@@ -158,7 +158,7 @@ def flag(value: object, where: str) -> None:
 
 
 def anything(value: object, where: str) -> None:
-    """For what is checked elsewhere."""
+    """Any value; it is checked elsewhere."""
 
 
 def plain(value: object, where: str) -> None:

@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """At most `most` values by their keys; the one that was not used for the longest time goes first.
+    """A cache of at most `most` values by their keys; the one that was not used for the longest time goes first.
 
     Threads may share it. A value that two of them miss at the same time is made twice. A copy begins empty.
     """

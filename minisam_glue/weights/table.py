@@ -165,7 +165,7 @@ def describe(name: str) -> str:
 
 
 def how_to_get(checkpoint: Checkpoint, folder: Path) -> str:
-    """What a user can do without a download: file, size, hash, URLs, folder."""
+    """Instructions for a user without a download: file, size, hash, URLs, folder."""
     facts = f"{checkpoint.bytes or 'unknown'} bytes, sha256 {checkpoint.sha256 or 'unknown'}"
     return (
         f"get {checkpoint.file} ({facts}) from {' or '.join(checkpoint.urls)} and put it in {folder}, "

@@ -47,7 +47,7 @@ def get(url: str, part: Path, checkpoint: Checkpoint, progress: Callable[[int, i
 
 
 def verify(path: Path, checkpoint: Checkpoint) -> str | None:
-    """What is wrong with a file's size or hash, or None."""
+    """The fault in a file's size or hash, None without one."""
     size = path.stat().st_size
     if checkpoint.bytes not in (None, size):
         return f"it has {size} bytes instead of {checkpoint.bytes}"
@@ -67,7 +67,7 @@ def check_part(part: Path) -> None:
 
 
 def _get(url: str, part: Path, checkpoint: Checkpoint, progress: Callable, connections: "Connections") -> str | None:
-    """As get. A connection that drops is taken up again; one that brought less than a chunk counts as an attempt."""
+    """Get a file. A connection that drops is taken up again; with less than a chunk it counts as an attempt."""
     failure, attempt = "no answer", 0
     while attempt < ATTEMPTS:
         time.sleep(min(attempt * attempt * 0.1, 2))
