@@ -200,14 +200,14 @@ def plan(
     if len(folders) < len(variants):
         raise StudyError("two variants have names that differ in nothing but signs: rename one")
     for name in names:
-        check_variant(name, {**given, **variants[name]}, variants)
+        check_variant(name, combine(given, variants[name]), variants)
     again = names if repeated is None else with_teachers(repeated, variants)
     runs, first = [], given.get("seed", 0)
     for seed in range(first, first + seeds):
         for name in names:
             if seed > first and name not in again:
                 continue
-            arguments = {**given, **variants[name], "seed": seed, "out": out / folder_name(name, seed)}
+            arguments = combine(given, variants[name]) | {"seed": seed, "out": out / folder_name(name, seed)}
             if is_student(arguments):
                 arguments["teacher"] = out / folder_name(teacher_of(arguments), seed) / "best.pt"
             runs.append((name, seed, arguments))
@@ -223,6 +223,13 @@ def teacher_of(arguments: Mapping) -> str | None:
     """The variant that teaches this one, None without."""
     name = str(arguments.get("teacher") or "")
     return name[1:] if name.startswith("@") else None
+
+
+def combine(given: dict, variant: dict) -> dict:
+    """The arguments of a variant and, where it says nothing, those given; of ViTConfig's a ResNet takes none."""
+    if variant.get("preset") in checkpoint.RESNETS:
+        given = {key: value for key, value in given.items() if key not in run.MODEL_FIELDS}
+    return {**given, **variant}
 
 
 def with_teachers(names: Collection[str], variants: Mapping[str, dict]) -> set[str]:
