@@ -224,24 +224,8 @@ def test_seeds_of_the_named_and_the_best_variant_and_the_teachers_that_they_need
     monkeypatch.setattr(run, "final_report", report_of)
     monkeypatch.setattr(run, "load_teacher", lambda *_: None)
     monkeypatch.setattr(study, "epochs_within", lambda limit, arguments, data: measured.append(limit) or len(measured))
-    asked = [
-        "--study",
-        "mine.json",
-        "--out",
-        "out",
-        "--seeds",
-        "2",
-        "--repeat",
-        "a",
-        "best",
-        "--cpu-minutes",
-        "0.5",
-        "--data",
-        "folder",
-        "--device",
-        "cpu",
-    ]
-    asked += ["--data-root", str(images), "--amp", "off"]
+    asked = ["--study", "mine.json", "--out", "out", "--seeds", "2", "--repeat", "a", "best", "--cpu-minutes", "0.5"]
+    asked += ["--data", "folder", "--data-root", str(images), "--device", "cpu", "--amp", "off"]
     assert train_cifar.main(asked) == 0
     assert "best on the hold-out: b" in capsys.readouterr().out
     folders = sorted(path.name for path in Path("out").iterdir() if path.is_dir())
