@@ -178,9 +178,10 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(images, capsys):
 
 def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_share(images, monkeypatch, tmp_path):
     given = {**TINY, "data": "folder", "data_root": images, "device": "cpu", "amp": "off", "val_split": 0}
-    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1, "threads": 2}
+    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1}
     seconds = {8: 1.0, 16: 3.0}
     monkeypatch.setattr(budget, "step_seconds", lambda trainer: seconds[trainer.side])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     dataset = run.load_data(run.resolve(given))
     for limit, minutes in ((Budget(hours=1.0), 120), (Budget(cpu_minutes=5.0), 5)):  # of two threads
         assert budget.epochs_within(limit, given, dataset) == 60 * minutes // (2 * 3)  # 3 steps of 2 s on average
