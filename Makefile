@@ -27,7 +27,7 @@ lint: $(VENV)/.lint
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable ".[cli,test]"
+	$(RUN) -m pip install --quiet --editable ".[cli,export,test]"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.ready

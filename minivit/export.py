@@ -1,6 +1,6 @@
 """A trained model as a file for other programs: ONNX, or PyTorch's exported program (.pt2).
 
-Both take normalised images (B, 3, H, W) in float32, B of any size, and give scores (B, classes). They are traced from
+Both take normalised images (B, 3, H, W) in float32, B up to 2**20, and give scores (B, classes). They are traced from
 the plain form of the model (attention.py, vit.py): the fused attention kernel of fast.py returns heads in an order in
 memory that PyTorch's ONNX exporter does not keep. Classes, mean and standard deviation go into the file as JSON texts:
 the metadata of an .onnx, the extra file minivit.json of a .pt2. A file gets its name after it has been loaded again
@@ -30,6 +30,7 @@ from minivit.text import say
 
 TOLERANCE = 1e-4  # largest difference between the scores of a file and those of the model, for scores up to 1
 BATCHES = (2, 1, 5)  # the first is traced, all are compared
+MOST_IMAGES = 1 << 20  # of a batch: PyTorch 2.6 traces none without a bound
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the weights in one .onnx file: protobuf's limit, and room for the graph
 Scores = Callable[[Tensor], Tensor]
@@ -95,7 +96,8 @@ def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[
         raise
     except Exception as error:  # the exporters raise a dozen types of their own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ExportError(f"PyTorch {torch.__version__} can't export this model ({reason})") from error
+        hint = "; try an onnxscript as old as PyTorch, or export to .pt2" if target.suffix.lower() == ".onnx" else ""
+        raise ExportError(f"PyTorch {torch.__version__} can't export this model ({reason}){hint}") from error
     return size, found[0]
 
 
@@ -118,8 +120,9 @@ def compare(model: nn.Module, scores_of: Scores, size: tuple[int, int]) -> float
 
 
 def trace(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """The program of a model for images of this size in batches of any size."""
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    """The program of a model for images of this size in batches of up to MOST_IMAGES."""
+    batch = torch.export.Dim("batch", max=MOST_IMAGES)
+    return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
 
 
 def write_program(model: nn.Module, example: Tensor, texts: dict[str, str], path: Path) -> None:
@@ -161,7 +164,7 @@ WRITERS = {".onnx": (write_onnx, load_onnx), ".pt2": (write_program, load_progra
 def quiet() -> Iterator[None]:
     """Keep what the exporters log, print and warn of from the terminal: the comparison tells what matters."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
