@@ -297,6 +297,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     flag("--heads", "number of attention heads", type=int)
     flag("--mlp-ratio", "hidden dimension of the MLP divided by the embedding dimension", type=float)
     flag("--stem", "patch embedding: one linear map, convolutions, or a network's feature map", choices=tuple(STEMS))
+    flag("--stem-depth", "residual convolutions in each of the two stages of the whitening stem", type=int)
     flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
     flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
     flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)

@@ -14,10 +14,10 @@ class WhiteningStem(nn.Module):
     """Images (B, 3, H, W), normalised, to one token for each 4x4 patch: (B, H/4 * W/4, dim).
 
     Whitened 2x2 neighbourhoods (H - 1) x (W - 1), then two stages, each a 3x3 convolution that halves the map by
-    max-pooling and a residual 3x3 convolution. The map is pooled before it is activated: a quarter of the work.
+    max-pooling, and `depth` residual 3x3 convolutions. The map is pooled before it is activated: a quarter of the work.
     """
 
-    def __init__(self, patch: int, dim: int, width: int = 64):
+    def __init__(self, patch: int, dim: int, depth: int = 1, width: int = 64):
         super().__init__()
         if patch != 4:
             raise ValueError(
@@ -25,16 +25,18 @@ class WhiteningStem(nn.Module):
             )
         self.whiten = Whitening()
         self.down1 = ConvNorm(self.whiten.channels, width, pool=True)
-        self.mix1 = ConvNorm(width, width)
+        self.mix1 = nn.ModuleList(ConvNorm(width, width) for _ in range(depth))
         self.down2 = ConvNorm(width, dim, pool=True)
-        self.mix2 = ConvNorm(dim, dim)
+        self.mix2 = nn.ModuleList(ConvNorm(dim, dim) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.whiten(x.contiguous(memory_format=torch.channels_last)))  # (B, 24, H - 1, W - 1)
         x = self.down1(x)  # (B, width, H/2, W/2)
-        x = x + self.mix1(x)
+        for mix in self.mix1:
+            x = x + mix(x)
         x = self.down2(x)  # (B, dim, H/4, W/4)
-        x = x + self.mix2(x)
+        for mix in self.mix2:
+            x = x + mix(x)
         return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
 
 

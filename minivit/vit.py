@@ -26,14 +26,14 @@ STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem, "cnn
 
 MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a number of a configuration may be
 FLAGS = (  # settings that the command line has a flag for
-    *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "mlp_conv", "relative_bias"),
+    *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "stem_depth", "mlp_conv", "relative_bias"),
     *("class_attention", "layer_scale", "dropout", "head_dropout", "drop_path"),
 )
 SIDE = whole(1, MOST_OTHERS)
 MODEL_KINDS: dict[str, Kind] = {  # ranges; of the other settings, the annotation says what they may be
     "image_size": any_of(SIDE, sequence(SIDE, 2)),
     **dict.fromkeys(("patch", "classes", "dim", "heads"), SIDE),
-    **dict.fromkeys(("depth", "class_attention"), whole(0, MOST_BLOCKS)),
+    **dict.fromkeys(("depth", "stem_depth", "class_attention"), whole(0, MOST_BLOCKS)),
     **dict.fromkeys(("mlp_ratio", "tail_mlp_ratio"), within(0, MOST_OTHERS, "(]")),
     **dict.fromkeys(("dropout", "head_dropout", "drop_path"), within(0, 1, "[)")),
     "layer_scale": optional(within(0)),
@@ -57,6 +57,7 @@ class ViTConfig:
     heads: int = 8
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv", "whitening", "cnn", "resnet18"] = "patch"
+    stem_depth: int = 1  # residual 3x3 convolutions after each of the whitening stem's two halvings
     position: Literal["learned", "sincos", "none"] = "learned"
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
     mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
@@ -106,6 +107,8 @@ class ViTConfig:
             )
         if self.tokens_enter_late and not self.class_attention:
             raise ValueError("tokens_enter_late needs class-attention blocks, where they enter: set class_attention")
+        if self.stem_depth != 1 and self.stem != "whitening":
+            raise ValueError(f"--stem-depth {self.stem_depth} is of the whitening stem, not of --stem {self.stem}")
         if self.qk_norm and self.qk_temperature:
             raise ValueError("qk_norm has a learned factor already: leave qk_temperature out")
         if self.smaller_images and self.class_attention:
@@ -278,7 +281,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         patches, dim = config.grid[0] * config.grid[1], config.dim
-        self.patch_embed = STEMS[config.stem](config.patch, dim)
+        depth = (config.stem_depth,) if config.stem == "whitening" else ()
+        self.patch_embed = STEMS[config.stem](config.patch, dim, *depth)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.distillation else None
         tokens = 0 if config.tokens_enter_late else config.tokens

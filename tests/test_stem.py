@@ -36,3 +36,15 @@ def test_the_whitening_stem_makes_one_token_of_each_patch(side):
 def test_the_whitening_stem_names_the_patch_that_it_makes():
     with pytest.raises(ValueError, match="patches of 4x4 pixels, not 8x8"):
         WhiteningStem(8, 16)
+
+
+def test_each_further_convolution_of_a_stage_adds_to_what_comes_in():
+    torch.manual_seed(0)
+    short, deep = WhiteningStem(4, 16, depth=1, width=8).eval(), WhiteningStem(4, 16, depth=3, width=8).eval()
+    missing, unexpected = deep.load_state_dict(short.state_dict(), strict=False)
+    assert {name.rsplit(".", 2)[0] for name in missing} == {"mix1.1", "mix1.2", "mix2.1", "mix2.2"} and not unexpected
+    images = torch.randn(2, 3, 8, 8)
+    assert not torch.equal(deep(images), short(images))
+    for mix in (*deep.mix1[1:], *deep.mix2[1:]):
+        torch.nn.init.zeros_(mix.norm.weight)  # such a convolution adds nothing
+    torch.testing.assert_close(deep(images), short(images))
