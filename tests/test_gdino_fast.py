@@ -7,7 +7,8 @@ import torch
 from helpers.gdino_tiny import TOKENIZER, tiny_model
 
 from minisam_glue.grounding_dino import fast
-from minisam_glue.grounding_dino.fast import FORMS, accelerate
+from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
+from minisam_glue.grounding_dino.fast import FORMS, accelerate, gather_samples
 from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
 from minisam_glue.grounding_dino.swin import WindowAttention, shift_mask
 
@@ -75,3 +76,32 @@ def test_folded_fusion_equals_the_formula(masked):
     valid = valid if masked else (None, None)
     for got, want in zip(accelerate(copy.deepcopy(plain))(v, l, *valid), plain(v, l, *valid)):
         assert (got - want).abs().max() < 1e-13
+
+
+def test_samples_on_and_beyond_every_border_equal_the_plain_form():
+    torch.manual_seed(1)
+    shapes = ((3, 2), (1, 5))  # the second level is wider than the first
+    B, h, S = 2, 3, sum(height * width for height, width in shapes)
+    steps = torch.arange(-0.5, 1.5, 1 / 20)  # beyond the map, on its edges, in the middle of its cells
+    places = torch.cartesian_prod(steps, steps)  # (Q, 2)
+    locations = places[None, :, None, None, None].expand(B, -1, h, len(shapes), 1, -1)
+    value, weights = torch.randn(B, S, h, 4), torch.rand(B, len(places), h, len(shapes), 1)
+    want = deformable_sample(value, shapes, locations, weights)
+    assert (gather_samples(value, shapes, locations, weights) - want).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("numbers", [2, 4])  # reference points, and boxes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deformable_attention_equals_the_plain_form(numbers, dtype):
+    torch.manual_seed(3)
+    shapes = ((6, 4), (3, 2), (2, 1))
+    plain = MSDeformAttn(32, 3, 4, 2)
+    for parameter in plain.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    quick = accelerate(copy.deepcopy(plain)).to(dtype)
+    query, value = torch.randn(2, 9, 32), torch.randn(2, 32, 32)
+    arguments = torch.rand(2, 9, 3, numbers), value, shapes, torch.rand(2, 32) < 0.9
+    with torch.no_grad():
+        want = plain(query, *arguments)
+        got = quick(query.to(dtype), arguments[0], value.to(dtype), *arguments[2:])
+    assert got.dtype == dtype and (got - want).abs().max() < (1e-5 if dtype == torch.float32 else 0.03)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deformable_attention import MSDeformAttn, deformable_sample
+from .deformable_attention import MSDeformAttn
 from .fusion import BiAttentionBlock, BiMultiHeadAttention
 from .geometry import Geometry, Shapes
 from .swin import MLP, WindowAttention
@@ -88,62 +88,103 @@ class FusedBiAttentionBlock(BiAttentionBlock):
 
 
 class GatheredMSDeformAttn(MSDeformAttn):
-    """Equation 3 as one weighted gather, where no gradient is wanted.
+    """Equation 3 as weighted gathers from one table, where no gradient is wanted.
 
-    A bilinear sample is a weighted sum of four cells, so the sum over levels, points and corners is a weighted sum of
-    4 * levels * K rows of `value`: one `embedding_bag`. It needs no map of its own for each head, and its temporaries
-    are row numbers and weights. Its gradient would have to sort those rows; with gradients the plain form runs.
+    A bilinear sample is a weighted sum of four cells, so the sum over levels and points is the sum of N = levels * K
+    rows of the table for each of the four corners: four calls of `embedding_bag` (its gradient would have to sort the
+    rows; with gradients the plain form runs). `lay_out` puts all levels into one map of one width, with zeros between
+    them. So a sample has one row number, its corners are that of the same number in a table that begins 1, W or W + 1
+    rows later, and a corner outside its level reads a zero: it needs neither a mask nor a number of its own. On a CPU
+    at small sizes this takes a third of the time of four numbers and masks for each sample.
     """
 
     def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes, valid: Tensor | None) -> Tensor:
-        return self.attend(query, reference, self.project_value(value, valid), shapes)
+        if torch.is_grad_enabled():
+            return super().forward(query, reference, value, shapes, valid)
+        return self.attend(query, reference, lay_out(self.project_value(value, valid), shapes), shapes)
 
-    def attend(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-        """The forward pass for projected values (B, S, h, d)."""
-        sample = deformable_sample if torch.is_grad_enabled() and value.requires_grad else gather_samples
-        return self.output_proj(sample(value, shapes, *self.sampling_points(query, reference, shapes)))
+    def attend(self, query: Tensor, reference: Tensor, canvas: Tensor, shapes: Shapes) -> Tensor:
+        """The forward pass for projected values that are laid out, without gradients."""
+        pixels, weights = self.sampling_pixels(query, reference, shapes)
+        return self.output_proj(gather_pixels(canvas, shapes, pixels, weights))
+
+    def sampling_pixels(self, query: Tensor, reference: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
+        """As sampling_points, with locations (B, Q, h, N, 2) in cells of each level, and weights (B, Q, h, N).
+
+        location * size - 1/2, with the size multiplied in before heads and points multiply the work: a reference point
+        becomes point * size - 1/2 + offset, and a box centre * size - 1/2 + offset * (side * size / 2K).
+        """
+        sizes = level_sizes(shapes, query.device)
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.heads, -1))  # (B, Q, h, N * 2)
+        pixels = self.for_all_points(reference[..., :2] * sizes - 0.5)
+        if reference.shape[-1] == 4:
+            offsets *= self.for_all_points(reference[..., 2:] * sizes * (0.5 / self.points))
+        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
+        return (offsets + pixels).unflatten(-1, (-1, 2)), weights
+
+    def for_all_points(self, x: Tensor) -> Tensor:
+        """(B, Q, levels, 2) -> (B, Q, 1, N * 2): the same for the K points of a level."""
+        return x[:, :, None, :, None].expand(-1, -1, -1, -1, self.points, -1).flatten(3)
 
 
 def gather_samples(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The same as `deformable_sample`, as one gather of weighted rows."""
-    (B, S, h, d), (_, Q, _, _, points) = value.shape, weights.shape
-    width, height, start = level_table(shapes, points, value.device)
-    x, y = locations.flatten(3, 4).unbind(-1)  # (B, Q, h, N), N = levels * points
-    column, across = neighbours(x, width)  # (B, Q, h, 2, N)
-    line, down = neighbours(y, height)
-    # Row of the table (B * S * h, d) where cell (line, column) of the head's own map stands.
-    image = torch.arange(B, device=value.device, dtype=torch.int32).view(B, 1, 1, 1, 1) * S
-    head = torch.arange(h, device=value.device, dtype=torch.int32).view(h, 1, 1)
-    line = (line * width + (start + image)) * h + head
-    rows = line[..., :, None, :] + (column * h)[..., None, :, :]  # (B, Q, h, 2, 2, N)
-    share = (weights.flatten(3).float()[..., None, :] * down)[..., :, None, :] * across[..., None, :, :]
-    out = F.embedding_bag(
-        rows.view(B * Q * h, -1),
-        value.reshape(B * S * h, d),
-        mode="sum",
-        per_sample_weights=share.view(B * Q * h, -1).to(value.dtype),
-    )
-    return out.view(B, Q, h * d)
+    """The same as `deformable_sample`, by gathers from one table."""
+    pixels = locations * level_sizes(shapes, value.device)[:, None] - 0.5  # (B, Q, h, levels, K, 2)
+    return gather_pixels(lay_out(value, shapes), shapes, pixels.flatten(3, 4), weights.flatten(3))
 
 
-def level_table(shapes: Shapes, points: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and first row of the level that each of the levels * points samples reads, int32."""
-    starts = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-    columns = zip(*((w, h, start) for (h, w), start in zip(shapes, starts)))
-    return tuple(torch.tensor(c, dtype=torch.int32, device=device).repeat_interleave(points) for c in columns)
+def level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
+    """(levels, 2): width and height, in cells."""
+    return torch.tensor(shapes, dtype=torch.float32, device=device).flip(-1)
 
 
-def neighbours(coordinate: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The two cells (int32) on either side of a coordinate (a fraction of `size`), and the share of each.
+def first_rows(shapes: Shapes) -> list[int]:
+    """Row of the canvas of `lay_out` where each level begins: after one row of zeros, and one between levels."""
+    return [1 + sum(height + 1 for height, _ in shapes[:i]) for i in range(len(shapes))]
 
-    (B, Q, h, N) -> 2 x (B, Q, h, 2, N). A cell outside the map gets share 0, and any number inside it.
+
+def lay_out(value: Tensor, shapes: Shapes) -> Tensor:
+    """Values (B, S, h, d) of all levels on one canvas (B, h, rows, W, d), below each other and zero around each.
+
+    A column of zeros stands before each row, and is at the same time the one after the row before. Two more rows are
+    at the end, because the lower right corner of a sample below the last level is read too (with weight 0).
     """
-    pixel = coordinate * size - 0.5
-    low = pixel.floor()
-    cells = torch.stack((low, low + 1), -2)
-    share = torch.stack((low + 1 - pixel, pixel - low), -2) * ((cells >= 0) & (cells < size))
-    # Clamped as integers, so that even a NaN of a diverged training names an existing row.
-    return torch.minimum(cells.int().clamp_(min=0), size.int() - 1), share
+    B, _, h, d = value.shape
+    rows, W = first_rows(shapes), max(width for _, width in shapes) + 1
+    canvas = value.new_zeros(B, h, rows[-1] + shapes[-1][0] + 3, W, d)
+    levels = value.split([height * width for height, width in shapes], 1)
+    for level, row, (height, width) in zip(levels, rows, shapes):
+        canvas[:, :, row : row + height, 1 : 1 + width] = level.unflatten(1, (height, width)).permute(0, 3, 1, 2, 4)
+    return canvas
+
+
+def gather_pixels(canvas: Tensor, shapes: Shapes, pixels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of samples: pixels (B, Q, h, N, 2), the points of a level in a row, weights (B, Q, h, N).
+
+    canvas: from `lay_out` -> (B, Q, h * d).
+    """
+    (B, h, rows, W, d), (_, Q, _, N) = canvas.shape, weights.shape
+    sizes = level_sizes(shapes, canvas.device).repeat_interleave(N // len(shapes), 0)  # (N, 2)
+    # Whatever is further outside than one cell reads zeros like what is one cell outside.
+    pixels = pixels.clamp(torch.full_like(sizes, -1), sizes)
+    low = pixels.floor()
+    x, y = (pixels - low).unbind(-1)  # how far to the right, and down
+    starts = torch.tensor([row * W + 1 for row in first_rows(shapes)], dtype=torch.int32, device=canvas.device)
+    maps = torch.arange(B * h, dtype=torch.int32, device=canvas.device).view(B, 1, h, 1) * (rows * W)
+    table = canvas.view(-1, d)
+    cell = torch.add(low[..., 0], low[..., 1], alpha=W).int()
+    cell += maps + starts.repeat_interleave(N // len(shapes))
+    # Even a NaN of a diverged training must name an existing row.
+    cell = cell.clamp_(0, len(table) - W - 2).view(-1, N)
+    lower = weights.float() * y
+    upper = weights - lower
+    lower_right, upper_right = lower * x, upper * x
+    shares = (upper - upper_right, 0), (upper_right, 1), (lower - lower_right, W), (lower_right, W + 1)
+    out = sum(
+        F.embedding_bag(cell, table[step:], mode="sum", per_sample_weights=share.view(-1, N).to(table.dtype)).float()
+        for share, step in shares
+    )
+    return out.to(canvas.dtype).view(B, Q, h * d)
 
 
 # --- Token-wise work in parts ------------------------------------------------------------------------------
@@ -162,14 +203,16 @@ class EncoderLayerInParts(EncoderLayer):
     """Some image tokens at a time: once all values are projected, the update of a token needs no other token."""
 
     def forward(self, x: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
-        value = self.self_attn.project_value(x, geometry.valid)
+        if torch.is_grad_enabled():
+            return super().forward(x, position, geometry)
+        canvas = lay_out(self.self_attn.project_value(x, geometry.valid), geometry.shapes)
         rows = rows_at_once(x, self.linear1.out_features)
         parts = zip(*(t.split(rows, 1) for t in (x, position, geometry.reference)))
-        return torch.cat([self.update(*part, value, geometry.shapes) for part in parts], 1)
+        return torch.cat([self.update(*part, canvas, geometry.shapes) for part in parts], 1)
 
-    def update(self, x: Tensor, position: Tensor, reference: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-        """The layer for n of the tokens: x and position (B, n, C), reference (B, n, levels, 2), value (B, S, h, d)."""
-        x = self.norm1(x + self.self_attn.attend(x + position, reference, value, shapes))
+    def update(self, x: Tensor, position: Tensor, reference: Tensor, canvas: Tensor, shapes: Shapes) -> Tensor:
+        """The layer for n of the tokens: x and position (B, n, C), reference (B, n, levels, 2); canvas: of all."""
+        x = self.norm1(x + self.self_attn.attend(x + position, reference, canvas, shapes))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
