@@ -315,6 +315,7 @@ class Study:
             arguments["epochs"] = epochs
             say(f"{count(epochs, 'epoch')} in {self.budget}")
         trainer, _ = run.prepare(arguments, say, dataset=dataset)
+        run.write_json(self.out / "study.json", asdict(self.budget))
         try:
             if not self.fit(trainer):
                 return False
@@ -345,7 +346,7 @@ def study(name: str, given: dict, fit: Callable[[Trainer], bool]) -> int:
     run.check_out(out)
     check_repeated(repeated or (), variants, given)
     plan(variants, given, out, seeds)  # raises before anything is written
-    settle_budget(out, budget)
+    check_budget(out, budget)
     this = Study(name, variants, out, budget, fit, Loader())
     waits = BEST in (repeated or ()) and BEST not in variants
     runs = plan(variants, given, out, seeds, () if waits else repeated)
@@ -362,16 +363,14 @@ def study(name: str, given: dict, fit: Callable[[Trainer], bool]) -> int:
     return 2 if this.failed else 0
 
 
-def settle_budget(out: Path, budget: Budget) -> None:
-    """Write the time budget to study.json, or compare it with the one there. StudyError if it is another."""
+def check_budget(out: Path, budget: Budget) -> None:
+    """StudyError if study.json in this folder holds another time budget, or is damaged."""
     path, wanted = out / "study.json", asdict(budget)
     try:
         check_regular(path, most=1 << 20)
         there = json.loads(path.read_text())
         fields(**dict.fromkeys(wanted, optional(positive)))(there, "it")
     except FileNotFoundError:
-        out.mkdir(parents=True, exist_ok=True)
-        run.write_json(path, wanted)
         return
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]

@@ -128,6 +128,7 @@ def test_a_study_that_does_not_exist_and_flags_that_do_not_go_with_it_are_named(
         (["--study", "grid", "--seeds", "0"], "--seeds is 0, not a whole number from 1"),
         (["--study", "grid", "--teacher", "demo"], "--teacher goes with a run, not with --study"),
         (["--seeds", "2"], "--seeds goes with --study"),
+        (["--study", "grid", "--cpu-minutes", "1", "--data", "folder", "--data-root", "nowhere"], "nowhere"),
     ):
         assert train_cifar.main(more) == 2
         error = capsys.readouterr().err
