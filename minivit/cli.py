@@ -45,7 +45,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --study mine.json --subset 5000
 
 A study is variants x seeds, each a run of its own, and a table; the same command skips what is done. mine.json names
-arguments for all ("base") and for each variant; a list makes a grid:
+arguments for all ("base") and for each variant; a list makes a grid, and "@NAME" as teacher is another variant:
     {example}
 
 A run folder holds config.json (every argument, versions, commit), metrics.jsonl (one line per epoch),

@@ -25,6 +25,7 @@ from typing import Any
 from minivit import checkpoint, run
 from minivit import data as datasets
 from minivit.budget import Budget, epochs_within
+from minivit.distill import preset_to_train
 from minivit.files import write_atomically
 from minivit.reading import check_regular, fields, flag_of, mapping, optional, plain, positive, text
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
@@ -169,7 +170,8 @@ def expand(name: str, arguments: dict) -> list[tuple[str, dict]]:
     for key, value in arguments.items():
         if key not in KEYS:
             near = [known for known in sorted(KEYS) if known.startswith(str(key)[:3])]
-            raise ValueError(f"{name or 'base'!r} has the argument {key!r}, which is none; near: {', '.join(near[:5])}")
+            hint = f"; near: {', '.join(near[:5])}" if near else ", of a training run"
+            raise ValueError(f"{name or 'base'!r} has the argument {key!r}, which is none{hint}")
         if isinstance(value, dict) or value == []:
             raise ValueError(f"{name or 'base'!r}: {key} is {value!r}, not a value or a list of values")
     many = [key for key, v in arguments.items() if isinstance(v, list) and (key not in LISTS or isinstance(v[0], list))]
@@ -252,6 +254,10 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
         teacher = teacher_of(arguments)
         if teacher is not None and (teacher not in variants or is_student(variants[teacher])):
             raise ValueError(f"its teacher {arguments['teacher']!r} is no variant without a teacher of its own")
+        if preset_to_train(arguments.get("teacher")):
+            raise ValueError(
+                f'--teacher {arguments["teacher"]}: make the teacher a variant, and give its name as "@NAME"'
+            )
         known = {key: kind for key, kind in run.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
         fields(**{key: kind for key, kind in known.items() if key not in run.PATHS})(arguments, "it")
         args = run.resolve(arguments)
