@@ -255,9 +255,7 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
         if teacher is not None and (teacher not in variants or is_student(variants[teacher])):
             raise ValueError(f"its teacher {arguments['teacher']!r} is no variant without a teacher of its own")
         if preset_to_train(arguments.get("teacher")):
-            raise ValueError(
-                f'--teacher {arguments["teacher"]}: make the teacher a variant, and give its name as "@NAME"'
-            )
+            raise ValueError(f"--teacher {arguments['teacher']}: make it a variant of the study, and name it @VARIANT")
         known = {key: kind for key, kind in run.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
         fields(**{key: kind for key, kind in known.items() if key not in run.PATHS})(arguments, "it")
         args = run.resolve(arguments)

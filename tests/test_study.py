@@ -100,10 +100,7 @@ def test_lists_make_a_grid_and_what_is_a_list_itself_does_not():
         ({"variants": {"a": {"lr": -1}}}, "variant 'a': --lr is -1, not above 0"),
         ({"variants": {"a": {"preset": "vit-z"}}}, "variant 'a': --preset is 'vit-z'"),
         ({"variants": {"a": {"teacher": "@b"}}}, "variant 'a': its teacher '@b' is no variant"),
-        (
-            {"variants": {"a": {"teacher": "train:resnet18"}}},
-            "--teacher train:resnet18: make it a variant of the study",
-        ),
+        ({"variants": {"a": {"teacher": "train:resnet18"}}}, "make it a variant of the study, and name it"),
         ({"variants": {"a": {"hours": 2}}}, "'a' has the argument 'hours', which is none, of a training run"),
         ({"variants": {"a b": {}, "A-b": {}}}, "two variants have names that differ in nothing but signs"),
         ({"variants": {}}, "a dictionary of at least 1"),
