@@ -3,6 +3,7 @@
     python benchmarks/compare_methods.py                       # scenes and clips of minisam_glue/demo
     python benchmarks/compare_methods.py --photos DIR          # those of second_renderer.py, on photographs
     python benchmarks/compare_methods.py --clips 0             # pictures alone
+    python benchmarks/compare_methods.py --clipseg FILE        # heat maps of these weights of train_clipseg
 
 Pictures: mean IoU of the objects that a phrase names, and the share of scenes in which phrases that match nothing
 yield nothing, by the detector's boxes and by CLIPSeg's heat maps. Clips: J and F by SAM 2's memory, by optical flow
@@ -21,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from second_renderer import second_clip, second_scene
 
+from minisam_glue.clipseg import HeatMapper
 from minisam_glue.demo import DETECTOR, FOLDER, HEAT_MAPPER, SEGMENTER, load_detector, load_heat_mapper, load_segmenter
 from minisam_glue.demo.evaluate import evaluate_detector, evaluate_text_to_masks, evaluate_trackers
 from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat_to_masks
@@ -32,9 +34,9 @@ PICTURES = (".jpg", ".jpeg", ".png")
 TRACKERS = PROPAGATORS | {"flow, each third frame": partial(FlowPropagator, refine_every=3)}
 
 
-def by_sentence(segmenter: SAM2, scenes: list[Scene], device: str) -> dict[str, dict[str, float]]:
-    """The metrics of each method on the same scenes. `silence`: where absent phrases yield nothing."""
-    detector, mapper = load_detector(FOLDER / DETECTOR, device), load_heat_mapper(FOLDER / HEAT_MAPPER, device)
+def by_sentence(segmenter: SAM2, mapper: HeatMapper, scenes: list[Scene], device: str) -> dict[str, dict[str, float]]:
+    """The metrics of each method on the same scenes. `text_silence`: share in which absent phrases yield nothing."""
+    detector = load_detector(FOLDER / DETECTOR, device)
     boxes = evaluate_text_to_masks(detector, segmenter, scenes)
     silence = evaluate_detector(detector, scenes)
     boxes |= {"text_silence": silence["true_negative_rate"], "silence_scenes": silence["negative_scenes"]}
@@ -42,21 +44,26 @@ def by_sentence(segmenter: SAM2, scenes: list[Scene], device: str) -> dict[str, 
     return {"detector": boxes, "clipseg": heat | evaluate_heat_maps(mapper, scenes)}
 
 
-def main() -> None:
-    """The command line: all metrics as JSON on standard output."""
+def main(argv: list[str] | None = None) -> None:
+    """The command line: all metrics as JSON on standard output. Exit status 2 where weights or photographs lack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=300, help="number of scenes (default %(default)s)")
     parser.add_argument("--clips", type=int, default=24, help="number of clips, of four kinds in turn (%(default)s)")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT.start, help="of scenes and clips (%(default)s)")
+    parser.add_argument("--clipseg", type=Path, default=FOLDER / HEAT_MAPPER, help="weights (default: the demo's)")
     parser.add_argument("--photos", type=Path, help="folder of photographs: draw by second_renderer.py, on these")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    photos = sorted(p for p in args.photos.iterdir() if p.suffix.lower() in PICTURES) if args.photos else None
+    args = parser.parse_args(argv)
+    try:
+        photos = sorted(p for p in args.photos.iterdir() if p.suffix.lower() in PICTURES) if args.photos else None
+        mapper = load_heat_mapper(args.clipseg, args.device) if args.scenes else None
+    except (OSError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
     draw_scene = scene if photos is None else partial(second_scene, photos=photos)
     draw_clip = clip if photos is None else partial(second_clip, photos=photos)
     segmenter = accelerate(load_segmenter(FOLDER / SEGMENTER, args.device))
     scenes = [draw_scene(seed) for seed in range(args.first_seed, args.first_seed + args.scenes)]
-    metrics = by_sentence(segmenter, scenes, args.device) if scenes else {}
+    metrics = by_sentence(segmenter, mapper, scenes, args.device) if mapper else {}
     films = range(args.first_seed, args.first_seed + args.clips)
     if films:
         drawn = [draw_clip(seed, kind=KINDS[seed % len(KINDS)]) for seed in films]

@@ -106,6 +106,8 @@ def test_a_switched_model_gives_the_same_masks_of_an_image(size, multimask):
         want, got = (p.predict([BOX, OTHER], multimask=multimask, logits=True, image=image) for p in predictors)
         torch.testing.assert_close(got.masks, want.masks, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(got.scores, want.scores, atol=1e-5, rtol=1e-5)
+    none = [p.predict(torch.zeros(0, 4), multimask=multimask).masks.shape for p in predictors]
+    assert none[0] == none[1] and none[0][0] == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 8])

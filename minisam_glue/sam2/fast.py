@@ -36,6 +36,8 @@ class FewTokensAttention(Attention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not len(q) or not len(k):  # no prompts at all: there is nothing to save
+            return super().forward(q, k, v)
         if q.shape[1] <= FEW and q.shape[1] < k.shape[1]:
             return self.token_to_image(q, k, v)
         if k.shape[1] <= FEW and k.shape[1] < q.shape[1]:
