@@ -404,7 +404,8 @@ class Tracking:
                 known.first, known.last = min(known.first, index), max(known.last, index)
             objects.append(Segment(number, known.label, known.score, box_around(mask), mask, known.first, known.last))
         best, heat = (None, []) if found is None else (found.best, found.heat)
-        return Segmented(image, objects, index, best, heat)
+        notes = self.tracker.notes(result) if self.tracker.identity is not None else None
+        return Segmented(image, objects, index, best, heat, notes)
 
     def state(self) -> dict:
         """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import redetection
 from .flow import farneback, grey, inconsistency, warp
-from .identity import Frame, Identity
+from .identity import Frame, Identity, Notes
 from .identity import state_kind as identity_kind
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
@@ -66,6 +66,13 @@ class MemoryPropagator(VideoTracker):
         super().reset()
         self.identity = None if self.identity is None else Identity()
 
+    def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
+        """As VideoTracker.encode; the rules get the frame at the size of the low-resolution masks."""
+        if self.identity is not None:
+            picture = torch.tensor(image, device=self.model.device).permute(2, 0, 1).float() / 255
+            self.small = F.adaptive_avg_pool2d(picture, self.model.config.image_size // 4)
+        return super().encode(frame, image)
+
     def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
         super().remember_prompt(obj, out)
         if self.identity is not None:
@@ -92,7 +99,9 @@ class MemoryPropagator(VideoTracker):
             logits.append(self.objects[number].bank.prompted[self.frame].logits)
             ious.append(1.0)
         tokens = self.current().tokens[0].float()
-        frame = Frame(self.frame, ids, torch.stack(logits), ious, tokens - tokens.mean(0), fixed=prompted)
+        frame = Frame(
+            self.frame, ids, torch.stack(logits), ious, tokens - tokens.mean(0), fixed=prompted, image=self.small
+        )
         seen = self.identity.settle(frame, self.look_without_memory)
         for number in seen:  # memories of frames without it would lose it again
             self.objects[number].bank.tracked.clear()
@@ -131,6 +140,18 @@ class MemoryPropagator(VideoTracker):
             self.model.decode(tokens, high_res, a, b) for a, b in zip(xy.split(self.chunk), labels.split(self.chunk))
         ]
         return torch.cat([p.masks[:, 0].float() for p in parts]), torch.cat([p.ious[:, 0].float() for p in parts])
+
+    def notes(self, result: FrameResult) -> Notes:
+        """What the rules saw and did on the current frame, of which `result` is; nothing without rules."""
+        if self.identity is None:
+            return Notes()
+        scores, side = result.object_score_logits.sigmoid().tolist(), self.model.config.image_size // 4
+        (height, width), predicted = result.size, {}
+        for number in sorted(self.identity.meeting & set(result.ids)):
+            x, y, w, h = self.identity.tracks[number].motion.predict(result.frame)
+            corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+            predicted[number] = tuple(a * b / side for a, b in zip(corners, (width, height) * 2))
+        return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
     def looks(self, masks: Tensor, image: np.ndarray) -> Tensor:
         """How what is in masks, bool (n, s, s), looks on the current frame, uint8 (H, W, 3): see redetection.py."""

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from .heatmap import confidence
+from .identity import Notes
 from .masks import decode_rle, encode_rle, rle_runs
 from .render.overlay import overlay
 from .support.reading import fields, real, sequence, text, whole
@@ -88,6 +89,7 @@ class Segmented:
 
     best: the best phrase and its score, whether or not it passed; None where no detection ran.
     heat: the heat map of each phrase, if the objects were looked for by heat maps here.
+    notes: what the rules of identity/ did here; None without them, and for pictures.
     """
 
     image: np.ndarray  # uint8 (H, W, 3)
@@ -95,6 +97,7 @@ class Segmented:
     frame: int = 0
     best: tuple[str, float] | None = None
     heat: list[HeatMap] = field(default_factory=list)
+    notes: Notes | None = None
 
     @property
     def masks(self) -> np.ndarray:

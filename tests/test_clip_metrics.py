@@ -153,11 +153,11 @@ def test_a_mask_on_the_twin_is_counted_only_where_there_is_one(films):
 def test_both_renderers_draw_the_kinds_and_seeds_that_are_asked_for(monkeypatch, capsys):
     drawn = []
 
-    def metrics(model, clips, trackers):
-        drawn.append([(film.kind, len(film.twins)) for film in clips()])
-        return {"memory": {"jf": 0.5}}
+    def measured(model, clips, trackers):
+        drawn.append([(film.kind, len(film.twins)) for film in clips])
+        return {"memory": ClipMetrics(frames=4, seconds=1.0)}
 
-    monkeypatch.setattr(evaluate, "evaluate_trackers", metrics)
+    monkeypatch.setattr(evaluate, "measure_trackers", measured)
     seeds = []
     monkeypatch.setattr(evaluate, "clip", lambda seed, kind: seeds.append(seed) or clip(seed, kind, 2, (48, 64)))
     short = second_renderer.second_clip
@@ -166,9 +166,30 @@ def test_both_renderers_draw_the_kinds_and_seeds_that_are_asked_for(monkeypatch,
     for main in (evaluate.main, second_renderer.main):
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
         main()
-        assert json.loads(capsys.readouterr().out) == {"memory": {"jf": 0.5}}
+        assert json.loads(capsys.readouterr().out) == {"memory": {"seconds_per_frame": 0.25}}
     assert drawn == [[("twins", 2), ("bounce", 0), ("twins", 2)]] * 2
     assert seeds == list(HELD_OUT[:3]) and HELD_OUT.stop < TRAINING_FROM
+
+
+def test_the_values_of_pieces_add_up_to_those_of_the_whole_and_damage_is_said(films, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words)])
+        evaluate.main()
+        return json.loads(capsys.readouterr().out)
+
+    whole, paths = ClipMetrics(), []
+    for kind in ("twins", "return", "crossing"):
+        film, piece = films[kind], ClipMetrics(frames=16, seconds=2.0)
+        for metrics in (whole, piece):
+            metrics.add(film, seeded(film), torch.from_numpy(film.masks[::-1][:, seeded(film)].copy()))
+        paths.append(tmp_path / f"{kind}.json")
+        paths[-1].write_text(json.dumps({"on": piece.as_json()}))
+    assert run("--add", *paths) == {"on": whole.metrics() | {"seconds_per_frame": 0.125}}
+    for wrong in ("{", "[]", '{"on": {"values": {"": {"j": ["x"]}}, "frames": 1, "seconds": 1}}'):
+        paths[1].write_text(wrong)
+        with pytest.raises(SystemExit) as ended:
+            run("--add", *paths)
+        assert ended.value.code == 2 and f"--add {paths[1]}: " in capsys.readouterr().err
 
 
 def test_an_unknown_kind_is_a_usage_error(monkeypatch, capsys):

@@ -37,6 +37,14 @@ def tokens_of(twins: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return tokens - tokens.mean(0)
 
 
+def painted(*parts: tuple[torch.Tensor, float]) -> torch.Tensor:
+    """A frame (3, SIDE, SIDE), black but for masks that have a shade of grey."""
+    image = torch.zeros(3, SIDE, SIDE)
+    for mask, shade in parts:
+        image[:, mask] = shade
+    return image
+
+
 def no_look(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full((len(boxes), SIDE, SIDE), -8.0), torch.zeros(len(boxes))
 
@@ -116,11 +124,11 @@ def test_a_damaged_state_is_refused(name, value):
         state_kind(CHANNELS)(state, "the rules")
 
 
-def returning(elsewhere: torch.Tensor) -> tuple[list[Frame], torch.Tensor]:
+def returning(elsewhere: torch.Tensor, size: int = 10) -> tuple[list[Frame], torch.Tensor]:
     """An object that is gone on frames 6 to 9 and then back in another place, which no decoder with memory sees."""
     film, empty = [], torch.zeros(SIDE, SIDE, dtype=torch.bool)
     for t in range(12):
-        mask = square(10 + t) if t < 6 else empty
+        mask = square(10 + t, size=size) if t < 6 else empty
         there = mask if t < 10 else elsewhere
         film.append(Frame(t, [1], logits_of([mask]), [0.9], tokens_of(there, empty)))
     return film, elsewhere
@@ -140,6 +148,46 @@ def test_a_lost_object_is_found_where_the_frame_looks_like_it_if_sam_2_is_sure(i
     if found:
         assert torch.equal(seen[10][1] > 0, there)
         assert box_iou(tuple(identity.tracks[1].motion.predict(10)), (32, 34, 10, 10)) > 0.9
+
+
+@pytest.mark.parametrize("shade, size, found", [(1, 10, True), (1, 14, True), (0.5, 10, False), (1, 20, False)])
+def test_what_is_found_has_the_colour_of_the_lost_object_and_may_be_half_as_large(shade, size, found):
+    """size: of the object before, in pixels; it has 10 when it returns."""
+    identity, there = Identity(), square(32, 34)
+    film, _ = returning(there, size)
+    for frame in film:
+        frame.image = painted((frame.logits[0] > 0, 1.0) if frame.number < 6 else (there, shade))
+
+    def look(boxes):
+        return logits_of([there] * len(boxes)), torch.full((len(boxes),), 0.9)
+
+    assert not any(identity.settle(frame, look) for frame in film[:10])
+    assert bool(identity.settle(film[10], look)) == found
+    assert found == any("#1 found" in words for words in identity.done())
+
+
+@pytest.mark.parametrize("shade, stays", [(1.0, True), (0.5, False)])
+def test_a_mask_that_moves_on_to_something_alike_of_another_colour_is_taken_away(shade, stays):
+    identity = Identity()
+    for t in range(12):
+        mask = square(8 + t) if t < 8 else square(36)
+        image = painted((mask, 1.0 if t < 8 else shade))
+        tokens = tokens_of(mask, torch.zeros_like(mask))
+        masks = settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens, image=image))
+        assert masks.any() == (t < 8 or stays)
+    assert stays or "another colour" in identity.done()[0]
+
+
+def test_a_mask_that_is_another_objects_and_far_too_large_is_taken_away():
+    """A small object hides behind a large look-alike beside it, and its mask becomes the large one's."""
+    identity = Identity()
+    for t in range(8):
+        large, small = square(30, size=20), square(17, size=8)
+        masks = [large, small if t < 7 else large]
+        tokens = tokens_of(large | small, torch.zeros_like(large))
+        seen = settled(identity, Frame(t, [1, 2], logits_of(masks), [0.9, 0.9], tokens))
+        assert seen[0].any() and seen[1].any() == (t < 7)
+    assert identity.done() == ["#2 hidden: its mask is #1's"]
 
 
 def test_a_mask_that_jumps_onto_another_object_is_taken_away():

@@ -121,7 +121,7 @@ PROMPT_FILES = {
     "deep": "[" * 100_000,
     "good": {"objects": [{"box": [5, 10, 15, 22], "label": "dog"}, {"points": [[9, 15], [30, 30, 0]], "mask": None}]},
 }
-WITHOUT_VALUE = {"--frames", "--resume", "--html", "--quiet", "--profile", "--help"}
+WITHOUT_VALUE = {"--frames", "--resume", "--html", "--story", "--quiet", "--profile", "--help"}
 
 
 @pytest.fixture
@@ -223,6 +223,9 @@ def test_relative_coordinates_are_answered_with_pixels(places, tmp_path, capsys)
         (["{film}", "--frames", "--redetect", "3", "--point", "9,15"], "--redetect needs a sentence"),
         (["{film}", "x", "--frames", "--seed-frame", "4"], "--seed-frame 4: the video has no such frame"),
         (["{png}", "--box", "1,1,9,9", "--box", "2,2,8,8", "--point", "9,15"], "points correct one box"),
+        (["{png}", "bright.", "--story"], "--story tells of videos, and no input is one"),
+        (["{film}", "x", "--frames", "--story", "--identity", "off"], "leave out --identity off"),
+        (["{film}", "x", "--frames", "--story", "--propagate", "flow"], "leave out --propagate flow"),
     ],
 )
 def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, capsys):
@@ -241,6 +244,12 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
         (["{png}", "bright.", "--frames"], "--frames does nothing without a folder, or a TIFF of many pages"),
         (["{png}", "bright.", "--positives", "2"], "--positives does nothing without --seed-prompt points"),
         (["{png}", "bright.", "--save", "crops", "heatmap"], "--save heatmap does nothing without --method clipseg"),
+        (["{png}", "bright.", "--identity", "on"], "--identity does nothing for pictures"),
+        (
+            ["{film}", "bright.", "--frames", "--identity", "on", "--propagate", "flow"],
+            "--identity does nothing with --propagate flow: the rules are for SAM 2's memory",
+        ),
+        (["{film}", "bright.", "--frames", "--propagate", "flow"], ""),
         (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
         (["{film}", "bright.", "--frames", "--html"], ""),
         (["{film}", "bright.", "--frames", "--redetect", "2", "--fps", "5"], ""),

@@ -11,6 +11,7 @@ from .. import media
 from ..heatmap import HeatSettings
 from ..models import CLIPSEG
 from ..prompts import Clicks, Prompt, Seeding, split_phrases
+from ..propagators import FLOW
 from .objects import objects_of, parse_numbers, parse_point, read_masks
 from .parser import OTSU, parse_arguments, program
 
@@ -19,7 +20,7 @@ ARGUMENTS = (  # names in the Python interface
     "box|point|mask|seed_frame|redetect|direction|propagate|identity|device|dtype|sam|detector|method|heat_size|seed_prompt|template|size"
 )
 VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate")
-VIDEO_FLAGS += ("identity", "format", "states")
+VIDEO_FLAGS += ("identity", "story", "format", "states")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")
@@ -36,6 +37,8 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
         raise ValueError(f"nothing to do: {example} (see --help)")
     if args.method == CLIPSEG and args.detector:
         raise ValueError(f"--detector {args.detector}: --method {CLIPSEG} has none; leave one of them out")
+    if args.story:
+        check_story(args)
     if args.box or args.point or args.mask or args.object or args.prompts:
         check_no_sentence(args.words)
         if args.redetect:
@@ -47,6 +50,13 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
         raise ValueError(f"{sentence!r} alone is not enough, {lacks} is missing: {example}")
     split_phrases(sentence)  # an empty one is an error before models are loaded
     return sources, sentence
+
+
+def check_story(args: Namespace) -> None:
+    """ValueError if there are no rules that --story could tell of."""
+    for flag, value in (("identity", "off"), ("propagate", FLOW)):
+        if getattr(args, flag) == value:
+            raise ValueError(f"--story tells what the rules of --identity did: leave out --{flag} {value}")
 
 
 def seeding_of(args: Namespace) -> Seeding:
@@ -144,6 +154,8 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
     if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):
         notes += note(("frames",), "without a folder, or a TIFF of many pages")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
+    if args.propagate == FLOW:
+        notes += note(("identity",), f"with --propagate {FLOW}: the rules are for SAM 2's memory")
     if isinstance(prompt, Clicks):
         notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
     elif args.method == CLIPSEG:

@@ -345,7 +345,7 @@ class Correction(VideoRun):
             before = old.frame(new.frame, new.image, self.gone)
             if new.frame >= self.first:
                 before.objects, before.heat = self.merged(new, before.objects), new.heat
-                before.best = before.best or new.best
+                before.best, before.notes = before.best or new.best, new.notes
             yield before
 
     def merged(self, new: Segmented, old: list[Segment]) -> list[Segment]:
@@ -355,7 +355,7 @@ class Correction(VideoRun):
             ours = {o.id for o in new.objects} | {o.id for o in old if o.id not in later}
         else:
             ours = {c.id for c in self.corrections if c.at <= new.frame}
-            if self.args.identity == "on" and self.args.propagate == MEMORY:
+            if self.args.identity != "off" and self.args.propagate == MEMORY:
                 self.met |= touched(ours | self.met, [*old, *new.objects]) & {o.id for o in new.objects}
                 ours |= self.met
         return [o for o in old if o.id not in ours] + [o for o in new.objects if o.id in ours]
@@ -394,7 +394,7 @@ class Old:
     def frame(self, index: int, image: np.ndarray, without: set[int]) -> Segmented:
         """A frame as it was, but for some objects."""
         objects = [o for o in self.journal.objects(index) if o.id not in without]
-        return Segmented(image, objects, index, self.journal.best(index))
+        return Segmented(image, objects, index, self.journal.best(index), notes=self.journal.notes(index))
 
     def close(self) -> None:
         """Close the file."""

@@ -22,7 +22,7 @@ from ..support.reading import check_regular, sequence, text
 UNFINISHED, EARLIER = ".unfinished", "earlier.json"
 RESULTS = (
     *("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "frames"),
-    *("page.html", "thumbnail.jpg", "states"),
+    *("page.html", "thumbnail.jpg", "story.png", "states"),
 )
 IN_UNFINISHED = ("results", "state.pt", "journal.jsonl", EARLIER)
 UNLISTED = re.compile(  # names in a result without a list

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..identity import Notes
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
 from ..records import RECORD, HeatMap, Segment, Segmented
@@ -25,6 +26,7 @@ from ..render.film_page import FilmPage
 from ..render.heat import blend, paint
 from ..render.overlay import crop
 from ..render.page import write_page
+from ..render.story import Panel, Storyteller, panel_words
 from ..support.files import is_temporary, whole_file
 from ..support.reading import (
     LARGEST,
@@ -46,7 +48,7 @@ from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
 LONGEST_LINE = 1 << 26  # bytes of the record of one frame
-VERSION = 3  # of the state of an interrupted run
+VERSION = 4  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 BEST = optional(fields(label=text, score=real))  # of a frame's record
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
@@ -160,6 +162,18 @@ def label_name(number: int, label: str) -> str:
     return f"{number:03d}_{words[:40]}" if words else f"{number:03d}"
 
 
+def told(result: Segmented, time: float) -> tuple[Panel, object]:
+    """A frame as a panel of the story, and what differs on frames on which something happens."""
+    notes, seen = result.notes or Notes(), result.seen
+    shown = {o.id for o in seen}
+    absent = [number for number in notes.scores if number not in shown]
+    happened = (notes.predicted.keys(), shown, [words.partition(":")[0] for words in notes.words])
+    masks = np.array([o.mask for o in seen], bool).reshape(-1, *result.image.shape[:2])
+    scores = [notes.scores.get(o.id, o.score) for o in seen]
+    title, words = f"frame {result.frame}, {time:.2f} s", panel_words(notes.words, absent)
+    return Panel(result.image, masks, [o.id for o in seen], title, scores, notes.predicted, words), happened
+
+
 class Journal:
     """Records of frames as JSON lines in one file, found again by frame; if a frame has several lines the last counts.
 
@@ -229,6 +243,12 @@ class Journal:
         BEST(best, "the best phrase of a frame")
         return best and (best["label"], best["score"])
 
+    def notes(self, frame: int) -> Notes | None:
+        """What the rules did on a frame, if that was kept. ValueError if it is damaged."""
+        line = self.line(frame)
+        record = None if line is None else json.loads(line).get("rules")
+        return None if record is None else Notes.from_json(record)
+
     @property
     def size(self) -> int:
         return self.file.seek(0, os.SEEK_END)
@@ -246,7 +266,8 @@ class VideoOutput:
     masks/<object>/<frame>.png, crops/<object>/<frame>.png, frames/<frame>.png, and of the frames that were looked at
     heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
     is of, see provenance.py; ValueError if that state is of something else, or as of check_own. page: also
-    write page.html and its thumbnail. MediaError or OSError if it can't be written.
+    write page.html and its thumbnail. story: also write story.png, and what the rules did to the record of each frame.
+    MediaError or OSError if it can't be written.
     """
 
     def __init__(
@@ -260,6 +281,7 @@ class VideoOutput:
         resume: bool = False,
         of: Facts | None = None,
         page: bool = False,
+        story: bool = False,
     ):
         check_own(folder)
         self.of = {} if of is None else of
@@ -267,6 +289,7 @@ class VideoOutput:
         self.unfinished, self.new = folder / UNFINISHED, folder / UNFINISHED / "results"
         self.state_path, self.start = self.unfinished / "state.pt", video.time(0)  # seconds
         self.page, self.thumbnail, self.shown = FilmPage() if page else None, None, False  # shown: with an object
+        self.story = Storyteller() if story else None
         self.drawn, self.state, self.journal, self.writer = 0, None, None, None
         if resume and self.state_path.is_file():
             self._reopen()
@@ -330,6 +353,8 @@ class VideoOutput:
         tracked = {segment.id for segment in result.objects}
         result.objects[:0] = [o for o in self.journal.objects(result.frame) if o.id not in tracked]
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()
+        if self.story is not None and result.notes is not None:
+            record["rules"] = result.notes.as_json()
         self.journal.append(record)
         if "frames" in self.save:
             save_frame(self.new / "frames" / f"{result.frame:06d}.png", result.image)
@@ -358,13 +383,16 @@ class VideoOutput:
             self.page.add(result, time)
             if self.thumbnail is None or (result.seen and not self.shown):
                 self.thumbnail, self.shown = picture, bool(result.seen)
+        if self.story is not None:
+            self.story.add(*told(result, time))
         self.drawn += 1
 
     def _draw_from_journal(self, end: int) -> None:
         """Bring the annotated video up to frame `end` with what the journal knows."""
         # islice, because a camera, of which nothing is left to draw, must not be asked for a frame
         for image in islice(self.video.forward(self.drawn), end - self.drawn):
-            self._draw(Segmented(image, self.journal.objects(self.drawn), self.drawn))
+            objects, notes = self.journal.objects(self.drawn), self.journal.notes(self.drawn)
+            self._draw(Segmented(image, objects, self.drawn, notes=notes))
 
     def save_state(self, state: dict) -> None:
         """Let a later run continue after the frames so far. OSError if there is no room: an older state stays then."""
@@ -384,6 +412,8 @@ class VideoOutput:
         if self.page is not None:
             self.page.write(self.new / "page.html", title_of(source))
             save_thumbnail(self.new / "thumbnail.jpg", self.thumbnail)
+        if self.story is not None:
+            save_frame(self.new / "story.png", self.story.picture())
         summary = (
             {"source": source}
             | facts

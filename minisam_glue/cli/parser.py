@@ -318,9 +318,8 @@ def add_tracking_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--identity",
         choices=("on", "off"),
-        default="on",
-        help="keep look-alikes apart where they meet, and look for lost objects; off: SAM 2's own masks (default on; "
-        "for --propagate memory)",
+        help="keep look-alikes apart where they meet, and look for lost objects; off: SAM 2's own masks (default: on "
+        "with --propagate memory; with flow there are no such rules)",
     )
     group.add_argument(
         "--direction",
@@ -370,6 +369,12 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
         "--html",
         action="store_true",
         help="a web page per input, to switch objects on and off (key frames of a video); an index of several inputs",
+    )
+    group.add_argument(
+        "--story",
+        action="store_true",
+        help="story.png of a video: key frames with masks, and the boxes, scores and words of the rules of --identity; "
+        "result.jsonl then has them, too, for each frame",
     )
     group.add_argument(
         "--format",

@@ -123,6 +123,8 @@ class Run:
         status, begun = 0, time.perf_counter()
         with on_signals(self.stop):
             groups = self.groups()
+            if self.args.story and groups and not any(moving for moving, _ in groups):
+                raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
             self.note(groups)
             for source in self.lacking:
                 status = max(status, self.into_data_sets(source, self.console))

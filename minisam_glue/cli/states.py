@@ -17,7 +17,7 @@ from .provenance import Facts
 
 EVERY = 16  # frames between two states at first
 NAME = re.compile(r"(\d{6,9})\.pt")
-VERSION = 3  # of a state, see Tracking.state
+VERSION = 4  # of a state, see Tracking.state
 KIND = fields(version=whole(), of=mapping(text, plain), tracking=anything)  # `tracking`: see Tracking.restore
 
 

@@ -62,7 +62,7 @@ class VideoRun:
         """The tracking that the flags ask for, before its first frame."""
         job, args = self.job, self.args
         how = (args.seed_frame, args.redetect, args.direction, job.seeding, args.propagate)
-        return Tracking(job.models, job.prompt, job.thresholds, *how, identity=args.identity == "on")
+        return Tracking(job.models, job.prompt, job.thresholds, *how, identity=args.identity != "off")
 
     def open_output(self, video: media.Frames, of: Facts, in_order: bool, resume: bool) -> VideoOutput:
         """The output folder, as --format and --save ask for it. of: what the result is of. Others: see VideoOutput."""
@@ -70,7 +70,8 @@ class VideoRun:
         picture, save = self.picture_name(), set(self.args.save)
         if save & FORMATS.keys() and not video.seekable:  # a data set needs the frames, which come once
             save.add("frames")
-        return VideoOutput(self.folder, video, picture, in_order, save, sound, resume, of, self.args.html)
+        pages = self.args.html, self.args.story
+        return VideoOutput(self.folder, video, picture, in_order, save, sound, resume, of, *pages)
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..support.reading import fields, mapping, optional, real, sequence, text, whole
 from .scenes import SMALLEST, Clip, extents
 
 RIGHT = 0.5  # IoU from which a mask counts as on its object
@@ -141,9 +142,14 @@ def on_wrong_twin(found: Tensor, twins: Tensor) -> list[bool]:
 
 @dataclass
 class ClipMetrics:
-    """Values of all clips, and of those of each kind; metrics() gives their means and how many there were."""
+    """Values of all clips, and of those of each kind; metrics() gives their means and how many there were.
+
+    frames, seconds: how many frames were tracked, and how long that took; 0 if nobody measured it.
+    """
 
     values: dict[str, dict[str, list]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    frames: int = 0
+    seconds: float = 0.0
 
     def add(self, film: Clip, objects: list[int], found: Tensor) -> None:
         """Count the found masks (T, n, H, W) of these objects of a clip."""
@@ -169,7 +175,37 @@ class ClipMetrics:
         out = {f"jf{kind}": (mean(some["j"]) + mean(some["f"])) / 2 for kind, some in sorted(self.values.items())}
         for kind, some in sorted(self.values.items()):
             out |= {f"{name}{kind}": value for name, value in summary(some).items()}
-        return out
+        return out | ({"seconds_per_frame": self.seconds / self.frames} if self.frames else {})
+
+    def merge(self, other: "ClipMetrics") -> None:
+        """Take the clips of another one to these."""
+        for kind, some in other.values.items():
+            for name, values in some.items():
+                self.values[kind][name] += values
+        self.frames, self.seconds = self.frames + other.frames, self.seconds + other.seconds
+
+    def as_json(self) -> dict:
+        """All values, ready for json.dumps."""
+        return {"values": self.values, "frames": self.frames, "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, record: object, where: str) -> "ClipMetrics":
+        """Read what as_json wrote. ValueError, which says where, if it is damaged."""
+        METRICS(record, where)
+        metrics = cls(frames=record["frames"], seconds=record["seconds"])
+        for kind, some in record["values"].items():
+            for name, values in some.items():
+                metrics.values[kind][name] = list(values)
+        return metrics
+
+
+def value(item: object, where: str) -> None:
+    """A number, or true, false or None."""
+    if not isinstance(item, bool):
+        optional(real)(item, where)
+
+
+METRICS = fields(values=mapping(text, mapping(text, sequence(value))), frames=whole(), seconds=real)
 
 
 def summary(values: dict[str, list]) -> dict[str, float]:
@@ -180,6 +216,7 @@ def summary(values: dict[str, list]) -> dict[str, float]:
     """
     out = {name: mean(values[name]) for name in sorted(values) if name != "waits" and values[name]}
     counts = {"clip_objects": "j", "absent_frames": "absent_empty", "meetings": "both_right", "returns": "waits"}
+    counts["twin_frames"] = "wrong_twin"
     out |= {name: len(values[of]) for name, of in counts.items() if values.get(of)}
     if waits := values.get("waits"):
         out["returns_found"] = mean([wait is not None and wait <= SOON for wait in waits])

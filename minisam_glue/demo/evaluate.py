@@ -3,6 +3,8 @@
     python -m minisam_glue.demo.evaluate --detector detector.pt --segmenter segmenter.pt    # or one of them
     python -m minisam_glue.demo.evaluate --propagate flow    # clips alone: optical flow beside SAM 2's memory
     python -m minisam_glue.demo.evaluate --identity both --kinds pass bounce twins return --clips 100 --held-out
+    python -m minisam_glue.demo.evaluate --identity both --first-seed 700010 --clips 10 --values b.json    # in pieces
+    python -m minisam_glue.demo.evaluate --add a.json b.json    # the metrics of pieces together
     python -m minisam_glue.demo.evaluate --story story.png --kinds crossing --first-seed 13    # a clip as a picture
 
 A clip of 60 frames takes some 10 seconds on one core of an AMD EPYC, by each tracker.
@@ -32,6 +34,7 @@ from ..propagators import FLOW, MEMORY, PROPAGATORS, MemoryPropagator
 from ..render.story import story
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
 from ..support.files import whole_file
+from ..support.reading import anything, check_regular, mapping, text
 from . import FOLDER, SEGMENTER, load_detector, load_segmenter
 from .clip_metrics import ClipMetrics, broadcast_iou, mean
 from .clip_story import tell
@@ -233,25 +236,44 @@ def evaluate_clips(model: SAM2, clips: Iterable[Clip], tracked: Tracked | None =
     return metrics.metrics()
 
 
+def measure_trackers(
+    model: SAM2, clips: Iterable[Clip], trackers: dict[str, Callable[[SAM2], VideoTracker]]
+) -> dict[str, ClipMetrics]:
+    """Values of all clips and the time that they took, by the name of each tracker."""
+    found = {name: ClipMetrics() for name in trackers}
+    for film in clips:
+        objects = seeded(film)
+        for name, build in trackers.items():
+            tracker, begun = build(model), time.perf_counter()
+            tracker.max_hole = 0
+            masks = follow(tracker, film, objects)
+            found[name].seconds += time.perf_counter() - begun
+            found[name].frames += len(masks)
+            found[name].add(film, objects, masks)
+    return found
+
+
 def evaluate_trackers(
     model: SAM2, clips: Callable[[], Iterable[Clip]], trackers: dict[str, Callable[[SAM2], VideoTracker]]
 ) -> dict[str, dict[str, float]]:
     """Metrics of evaluate_clips and seconds a frame, by the name of each tracker."""
-    metrics = {}
-    for name, build in trackers.items():
-        frames, seconds = 0, 0.0
+    return {name: found.metrics() for name, found in measure_trackers(model, clips(), trackers).items()}
 
-        def tracked(model: SAM2, film: Clip, objects: list[int], build=build) -> Tensor:
-            nonlocal frames, seconds
-            tracker, begun = build(model), time.perf_counter()
-            tracker.max_hole = 0
-            masks = follow(tracker, film, objects)
-            frames, seconds = frames + len(masks), seconds + time.perf_counter() - begun
-            return masks
 
-        metrics[name] = evaluate_clips(model, clips(), tracked)
-        metrics[name]["seconds_per_frame"] = seconds / max(frames, 1)
-    return metrics
+def add_values(paths: Iterable[Path]) -> dict[str, ClipMetrics]:
+    """Add up the values of several runs, each as --values wrote it. ValueError that begins with the name of a file
+    that is damaged, OSError for one that can't be read."""
+    total: dict[str, ClipMetrics] = {}
+    for path in paths:
+        try:
+            check_regular(path)
+            record = json.loads(path.read_bytes())
+            mapping(text, anything)(record, "it")
+            for name, found in record.items():
+                total.setdefault(name, ClipMetrics()).merge(ClipMetrics.from_json(found, f"its {name}"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    return total
 
 
 # --- All of it --------------------------------------------------------------------------------------------
@@ -313,6 +335,12 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--story", type=Path, metavar="PNG", help="only draw key frames of the first clip here, a row for each tracker"
     )
+    parser.add_argument(
+        "--values", type=Path, metavar="JSON", help="with --identity or --propagate flow: also write all values here"
+    )
+    parser.add_argument(
+        "--add", type=Path, nargs="+", metavar="JSON", help="only print the metrics of several such files together"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -340,6 +368,11 @@ def write_story(path: Path, model: SAM2, film: Clip, trackers: dict[str, Callabl
         Image.fromarray(story(rows)).save(temporary, "PNG", optimize=True)
 
 
+def print_metrics(found: dict[str, ClipMetrics]) -> None:
+    """Print the metrics of each tracker as JSON."""
+    print(json.dumps({name: metrics.metrics() for name, metrics in found.items()}, indent=1))
+
+
 def run(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,
@@ -355,6 +388,16 @@ def run(
     def clips() -> Iterable[Clip]:
         return (draw_clip(seed, args.kinds[seed % len(args.kinds)]) for seed in films)
 
+    if args.add:
+        try:
+            print_metrics(add_values(args.add))
+        except (ValueError, OSError) as error:
+            parser.error(f"--add {error}")
+        return
+    if args.values and (args.story or not args.values.parent.is_dir()):
+        parser.error(f"--values {args.values}: give a name in a folder that is there, without --story")
+    if args.values and not (args.identity or args.propagate == FLOW):
+        parser.error("--values is for clips: give --identity or --propagate flow")
     if args.propagate == FLOW and args.identity:
         parser.error("--identity is about SAM 2's memory: leave out --propagate flow")
     if args.story and (args.story.suffix.lower() != ".png" or not args.story.parent.is_dir()):
@@ -367,7 +410,11 @@ def run(
         if args.story:
             write_story(args.story, segmenter, next(iter(clips())), trackers)
         else:
-            print(json.dumps(evaluate_trackers(segmenter, clips, trackers), indent=1))
+            found = measure_trackers(segmenter, clips(), trackers)
+            if args.values:
+                with whole_file(args.values) as temporary:
+                    temporary.write_text(json.dumps({name: metrics.as_json() for name, metrics in found.items()}))
+            print_metrics(found)
         return
     if not (args.detector or args.segmenter):
         parser.error("nothing to evaluate: give --detector, --segmenter, or both")

@@ -11,12 +11,14 @@ the decoder and the memory (VideoTracker.settle), and change nothing where no tw
     search.py      a lost object is looked for by its appearance, with box prompts and without memory
     rules.py       all of it in order; a mask that lies on another's object is taken away (from IoU 0.7, as in SAM 3,
                    arXiv 2511.16719), and so is one that lies on something unlike its own
+    notes.py       what the rules did on a frame, in words
 
 Masks and boxes are in pixels of the low-resolution masks, (s, s); boxes are (x, y, w, h) with their centre at (x, y).
 Left out: meetings of objects that do not look alike, which SAM 2 itself tells apart.
 """
 
 from .frame import Frame
+from .notes import Notes
 from .rules import Identity, state_kind
 
-__all__ = ["Frame", "Identity", "state_kind"]
+__all__ = ["Frame", "Identity", "Notes", "state_kind"]

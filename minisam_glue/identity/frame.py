@@ -23,6 +23,7 @@ class Frame:
     ious: list[float]  # predicted by the decoder
     tokens: Tensor  # (N, C): image tokens, less their mean
     fixed: set[int] = field(default_factory=set)  # ids that were prompted here
+    image: Tensor | None = None  # (3, s, s), 0 to 1; without it colours count as the same
     changed: set[int] = field(default_factory=set)
     absent: set[int] = field(default_factory=set)
     unwritten: set[int] = field(default_factory=set)
@@ -31,11 +32,12 @@ class Frame:
         self.row = {number: row for row, number in enumerate(self.ids)}
 
     def measure(self) -> None:
-        """Find masks, boxes, areas and appearances."""
+        """Find masks, boxes, areas, appearances and colours."""
         self.masks = self.logits > 0
         self.areas = self.masks.flatten(1).sum(1).tolist()
         self.boxes = mask_boxes(main_parts(self.masks))
         self.appearances = appearances(self.masks, self.tokens)
+        self.colours = self.colours_in(self.masks)
 
     def shows(self, number: int) -> bool:
         return self.areas[self.row[number]] > 0 and number not in self.absent
@@ -44,6 +46,13 @@ class Frame:
         """Areas of two masks, and of what they share."""
         i, j = self.row[one], self.row[other]
         return self.areas[i], self.areas[j], int((self.masks[i] & self.masks[j]).sum())
+
+    def colours_in(self, masks: Tensor) -> Tensor:
+        """The mean colours (n, 3), 0 to 1, inside bool masks (n, s, s)."""
+        if self.image is None:
+            return self.tokens.new_zeros(len(masks), 3)
+        inside = masks.to(self.image.dtype).flatten(1)
+        return inside @ self.image.flatten(1).T / inside.sum(1, keepdim=True).clamp(min=1)
 
     def hide(self, number: int) -> None:
         """Take an object's mask away."""

@@ -72,10 +72,12 @@ class Motion:
 
     def is_clean(self, frame: int, box: Box, area: float) -> bool:
         """Whether a mask is of the likely size, and where it should be."""
+        return not self.areas or (self.fits(area) and box_iou(box, self.predict(frame)) >= NEAR_PREDICTION)
+
+    def fits(self, area: float) -> bool:
+        """Whether an area is near the median."""
         low, high = AREA_RANGE
-        return not self.areas or (
-            low * self.area <= area <= high * self.area and box_iou(box, self.predict(frame)) >= NEAR_PREDICTION
-        )
+        return low * self.area <= area <= high * self.area
 
 
 def line(t: list[float], x: list[float], at: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a
 APART = 4  # frames without contact that end it
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
+OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from which it does so, too
 STALE = 8  # frames without a clean mask after which a prediction counts no more
 PATIENCE = 2  # absent frames before a search
 
@@ -31,6 +32,7 @@ class Track:
 
     motion: Motion = field(default_factory=Motion)
     appearance: Tensor | None = None  # (C,), of length 1
+    colour: Tensor | None = None  # (3,), components from 0 to 1
     clean: int = 0  # frames
     absent: int = 0  # frames in a row, until now
 
@@ -38,12 +40,22 @@ class Track:
     def known(self) -> bool:
         return self.clean >= CLEAN
 
-    def see(self, frame: int, box: Box, area: float, appearance: Tensor) -> None:
-        """A clean mask."""
-        self.motion.observe(frame, box, area)
-        mixed = appearance if self.appearance is None else EMA * self.appearance + (1 - EMA) * appearance
-        self.appearance = F.normalize(mixed, dim=0)
+    def see(self, frame: Frame, number: int) -> None:
+        """A clean mask: that of object `number` on a frame."""
+        row = frame.row[number]
+        self.motion.observe(frame.number, frame.boxes[row], frame.areas[row])
+        self.appearance = F.normalize(mixed(self.appearance, frame.appearances[row]), dim=0)
+        self.colour = mixed(self.colour, frame.colours[row])
         self.clean += 1
+
+    def has_colour(self, colour: Tensor) -> bool:
+        """Whether a colour (3,) may be the object's; True as long as that is not known."""
+        return self.colour is None or float((colour - self.colour).norm()) < OTHER_COLOUR
+
+
+def mixed(before: Tensor | None, now: Tensor) -> Tensor:
+    """The exponential moving average of what is seen on clean frames."""
+    return now if before is None else EMA * before + (1 - EMA) * now
 
 
 @dataclass
@@ -62,6 +74,7 @@ class Identity:
         self.tracks: dict[int, Track] = {}
         self.contacts: dict[tuple[int, int], Contact] = {}
         self.meeting: set[int] = set()  # ids
+        self.words: list[str] = []  # what was done on the last frame
 
     def restart(self, number: int) -> None:
         """Forget what is known of an object: it was prompted anew, or removed."""
@@ -72,6 +85,7 @@ class Identity:
         """Apply the rules to the masks of a frame. Returns the logits (s, s) of lost objects that were found."""
         frame.measure()
         self.find_meeting()
+        self.words = []
         for number in frame.ids:
             self.tracks.setdefault(number, Track())
         self.touch(frame)
@@ -144,9 +158,11 @@ class Identity:
             if shared < COINCIDE * (area + other_area - shared):
                 continue
             claims = [self.claim(frame, number) for number in (one, other)]
-            for number, mine, theirs in ((one, *claims), (other, *claims[::-1])):
+            pair = (one, other, *claims), (other, one, *claims[::-1])
+            for number, owner, mine, theirs in pair:
                 if number not in frame.fixed and mine < 0.1 and theirs >= NEAR_PREDICTION:
                     frame.hide(number)
+                    self.words.append(f"#{number} hidden: its mask is #{owner}'s")
 
     def stray(self, frame: Frame) -> None:
         """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it has not the
@@ -155,16 +171,25 @@ class Identity:
             track = self.tracks[number]
             if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
                 continue
-            clean = track.motion.is_clean(frame.number, frame.boxes[row], frame.areas[row])
-            if not clean and float(frame.appearances[row] @ track.appearance) < UNLIKE:
-                frame.hide(number)
+            likeness, coloured = float(frame.appearances[row] @ track.appearance), track.has_colour(frame.colours[row])
+            if (likeness >= UNLIKE and coloured) or (not track.absent and self.in_place(frame, number)):
+                continue
+            frame.hide(number)
+            why = f"likeness {likeness:.2f}" if coloured else "another colour"
+            self.words.append(f"#{number} hidden: elsewhere, {why}")
+
+    def in_place(self, frame: Frame, number: int) -> bool:
+        """Whether a mask has the likely size and place of its object."""
+        row = frame.row[number]
+        return self.tracks[number].motion.is_clean(frame.number, frame.boxes[row], frame.areas[row])
 
     def claim(self, frame: Frame, number: int) -> float:
-        """IoU of an object's box with its prediction; 0 for one that was absent on the frame before."""
-        track = self.tracks[number]
-        if track.absent:
+        """IoU of an object's box with its prediction; 0 for one that was absent on the frame before, and for a mask
+        that is too small or too large to be the object's."""
+        track, row = self.tracks[number], frame.row[number]
+        if track.absent or not track.motion.fits(frame.areas[row]):
             return 0.0
-        return box_iou(frame.boxes[frame.row[number]], track.motion.predict(frame.number))
+        return box_iou(frame.boxes[row], track.motion.predict(frame.number))
 
     def search(self, frame: Frame, search: Search) -> dict[int, Tensor]:
         """Look for objects that are lost."""
@@ -173,13 +198,15 @@ class Identity:
             track = self.tracks[number]
             if frame.shows(number) or track.absent < PATIENCE or not track.known or number in self.meeting:
                 continue
-            logits = search.find(frame, track.motion, track.appearance)
-            if logits is not None:
-                found[number] = frame.logits[frame.row[number]] = logits
+            candidate = search.find(frame, track.motion, track.appearance, track.colour)
+            if candidate is not None:
+                self.words.append(f"#{number} {'found' if candidate.good else 'not found'}: {candidate}")
+            if candidate is not None and candidate.good:
+                found[number] = frame.logits[frame.row[number]] = candidate.logits
                 frame.absent.discard(number)
                 frame.changed.add(number)
-                frame.masks[frame.row[number]] = logits > 0
-                frame.areas[frame.row[number]] = int((logits > 0).sum())
+                frame.masks[frame.row[number]] = candidate.logits > 0
+                frame.areas[frame.row[number]] = int((candidate.logits > 0).sum())
         return found
 
     def learn(self, frame: Frame, found: dict[int, Tensor]) -> None:
@@ -194,19 +221,23 @@ class Identity:
                 track.motion.restart(frame.number, box)
                 track.motion.observe(frame.number, box, frame.areas[row])
             elif number not in self.meeting:
-                box, area = frame.boxes[row], frame.areas[row]
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
-                    track.motion.restart(frame.number, box)
-                if frame.ious[row] > SURE and track.motion.is_clean(frame.number, box, area):
-                    track.see(frame.number, box, area, frame.appearances[row])
+                    track.motion.restart(frame.number, frame.boxes[row])
+                if frame.ious[row] > SURE and self.in_place(frame, number) and track.has_colour(frame.colours[row]):
+                    track.see(frame, number)
             track.absent = 0
 
-    # --- State ---
+    # --- What was done, and the state ---
+
+    def done(self) -> list[str]:
+        """What the rules did on the last frame, in words."""
+        groups_now = groups(pair for pair, contact in self.contacts.items() if contact.meeting)
+        return [f"{' and '.join(f'#{number}' for number in members)} meet" for members in groups_now] + self.words
 
     def state(self) -> dict:
         """Give what is known as numbers and tensors that torch.save takes."""
         tracks = [
-            {"id": number, "appearance": t.appearance, "clean": t.clean, "absent": t.absent} | vars(t.motion)
+            {"id": number} | {name: value for name, value in vars(t).items() if name != "motion"} | vars(t.motion)
             for number, t in self.tracks.items()
         ]
         contacts = [{"pair": list(pair)} | vars(contact) for pair, contact in self.contacts.items()]
@@ -225,8 +256,8 @@ class Identity:
                 tuple(kept["place"]),
                 tuple(kept["velocity"]),
             )
-            appearance = kept["appearance"] if kept["appearance"] is None else kept["appearance"].to(device)
-            identity.tracks[kept["id"]] = Track(motion, appearance, kept["clean"], kept["absent"])
+            looks = (None if kept[name] is None else kept[name].to(device) for name in ("appearance", "colour"))
+            identity.tracks[kept["id"]] = Track(motion, *looks, kept["clean"], kept["absent"])
         for kept in state["contacts"]:
             identity.contacts[tuple(kept["pair"])] = Contact(kept["known"], kept["meeting"], kept["apart"])
         return identity
@@ -238,6 +269,7 @@ def state_kind(dim: int) -> Kind:
     track = fields(
         id=number,
         appearance=optional(tensor(dim)),
+        colour=optional(tensor(3)),
         clean=whole(),
         absent=whole(),
         places=sequence(sequence(real, 3)),
@@ -258,7 +290,8 @@ def state_kind(dim: int) -> Kind:
         for kept in value["tracks"]:
             if kept["clean"]:
                 known.add(kept["id"])
-                if kept["appearance"] is None or not (kept["sizes"] and kept["areas"] and kept["first"]):
+                known_as = (kept[name] for name in ("appearance", "colour"))
+                if any(look is None for look in known_as) or not (kept["sizes"] and kept["areas"] and kept["first"]):
                     raise ValueError(f"{where} has an object of which it does not know how it looks")
             if any(side <= 0 for size in (*kept["sizes"], kept["first"] or (1,)) for side in size):
                 raise ValueError(f"{where} has an object without a size")

@@ -1,6 +1,7 @@
 """A lost object is looked for by its appearance, with box prompts and without memory."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,32 @@ from .motion import Motion
 
 PEAKS, LIKENESS = 2, 0.6  # places that a search tries; cosine of their image token, at least
 FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3  # what a search accepts
-FOUND_AREA = 0.6, 1.7  # times the median
+FOUND_COLOUR = 0.2  # distance of mean colours, of components from 0 to 1, at most
+FOUND_AREA = 0.3, 2.5  # times the median
+
+
+@dataclass
+class Candidate:
+    """What a box prompt shows at a place, and how it compares with the lost object."""
+
+    logits: Tensor  # (s, s)
+    iou: float  # predicted by the decoder
+    likeness: float  # cosine of the appearances
+    colour: float  # distance of the mean colours
+    area: float  # times the median area
+    on_others: float  # share of the mask that lies on objects that are seen
+
+    @property
+    def good(self) -> bool:
+        """Whether it is the object."""
+        low, high = FOUND_AREA
+        alike = self.likeness >= FOUND_LIKENESS and self.colour < FOUND_COLOUR
+        return self.iou >= FOUND_IOU and alike and low <= self.area <= high and self.on_others <= FOUND_ON_OTHERS
+
+    def __str__(self) -> str:
+        return (
+            f"IoU {self.iou:.2f}, likeness {self.likeness:.2f}, colour off by {self.colour:.2f}, area {self.area:.1f}x"
+        )
 
 
 class Search:
@@ -23,8 +49,8 @@ class Search:
     def __init__(self, look: Callable[[Tensor], tuple[Tensor, Tensor]]):
         self.look = look
 
-    def find(self, frame: Frame, motion: Motion, appearance: Tensor) -> Tensor | None:
-        """The row (s, s) of logits that shows the object; None if none does."""
+    def find(self, frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor) -> Candidate | None:
+        """The best candidate, which need not be good; None if nothing is like the object."""
         side = frame.logits.shape[-1]
         shown = [frame.row[number] for number in frame.ids if frame.shows(number)]
         taken = frame.masks[shown].any(0) if shown else torch.zeros_like(frame.masks[0])
@@ -35,13 +61,20 @@ class Search:
         boxes = torch.tensor([(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]).clamp(0, side)
         logits, ious = self.look(boxes)
         masks = logits > 0
-        area = masks.flatten(1).sum(1)
-        likeness = appearances(masks, frame.tokens) @ appearance
-        low, high = (share * motion.area for share in FOUND_AREA)
-        good = (ious >= FOUND_IOU) & (likeness >= FOUND_LIKENESS) & (area >= max(low, 1)) & (area <= high)
-        good &= (masks & taken).flatten(1).sum(1) <= FOUND_ON_OTHERS * area
-        best = int(torch.where(good, likeness, -2.0).argmax())
-        return logits[best] if bool(good[best]) else None
+        areas = masks.flatten(1).sum(1)
+        on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)
+        table = torch.stack(
+            (
+                ious,
+                appearances(masks, frame.tokens) @ appearance,
+                (frame.colours_in(masks) - colour).norm(dim=1),
+                areas / motion.area,
+                on_others,
+            ),
+            1,
+        )
+        candidates = [Candidate(row, *values) for row, values in zip(logits, table.tolist())]
+        return max(candidates, key=lambda c: (c.good, c.likeness))
 
     def places(self, tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
         """Up to PEAKS centres (x, y) of the likest tokens outside masks that are taken, (s, s)."""

@@ -1,0 +1,42 @@
+"""What the rules saw and did on one frame, in words and numbers: for a story of the video, see render/story.py."""
+
+from dataclasses import dataclass, field
+
+from ..support.reading import fields, optional, real, sequence, text, whole
+
+Corners = tuple[float, float, float, float]  # xyxy, pixels of the video
+
+
+@dataclass
+class Notes:
+    """Object scores, the boxes that were predicted for objects in a meeting, and what was done."""
+
+    scores: dict[int, float] = field(default_factory=dict)  # by id, 0 to 1
+    predicted: dict[int, Corners] = field(default_factory=dict)
+    words: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict:
+        """A record that json.dumps takes."""
+        objects = [
+            {"id": number, "score": round(score, 4), "predicted": self.box_as_json(number)}
+            for number, score in self.scores.items()
+        ]
+        return {"objects": objects, "did": self.words}
+
+    def box_as_json(self, number: int) -> list[float] | None:
+        """The predicted box of an object, if it has one."""
+        box = self.predicted.get(number)
+        return None if box is None else [round(side, 2) for side in box]
+
+    @classmethod
+    def from_json(cls, record: object) -> "Notes":
+        """Read what as_json wrote. ValueError if it is damaged."""
+        NOTES(record, "what the rules did")
+        objects = record["objects"]
+        boxes = {o["id"]: tuple(o["predicted"]) for o in objects if o["predicted"] is not None}
+        return cls({o["id"]: o["score"] for o in objects}, boxes, list(record["did"]))
+
+
+NOTES = fields(
+    objects=sequence(fields(id=whole(1), score=real, predicted=optional(sequence(real, 4)))), did=sequence(text)
+)
