@@ -175,7 +175,7 @@ def test_a_mask_that_moves_on_to_something_alike_of_another_colour_is_taken_away
         tokens = tokens_of(mask, torch.zeros_like(mask))
         masks = settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens, image=image))
         assert masks.any() == (t < 8 or stays)
-    assert stays or "another colour" in identity.done()[0]
+    assert stays or "#1 hidden: likeness 1.00, colour off by" in identity.done()[0]
 
 
 def test_a_mask_that_is_another_objects_and_far_too_large_is_taken_away():

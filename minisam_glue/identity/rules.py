@@ -22,6 +22,7 @@ APART = 4  # frames without contact that end it
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
 OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from which it does so, too
+BACK_UNLIKE, BACK_OTHER_COLOUR = 0.75, 0.2  # the same for the mask of an object that was absent on the frame before
 STALE = 8  # frames without a clean mask after which a prediction counts no more
 PATIENCE = 2  # absent frames before a search
 
@@ -48,9 +49,9 @@ class Track:
         self.colour = mixed(self.colour, frame.colours[row])
         self.clean += 1
 
-    def has_colour(self, colour: Tensor) -> bool:
-        """Whether a colour (3,) may be the object's; True as long as that is not known."""
-        return self.colour is None or float((colour - self.colour).norm()) < OTHER_COLOUR
+    def off_colour(self, colour: Tensor) -> float:
+        """How far a colour (3,) is from the object's; 0 as long as that is not known."""
+        return 0.0 if self.colour is None else float((colour - self.colour).norm())
 
 
 def mixed(before: Tensor | None, now: Tensor) -> Tensor:
@@ -171,12 +172,12 @@ class Identity:
             track = self.tracks[number]
             if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
                 continue
-            likeness, coloured = float(frame.appearances[row] @ track.appearance), track.has_colour(frame.colours[row])
-            if (likeness >= UNLIKE and coloured) or (not track.absent and self.in_place(frame, number)):
+            likeness, off = float(frame.appearances[row] @ track.appearance), track.off_colour(frame.colours[row])
+            least, most = (BACK_UNLIKE, BACK_OTHER_COLOUR) if track.absent else (UNLIKE, OTHER_COLOUR)
+            if (likeness >= least and off < most) or (not track.absent and self.in_place(frame, number)):
                 continue
             frame.hide(number)
-            why = f"likeness {likeness:.2f}" if coloured else "another colour"
-            self.words.append(f"#{number} hidden: elsewhere, {why}")
+            self.words.append(f"#{number} hidden: likeness {likeness:.2f}, colour off by {off:.2f}")
 
     def in_place(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the likely size and place of its object."""
@@ -223,7 +224,8 @@ class Identity:
             elif number not in self.meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                if frame.ious[row] > SURE and self.in_place(frame, number) and track.has_colour(frame.colours[row]):
+                coloured = track.off_colour(frame.colours[row]) < OTHER_COLOUR
+                if frame.ious[row] > SURE and coloured and self.in_place(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
