@@ -178,6 +178,21 @@ def test_a_mask_that_moves_on_to_something_alike_of_another_colour_is_taken_away
     assert stays or "#1 hidden: likeness 1.00, colour off by" in identity.done()[0]
 
 
+@pytest.mark.parametrize("shade, beside, stays", [(0.8, True, True), (0.7, True, False), (0.8, False, False)])
+def test_what_returns_may_be_mixed_with_its_background_unless_it_lies_on_another_object(shade, beside, stays):
+    identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(12):
+        other, mask = square(34, size=20), square(12, 10)
+        if 6 <= t < 11:
+            mask = empty
+        elif t == 11:
+            mask = square(12, 40, 8) if beside else square(34, size=8)
+        image = painted((other, shade), (mask, shade if t == 11 else 1.0))
+        frame = Frame(t, [1, 2], logits_of([mask, other]), [0.9, 0.9], tokens_of(mask | other, empty), image=image)
+        seen = settled(identity, frame)
+    assert bool(seen[0].any()) == stays and seen[1].any()
+
+
 def test_a_mask_that_is_another_objects_and_far_too_large_is_taken_away():
     """A small object hides behind a large look-alike beside it, and its mask becomes the large one's."""
     identity = Identity()

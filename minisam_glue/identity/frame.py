@@ -47,6 +47,12 @@ class Frame:
         i, j = self.row[one], self.row[other]
         return self.areas[i], self.areas[j], int((self.masks[i] & self.masks[j]).sum())
 
+    def on_others(self, number: int) -> float:
+        """The share of an object's mask that lies on masks of other objects."""
+        others = [self.row[other] for other in self.ids if other != number and self.shows(other)]
+        mask = self.masks[self.row[number]]
+        return float((mask & self.masks[others].any(0)).sum() / mask.sum().clamp(min=1)) if others else 0.0
+
     def colours_in(self, masks: Tensor) -> Tensor:
         """The mean colours (n, 3), 0 to 1, inside bool masks (n, s, s)."""
         if self.image is None:

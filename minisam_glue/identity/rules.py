@@ -22,7 +22,9 @@ APART = 4  # frames without contact that end it
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
 OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from which it does so, too
-BACK_UNLIKE, BACK_OTHER_COLOUR = 0.75, 0.2  # the same for the mask of an object that was absent on the frame before
+EDGE_COLOUR = 0.45  # the same for the first pixels of what returns: they are mixed with what is beside them
+ON_OTHERS = 0.5  # share of what returns on other objects from which it must be as like as BACK_ALIKE and BACK_COLOUR
+BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 STALE = 8  # frames without a clean mask after which a prediction counts no more
 PATIENCE = 2  # absent frames before a search
 
@@ -173,11 +175,14 @@ class Identity:
             if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
                 continue
             likeness, off = float(frame.appearances[row] @ track.appearance), track.off_colour(frame.colours[row])
-            least, most = (BACK_UNLIKE, BACK_OTHER_COLOUR) if track.absent else (UNLIKE, OTHER_COLOUR)
-            if (likeness >= least and off < most) or (not track.absent and self.in_place(frame, number)):
-                continue
-            frame.hide(number)
-            self.words.append(f"#{number} hidden: likeness {likeness:.2f}, colour off by {off:.2f}")
+            if track.absent:
+                on_others = frame.on_others(number) >= ON_OTHERS
+                least, most = (BACK_ALIKE, BACK_COLOUR) if on_others else (UNLIKE, EDGE_COLOUR)
+            else:
+                least, most = UNLIKE, OTHER_COLOUR
+            if (likeness < least or off >= most) and (track.absent or not self.in_place(frame, number)):
+                frame.hide(number)
+                self.words.append(f"#{number} hidden: likeness {likeness:.2f}, colour off by {off:.2f}")
 
     def in_place(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the likely size and place of its object."""
