@@ -10,7 +10,7 @@ import torch
 
 from minisam_glue.clipseg import PRESETS
 from minisam_glue.demo import FOLDER, HEAT_SIZE, SEGMENTER, clip_tokenizer, load_heat_mapper
-from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat_to_masks
+from minisam_glue.demo.evaluate_clipseg import evaluate_floors, evaluate_heat_maps, evaluate_heat_to_masks
 from minisam_glue.demo.scenes import Phrase, scene
 from minisam_glue.demo.train_clipseg import (
     FIGURE,
@@ -31,8 +31,10 @@ from minisam_glue.demo.train_clipseg import (
 )
 from minisam_glue.demo.train_detector import NAMES
 from minisam_glue.demo.training import Trainer
+from minisam_glue.heatmap import HeatSettings
 from minisam_glue.models import load_models
 from minisam_glue.pipeline import segment_image
+from minisam_glue.prompts import Seeding
 from minisam_glue.weights import WeightsError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -173,7 +175,7 @@ def test_heads_begin_with_the_patch_at_their_own_offset():
 def test_steps_show_single_figures_then_windows_then_whole_scenes():
     task = CLIPSegTask(RECIPE)
     batches = [task.batch(step, step) for step in (0, 1, 3)]
-    sides = [(16, FIGURE), (4, WINDOW), (1, HEAT_SIZE)]
+    sides = [(8, FIGURE), (2, WINDOW), (1, HEAT_SIZE)]
     assert [tuple(b.images.shape) for b in batches] == [(count, 3, side, side) for count, side in sides]
     assert [b.ids.shape[1] for b in batches] == [2, 4, 4]
     for batch in batches:
@@ -219,8 +221,21 @@ def test_from_the_true_heat_maps_sam_2_makes_the_masks_of_the_objects():
     models, scenes = load_models("demo", detector=None, device="cpu"), [scene(seed) for seed in range(8)]
     metrics = evaluate_heat_to_masks(Oracle(scenes), models.sam, scenes)
     assert metrics["text_iou"] > 0.6 and metrics["text_silence"] == 1.0
-    spoiled = evaluate_heat_to_masks(Oracle(scenes, lambda objects: objects or [0]), models.sam, scenes)
-    assert spoiled["text_silence"] < 0.5
+    spoiled = Oracle(scenes, lambda objects: objects or [0])
+    assert evaluate_heat_to_masks(spoiled, models.sam, scenes)["text_silence"] < 0.5
+
+
+def test_each_floor_and_least_area_gives_what_heat_settings_of_them_give():
+    models, scenes = load_models("demo", detector=None, device="cpu"), [scene(seed) for seed in range(3)]
+    oracle = Oracle(scenes)
+    rows = evaluate_floors(oracle, models.sam, scenes, (0.6, 1.0), (60, 3000))
+    assert [(row.pop("floor"), row.pop("min_area")) for row in rows] == [(0.6, 60), (0.6, 3000), (1.0, 60), (1.0, 3000)]
+    for row, area in zip(rows, (60, 3000)):
+        seeding = Seeding(heat=HeatSettings(floor=0.6, min_area=area))
+        assert row == evaluate_heat_to_masks(oracle, models.sam, scenes, seeding)
+    assert rows[0]["text_iou"] > rows[1]["text_iou"] > rows[2]["text_iou"] == 0  # logits of 6 are not 1.0
+    with pytest.raises(ValueError, match="floor 0.3: give 0.5 or more"):
+        evaluate_floors(oracle, models.sam, scenes, (0.3,))
 
 
 def test_methods_are_compared_on_the_same_scenes(trained, capsys):

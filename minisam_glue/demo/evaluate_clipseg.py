@@ -1,20 +1,25 @@
 """Metrics of the demo CLIPSeg on generated scenes, alone and with SAM 2 behind it; as JSON from one command.
 
     python -m minisam_glue.demo.evaluate_clipseg --clipseg clipseg.pt --segmenter segmenter.pt
+    python -m minisam_glue.demo.evaluate_clipseg --clipseg clipseg.pt --segmenter segmenter.pt --floors
 
+The second line is for the choice of HEAT_FLOOR and HEAT_MIN_AREA in __init__.py.
 Seeds are held out (see scenes.py). The numbers with SAM 2 are counted as those of the detector are (evaluate.py).
 """
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..clipseg import HeatMapper
-from ..heatmap import confidence
+from ..heatmap import REFERENCE_SIDE, SURE, HeatSettings, confidence
 from ..models import Models
 from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
@@ -23,7 +28,7 @@ from . import load_heat_mapper, load_segmenter
 from .evaluate import broadcast_iou, greedy_pairs, mean
 from .scenes import Scene, scene
 
-SURE = 0.5  # confidence from which a pixel counts as of the object
+FLOORS, AREAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (30, 60, 120, 240)  # that --floors tries
 
 
 def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str, float]:
@@ -52,30 +57,52 @@ def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str,
     }
 
 
-def evaluate_heat_to_masks(
-    mapper: HeatMapper, model: SAM2, scenes: Iterable[Scene], seeding: Seeding = Seeding()
-) -> dict[str, float]:
-    """Metrics of phrases to heat maps to masks, as evaluate_text_to_masks has them for boxes.
+@dataclass
+class Found:
+    """The n instances that phrases found in a scene, with their masks.
 
-    text_silence: share of the scenes with absent phrases in which these yield nothing.
+    labels: (n,) numbers of the phrases. scores: (n,) best confidences. areas: (n,) of the regions of the heat map, in
+    pixels of one of 352 x 352, as HeatSettings.min_area has them. masks: bool (n, H, W).
     """
-    models = Models(None, model, demo=True, heat_mapper=mapper)  # floor and least area of the demo weights
+
+    labels: Tensor
+    scores: Tensor
+    areas: Tensor
+    masks: Tensor
+
+    def at_least(self, floor: float, area: float) -> "Found":
+        """Those that reach a confidence and an area."""
+        keep = (self.scores >= floor) & (self.areas >= area)
+        return Found(self.labels[keep], self.scores[keep], self.areas[keep], self.masks[keep])
+
+
+def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Found:
+    """What the phrases of a scene find in it by way of heat maps and SAM 2."""
+    names = [phrase.text for phrase in truth.phrases]
+    (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
+    encoded = models.predictor.encode([truth.image])
+    masks = [segment_seed(models, seed, encoded)[0] for seed in seeds.objects]
+    return Found(
+        torch.tensor([names.index(seed.label) for seed in seeds.objects], dtype=torch.long),
+        torch.tensor([seed.score for seed in seeds.objects]),
+        torch.tensor([seed.region.mean() * REFERENCE_SIDE**2 for seed in seeds.objects]),
+        torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2])),
+    )
+
+
+def text_metrics(results: Iterable[tuple[Scene, Found]]) -> dict[str, float]:
+    """As evaluate_text_to_masks counts them. text_silence: share of the scenes with absent phrases in which these
+    yield nothing."""
     overlaps, extra, silent = [], 0, []
-    for truth in scenes:
-        names = [phrase.text for phrase in truth.phrases]
-        (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
-        numbers = torch.tensor([names.index(seed.label) for seed in seeds.objects], dtype=torch.long)
-        encoded = models.predictor.encode([truth.image])
-        masks = [segment_seed(models, seed, encoded)[0] for seed in seeds.objects]
-        found = torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2]))
+    for truth, found in results:
         named = [i for i, label in enumerate(truth.labels) if label >= 0]
         labels = torch.tensor([truth.labels[i] for i in named], dtype=torch.long)
-        table = broadcast_iou(found[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
-        matched = greedy_pairs(table.where(numbers[:, None] == labels, 0.0))
+        table = broadcast_iou(found.masks[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
+        matched = greedy_pairs(table.where(found.labels[:, None] == labels, 0.0))
         overlaps += matched + [0.0] * (len(named) - len(matched))
-        extra += len(masks) - len(matched)
+        extra += len(found.masks) - len(matched)
         if truth.absent:
-            silent.append(not set(numbers.tolist()) & set(truth.absent))
+            silent.append(not set(found.labels.tolist()) & set(truth.absent))
     return {
         "text_objects": len(overlaps),
         "text_iou": mean(overlaps),
@@ -85,20 +112,61 @@ def evaluate_heat_to_masks(
     }
 
 
+def demo_models(mapper: HeatMapper, model: SAM2) -> Models:
+    """Both models, with the floor and the least area of the demo weights."""
+    return Models(None, model, demo=True, heat_mapper=mapper)
+
+
+def evaluate_heat_to_masks(
+    mapper: HeatMapper, model: SAM2, scenes: Iterable[Scene], seeding: Seeding = Seeding()
+) -> dict[str, float]:
+    """From phrases by way of heat maps to masks: see text_metrics."""
+    models = demo_models(mapper, model)
+    return text_metrics((truth, find_masks(models, truth, seeding)) for truth in scenes)
+
+
+def evaluate_floors(
+    mapper: HeatMapper,
+    model: SAM2,
+    scenes: Iterable[Scene],
+    floors: Sequence[float] = FLOORS,
+    areas: Sequence[float] = AREAS,
+) -> list[dict[str, float]]:
+    """The metrics of evaluate_heat_to_masks with each floor, of SURE or more, and each least area; each mask is made
+    once. ValueError for a lower floor: it would change the threshold and with it the instances."""
+    if min(floors) < SURE:
+        raise ValueError(f"floor {min(floors)}: give {SURE} or more")
+    models = demo_models(mapper, model)
+    seeding = Seeding(heat=HeatSettings(floor=min(floors), min_area=min(areas)))
+    results = [(truth, find_masks(models, truth, seeding)) for truth in scenes]
+    return [
+        {"floor": floor, "min_area": area}
+        | text_metrics((truth, found.at_least(floor, area)) for truth, found in results)
+        for floor, area in product(floors, areas)
+    ]
+
+
 def main() -> None:
-    """The command line: all metrics as JSON on standard output."""
+    """The command line: all metrics as JSON on standard output, of --floors a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clipseg", type=Path, required=True, help="file that train_clipseg wrote")
     parser.add_argument("--segmenter", type=Path, help="file that train_segmenter wrote")
     parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
     parser.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--floors", action="store_true", help="only compare floors and least areas, with --segmenter")
     args = parser.parse_args()
+    if args.floors and not args.segmenter:
+        parser.error("--floors needs --segmenter: it compares masks")
     mapper = load_heat_mapper(args.clipseg, args.device)
     scenes = [scene(seed) for seed in range(args.first_seed, args.first_seed + args.scenes)]
+    segmenter = load_segmenter(args.segmenter, args.device) if args.segmenter else None
+    if args.floors:
+        print(*map(json.dumps, evaluate_floors(mapper, segmenter, scenes)), sep="\n")
+        return
     metrics = evaluate_heat_maps(mapper, scenes)
-    if args.segmenter:
-        metrics |= evaluate_heat_to_masks(mapper, load_segmenter(args.segmenter, args.device), scenes)
+    if segmenter:
+        metrics |= evaluate_heat_to_masks(mapper, segmenter, scenes)
     print(json.dumps(metrics, indent=1))
 
 

@@ -46,13 +46,13 @@ NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1
 class Recipe(training.Recipe):
     """Settings that the result depends on. batch_size: whole scenes; of smaller pictures there are more."""
 
-    steps: int = 4_200
+    steps: int = 7_000
     batch_size: int = 4
     cooldown: float = 0.3
     lr: float = 2e-3
     warmup_steps: int = 100
-    figure_steps: int = 1_500  # at the beginning, that show single figures, easy ones first
-    whole_from: int = 3_500  # step from which whole scenes are shown; windows of them between
+    figure_steps: int = 2_500  # at the beginning, that show single figures, easy ones first
+    whole_from: int = 5_500  # step from which whole scenes are shown; windows of them between
     phrases: int = 4  # for each picture; half as many for a single figure
 
 
@@ -332,12 +332,12 @@ class CLIPSegTask:
         recipe = self.recipe
         if step < recipe.figure_steps:
             last = TILES * (0.1 + 0.9 * step / recipe.figure_steps)
-            numbers = rng.uniform(max(0, last - 0.3 * TILES), last, 16 * recipe.batch_size).astype(int)
+            numbers = rng.uniform(max(0, last - 0.3 * TILES), last, 8 * recipe.batch_size).astype(int)
             tiles = [numbered_tile(recipe.seed, int(number)) for number in numbers]
             return [cut(t, rng, FIGURE, FIGURE / TILE, turn=step > recipe.figure_steps // 3) for t in tiles]
         whole = step >= recipe.whole_from
         first = TRAINING_FROM + recipe.seed * 1_000_000
-        numbers = first + rng.integers(SCENES, size=recipe.batch_size * (1 if whole else 4))
+        numbers = first + rng.integers(SCENES, size=recipe.batch_size * (1 if whole else 2))
         scenes = [numbered_scene(int(number)) for number in numbers]
         return [cut(s, rng, SIDE if whole else WINDOW, 1.0 if whole else WINDOW / SIDE) for s in scenes]
 
