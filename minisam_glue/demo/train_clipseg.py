@@ -37,7 +37,7 @@ EVALUATED = range(900_000, 900_050)  # seeds of the scenes that training watches
 SIDE, WINDOW, FIGURE = HEAT_SIZE, 96, 48  # pixels: sides of a whole scene, a window of one, and a single figure
 TILE = 56  # pixels: side of the picture of a single figure that FIGURE pixels are cut from
 NOBODY = 255  # owner of a pixel of the background
-TILES, SCENES = 24_000, 5_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
+TILES, SCENES = 8_000, 5_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
 UNLIKELY = -3.0  # logit of a pixel before anything is learned: most belong to no object of a phrase
 NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1)), ((0, 2), (0, -2), (2, 0), (-2, 0)))
 
@@ -46,13 +46,13 @@ NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1
 class Recipe(training.Recipe):
     """Settings that the result depends on. batch_size: whole scenes; of smaller pictures there are more."""
 
-    steps: int = 7_000
+    steps: int = 5_000
     batch_size: int = 4
     cooldown: float = 0.3
     lr: float = 2e-3
     warmup_steps: int = 100
-    figure_steps: int = 2_500  # at the beginning, that show single figures, easy ones first
-    whole_from: int = 5_500  # step from which whole scenes are shown; windows of them between
+    figure_steps: int = 1_000  # at the beginning, that show single figures, easy ones first
+    whole_from: int = 3_500  # step from which whole scenes are shown; windows of them between
     phrases: int = 4  # for each picture; half as many for a single figure
 
 
