@@ -17,6 +17,7 @@ import json
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -469,7 +470,8 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     if not any(row.accuracies for row in rows):
         return
     args = run.resolve(runs[0][2])
-    about = f"{args['data']}" + (f", {args['subset']} training images" if args["subset"] else "")
+    about = Path(args["data_root"]).resolve().name if args["data"] == "folder" else args["data"]
+    about += f", {args['subset']} training images" if args["subset"] else ""
     title = f"Study {Path(study.name).stem} on {about}"
     if study.budget:
         title += f", {study.budget} a run"
@@ -515,6 +517,6 @@ def draw(rows: list[Row], title: str) -> Any:
         )
     axes.set_yticks(places, [row.name for row in done], fontsize=9, parse_math=False)
     axes.set_xlabel("test accuracy (%)", fontsize=9)
-    axes.set_title(title, fontsize=11, loc="left", parse_math=False)
+    figure.suptitle(textwrap.fill(title, 80), fontsize=11, x=0.01, ha="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -239,7 +239,11 @@ def test_seeds_of_the_named_and_the_best_variant_and_the_teachers_that_they_need
     epochs = {name: run.read_config(Path("out") / name / "config.json")["epochs"] for name in folders}
     assert epochs["b-seed0"] == epochs["b-seed1"] and epochs["a-seed0"] == epochs["a-seed1"] != epochs["b-seed0"]
     table = Path("out/table.md").read_text()
-    assert "0.5 CPU minutes a run" in table and table.count("| 2 |") == 3 and table.count("| 3.0 |") == 4
+    assert (
+        f"# Study mine on {images.name}, 0.5 CPU minutes a run" in table
+        and table.count("| 2 |") == 3
+        and table.count("| 3.0 |") == 4
+    )
     assert train_cifar.main(asked) == 0 and len(measured) == 4
     asked[asked.index("0.5")] = "30"
     assert train_cifar.main(asked) == 2
