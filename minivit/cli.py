@@ -367,7 +367,12 @@ def add_augmentation(parser: argparse.ArgumentParser) -> None:
     flag("--mix-prob", "probability that a batch is mixed (mixup or CutMix)", type=float)
     flag("--label-smoothing", "label smoothing", type=float)
     flag("--unsmoothed-epochs", "last epochs without label smoothing, if more than those of --clean-epochs", type=int)
-    flag("--clean-epochs", "last epochs with crop and flip only: no mixing, smoothing or other augmentation", type=int)
+    flag(
+        "--clean-epochs",
+        "last epochs with crop and flip only: no mixing, smoothing or other augmentation; if not given, at most a tenth "
+        "of all",
+        type=int,
+    )
 
 
 def add_distillation(parser: argparse.ArgumentParser) -> None:

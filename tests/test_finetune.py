@@ -257,5 +257,7 @@ def test_the_recipes_of_the_references_are_the_presets_defaults():
     recipe("vit-b16", schedule="one-cycle", trivial_augment=True, label_smoothing=0.1, mix_prob=0.0, head_dropout=0.1)
     recipe("distilled", lr=6e-4, min_lr=0.0, warmup=0.05, batch_size=192, epochs=300, mixup=0.4, cutmix=1.0)
     recipe("distilled", label_smoothing=0.05, clean_epochs=15, ema_start=0.995, ema_end=0.9995, erasing=0.25)
+    assert run.resolve({"preset": "distilled", "epochs": 20})["clean_epochs"] == 2  # of a short run a tenth
+    assert run.resolve({"preset": "distilled", "epochs": 20, "clean_epochs": 15})["clean_epochs"] == 15
     recipe("distilled", distill_temperature=2.0, distill_weight=0.5, weight_decay=0.05)
     recipe("resnet18", lr=1e-3, weight_decay=0.01, epochs=40, batch_size=256, schedule="cosine", mix_prob=0.0)
