@@ -369,8 +369,8 @@ def add_augmentation(parser: argparse.ArgumentParser) -> None:
     flag("--unsmoothed-epochs", "last epochs without label smoothing, if more than those of --clean-epochs", type=int)
     flag(
         "--clean-epochs",
-        "last epochs with crop and flip only: no mixing, smoothing or other augmentation; if not given, at most a tenth "
-        "of all",
+        "last epochs with crop and flip only: no mixing, smoothing or other augmentation; if not given, a tenth of "
+        "all at most",
         type=int,
     )
 
