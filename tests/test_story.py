@@ -21,7 +21,7 @@ from minisam_glue.identity.rules import Contact
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.render.overlay import colour_of
-from minisam_glue.render.story import COLUMNS, GAP, MOST, Panel, Storyteller, draw_panel, key_frames, story
+from minisam_glue.render.story import COLUMNS, GAP, MOST, Panel, Storyteller, draw_panel, key_frames, panel_words, story
 from minisam_glue.sam2 import VideoTracker
 
 
@@ -63,6 +63,11 @@ def test_a_long_video_is_told_by_its_moments_and_few_panels_are_held():
     assert len(busy.moments) <= 2 * MOST and len(busy.panels()) == MOST
     with pytest.raises(ValueError, match="a video without frames"):
         Storyteller().panels()
+
+
+def test_what_is_hidden_is_not_said_to_be_absent_as_well():
+    assert panel_words(["#1 hidden: x", "#1 and #4 meet"], [1, 2, 12]) == "#1 hidden: x; #1 and #4 meet; #2, #12 absent"
+    assert panel_words(["#12 hidden: x"], [1]) == "#12 hidden: x; #1 absent" and panel_words([], []) == ""
 
 
 def test_a_large_frame_is_shown_smaller_with_its_mask_and_box_where_they_are():

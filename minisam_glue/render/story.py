@@ -79,8 +79,9 @@ def draw_panel(panel: Panel) -> np.ndarray:
 
 
 def panel_words(done: Sequence[str], absent: Sequence[int]) -> str:
-    """What stands below a frame: what the rules did, and the ids of objects without a mask."""
-    return "; ".join([*done, *([f"{', '.join(f'#{number}' for number in absent)} absent"] if absent else [])])
+    """Word what stands below a frame: what the rules did, and which other objects have no mask, by their ids."""
+    ids = [f"#{number}" for number in absent if not any(words.startswith(f"#{number} hidden") for words in done)]
+    return "; ".join([*done, *([f"{', '.join(ids)} absent"] if ids else [])])
 
 
 def at_panel_size(image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
