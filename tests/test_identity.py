@@ -178,6 +178,16 @@ def test_a_mask_that_moves_on_to_something_alike_of_another_colour_is_taken_away
     assert stays or "#1 hidden: likeness 1.00, colour off by" in identity.done()[0]
 
 
+def test_an_object_that_comes_into_the_shadow_is_known_in_its_new_colour():
+    identity = Identity()
+    for t in range(30):
+        mask = square(8 + t)
+        image = painted((mask, 1.0 if t < 10 else 0.5))
+        tokens = tokens_of(mask, torch.zeros_like(mask))
+        assert settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens, image=image)).any()
+    assert identity.tracks[1].clean == 30 and float(identity.tracks[1].colour.mean()) < 0.6
+
+
 @pytest.mark.parametrize("shade, beside, stays", [(0.8, True, True), (0.7, True, False), (0.8, False, False)])
 def test_what_returns_may_be_mixed_with_its_background_unless_it_lies_on_another_object(shade, beside, stays):
     identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)

@@ -16,7 +16,7 @@ from .search import Search
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 SURE = 0.5  # predicted IoU of a clean mask, at least
 EMA = 0.9  # of the appearance
-ALIKE = 0.9  # cosine of two objects' appearances from which they are look-alikes
+ALIKE = 0.9  # cosine of two appearances from which they are alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
 APART = 4  # frames without contact that end it
 COINCIDE = 0.7  # IoU of two masks that are one
@@ -184,6 +184,13 @@ class Identity:
                 frame.hide(number)
                 self.words.append(f"#{number} hidden: likeness {likeness:.2f}, colour off by {off:.2f}")
 
+    def looks_alike(self, frame: Frame, number: int) -> bool:
+        """Whether a mask has the colour of its object, as far as that is known; or its appearance, in another light."""
+        track, row = self.tracks[number], frame.row[number]
+        if track.appearance is None or track.off_colour(frame.colours[row]) < OTHER_COLOUR:
+            return True
+        return float(frame.appearances[row] @ track.appearance) >= ALIKE
+
     def in_place(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the likely size and place of its object."""
         row = frame.row[number]
@@ -229,8 +236,7 @@ class Identity:
             elif number not in self.meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                coloured = track.off_colour(frame.colours[row]) < OTHER_COLOUR
-                if frame.ious[row] > SURE and coloured and self.in_place(frame, number):
+                if frame.ious[row] > SURE and self.in_place(frame, number) and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
