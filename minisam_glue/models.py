@@ -184,15 +184,22 @@ def _read(load: Callable[[Path], Model], path: Path) -> Model:
 
 
 def in_precision(model: SAM2, precision: torch.dtype) -> SAM2:
-    """SAM 2 in a precision, in place. On a CPU the prompt encoder and the mask decoder stay in float32: next to the
-    image encoder they cost little, and the scores by which they choose a mask are close to each other."""
-    model.to(precision)
-    if model.device.type == "cpu" and precision != torch.float32:
-        decoder = model.sam_mask_decoder
-        for part in (model.sam_prompt_encoder, decoder, model.obj_ptr_proj):
-            part.float()
-        for part in (decoder.conv_s0, decoder.conv_s1):  # these are the image encoder's last layers
-            part.to(precision)
+    """SAM 2 in a precision, in place.
+
+    On a CPU only the large matrix products are lowered: those of the trunk's blocks and of the memory. What costs
+    little beside them stays in float32: the sums and norms of the blocks, the patch embedding, the neck, the prompt
+    encoder and the mask decoder. Rounding the sums would cost most of the accuracy, and the scores by which the decoder
+    chooses a mask are close to each other. A model in two precisions needs the fast forms (sam2.accelerate).
+    """
+    if model.device.type != "cpu" or precision == torch.float32:
+        return model.to(precision)
+    trunk, neck = model.image_encoder.trunk, model.image_encoder.neck
+    norms = [norm for block in trunk.blocks for norm in (block.norm1, block.norm2)]
+    parts = (trunk.patch_embed, *norms, neck, model.sam_prompt_encoder, model.sam_mask_decoder, model.obj_ptr_proj)
+    kept = {id(weight) for part in parts for weight in part.parameters()}
+    kept |= {id(trunk.pos_embed), id(trunk.pos_embed_window)}
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.float32 if id(weight) in kept else precision)
     return model
 
 

@@ -83,7 +83,8 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save
     try:
         clear(folder)
         (new / "masks").mkdir(parents=True)
-        Image.fromarray(result.annotated()).save(new / ("annotated.jpg" if jpeg else "annotated.png"), quality=92)
+        path = new / ("annotated.jpg" if jpeg else "annotated.png")
+        Image.fromarray(result.annotated()).save(path, quality=92, compress_level=3)
         for segment in result.objects:
             save_mask(new / "masks" / f"{name_of(segment)}.png", segment.mask)
         if "heatmap" in save:

@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .hiera import Hiera, HieraBlock, from_windows, to_windows
+from .hiera import Hiera, HieraBlock, from_windows, max_pool, to_windows
 from .layers import Attention, LayerNorm2d, sine_position_2d
 from .mask_decoder import STABILITY, MaskDecoder, stability
 from .memory import MemoryAttention, RotaryAttention, axial_angles
@@ -167,9 +167,16 @@ class StripHieraBlock(HieraBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not self.window:
-            return super().forward(x)
+            return self.update(x)
         rows = max(1, CPU_TOKENS // (self.window * x.shape[2])) * self.window
-        return torch.cat([super(StripHieraBlock, self).forward(strip) for strip in x.split(rows, 1)], 1)
+        return torch.cat([self.update(strip) for strip in x.split(rows, 1)], 1)
+
+    def update(self, x: Tensor) -> Tensor:
+        """The plain block. Its sums and norms are in the precision of x, its products in that of their weights."""
+        precision = self.attn.qkv.weight.dtype
+        y = self.norm1(x).to(precision)
+        x = (max_pool(self.proj(y)).to(x.dtype) if self.q_pool else x) + self.attend(y)
+        return x + self.mlp(self.norm2(x).to(precision))
 
     def attend(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
@@ -283,14 +290,14 @@ class FastSAM2(SAM2):
 
     def encode_image(self, images: Tensor) -> FastImageFeatures:
         """Encode as SAM2 does; the finer maps are in nested order."""
-        stages = self.image_encoder.trunk(images.to(self.no_mem_embed.dtype))
-        decoder = self.sam_mask_decoder
+        trunk, decoder = self.image_encoder.trunk, self.sam_mask_decoder
+        stages = trunk(images.to(trunk.pos_embed.dtype))
         convs = [level.conv for level in reversed(self.image_encoder.neck.convs)]
         s0 = space_to_depth(space_to_depth(folded_product(convs[0], decoder.conv_s0, stages[0])))
         s1 = space_to_depth(folded_product(convs[1], decoder.conv_s1, stages[1]))
         fine, coarse = (convs[i](stages[i].permute(0, 3, 1, 2)) for i in (2, 3))
         tokens = (fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest")).flatten(2).mT
-        return FastImageFeatures(tokens, (s0, s1))
+        return FastImageFeatures(tokens.to(self.no_mem_embed.dtype), (s0, s1))
 
     def condition_on_memory(
         self, features: FastImageFeatures, selections: list[MemorySelection], pointer_count: int = POINTERS
