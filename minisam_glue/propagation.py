@@ -197,7 +197,7 @@ class Tracking:
             return self._record(index, image, result, found)
 
     def _look(self, index: int, image: np.ndarray) -> Seeds | None:
-        """What the sentence finds on this frame, if it is asked here."""
+        """The objects that the sentence finds on this frame, if it is asked here."""
         if isinstance(self.prompt, Clicks) or (self.corrections and self.reverse):
             return None
         if self.seeded_at is None:
@@ -237,7 +237,7 @@ class Tracking:
             self.held.append({"at": index, "tracker": self.tracker.state_of(new)})
 
     def _take_up(self, index: int) -> None:
-        """On the way back, track the objects from here that joined on the next frame.
+        """Track the objects that joined on the next frame from here, on the way back.
 
         Those that a sentence found later than the first ones come with these, as lost ones that may return.
         """

@@ -1,4 +1,4 @@
-"""What carries masks from one frame to the next: SAM 2's memory, or optical flow.
+"""Propagators, which carry masks from one frame to the next: SAM 2's memory, or optical flow.
 
 Both take prompts on a frame and give the masks of all objects on the next one:
 
@@ -67,7 +67,7 @@ class MemoryPropagator(VideoTracker):
         self.identity = None if self.identity is None else Identity()
 
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
-        """As VideoTracker.encode; the rules get the frame at the size of the low-resolution masks."""
+        """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks."""
         if self.identity is not None:
             picture = torch.tensor(image, device=self.model.device).permute(2, 0, 1).float() / 255
             self.small = F.adaptive_avg_pool2d(picture, self.model.config.image_size // 4)
@@ -84,7 +84,7 @@ class MemoryPropagator(VideoTracker):
             self.identity.restart(object_id)
 
     def settle(self, found: list[tuple[Sequence[TrackedObject], Decoded]]) -> list:
-        """As VideoTracker.settle, and then the rules: only the masks that they change differ."""
+        """Settle as VideoTracker does, then apply the rules: only the masks that they change differ."""
         outs = super().settle(found)
         if self.identity is None or not self.objects:
             return outs
@@ -124,7 +124,7 @@ class MemoryPropagator(VideoTracker):
 
     @torch.inference_mode()
     def track(self, reverse: bool = False) -> FrameResult:
-        """As VideoTracker.track; masks that can't be told apart are shown, but not kept in memory."""
+        """Track as VideoTracker does; masks that can't be told apart are shown, but not kept in memory."""
         self.unwritten: set[int] = set()
         result = super().track(reverse)
         for number in self.unwritten:
@@ -142,7 +142,7 @@ class MemoryPropagator(VideoTracker):
         return torch.cat([p.masks[:, 0].float() for p in parts]), torch.cat([p.ious[:, 0].float() for p in parts])
 
     def notes(self, result: FrameResult) -> Notes:
-        """What the rules saw and did on the current frame, of which `result` is; nothing without rules."""
+        """Notes of what the rules saw and did on the current frame, of which `result` is; nothing without rules."""
         if self.identity is None:
             return Notes()
         scores, side = result.object_score_logits.sigmoid().tolist(), self.model.config.image_size // 4
@@ -154,7 +154,7 @@ class MemoryPropagator(VideoTracker):
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
     def looks(self, masks: Tensor, image: np.ndarray) -> Tensor:
-        """How what is in masks, bool (n, s, s), looks on the current frame, uint8 (H, W, 3): see redetection.py."""
+        """The looks of what is in masks, bool (n, s, s), on the current frame, uint8 (H, W, 3): see redetection.py."""
         return redetection.looks(masks, self.current().tokens[0].float(), torch.tensor(image, device=masks.device))
 
     def look_at_boxes(self, boxes: Array) -> ObjectOutput:
@@ -173,7 +173,7 @@ class MemoryPropagator(VideoTracker):
         self.objects[number].bank.tracked.clear()
 
     def state(self) -> dict:
-        """As VideoTracker.state, with what the rules know."""
+        """The state of VideoTracker, with what the rules know."""
         return super().state() | {"identity": None if self.identity is None else self.identity.state()}
 
     def restore(self, state: dict) -> None:
@@ -183,7 +183,7 @@ class MemoryPropagator(VideoTracker):
             self.identity = Identity.from_state(state["identity"], self.model.device)
 
     def state_kind(self) -> Kind:
-        """What state() gives."""
+        """The kind of state()."""
         tracker = memory.state_kind(self.model.config)
         rules = fields(identity=optional(identity_kind(self.model.config.dim)))
 
@@ -194,7 +194,7 @@ class MemoryPropagator(VideoTracker):
         return check
 
     def state_of(self, ids: Collection[int]) -> dict:
-        """As state(), of these objects alone."""
+        """The state of these objects alone."""
         state = self.state()
         return state | {"objects": [held for held in state["objects"] if held["id"] in ids], "identity": None}
 
@@ -242,7 +242,7 @@ class FlowPropagator(MemoryPropagator):
         self.last_look: int | None = None
 
     def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
-        """As VideoTracker.seek; the masks of the frame before are kept to be carried on."""
+        """Seek as VideoTracker does; the masks of the frame before are kept to be carried on."""
         if frame == self.frame and (self.features is not None or self.picture is not None):
             return
         array = to_rgb(image)
@@ -259,7 +259,7 @@ class FlowPropagator(MemoryPropagator):
         return super().encode(frame, image) if self.picture is None else None
 
     def current(self) -> ImageFeatures:
-        """As VideoTracker.current."""
+        """The current frame, as VideoTracker has it."""
         if self.picture is not None:
             self.features, self.picture = super().encode(self.frame, self.picture), None
         return super().current()
@@ -270,7 +270,7 @@ class FlowPropagator(MemoryPropagator):
 
     @torch.inference_mode()
     def track(self, reverse: bool = False) -> FrameResult:
-        """As VideoTracker.track. reverse: time runs backwards, which flow does not need to know."""
+        """Track as VideoTracker does. reverse: time runs backwards, which flow does not need to know."""
         if self.picture is None:
             self.current()
         waiting = [number for number, obj in self.objects.items() if self.frame not in obj.bank.prompted]
@@ -379,7 +379,7 @@ class FlowPropagator(MemoryPropagator):
             memory.logits = torch.full_like(memory.logits, ABSENT)
 
     def state(self) -> dict:
-        """As VideoTracker.state, with what flow needs of the current frame."""
+        """The state of VideoTracker, with what flow needs of the current frame."""
         return super().state() | {"now": self.now, "areas": dict(self.areas), "last_look": self.last_look}
 
     def state_of(self, ids: Collection[int]) -> dict:
@@ -398,7 +398,7 @@ class FlowPropagator(MemoryPropagator):
         self.areas, self.last_look = dict(state["areas"]), state["last_look"]
 
     def state_kind(self) -> Kind:
-        """What state() gives."""
+        """The kind of state()."""
         tracker = super().state_kind()
         more = fields(now=optional(_brightness_kind), areas=_areas_kind, last_look=optional(whole()))
 

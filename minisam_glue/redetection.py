@@ -20,7 +20,7 @@ UNLIKE = 0.6  # likeness below which a track lies on something else than its obj
 
 
 def looks(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-    """How objects look: the mean image token inside each mask, less that of the frame, as a unit vector; and the mean
+    """Looks of objects: the mean image token inside each mask, less that of the frame, as a unit vector; and the mean
     colour, 0 to 1. Rows (n, C + 3); zeros for a mask without pixels.
 
     tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).

@@ -391,7 +391,7 @@ class VisionTransformer(nn.Module):
 
 
 def shape_hint(x: Tensor) -> str:
-    """How to make RGB images (B, 3, H, W) of a tensor, if its shape tells; "" if not."""
+    """A hint that makes RGB images (B, 3, H, W) of a tensor, if its shape tells; "" if not."""
     if x.ndim == 3 and x.shape[0] == 3:
         return ": x[None] is a batch of one image"
     if x.ndim == 4 and x.shape[1] == 1:

@@ -78,19 +78,19 @@ class Console:
         self.on_closed: Callable[[], None] = lambda: None
 
     def tell(self, line: str, error: bool) -> None:
-        """One line on standard output, or on standard error."""
+        """Print one line on standard output, or on standard error."""
         with self.aside():
             there = tell(line, sys.stderr if error else sys.stdout)
         if not there and not error:
             self.on_closed()
 
     def say(self, text: str) -> None:
-        """One line of progress or result."""
+        """Print one line of progress or result."""
         if not self.quiet:
             self.tell(printable(text), error=self.json)
 
     def warn(self, text: str) -> None:
-        """One line on standard error, also if quiet."""
+        """Print one line on standard error, also if quiet."""
         self.tell(f"warning: {printable(text)}", error=True)
 
     def fail(self, error: Exception | str) -> int:

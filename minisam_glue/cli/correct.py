@@ -234,7 +234,7 @@ class Correction(VideoRun):
         self.met: set[int] = set()  # objects that the rules of identity may have changed with the corrected ones
 
     def run(self) -> int:
-        """All of it. Returns the exit status; the old result stays if anything goes wrong, or after Ctrl-C."""
+        """Do all of it. Returns the exit status; the old result stays if anything goes wrong, or after Ctrl-C."""
         with on_signals(self.stop), media.frames(*self.reading()) as video:
             self.size = video.size[::-1]
             for prompt in self.corrections:
@@ -320,7 +320,7 @@ class Correction(VideoRun):
             shutil.copytree(self.folder / "heatmaps", output.new / "heatmaps")
 
     def every_frame(self, video: media.Frames, tracking: Tracking, old: "Old", output: VideoOutput) -> None:
-        """All frames into the output, the old ones and the new ones."""
+        """Write all frames into the output, the old ones and the new ones."""
         states = States(output.new / "states", self.args.states * 1e6, self.result["of"])
         total = tracking.counted(video.count)[1]
         with Progress(self.source, not self.args.quiet, 0, total) as progress:

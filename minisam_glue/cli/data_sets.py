@@ -19,7 +19,7 @@ OF_ONE_RESULT = ("source", "content", "--save", "--html", "--fps", *("--" + f.re
 
 
 def shared(of: Facts) -> Facts:
-    """Those of the facts of a result that a data set is of: what was looked for, and by which models."""
+    """The facts of a result that a data set depends on: what was looked for, and by which models."""
     return {name: value for name, value in of.items() if name not in OF_ONE_RESULT}
 
 

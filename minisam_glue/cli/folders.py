@@ -75,7 +75,7 @@ def _walk(entry: os.DirEntry, name: str) -> Iterator[str]:
 
 
 def own_files(folder: Path) -> list[str]:
-    """Those of list_files that runs have made."""
+    """The files of list_files that runs have made."""
     there, own = list_files(folder), set()
     for path in ("result.json", f"{UNFINISHED}/{EARLIER}", f"{UNFINISHED}/results/result.json"):
         result = read_result(folder / path)

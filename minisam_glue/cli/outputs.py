@@ -245,7 +245,7 @@ class Journal:
         return best and (best["label"], best["score"])
 
     def notes(self, frame: int) -> Notes | None:
-        """What the rules did on a frame, if that was kept. ValueError if it is damaged."""
+        """The notes of the rules on a frame, if they were kept. ValueError if it is damaged."""
         line = self.line(frame)
         record = None if line is None else json.loads(line).get("rules")
         return None if record is None else Notes.from_json(record)
@@ -349,7 +349,7 @@ class VideoOutput:
             raise ValueError(f"frame {frame} is to come, but the journal has frames {min(places)} to {max(places)}")
 
     def add(self, result: Segmented) -> dict:
-        """One frame: journal, masks, cut-outs, and its picture if it is the next one. Returns its JSON record, with its
+        """Add a frame: journal, masks, cut-outs, and its picture if it is the next. Returns its JSON record, with its
         time in seconds of the source. A frame that comes twice keeps the objects that the second time does not have."""
         tracked = {segment.id for segment in result.objects}
         result.objects[:0] = [o for o in self.journal.objects(result.frame) if o.id not in tracked]

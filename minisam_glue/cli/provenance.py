@@ -65,7 +65,7 @@ def facts_of(source: str, args: Namespace, prompt: Prompt, models: Models, movin
 
 
 def settings_of(args: Namespace, prompt: Prompt, models: Models, moving: bool) -> Facts:
-    """Those of the facts that all inputs of a run share."""
+    """The facts that all inputs of a run share."""
     clicks = prompt if isinstance(prompt, Clicks) else None
     flags = vars(args).keys() - {*STATED_OTHERWISE, *CHANGE_NOTHING} - (set() if moving else {*VIDEO_FLAGS, "fps"})
     facts = {

@@ -96,7 +96,7 @@ class EncoderLayer(nn.Module):
 
 
 def encoder(config: VisionConfig | TextConfig) -> nn.ModuleDict:
-    """Its layers, under the official key name."""
+    """The layers, under the official key name."""
     layers = (EncoderLayer(config.dim, config.num_heads, config.mlp_dim) for _ in range(config.num_layers))
     return nn.ModuleDict({"layers": nn.ModuleList(layers)})
 
@@ -181,7 +181,7 @@ class TextTransformer(nn.Module):
         return states
 
     def end_position(self, ids: Tensor) -> Tensor:
-        """Where each text ends, (B,): at the first end token."""
+        """The position at which each text ends, (B,): its first end token."""
         return (ids if self.end_token is None else (ids == self.end_token).int()).argmax(1)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class TextTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both encoders and their projections into the common space."""
+    """CLIP: both encoders and their projections into the common space."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -211,6 +211,6 @@ class CLIP(nn.Module):
         return self.text_projection(self.text_model(ids))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """How well B images fit T texts, (B, T): scaled cosines (figure 3)."""
+        """The fit of B images and T texts, (B, T): scaled cosines (figure 3)."""
         image, text = (F.normalize(x, dim=-1) for x in (self.encode_image(images), self.encode_text(ids)))
         return self.logit_scale.exp() * image @ text.T

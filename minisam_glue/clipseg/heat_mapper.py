@@ -78,7 +78,7 @@ class HeatMapper:
 
     @torch.no_grad()
     def heat_maps(self, images: list[Picture], prompts: Sequence[str | Picture]) -> Tensor:
-        """Where each of P prompts is on each of B images: logits (B, P, size, size), float32 on the CPU.
+        """Heat maps of P prompts on B images: logits (B, P, size, size), float32 on the CPU.
 
         prompts: phrases, or pictures of the object (see `highlight`). A heat map covers the whole image, stretched.
         ValueError for no prompt, and for a phrase that is empty or longer than the model takes.
@@ -104,7 +104,7 @@ class HeatMapper:
         return torch.stack([phrases[p] if isinstance(p, str) else next(examples) for p in prompts])
 
     def encode_phrases(self, phrases: list[str]) -> dict[str, Tensor]:
-        """For each phrase its condition (D,), from the cache unless the text weights have changed since."""
+        """Conditions (D,) of the phrases, from the cache unless the text weights have changed since."""
         clip = self.model.clip
         weights = [*clip.text_model.parameters(), clip.text_projection.weight]
         updates = sum(0 if w.is_inference() else w._version for w in weights)

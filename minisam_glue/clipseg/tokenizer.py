@@ -110,7 +110,7 @@ class CLIPTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "CLIPTokenizer":
-        """From bpe_simple_vocab_16e6.txt.gz. ValueError for another file."""
+        """Load bpe_simple_vocab_16e6.txt.gz. ValueError for another file."""
         try:
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 lines = file.read(LONGEST).split("\n")[1 : MERGES + 1]

@@ -71,13 +71,13 @@ class Found:
     masks: Tensor
 
     def at_least(self, floor: float, area: float) -> "Found":
-        """Those that reach a confidence and an area."""
+        """The instances that reach a confidence and an area."""
         keep = (self.scores >= floor) & (self.areas >= area)
         return Found(self.labels[keep], self.scores[keep], self.areas[keep], self.masks[keep])
 
 
 def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Found:
-    """What the phrases of a scene find in it by way of heat maps and SAM 2."""
+    """The masks that the phrases of a scene find by way of heat maps and SAM 2."""
     names = [phrase.text for phrase in truth.phrases]
     (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
     encoded = models.predictor.encode([truth.image])
@@ -91,7 +91,7 @@ def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Fo
 
 
 def text_metrics(results: Iterable[tuple[Scene, Found]]) -> dict[str, float]:
-    """As evaluate_text_to_masks counts them. text_silence: share of the scenes with absent phrases in which these
+    """Metrics as evaluate_text_to_masks has them. text_silence: share of the scenes with absent phrases in which these
     yield nothing."""
     overlaps, extra, silent = [], 0, []
     for truth, found in results:
@@ -120,7 +120,7 @@ def demo_models(mapper: HeatMapper, model: SAM2) -> Models:
 def evaluate_heat_to_masks(
     mapper: HeatMapper, model: SAM2, scenes: Iterable[Scene], seeding: Seeding = Seeding()
 ) -> dict[str, float]:
-    """From phrases by way of heat maps to masks: see text_metrics."""
+    """Metrics of phrases to heat maps to masks: see text_metrics."""
     models = demo_models(mapper, model)
     return text_metrics((truth, find_masks(models, truth, seeding)) for truth in scenes)
 

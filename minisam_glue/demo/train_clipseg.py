@@ -259,7 +259,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def window_states(vision: VisionTransformer, images: Tensor, places: Tensor) -> list[Tensor]:
-    """What vision.hidden_states gives, for images (B, 3, S, S) whose patches lie at `places` (B, N) of the grid."""
+    """The output of vision.hidden_states, for images (B, 3, S, S) whose patches lie at `places` (B, N) of the grid."""
     embeddings = vision.embeddings
     table = embeddings.position_embedding.weight
     patches = embeddings.patch_embedding(images).flatten(2).mT + table[1:][places]

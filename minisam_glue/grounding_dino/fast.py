@@ -109,7 +109,7 @@ class GatheredMSDeformAttn(MSDeformAttn):
         return self.output_proj(gather_pixels(canvas, shapes, pixels, weights))
 
     def sampling_pixels(self, query: Tensor, reference: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """As sampling_points, with locations (B, Q, h, N, 2) in cells of each level, and weights (B, Q, h, N).
+        """Points of sampling_points, with locations (B, Q, h, N, 2) in cells of each level, and weights (B, Q, h, N).
 
         location * size - 1/2, with the size multiplied in before heads and points multiply the work: a reference point
         becomes point * size - 1/2 + offset, and a box centre * size - 1/2 + offset * (side * size / 2K).
@@ -195,7 +195,7 @@ PART = 2**21  # numbers in the largest temporary: 8 MB in float32
 
 
 def rows_at_once(x: Tensor, width: int) -> int:
-    """How many tokens to treat at one time, when each needs a temporary of `width` numbers."""
+    """The number of tokens to treat at one time, when each needs a temporary of `width` numbers."""
     return max(1, PART // width) if x.device.type == "cpu" else max(1, x.numel())
 
 

@@ -1,4 +1,4 @@
-"""What a frame shows: masks, the boxes of their main parts, and what is inside them."""
+"""A frame as the rules see it: masks, the boxes of their main parts, and what is inside them."""
 
 from dataclasses import dataclass, field
 

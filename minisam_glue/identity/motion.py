@@ -1,4 +1,4 @@
-"""Where an object will be: boxes, and a line through its last places.
+"""Motion of objects, to tell where they will be: boxes, and a line through its last places.
 
 SAMURAI (arXiv 2411.11922) predicts boxes with a Kalman filter. Here a line through the centres on clean frames does it,
 and between look-alikes that meet, where no frame is clean, an alpha-beta filter.
@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]  # centre x, y, width, height
 
 @dataclass
 class Motion:
-    """Where an object will be: a line through its centres on the last clean frames; its median size and area.
+    """The motion of an object: a line through its centres on the last clean frames; its median size and area.
 
     In a meeting, where no frame is clean, place and velocity are corrected little by little (an alpha-beta filter).
     """

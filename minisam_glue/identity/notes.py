@@ -1,4 +1,4 @@
-"""What the rules saw and did on one frame, in words and numbers: for a story of the video, see render/story.py."""
+"""Notes of what the rules saw and did on a frame, words and numbers: for a story of the video, see render/story.py."""
 
 from dataclasses import dataclass, field
 

@@ -31,7 +31,7 @@ PATIENCE = 2  # absent frames before a search
 
 @dataclass
 class Track:
-    """What the rules know of one object."""
+    """The knowledge of the rules about one object."""
 
     motion: Motion = field(default_factory=Motion)
     appearance: Tensor | None = None  # (C,), of length 1
@@ -52,7 +52,7 @@ class Track:
         self.clean += 1
 
     def off_colour(self, colour: Tensor) -> float:
-        """How far a colour (3,) is from the object's; 0 as long as that is not known."""
+        """The distance of a colour (3,) from the object's; 0 as long as that is not known."""
         return 0.0 if self.colour is None else float((colour - self.colour).norm())
 
 
@@ -114,7 +114,7 @@ class Identity:
                 del self.contacts[pair]
 
     def box(self, frame: Frame, number: int) -> Box | None:
-        """Where an object is: in a meeting by its prediction, else by its mask; None if that is empty."""
+        """The box of an object: in a meeting by its prediction, else by its mask; None if that is empty."""
         if number in self.meeting:
             return self.tracks[number].motion.predict(frame.number)
         return frame.boxes[frame.row[number]] if frame.shows(number) else None
@@ -149,7 +149,7 @@ class Identity:
     # --- Masks that coincide, and what is lost ---
 
     def coincide(self, frame: Frame) -> None:
-        """Of two masks on one object the one that should be elsewhere is taken away."""
+        """Take away the one of two masks on one object that should be elsewhere."""
         for one, other in self.contacts:
             told = all(self.tracks[number].known and frame.shows(number) for number in (one, other))
             if not told or {one, other} & self.meeting:
@@ -243,7 +243,7 @@ class Identity:
     # --- What was done, and the state ---
 
     def done(self) -> list[str]:
-        """What the rules did on the last frame, in words."""
+        """The actions of the rules on the last frame, in words."""
         groups_now = groups(pair for pair, contact in self.contacts.items() if contact.meeting)
         return [f"{' and '.join(f'#{number}' for number in members)} meet" for members in groups_now] + self.words
 
@@ -277,7 +277,7 @@ class Identity:
 
 
 def state_kind(dim: int) -> Kind:
-    """What Identity.state() gives for a model with image tokens of so many channels."""
+    """The kind of Identity.state() for a model with image tokens of so many channels."""
     number, point = whole(-LARGEST), sequence(real, 2)
     track = fields(
         id=number,

@@ -18,7 +18,7 @@ FOUND_AREA = 0.3, 2.5  # times the median
 
 @dataclass
 class Candidate:
-    """What a box prompt shows at a place, and how it compares with the lost object."""
+    """The answer to a box prompt at a place, and how it compares with the lost object."""
 
     logits: Tensor  # (s, s)
     iou: float  # predicted by the decoder
@@ -77,7 +77,7 @@ class Search:
         return max(candidates, key=lambda c: (c.good, c.likeness))
 
     def places(self, tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
-        """Up to PEAKS centres (x, y) of the likest tokens outside masks that are taken, (s, s)."""
+        """Centres (x, y), up to PEAKS, of the likest tokens outside masks that are taken, (s, s)."""
         grid, side = round(len(tokens) ** 0.5), taken.shape[-1]
         likeness = (F.normalize(tokens, dim=1) @ appearance).view(1, 1, grid, grid)
         smooth = F.avg_pool2d(likeness, 3, stride=1, padding=1, count_include_pad=False)
