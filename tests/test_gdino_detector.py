@@ -187,11 +187,19 @@ def test_suppression_per_phrase_or_across_and_the_area_limit(options, scores):
     assert torch.allclose(got.boxes[0], torch.tensor([80.0, 39.5, 120.0, 60.5]))
 
 
-def test_results_are_ordinary_tensors_that_may_be_changed(detector):
+def test_results_are_ordinary_tensors_that_may_be_changed_and_so_is_text_that_is_kept(detector, monkeypatch):
+    modes, ground = [], detector.model.ground
+    monkeypatch.setattr(
+        detector.model, "ground", lambda *a: modes.append(torch.is_inference_mode_enabled()) or ground(*a)
+    )
+    detector.texts.clear()
     found = detector.detect(picture(7), "car. dog.", **EVERYTHING)
     found.boxes += 1
     found.scores *= 2
-    assert not found.boxes.is_inference() and not found.boxes.requires_grad
+    assert modes == [True]  # a tenth faster at small sizes
+    (text,) = detector.texts.values.values()
+    for tensor in (found.boxes, found.scores, found.indices, *vars(text).values()):
+        assert not tensor.is_inference() and not tensor.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
