@@ -14,7 +14,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(RUN) -m pytest -q --numprocesses auto --dist loadfile  # a process per core
 
-# Each row of the study's tables for one epoch on 500 generated images: minutes.
+# Each row of the study's tables for one epoch on 500 generated images: ten minutes of one core.
 study-smoke: $(VENV)/.ready
 	for study in grid ladder distillation ablation; do \
 	  $(RUN) train_cifar.py --study $$study --data shapes --subset 500 --epochs 1 --out runs/smoke/$$study || exit 1; \

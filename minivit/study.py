@@ -476,7 +476,7 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     if study.budget:
         title += f", {study.budget} a run"
     seeds = sorted({seed for _, seed, _ in runs})
-    lines = [f"# {markdown(title)}", "", f"Seeds {', '.join(map(str, seeds))}. {NOTE}"]
+    lines = [f"# {markdown(title)}", "", f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. {NOTE}"]
     if study.budget:
         lines[-1] += " " + BUDGET_NOTE
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "| :-- |" + " --: |" * (len(COLUMNS) - 1)]
