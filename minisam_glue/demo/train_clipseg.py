@@ -4,13 +4,14 @@
 
 Run the same line again to continue; torchrun with two processes does twice as much in a step.
 
-The official model puts a decoder on a CLIP that knows names already; here all of it learns at once: heat maps of a few
-phrases for each picture, and the names of all objects at the image tokens that lie on them. Shapes are learned from
-many small pictures rather than from a few large ones: first single figures, large and upright before plain
-backgrounds, then ever smaller, turned and before anything; then windows of scenes; whole scenes at last. A small
-picture takes the place of a random window of the large one, with the window's positions, so that all that it teaches
-holds everywhere. Attention begins local (position_waves, attend_nearby). The loop, the folder of the run and what is
-left out: training.py. The result is clipseg.pt in that folder.
+The official model puts a decoder on a CLIP that knows names already, so names are learned first, from hundreds of
+thousands of views of single figures (names at the class token and at the image tokens of the figure): at the beginning
+large and upright ones before plain backgrounds, then ever smaller, turned, before anything, and cut from scenes. Then
+heat maps are learned from windows of scenes, with single figures in every other step, as names are soon forgotten
+otherwise; whole scenes come last. A small picture takes the place of a random window of the large one, with the
+window's positions, so that all that it teaches holds everywhere. Attention begins local (position_waves,
+attend_nearby). The loop, the folder of the run and what is left out: training.py. The result is clipseg.pt in that
+folder.
 """
 
 import math
@@ -37,7 +38,7 @@ EVALUATED = range(900_000, 900_050)  # seeds of the scenes that training watches
 SIDE, WINDOW, FIGURE = HEAT_SIZE, 96, 48  # pixels: sides of a whole scene, a window of one, and a single figure
 TILE = 56  # pixels: side of the picture of a single figure that FIGURE pixels are cut from
 NOBODY = 255  # owner of a pixel of the background
-TILES, SCENES = 8_000, 5_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
+TILES, SCENES = 16_000, 5_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
 UNLIKELY = -3.0  # logit of a pixel before anything is learned: most belong to no object of a phrase
 NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1)), ((0, 2), (0, -2), (2, 0), (-2, 0)))
 
@@ -46,13 +47,13 @@ NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1
 class Recipe(training.Recipe):
     """Settings that the result depends on. batch_size: whole scenes; of smaller pictures there are more."""
 
-    steps: int = 5_000
+    steps: int = 12_000
     batch_size: int = 4
-    cooldown: float = 0.3
+    cooldown: float = 0.75
     lr: float = 2e-3
     warmup_steps: int = 100
-    figure_steps: int = 1_000  # at the beginning, that show single figures, easy ones first
-    whole_from: int = 3_500  # step from which whole scenes are shown; windows of them between
+    naming_steps: int = 6_000  # at the beginning, that name single figures; in the first half ever harder ones
+    whole_from: int = 10_000  # step from which whole scenes are shown; windows of them between
     phrases: int = 4  # for each picture; half as many for a single figure
 
 
@@ -71,7 +72,7 @@ class Batch:
 
     images: Tensor  # (B, 3, S, S), normalised
     places: Tensor  # (B, N): the rows of the position table, without the class token's
-    ids: Tensor  # (B, P, L)
+    ids: Tensor  # (B, P, L); P is 0 where only names are learned
     targets: Tensor  # (B, P, S, S): 1 where objects of the phrase are seen, else 0
     names: Tensor  # (n, 2), of all objects, as of `names_of`
     owners: Tensor  # (B, S, S): the number in `names` of the object seen at each pixel, or -1
@@ -183,6 +184,19 @@ def cut(picture: Picture, rng: np.random.Generator, side: int, least: float, tur
     return Picture(image, owners, picture.figures)
 
 
+def cut_figure(picture: Picture, number: int, rng: np.random.Generator, side: int) -> Picture:
+    """A window around one figure of a scene, a little to twice as wide, as a turned square; others are nobody."""
+    rows, columns = np.nonzero(picture.owners == number)
+    longer = max(np.ptp(rows), np.ptp(columns)) + 1
+    w, h = (longer * rng.uniform(1.1, 2.2) * stretch for stretch in np.exp(rng.uniform(-0.2, 0.2, 2)))
+    H, W = picture.owners.shape
+    x, y = ((ends.min() + ends.max() + 1 - size) / 2 for ends, size in ((columns, w), (rows, h)))
+    left, top = (int(np.clip(low + rng.uniform(-0.1, 0.1) * longer, 0, most)) for low, most in ((x, W), (y, H)))
+    window = slice(top, max(top + 2, math.ceil(y + h))), slice(left, max(left + 2, math.ceil(x + w)))
+    owners = np.where(picture.owners[window] == number, 0, NOBODY).astype(np.uint8)
+    return cut(Picture(picture.image[window], owners, [picture.figures[number]]), rng, side, 1.0)
+
+
 # --- Phrases -----------------------------------------------------------------------------------------------
 
 
@@ -220,18 +234,20 @@ def collate(
     pictures: list[Picture], phrases: list[list[Phrase]], tokens: list[list[list[int]]], places: Tensor
 ) -> Batch:
     """Pictures of one size, as many phrases for each, their ids and the places of their patches -> a batch."""
-    L = max(len(ids) for row in tokens for ids in row)
+    L = max((len(ids) for row in tokens for ids in row), default=0)
     owners, first = [], 0
     for picture in pictures:
         owner = picture.owners.astype(np.int64)
         owners.append(torch.from_numpy(np.where(owner == NOBODY, -1, owner + first)))
         first += len(picture.figures)
     images = torch.from_numpy(np.stack([picture.image for picture in pictures])).permute(0, 3, 1, 2)
+    B, P, sides = len(pictures), len(phrases[0]), pictures[0].owners.shape
+    targets = [target_of(picture, phrase) for picture, row in zip(pictures, phrases) for phrase in row]
     return Batch(
         normalise(images.float() / 255),
         places,
-        torch.stack([pad_ids(row, L) for row in tokens]),
-        torch.stack([torch.stack([target_of(s, p) for p in row]) for s, row in zip(pictures, phrases)]),
+        torch.stack([pad_ids(row, L) for row in tokens]) if P else torch.zeros(B, 0, 0, dtype=torch.long),
+        torch.stack(targets).view(B, P, *sides) if P else torch.zeros(B, 0, *sides),
         names_of([figure for picture in pictures for figure in picture.figures]),
         torch.stack(owners),
     )
@@ -270,22 +286,35 @@ def window_states(vision: VisionTransformer, images: Tensor, places: Tensor) -> 
     return states
 
 
+def owners_of_tokens(batch: Batch, patch: int) -> Tensor:
+    """(B, 1 + N): the object at the centre of each patch, or -1; the class token is of the figure of its picture where
+    only names are learned, else of nobody."""
+    owners = batch.owners[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1)
+    names_alone = batch.ids.shape[1] == 0
+    first = torch.arange(len(owners))[:, None] if names_alone else torch.full((len(owners), 1), -1)
+    return torch.cat((first, owners), 1)
+
+
+def heat_losses(model: CLIPSeg, batch: Batch, states: list[Tensor]) -> dict[str, Tensor]:
+    """Binary cross-entropy and Dice of the heat maps."""
+    B, P, _ = batch.ids.shape
+    targets = batch.targets.to(states[0].device)
+    activations = [states[1 + layer] for layer in model.config.extract_layers]
+    conditions = model.clip.encode_text(batch.ids.to(states[0].device).flatten(0, 1)).unflatten(0, (B, P))
+    logits = model.decode(activations, conditions, batch.images.shape[-2:]).float()
+    return {"bce": F.binary_cross_entropy_with_logits(logits, targets), "dice": dice_loss(logits, targets)}
+
+
 def scene_losses(model: CLIPSeg, batch: Batch, words: Tensor) -> dict[str, Tensor]:
-    """Binary cross-entropy and Dice of the heat maps, and the names of the objects at the tokens that lie on them."""
+    """The losses of the heat maps, if there are phrases, and the names of the objects at the tokens of theirs."""
     clip, device = model.clip, words.device
-    images, targets = batch.images.to(device), batch.targets.to(device)
-    B, P, L = batch.ids.shape
     with torch.autocast(device.type, torch.bfloat16):
-        states = window_states(clip.vision_model, images, batch.places.to(device))
-        activations = [states[1 + layer] for layer in model.config.extract_layers]
-        conditions = clip.encode_text(batch.ids.to(device).flatten(0, 1)).unflatten(0, (B, P))
-        logits = model.decode(activations, conditions, images.shape[-2:]).float()
-        tokens = clip.visual_projection(clip.vision_model.post_layernorm(states[-1][:, 1:])).float()  # (B, N, D)
+        states = window_states(clip.vision_model, batch.images.to(device), batch.places.to(device))
+        losses = heat_losses(model, batch, states) if batch.ids.shape[1] else {}
+        tokens = clip.visual_projection(clip.vision_model.post_layernorm(states[-1])).float()  # (B, 1 + N, D)
         names = clip.encode_text(words).float()
-    losses = {"bce": F.binary_cross_entropy_with_logits(logits, targets), "dice": dice_loss(logits, targets)}
     likeness = F.normalize(tokens, dim=-1) @ F.normalize(names, dim=-1).T * clip.logit_scale.exp()
-    patch = model.config.clip.vision.patch_size
-    owners = batch.owners[:, patch // 2 :: patch, patch // 2 :: patch].flatten(1).to(device)  # at the patches' centres
+    owners = owners_of_tokens(batch, model.config.clip.vision.patch_size).to(device)
     losses |= naming_losses(likeness, owners, batch.names.to(device)) if (owners >= 0).any() else {}
     weights = {"bce": 5.0, "dice": 1.0, "colour": 0.3, "shape": 1.0}
     return losses | {"total": sum(weights[name] * loss for name, loss in losses.items())}
@@ -320,7 +349,7 @@ class CLIPSegTask:
         rng, vision = np.random.default_rng((self.recipe.seed, draw, 4)), PRESETS["demo"].clip.vision
         pictures = self.pictures(step, rng)
         side = len(pictures[0].image)
-        count = self.recipe.phrases // (2 if side == FIGURE else 1)
+        count = 0 if step < self.recipe.naming_steps else self.recipe.phrases // (2 if side == FIGURE else 1)
         phrases = [random_phrases(rng, picture, count) for picture in pictures]
         tokens = [[self.tokenizer.encode(phrase.text) for phrase in row] for row in phrases]
         grid = vision.image_size // vision.patch_size
@@ -328,18 +357,28 @@ class CLIPSegTask:
         return collate(pictures, phrases, tokens, places)
 
     def pictures(self, step: int, rng: np.random.Generator) -> list[Picture]:
-        """Single figures, easy ones first; then windows of scenes; then whole ones."""
+        """Single figures; then windows of scenes, later whole ones, and single figures in every other step."""
         recipe = self.recipe
-        if step < recipe.figure_steps:
-            last = TILES * (0.1 + 0.9 * step / recipe.figure_steps)
-            numbers = rng.uniform(max(0, last - 0.3 * TILES), last, 8 * recipe.batch_size).astype(int)
-            tiles = [numbered_tile(recipe.seed, int(number)) for number in numbers]
-            return [cut(t, rng, FIGURE, FIGURE / TILE, turn=step > recipe.figure_steps // 3) for t in tiles]
-        whole = step >= recipe.whole_from
-        first = TRAINING_FROM + recipe.seed * 1_000_000
-        numbers = first + rng.integers(SCENES, size=recipe.batch_size * (1 if whole else 2))
-        scenes = [numbered_scene(int(number)) for number in numbers]
+        naming, whole = step < recipe.naming_steps, step >= recipe.whole_from
+        if naming or step % 2 and not whole:
+            difficulty = min(2 * step / recipe.naming_steps, 1.0)
+            return [self.figure(difficulty, rng) for _ in range((32 if naming else 8) * recipe.batch_size)]
+        scenes = [self.scene(rng) for _ in range(recipe.batch_size * (1 if whole else 2))]
         return [cut(s, rng, SIDE if whole else WINDOW, 1.0 if whole else WINDOW / SIDE) for s in scenes]
+
+    def figure(self, difficulty: float, rng: np.random.Generator) -> Picture:
+        """A tile no harder than this, or a figure cut from a scene, which are as many once all tiles are shown."""
+        if rng.random() < difficulty / 2:
+            picture = self.scene(rng)
+            shown = [i for i in np.unique(picture.owners) if i != NOBODY]
+            return cut_figure(picture, int(rng.choice(shown)), rng, FIGURE)
+        last = TILES * (0.1 + 0.9 * difficulty)
+        number = int(rng.uniform(max(0, last - 0.5 * TILES), last))
+        return cut(numbered_tile(self.recipe.seed, number), rng, FIGURE, FIGURE / TILE, turn=difficulty > 0.3)
+
+    def scene(self, rng: np.random.Generator) -> Picture:
+        """One of the scenes that the run draws."""
+        return numbered_scene(TRAINING_FROM + self.recipe.seed * 1_000_000 + int(rng.integers(SCENES)))
 
     def losses(self, model: CLIPSeg, batch: Batch) -> dict[str, Tensor]:
         return scene_losses(model, batch, self.words.to(model.clip.logit_scale.device))
