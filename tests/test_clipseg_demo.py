@@ -21,8 +21,10 @@ from minisam_glue.demo.train_clipseg import (
     Recipe,
     absent_wish,
     cut,
+    cut_figure,
     dice_loss,
     numbered_scene,
+    owners_of_tokens,
     random_phrases,
     random_places,
     target_of,
@@ -40,12 +42,12 @@ from minisam_glue.weights import WeightsError
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import compare_methods
 
-RECIPE = Recipe(steps=4, batch_size=1, warmup_steps=2, figure_steps=1, whole_from=3, phrases=4)
+RECIPE = Recipe(steps=4, batch_size=1, warmup_steps=2, naming_steps=1, whole_from=3, phrases=4)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of four steps: one on single figures, two on windows of scenes, one on a whole scene."""
+    """A run of four steps: names of single figures, heat maps of single figures, of windows and of a whole scene."""
     folder = tmp_path_factory.mktemp("run")
     Trainer(CLIPSegTask(RECIPE), folder, "cpu").run(0)
     return folder
@@ -112,11 +114,13 @@ def test_dice_is_nothing_for_the_truth_and_grows_with_what_an_empty_map_shows():
     assert float(dice_loss(dark, empty)) < 1e-4 < 0.5 < float(dice_loss(spot, empty))
 
 
-def test_every_weight_learns_from_every_step():
+def test_every_weight_learns_from_heat_maps_and_the_decoder_alone_not_from_names():
     task = CLIPSegTask(RECIPE)
     model = task.build()
-    task.losses(model, task.batch(0, 0))["total"].backward()
-    assert all(p.grad is not None for p in model.parameters())
+    for step, idle in ((0, {"decoder"}), (2, set())):
+        model.zero_grad()
+        task.losses(model, task.batch(step, step))["total"].backward()
+        assert {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is None} == idle
 
 
 def test_figures_begin_large_and_upright_on_plain_ground_and_end_of_any_size():
@@ -172,16 +176,30 @@ def test_heads_begin_with_the_patch_at_their_own_offset():
         assert (best // grid, best % grid) == (row + down, column + right)
 
 
-def test_steps_show_single_figures_then_windows_then_whole_scenes():
+def test_steps_name_single_figures_then_show_them_and_windows_in_turn_then_whole_scenes():
     task = CLIPSegTask(RECIPE)
-    batches = [task.batch(step, step) for step in (0, 1, 3)]
-    sides = [(8, FIGURE), (2, WINDOW), (1, HEAT_SIZE)]
+    batches = [task.batch(step, step) for step in range(4)]
+    sides = [(32, FIGURE), (8, FIGURE), (2, WINDOW), (1, HEAT_SIZE)]
     assert [tuple(b.images.shape) for b in batches] == [(count, 3, side, side) for count, side in sides]
-    assert [b.ids.shape[1] for b in batches] == [2, 4, 4]
-    for batch in batches:
+    assert [b.ids.shape[1] for b in batches] == [0, 2, 4, 4]
+    for batch in batches[1:]:
         assert batch.targets.shape[2:] == batch.owners.shape[1:] and batch.places.max() < 24**2
         shown = (batch.owners >= 0) | (batch.targets.amax(1) == 0)  # what a phrase names is somebody's
         assert bool(shown.all()) and int(batch.owners.max()) < len(batch.names) < NOBODY
+    assert owners_of_tokens(batches[0], 8)[:, 0].tolist() == list(range(32))
+    assert (owners_of_tokens(batches[1], 8)[:, 0] == -1).all()
+
+
+def test_a_figure_cut_from_a_scene_is_whole_and_alone():
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        picture = numbered_scene(number)
+        for i, figure in enumerate(picture.figures):
+            alone = cut_figure(picture, i, rng, FIGURE)
+            assert alone.figures == [figure] and set(np.unique(alone.owners)) <= {0, NOBODY}
+            rows, columns = np.nonzero(alone.owners == 0)
+            assert max(np.ptp(rows), np.ptp(columns)) + 1 > 0.3 * FIGURE
+            assert (alone.owners[FIGURE // 4 : -FIGURE // 4, FIGURE // 4 : -FIGURE // 4] == 0).any()
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(trained, tmp_path):
