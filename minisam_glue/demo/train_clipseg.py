@@ -47,13 +47,13 @@ NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1
 class Recipe(training.Recipe):
     """Settings that the result depends on. batch_size: whole scenes; of smaller pictures there are more."""
 
-    steps: int = 12_000
+    steps: int = 7_500
     batch_size: int = 4
     cooldown: float = 0.75
     lr: float = 2e-3
     warmup_steps: int = 100
-    naming_steps: int = 6_000  # at the beginning, that name single figures; in the first half ever harder ones
-    whole_from: int = 10_000  # step from which whole scenes are shown; windows of them between
+    naming_steps: int = 3_000  # at the beginning, that name single figures; in the first half ever harder ones
+    whole_from: int = 6_000  # step from which whole scenes are shown; windows of them between
     phrases: int = 4  # for each picture; half as many for a single figure
 
 
