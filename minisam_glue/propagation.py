@@ -297,8 +297,11 @@ class Tracking:
         return result
 
     def _separate(self, confirmed: Collection[int] = ()) -> None:
-        """Of two objects with one mask empty the one that it is not of: the one that a detection has not confirmed, if
-        it has the other; or the one that it is unlike. One that was prompted on this frame is there."""
+        """Empty, of two objects with one mask, the one that it is not of.
+
+        That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
+        that was prompted on this frame is there.
+        """
         result = self.tracker.result()
         masks = result.low_res > 0
         pairs = redetection.sharing(masks)
