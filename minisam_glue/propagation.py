@@ -10,12 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
-from . import redetection
 from .heatmap import label_components
 from .masks import box_around, mask_box
 from .models import Models
@@ -23,14 +19,13 @@ from .pixels import Picture, to_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
 from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
+from .redetection import Redetection
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, find_seeds, seed_of_prompt, segment_seed
 from .support.reading import fields, flag, optional, real, sequence, tensor, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
-COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
-LASTING = 0.9  # weight of how an object looked before, when it is seen for sure again
 SPECK = 0.01  # share of a mask's largest part below which another part is none of the object's
 
 
@@ -85,8 +80,7 @@ class Tracking:
         settings = {"refine_every": refine_every} if propagate == FLOW else {"identity": identity}
         self.tracker = PROPAGATORS[propagate](models.sam, **settings)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
-        self.image: np.ndarray | None = None  # the current frame, uint8 (H, W, 3)
-        self.looks: dict[int, Tensor] = {}  # (C + 3,), how objects of a sentence look: see redetection.py
+        self.detections = Redetection(self.tracker, self.known)
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
@@ -174,25 +168,25 @@ class Tracking:
             return self._without_objects(index, image, found)
         if marks and isinstance(self.prompt, Clicks):
             self.prompt.check_inside(image.shape[:2])
-        before, masks = set(self.tracker.objects), self._masks() if self.redetect else {}
+        before, masks = set(self.tracker.objects), self.detections.masks() if self.redetect else {}
         with self.models.stage("encode"):
             self.tracker.seek(index, image)
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
-            self.image = image
-            result = self._refuse_strangers(masks, result)
+            self.detections.image = image
+            result = self.detections.refuse_strangers(masks, result)
             if found is not None and self.seeded_at is not None:
-                self._reconcile(found, result, join=bool(self.redetect))
+                self.detections.reconcile(found, result, self._add if self.redetect else None)
             elif found is not None:
                 for seed in found.objects:
                     self._add(index, seed)
             elif self.redetect and before:
-                self._separate()
+                self.detections.separate()
             for mark in marks:
                 self._mark(index, mark)
             result = self.tracker.result() if before else self.tracker.track(self.reverse)
             if found is not None and self.seeded_at is None:
-                self._learn_looks(self.tracker.objects.keys(), result)
+                self.detections.learn_looks(self.tracker.objects.keys(), result)
             self._joined(index, self.tracker.objects.keys() - before, found)
             return self._record(index, image, result, found)
 
@@ -261,114 +255,6 @@ class Tracking:
         done = total + self.turn - 1 - self.next if self.reverse else self.next
         return done, total + self.turn
 
-    # --- Detections and tracks ---
-
-    def _reconcile(self, found: Seeds, result: FrameResult, join: bool = True) -> FrameResult:
-        """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again.
-
-        join: whether detections that show no known object become new ones.
-        """
-        looked = self.tracker.look_at_boxes(found.boxes)
-        detected, tracked = looked.logits > 0, result.low_res > 0
-        same, alike = self._same_label(found, result), self._likeness(detected, result.ids)
-        confirmed = redetection.confirm(detected, tracked, same)
-        for row, column in confirmed.items():
-            self.known[result.ids[column]].score = found.objects[row].score
-        present = self._likeness(tracked, result.ids).diagonal()
-        for column in redetection.strayed(detected, tracked, alike, confirmed, present):
-            self.tracker.lose(result.ids[column])
-            tracked[column] = False
-        new = redetection.unclaimed(detected, tracked, same, confirmed)
-        lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
-        revived = redetection.revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
-        for i, row in enumerate(new):
-            if i in revived:
-                self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
-            elif join:
-                self._add(result.frame, found.objects[row])
-        for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
-            if self._is_cold(tracked[column], self.known[result.ids[column]].label, found):
-                self.tracker.mistrust(result.ids[column])
-        self.tracker.looked()
-        sure = {result.ids[column] for column in confirmed.values()}
-        self._separate(sure)
-        result = self.tracker.result()
-        self._learn_looks(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
-        return result
-
-    def _separate(self, confirmed: Collection[int] = ()) -> None:
-        """Empty, of two objects with one mask, the one that it is not of.
-
-        That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
-        that was prompted on this frame is there.
-        """
-        result = self.tracker.result()
-        masks = result.low_res > 0
-        pairs = redetection.sharing(masks)
-        likeness = self._likeness(masks, result.ids).diagonal() if pairs else None
-        for pair in pairs:
-            there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
-            sure = [result.ids[column] in confirmed for column in pair]
-            weaker = min(range(2), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
-            other, column = 1 - weaker, pair[weaker]
-            unlike = likeness[column] < redetection.ALIKE and likeness[column] < likeness[pair[other]]
-            if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
-                self.tracker.lose(result.ids[column])
-
-    def _masks(self) -> dict[int, Tensor]:
-        """The objects' masks, bool (s, s), on the frame that the tracker was last shown."""
-        result = self.tracker.result()
-        return dict(zip(result.ids, result.low_res > 0))
-
-    def _refuse_strangers(self, before: dict[int, Tensor], result: FrameResult) -> FrameResult:
-        """Empty the masks that have come back, or jumped, to something unlike their object. before: see _masks."""
-        masks = result.low_res > 0
-        rows = [
-            row
-            for row, number in enumerate(result.ids)
-            if number in before and masks[row].any() and not (masks[row] & before[number]).any()
-        ]
-        if not rows:
-            return result
-        alike = self._likeness(masks[rows], [result.ids[row] for row in rows]).diagonal()
-        for row, value in zip(rows, alike):
-            if value < redetection.UNLIKE:
-                self.tracker.lose(result.ids[row])
-        return self.tracker.result()
-
-    def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
-        """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they looked when they were seen
-        for sure; 1 for an object of which that is not known."""
-        looks, known = self.tracker.looks(masks, self.image), [self.looks.get(number) for number in ids]
-        columns = [looks.new_ones(len(looks)) if k is None else redetection.likeness(looks, k) for k in known]
-        return torch.stack(columns, 1) if columns else looks.new_zeros(len(looks), 0)
-
-    def _learn_looks(self, ids: Collection[int], result: FrameResult) -> None:
-        """Keep how objects look that are there for sure on this frame; the latest looks weigh least."""
-        rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
-        for row, look in zip(rows, self.tracker.looks(result.low_res[rows] > 0, self.image)):
-            before = self.looks.get(result.ids[row], look)
-            self.looks[result.ids[row]] = LASTING * before + (1 - LASTING) * look
-
-    def _is_cold(self, mask: Tensor, label: str, found: Seeds) -> bool:
-        """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
-        for heat in found.heat:
-            if heat.phrase == label:
-                above = torch.from_numpy(heat.at(tuple(mask.shape)) > heat.threshold).to(mask.device)
-                return int((above & mask).sum()) < COLD * int(mask.sum())
-        return False
-
-    def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
-        """Bool (detections, objects) on the tracker's device."""
-        table = [[seed.label == self.known[number].label for number in result.ids] for seed in found.objects]
-        return torch.tensor(table, dtype=torch.bool, device=self.tracker.model.device).view(len(found), len(result.ids))
-
-    def _revive(self, number: int, logits: Tensor, score: float) -> None:
-        """Give a lost object the mask, logits (s, s), of the detection that shows it."""
-        full = F.interpolate(logits[None, None].float(), self.tracker.size, mode="bilinear", align_corners=False)
-        self.tracker.prompt(number, mask=(full[0, 0] > 0).float())
-        self.known[number].score = score
-
     def _add(self, index: int, seed: Seed) -> None:
         """A new object; its number is the next one that was never used, corrections aside."""
         corrected = {prompt.id for prompt in (*self.repeated, *self.corrections)}
@@ -414,7 +300,7 @@ class Tracking:
         """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""
         known = [
             {name: getattr(o, name) for name in ("id", "label", "score", "first", "last")}
-            | {"look": self.looks.get(o.id)}
+            | {"look": self.detections.looks.get(o.id)}
             for o in self.known.values()
         ]
         return {
@@ -433,11 +319,12 @@ class Tracking:
         """
         self._check(state)
         self.tracker.restore(state["tracker"])
-        self.known = {
-            o["id"]: Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"]) for o in state["known"]
-        }
-        looks = {o["id"]: o["look"] for o in state["known"]}
-        self.looks = {n: look.to(self.models.sam.device) for n, look in looks.items() if look is not None}
+        self.known.clear()
+        self.detections.looks.clear()
+        for o in state["known"]:
+            self.known[o["id"]] = Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"])
+            if o["look"] is not None:
+                self.detections.looks[o["id"]] = o["look"].to(self.models.sam.device)
         self.reverse, self.next = state["reverse"], state["next"]
         self.seeded_at, self.held = state["seeded_at"], list(state["held"])
 

@@ -3,20 +3,142 @@
 Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
 on something unlike its object, has lost it (strayed). What is left of the detections lies elsewhere (unclaimed), and
 is an object that was lost (revive) or a new one. Two objects never share one mask (sharing). Masks are bool (n, h, w)
-at any size that is the same for both.
+at any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
 """
 
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .assignment import hungarian
 from .masks import mask_iou
+from .records import HeatMap, Segment
+from .sam2 import FrameResult
+from .seeding import Seed, Seeds
 
 SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
 ALIKE = 0.8  # likeness from which a detection may be an object that was lost
 UNLIKE = 0.6  # likeness below which a track lies on something else than its object
+LASTING = 0.9  # weight of how an object looked before, when it is seen for sure again
+COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
+
+
+class Redetection:
+    """The objects of one tracking and what is detected on later frames: who is confirmed, lost, found again, new.
+
+    tracker: a propagator (propagators.py). known: the latest record of each object, by its number; scores are brought
+    up to date here. looks: (C + 3,), how each object looks; see looks(). `image`, uint8 (H, W, 3), is the frame that
+    the tracker was last shown.
+    """
+
+    def __init__(self, tracker, known: dict[int, Segment]):
+        self.tracker, self.known = tracker, known
+        self.looks: dict[int, Tensor] = {}
+        self.image: np.ndarray | None = None
+
+    def reconcile(self, found: Seeds, result: FrameResult, add: Callable[[int, Seed], None] | None = None) -> None:
+        """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again.
+
+        add: what makes a detection of no known object a new one, from the frame and the detection; None leaves it out.
+        """
+        looked = self.tracker.look_at_boxes(found.boxes)
+        detected, tracked = looked.logits > 0, result.low_res > 0
+        same, alike = self._same_label(found, result), self._likeness(detected, result.ids)
+        confirmed = confirm(detected, tracked, same)
+        for row, column in confirmed.items():
+            self.known[result.ids[column]].score = found.objects[row].score
+        present = self._likeness(tracked, result.ids).diagonal()
+        for column in strayed(detected, tracked, alike, confirmed, present):
+            self.tracker.lose(result.ids[column])
+            tracked[column] = False
+        new = unclaimed(detected, tracked, same, confirmed)
+        lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
+        revived = revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
+        for i, row in enumerate(new):
+            if i in revived:
+                self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
+            elif add:
+                add(result.frame, found.objects[row])
+        for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
+            if is_cold(tracked[column], self.known[result.ids[column]].label, found.heat):
+                self.tracker.mistrust(result.ids[column])
+        self.tracker.looked()
+        sure = {result.ids[column] for column in confirmed.values()}
+        self.separate(sure)
+        result = self.tracker.result()
+        self.learn_looks(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
+
+    def separate(self, confirmed: Collection[int] = ()) -> None:
+        """Empty, of two objects with one mask, the one that it is not of.
+
+        That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
+        that was prompted on this frame is there.
+        """
+        result = self.tracker.result()
+        masks = result.low_res > 0
+        pairs = sharing(masks)
+        likeness = self._likeness(masks, result.ids).diagonal() if pairs else None
+        for pair in pairs:
+            there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
+            sure = [result.ids[column] in confirmed for column in pair]
+            weaker = min(range(2), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
+            other, column = 1 - weaker, pair[weaker]
+            unlike = likeness[column] < ALIKE and likeness[column] < likeness[pair[other]]
+            if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
+                self.tracker.lose(result.ids[column])
+
+    def masks(self) -> dict[int, Tensor]:
+        """The objects' masks, bool (s, s), on the frame that the tracker was last shown."""
+        result = self.tracker.result()
+        return dict(zip(result.ids, result.low_res > 0))
+
+    def refuse_strangers(self, before: dict[int, Tensor], result: FrameResult) -> FrameResult:
+        """Empty the masks that have come back, or jumped, to something unlike their object.
+
+        before: masks() of the frame before.
+        """
+        masks = result.low_res > 0
+        rows = [
+            row
+            for row, number in enumerate(result.ids)
+            if number in before and masks[row].any() and not (masks[row] & before[number]).any()
+        ]
+        if not rows:
+            return result
+        alike = self._likeness(masks[rows], [result.ids[row] for row in rows]).diagonal()
+        for row, value in zip(rows, alike):
+            if value < UNLIKE:
+                self.tracker.lose(result.ids[row])
+        return self.tracker.result()
+
+    def learn_looks(self, ids: Collection[int], result: FrameResult) -> None:
+        """Keep how objects look that are there for sure on this frame; the latest looks weigh least."""
+        rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
+        for row, look in zip(rows, self.tracker.looks(result.low_res[rows] > 0, self.image)):
+            before = self.looks.get(result.ids[row], look)
+            self.looks[result.ids[row]] = LASTING * before + (1 - LASTING) * look
+
+    def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
+        """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they looked when they were seen
+        for sure; 1 for an object of which that is not known."""
+        seen, known = self.tracker.looks(masks, self.image), [self.looks.get(number) for number in ids]
+        columns = [seen.new_ones(len(seen)) if look is None else likeness(seen, look) for look in known]
+        return torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)
+
+    def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
+        """Bool (detections, objects) on the tracker's device."""
+        table = [[seed.label == self.known[number].label for number in result.ids] for seed in found.objects]
+        return torch.tensor(table, dtype=torch.bool, device=self.tracker.model.device).view(len(found), len(result.ids))
+
+    def _revive(self, number: int, logits: Tensor, score: float) -> None:
+        """Give a lost object the mask, logits (s, s), of the detection that shows it."""
+        full = F.interpolate(logits[None, None].float(), self.tracker.size, mode="bilinear", align_corners=False)
+        self.tracker.prompt(number, mask=(full[0, 0] > 0).float())
+        self.known[number].score = score
 
 
 def looks(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
@@ -87,6 +209,15 @@ def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
     """
     gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 1 to 3: two pairs are never worse than one
     return assign(gain, 0.5)
+
+
+def is_cold(mask: Tensor, label: str, heat: Sequence[HeatMap]) -> bool:
+    """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
+    for one in heat:
+        if one.phrase == label:
+            above = torch.from_numpy(one.at(tuple(mask.shape)) > one.threshold).to(mask.device)
+            return int((above & mask).sum()) < COLD * int(mask.sum())
+    return False
 
 
 def sharing(masks: Tensor) -> list[tuple[int, int]]:

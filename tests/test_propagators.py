@@ -22,7 +22,6 @@ from minisam_glue.propagators import LOOK_EVERY, PROPAGATORS, FlowPropagator, bo
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2.memory_bank import FrameMemory
 from minisam_glue.sam2.model import ObjectOutput
-from minisam_glue.seeding import Seed, Seeds
 
 FLOW = {"propagate": "flow"}
 
@@ -156,14 +155,13 @@ def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(m
 
 
 def test_a_mask_where_the_heat_map_shows_nothing_is_given_up():
-    tracking = Tracking(tiny_models(), "bright.", **FLOW)
     mask = torch.zeros(16, 16, dtype=torch.bool)
     mask[:8, :8] = True
     for corner, cold in ((slice(0, 8), False), (slice(8, 16), True)):
         logits = torch.full((16, 16), -9.0)
         logits[corner, corner] = 9
-        found = Seeds([Seed("bright")], heat=[HeatMap("bright", logits, 0.5)])
-        assert tracking._is_cold(mask, "bright", found) == cold and not tracking._is_cold(mask, "dark", found)
+        heat = [HeatMap("bright", logits, 0.5)]
+        assert redetection.is_cold(mask, "bright", heat) == cold and not redetection.is_cold(mask, "dark", heat)
 
 
 def same(one, other) -> bool:

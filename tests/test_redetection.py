@@ -94,8 +94,9 @@ def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
     if forgotten:  # an object of the way ahead, of which the way back knows nothing
         tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
     seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
-    tracking.looks = {number: look(angle) for number, (_, _, angle) in tracks.items()}
-    tracking._reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result())
+    tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
+    tracking.detections.looks = {number: look(angle) for number, (_, _, angle) in tracks.items()}
+    tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), tracking._add)
     return tracking
 
 
@@ -187,9 +188,10 @@ def test_a_first_detection_is_a_new_object():
 def test_what_was_absent_or_elsewhere_comes_back_only_on_something_like_it(angle, lost):
     tracking = Tracking(tiny_models(), "anything", redetect=1)
     tracking.tracker = ScriptedTracker(dict.fromkeys((1, 2, 3), ((0, 4), angle)), [])
-    tracking.looks = dict.fromkeys((1, 2, 3), look(0))
+    tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
+    tracking.detections.looks = dict.fromkeys((1, 2, 3), look(0))
     before = {1: strip(None) > 0, 2: strip((5, 9)) > 0, 3: strip((3, 5)) > 0}
-    result = tracking._refuse_strangers(before, tracking.tracker.result())
+    result = tracking.detections.refuse_strangers(before, tracking.tracker.result())
     assert tracking.tracker.lost == lost
     assert [bool((logits > 0).any()) for logits in result.low_res] == [not lost, not lost, True]
 
