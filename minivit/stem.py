@@ -2,7 +2,7 @@
 
 Whitening by a frozen first layer, pooling before the activation: Jordan, "94% on CIFAR-10 in 3.29 seconds",
 arXiv 2404.00498, sections 3.1 and 3.2 (after Page's and tysam's networks). Residual 3x3 convolutions: He et al.,
-arXiv 1512.03385. Left out: other patch sizes than 4, and whitening that is learned on.
+arXiv 1512.03385. Left out: whitening that is learned on.
 """
 
 import torch
@@ -11,33 +11,47 @@ from torch import Tensor, nn
 
 
 class WhiteningStem(nn.Module):
-    """Images (B, 3, H, W), normalised, to one token for each 4x4 patch: (B, H/4 * W/4, dim).
+    """Images (B, 3, H, W), normalised, to one token for each patch: (B, H/patch * W/patch, dim).
 
-    Whitened 2x2 neighbourhoods (H - 1) x (W - 1), then two stages, each a 3x3 convolution that halves the map by
-    max-pooling, and `depth` residual 3x3 convolutions. The map is pooled before it is activated: a quarter of the work.
+    Whitened 2x2 neighbourhoods (H - 1) x (W - 1), then a stage for each halving down to the patches: of `width`
+    channels the first, of `dim` the others. ValueError for a patch other than 4, 8, 16, ...
     """
 
     def __init__(self, patch: int, dim: int, depth: int = 1, width: int = 64):
         super().__init__()
-        if patch != 4:
+        halvings = patch.bit_length() - 1
+        if patch < 4 or patch != 2**halvings:
             raise ValueError(
-                f"the whitening stem makes patches of 4x4 pixels, not {patch}x{patch}: --patch 4 or --stem conv"
+                f"the whitening stem halves an image two times or more, to patches of 4, 8, 16 pixels, not {patch}: "
+                f"--patch {4 if patch < 6 else 8} or --stem conv"
             )
         self.whiten = Whitening()
-        self.down1 = ConvNorm(self.whiten.channels, width, pool=True)
-        self.mix1 = nn.ModuleList(ConvNorm(width, width) for _ in range(depth))
-        self.down2 = ConvNorm(width, dim, pool=True)
-        self.mix2 = nn.ModuleList(ConvNorm(dim, dim) for _ in range(depth))
+        widths = [self.whiten.channels, width] + [dim] * (halvings - 1)
+        self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.whiten(x.contiguous(memory_format=torch.channels_last)))  # (B, 24, H - 1, W - 1)
-        x = self.down1(x)  # (B, width, H/2, W/2)
-        for mix in self.mix1:
-            x = x + mix(x)
-        x = self.down2(x)  # (B, dim, H/4, W/4)
-        for mix in self.mix2:
-            x = x + mix(x)
+        for stage in self.stages:
+            x = stage(x)
         return x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
+
+
+class Stage(nn.Module):
+    """Halve a map (B, c_in, H, W) by a 3x3 convolution and max-pooling, then add `depth` residual 3x3 convolutions.
+
+    The map, (B, c_out, H/2, W/2), is pooled before it is activated: a quarter of the work.
+    """
+
+    def __init__(self, c_in: int, c_out: int, depth: int):
+        super().__init__()
+        self.down = ConvNorm(c_in, c_out, pool=True)
+        self.mixes = nn.ModuleList(ConvNorm(c_out, c_out) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        for mix in self.mixes:
+            x = x + mix(x)
+        return x
 
 
 class ConvNorm(nn.Module):

@@ -57,7 +57,7 @@ class ViTConfig:
     heads: int = 8
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv", "whitening", "cnn", "resnet18"] = "patch"
-    stem_depth: int = 1  # residual 3x3 convolutions after each of the whitening stem's two halvings
+    stem_depth: int = 1  # residual 3x3 convolutions after each halving of the whitening stem
     position: Literal["learned", "sincos", "none"] = "learned"
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
     mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
@@ -209,6 +209,7 @@ PRESETS: dict[str, ViTConfig] = {
     ),  # 660,362, for a CPU
     # Fast to train on two CPU cores: convolutions do the local work, three blocks of attention the rest.
     "cifar-fast": ViTConfig(
+        patch=8,
         dim=192,
         depth=3,
         heads=3,
@@ -223,7 +224,7 @@ PRESETS: dict[str, ViTConfig] = {
         layer_scale=0.3,
         smaller_images=True,
         init="norm",
-    ),  # 1,400,924
+    ),  # 2,054,444
     "shapes-demo": ViTConfig(
         dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True, class_token=False, pool="mean"
     ),  # 171,738, for the generated shapes

@@ -8,7 +8,7 @@ from torch import nn
 from minivit.muon import Muon, hidden_matrices, newton_schulz
 from minivit.vit import PRESETS, VisionTransformer
 
-TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, dim=16, depth=1, heads=2)
+TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, patch=4, dim=16, depth=1, heads=2)
 
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
@@ -85,7 +85,7 @@ def test_hidden_matrices_are_the_weights_between_the_pixels_and_the_head():
     model = VisionTransformer(dataclasses.replace(TINY, mlp_conv=True))
     chosen = {id(w) for w in hidden_matrices(model)}
     names = {n for n, p in model.named_parameters() if id(p) in chosen}
-    assert {"patch_embed.down1.conv.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc2.weight"} <= names
+    assert {"patch_embed.stages.0.down.conv.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc2.weight"} <= names
     assert not names & {"patch_embed.whiten.conv.weight", "head.weight", "pos_embed", "blocks.0.mlp.conv.weight"}
 
 

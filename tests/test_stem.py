@@ -28,23 +28,27 @@ def test_whitening_is_frozen():
     assert not any(p.requires_grad for p in Whitening().parameters())
 
 
-@pytest.mark.parametrize("side", [8, 24, 32])
-def test_the_whitening_stem_makes_one_token_of_each_patch(side):
-    assert WhiteningStem(4, 16, width=8)(torch.randn(2, 3, side, side)).shape == (2, side**2 // 16, 16)
+@pytest.mark.parametrize("patch, side", [(4, 8), (4, 24), (4, 32), (8, 24), (8, 32), (16, 32)])
+def test_the_whitening_stem_makes_one_token_of_each_patch(patch, side):
+    stem = WhiteningStem(patch, 16, width=8)
+    assert stem(torch.randn(2, 3, side, side)).shape == (2, (side // patch) ** 2, 16)
 
 
-def test_the_whitening_stem_names_the_patch_that_it_makes():
-    with pytest.raises(ValueError, match="patches of 4x4 pixels, not 8x8"):
-        WhiteningStem(8, 16)
+@pytest.mark.parametrize("patch, better", [(1, 4), (2, 4), (5, 4), (6, 8), (12, 8)])
+def test_the_whitening_stem_names_the_patches_that_it_makes(patch, better):
+    with pytest.raises(ValueError, match=f"patches of 4, 8, 16 pixels, not {patch}: --patch {better} or --stem conv"):
+        WhiteningStem(patch, 16)
 
 
 def test_each_further_convolution_of_a_stage_adds_to_what_comes_in():
     torch.manual_seed(0)
-    short, deep = WhiteningStem(4, 16, depth=1, width=8).eval(), WhiteningStem(4, 16, depth=3, width=8).eval()
+    short, deep = WhiteningStem(8, 16, depth=1, width=8).eval(), WhiteningStem(8, 16, depth=3, width=8).eval()
     missing, unexpected = deep.load_state_dict(short.state_dict(), strict=False)
-    assert {name.rsplit(".", 2)[0] for name in missing} == {"mix1.1", "mix1.2", "mix2.1", "mix2.2"} and not unexpected
-    images = torch.randn(2, 3, 8, 8)
+    further = {f"stages.{stage}.mixes.{mix}" for stage in range(3) for mix in (1, 2)}
+    assert {name.rsplit(".", 2)[0] for name in missing} == further and not unexpected
+    images = torch.randn(2, 3, 16, 16)
     assert not torch.equal(deep(images), short(images))
-    for mix in (*deep.mix1[1:], *deep.mix2[1:]):
-        torch.nn.init.zeros_(mix.norm.weight)  # such a convolution adds nothing
+    for stage in deep.stages:
+        for mix in stage.mixes[1:]:
+            torch.nn.init.zeros_(mix.norm.weight)  # such a convolution adds nothing
     torch.testing.assert_close(deep(images), short(images))

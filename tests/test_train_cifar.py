@@ -220,7 +220,7 @@ def test_the_installed_command_is_the_script_under_another_name(capsys):
         (["--data", "shapes", "--sizes", "24", "30"], "--sizes 30: the model takes no 30x30 images"),
         (["--data", "shapes", "--sizes", "40"], "the nearest that it takes: 28, 32"),
         (["--data", "shapes", "--preset", "distilled", "--sizes", "24"], "takes images of one size"),
-        (["--data", "shapes", "--preset", "cifar-fast", "--patch", "8"], "patches of 4x4 pixels, not 8x8"),
+        (["--data", "shapes", "--preset", "cifar-fast", "--patch", "2"], "--patch 4 or --stem conv"),
         (["--data", "shapes", "--batch-size", "0"], "--batch-size"),
     ],
 )
