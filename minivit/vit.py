@@ -282,8 +282,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         patches, dim = config.grid[0] * config.grid[1], config.dim
-        depth = (config.stem_depth,) if config.stem == "whitening" else ()
-        self.patch_embed = STEMS[config.stem](config.patch, dim, *depth)
+        self.patch_embed = make_stem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.distillation else None
         tokens = 0 if config.tokens_enter_late else config.tokens
@@ -398,6 +397,12 @@ def shape_hint(x: Tensor) -> str:
     if x.ndim == 4 and x.shape[1] == 1:
         return ": x.expand(-1, 3, -1, -1) makes grey ones RGB"
     return ": x.permute(0, 3, 1, 2) puts the channels first" if x.ndim == 4 and x.shape[3] == 3 else ""
+
+
+def make_stem(config: ViTConfig) -> nn.Module:
+    """What makes patches (B, N, C) of images."""
+    depth = (config.stem_depth,) if config.stem == "whitening" else ()
+    return STEMS[config.stem](config.patch, config.dim, *depth)
 
 
 def make_position_bias(config: ViTConfig, tokens: int) -> nn.Module | None:
