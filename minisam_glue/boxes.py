@@ -5,7 +5,6 @@ xyxy = left, top, right, bottom; cxcywh = centre and size. Any unit, as long as 
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -30,4 +29,6 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, classes: Tensor | None =
 
     Boxes of different `classes` (n,) never suppress each other.
     """
+    from torchvision.ops import batched_nms, nms  # loads for as long as torch itself; help texts and clicks need it not
+
     return nms(boxes, scores, iou) if classes is None else batched_nms(boxes, scores, classes, iou)

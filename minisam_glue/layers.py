@@ -3,11 +3,14 @@
 Key names are those of the official checkpoints: `layers.0`, `layers.1`, ... of an MLP.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .support.reading import check_weights
 
@@ -25,6 +28,24 @@ class MLP(nn.Module):
         for layer in hidden:
             x = self.activation(layer(x))
         return last(x)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made inside are on the meta device: shapes without numbers, for weights that are loaded at once."""
+    with torch.device("meta"), NoInitialisation():
+        yield
+
+
+class NoInitialisation(TorchFunctionMode):
+    """Pass over the functions of torch.nn.init: on the meta device they fill nothing, but to draw normal noise there
+    PyTorch loads its compiler, for as long as the rest of PyTorch takes."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor]) -> None:

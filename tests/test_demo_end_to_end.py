@@ -109,6 +109,17 @@ def test_boxes_on_a_picture_become_the_masks_of_their_objects(models, tmp_path):
     assert len(scores) > 30 and np.mean(scores) > 0.7
 
 
+def test_a_click_loads_nothing_that_takes_as_long_as_pytorch_itself(tmp_path):
+    program = (
+        "import sys, segment\n"
+        f"arguments = ['examples/squares.jpg', '--point', '140,160', '--weights', 'demo', '--out', {str(tmp_path)!r}]\n"
+        "status = segment.main([*arguments, '--device', 'cpu', '--quiet'])\n"
+        "print(status, *sorted({'torchvision', 'torch._dynamo', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.splitlines()[-1:], done.stderr) == (["0"], "")
+
+
 @pytest.mark.parametrize("kind", FOLLOWED)
 def test_what_the_first_frame_shows_is_followed_through(kind, models, tmp_path):
     film = clip(FIRST_SEED, kind)

@@ -8,11 +8,10 @@ published checkpoints, CIDAS/clipseg-*. Phrases and pixels are the business of h
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import load_strictly
+from ..layers import load_strictly, without_weights
 from ..support.reading import load_state_dict
 from .clip import CLIP, CLIPConfig, EncoderLayer, TextConfig, VisionConfig
 
@@ -147,7 +146,7 @@ def load(path: str | Path, preset: str = "rd64-refined") -> CLIPSeg:
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
     state = load_state_dict(path)
-    with torch.device("meta"):  # no time for random weights that are replaced at once
+    with without_weights():
         model = CLIPSeg(PRESETS[preset])
     load_official(model, state)
     return model.eval()

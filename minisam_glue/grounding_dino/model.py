@@ -14,11 +14,10 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import load_strictly
+from ..layers import load_strictly, without_weights
 from ..support.reading import load_state_dict
 from .bert import Bert, BertConfig, phrase_masks
 from .deformable_attention import MSDeformAttn
@@ -184,7 +183,7 @@ def load(path: str | Path, preset: str = "swin-t") -> GroundingDINO:
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: there are {', '.join(PRESETS)}")
     state = load_state_dict(path)
-    with torch.device("meta"):
+    with without_weights():
         model = GroundingDINO(PRESETS[preset])
     load_official(model, state)
     return model.eval()

@@ -111,7 +111,6 @@ class FastRotaryAttention(RotaryAttention):
         return self.out_proj(self.v_proj(weighted_sum(q * dim**-0.5, k, v)))
 
 
-@torch.compiler.disable  # loops of many lengths
 def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int = 2048) -> Tensor:
     """softmax(q k^T) v for q (B or 1, N, C), k (B, M, C), v (B, M, c), in tiles of scores that fit into a cache.
 

@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Projected q (B or 1, N, h * d), k and v (B or 1, M, h * d) -> (B, N, C)."""
-        (B,) = torch.broadcast_shapes(q.shape[:1], k.shape[:1])
+        B = len(k) if len(q) == 1 else len(q)
         q, k, v = (self.split(x).expand(B, -1, -1, -1) for x in (q, k, v))
         x = F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (B, h, N, d) -> (B, N, h * d)

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import MLP, load_strictly
+from ..layers import MLP, load_strictly, without_weights
 from ..support.reading import load_state_dict
 from .hiera import Hiera, ImageEncoder, Neck
 from .layers import resize_antialiased, sine_position_1d, sine_position_2d
@@ -321,7 +321,7 @@ def load(path: str | PathLike, preset: str | SAM2Config | None = None) -> SAM2:
     Without a preset the weights tell which one they are. Every key must fit. Raises ValueError for another layout.
     """
     state = load_state_dict(path)
-    with torch.device("meta"):  # no time for random weights that are replaced at once
+    with without_weights():
         model = build(preset or preset_of(state))
     load_strictly(model, state)
     return model

@@ -22,7 +22,7 @@ class RandomFourier(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, dim // 2))
+        self.register_buffer("positional_encoding_gaussian_matrix", nn.init.normal_(torch.empty(2, dim // 2)))
 
     def forward(self, xy: Tensor) -> Tensor:
         # Written without a matrix product, so that autocast does not lower its precision.
