@@ -8,6 +8,7 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/.ready
 	$(RUN) segment.py examples/hexagons.jpg "green hexagon. blue square." --weights demo --out runs/segmented
 	$(RUN) segment.py examples/leaving.webp "black circle. green heart." --weights demo --out runs/segmented
+	$(RUN) segment.py examples/hexagons.jpg "green hexagon. red hexagon." --weights demo --method clipseg --out runs/heat
 	$(RUN) segment.py examples/squares.jpg --box 97,114,192,200 --weights demo --out runs/segmented
 	$(RUN) train_cifar.py --data shapes --preset shapes-demo --out runs/demo
 

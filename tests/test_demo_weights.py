@@ -7,8 +7,10 @@ bound is one that the intact model keeps and every fault below breaks. Figures o
 import pytest
 import torch
 
-from minisam_glue.demo import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
+from minisam_glue.clipseg import model as clipseg
+from minisam_glue.demo import DETECTOR, FOLDER, HEAT_MAPPER, SEGMENTER, load_detector, load_heat_mapper, load_segmenter
 from minisam_glue.demo.evaluate import evaluate_clips, evaluate_detector, evaluate_masks
+from minisam_glue.demo.evaluate_clipseg import evaluate_heat_to_masks
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.grounding_dino import deformable_attention, geometry
 from minisam_glue.grounding_dino import detector as detection
@@ -23,6 +25,11 @@ FIRST_SEED = 600_000  # held out, and neither of the evaluation nor of the examp
 @pytest.fixture(scope="module")
 def detector():
     return load_detector(FOLDER / DETECTOR)
+
+
+@pytest.fixture(scope="module")
+def heat_mapper():
+    return load_heat_mapper(FOLDER / HEAT_MAPPER)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,45 @@ def test_phrases_find_their_objects_and_no_others(detector):
 def test_a_fault_in_text_or_boxes_shows(fault, detector, monkeypatch, fresh_caches):
     change(monkeypatch, *TEXT_FAULTS[fault])
     assert not holds(found_by_text(detector))
+
+
+# --- A sentence to heat maps ---------------------------------------------------------------------------------
+
+HEAT_FAULTS = {
+    "phrases are exchanged": (
+        clipseg.Decoder,
+        "forward",
+        lambda old, self, activations, conditions, grid: old(self, activations, conditions.roll(1, 1), grid),
+    ),
+    "the deepest activation is taken for the first": (
+        clipseg.Decoder,
+        "forward",
+        lambda old, self, activations, conditions, grid: old(self, activations[::-1], conditions, grid),
+    ),
+    "rows of patches are taken for columns": (
+        clipseg.Decoder,
+        "forward",
+        lambda old, self, activations, conditions, grid: old(self, activations, conditions, grid).mT,
+    ),
+}
+
+
+def found_by_heat(heat_mapper, segmenter) -> dict[str, float]:
+    return evaluate_heat_to_masks(heat_mapper, segmenter, map(scene, range(FIRST_SEED, FIRST_SEED + 30)))
+
+
+def heat_holds(metrics: dict[str, float]) -> bool:
+    return metrics["text_iou"] > 0.5 and metrics["text_silence"] > 0.85 and metrics["text_extra"] < 0.4
+
+
+def test_heat_maps_become_masks_of_the_objects_that_are_named_and_of_few_others(heat_mapper, segmenter):
+    assert heat_holds(found_by_heat(heat_mapper, segmenter))
+
+
+@pytest.mark.parametrize("fault", one_now_others_slow(HEAT_FAULTS))
+def test_a_fault_in_heat_maps_shows(fault, heat_mapper, segmenter, monkeypatch):
+    change(monkeypatch, *HEAT_FAULTS[fault])
+    assert not heat_holds(found_by_heat(heat_mapper, segmenter))
 
 
 # --- Boxes and clicks to masks -----------------------------------------------------------------------------
