@@ -8,7 +8,7 @@ from torch import nn
 from minivit.muon import Muon, hidden_matrices, newton_schulz
 from minivit.vit import PRESETS, VisionTransformer
 
-TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, patch=4, dim=16, depth=1, heads=2)
+TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, dim=16, depth=1, heads=2)
 
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
