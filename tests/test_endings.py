@@ -225,6 +225,7 @@ def test_a_standard_output_that_is_closed_from_the_start_is_no_error(script):
 # --- Memory -------------------------------------------------------------------------------------------------------
 
 NO_MEMORY = [
+    RuntimeError("could not create a primitive"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
     MemoryError(),

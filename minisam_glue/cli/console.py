@@ -51,6 +51,7 @@ def out_of_memory(error: BaseException) -> bool:
     CPU, which is a plain RuntimeError."""
     if isinstance(error, RuntimeError):
         words = ("out of memory", "not enough memory", "allocate memory", "std::bad_alloc")
+        words += ("could not create a primitive",)  # oneDNN's
         return any(phrase in str(error) for phrase in words)
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
