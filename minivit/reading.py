@@ -192,11 +192,13 @@ def refuse(value: object, where: str, expected: str) -> None:
 
 
 def text(value: object, where: str) -> None:
+    """Refuse what is no text."""
     if not isinstance(value, str):
         refuse(value, where, "a text")
 
 
 def flag(value: object, where: str) -> None:
+    """Refuse what is neither true nor false."""
     if not isinstance(value, bool):
         refuse(value, where, "true or false")
 
@@ -359,6 +361,7 @@ def any_of(*kinds: Kind) -> Kind:
 
 
 def any_tensor(value: object, where: str) -> None:
+    """Refuse what is no tensor."""
     if not isinstance(value, Tensor):
         refuse(value, where, "a tensor")
 

@@ -399,7 +399,7 @@ def shape_hint(x: Tensor) -> str:
 
 
 def make_stem(config: ViTConfig) -> nn.Module:
-    """What makes patches (B, N, C) of images."""
+    """The patch embedding of a configuration: images (B, 3, H, W) -> patches (B, N, C)."""
     depth = (config.stem_depth,) if config.stem == "whitening" else ()
     return STEMS[config.stem](config.patch, config.dim, *depth)
 

@@ -224,20 +224,21 @@ def test_another_error_of_pytorch_is_not_taken_for_a_lack_of_memory(tmp_path, mo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, which other systems do not")
 def test_a_picture_that_memory_does_not_hold_is_one_line(tmp_path):
-    Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png")  # alone: what is worked on meanwhile lacks memory, too
+    Image.new("RGB", (9000, 9000)).save(tmp_path / "large.png")
+    save(picture(5), tmp_path / "small.png")
     limited = (
         "import resource, sys; from helpers.commands import command; "
         "pages = int(open('/proc/self/statm').read().split()[0]); "
         "resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (200 << 20),) * 2); "
         "sys.exit(command(*sys.argv[1:]))"
     )
-    words = [sys.executable, "-c", limited, "large.png", "bright.", "--out", "out"]
+    words = [sys.executable, "-c", limited, "large.png", "small.png", "bright.", "--out", "out"]
     tests = Path(__file__).parent
     path = f"{tests}{os.pathsep}{tests.parent}"
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert process.returncode == 2 and "error: large.png: out of memory" in process.stderr, process.stderr
-    assert "Traceback" not in process.stderr and not (tmp_path / "out" / "large" / "result.json").exists()
+    assert "Traceback" not in process.stderr and (tmp_path / "out" / "small" / "result.json").exists()
 
 
 def test_ctrl_c_while_models_load_is_quiet(tmp_path, monkeypatch, capsys):

@@ -154,6 +154,8 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
 
 def frame_of(image: Image.Image, index: int = 0) -> np.ndarray:
     """Frame `index` of an open picture as RGB. Any exception if it is damaged, but no warning on standard error."""
+    # Pillow takes memory piece by piece and leaves other threads none before it fails; one piece fails at once.
+    np.empty((image.height, image.width, 4), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if index or image.tell():
