@@ -194,6 +194,20 @@ def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1
             raise TrainingError(error) from None
 
 
+def augmentations(config: TrainConfig, data: Dataset) -> tuple[Augment, Augment]:
+    """Augmentation of the clean epochs at the end, and of the ones before them, by the settings."""
+    flip = config.flip and not config.alternate_flip  # which the trainer does itself
+    plain = Augment(data.mean, data.std, config.crop, flip, padding=config.padding)
+    strong = replace(
+        plain,
+        trivial_augment=config.trivial_augment,
+        jitter=config.jitter,
+        rotate=config.rotate,
+        erasing=config.erasing,
+    )
+    return plain, strong
+
+
 class Trainer:
     """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
 
@@ -234,15 +248,7 @@ class Trainer:
         self.ema = EMA(self.model, config.ema_start, config.ema_end, self.total_steps)
         self.evaluator = Evaluator(data.mean, data.std, device, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        flip = config.flip and not config.alternate_flip
-        self.plain = Augment(data.mean, data.std, config.crop, flip, padding=config.padding)
-        self.strong = replace(
-            self.plain,
-            trivial_augment=config.trivial_augment,
-            jitter=config.jitter,
-            rotate=config.rotate,
-            erasing=config.erasing,
-        )
+        self.plain, self.strong = augmentations(config, data)
         self.class_weights = class_weights(self.train_split.labels, len(data.classes))
         self.mirrored = torch.rand(len(data.train), generator=self.generator) < 0.5 if config.alternate_flip else None
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0

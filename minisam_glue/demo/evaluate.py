@@ -373,6 +373,22 @@ def print_metrics(found: dict[str, ClipMetrics]) -> None:
     print(json.dumps({name: metrics.metrics() for name, metrics in found.items()}, indent=1))
 
 
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Leave with one line where arguments contradict each other, or name a file that cannot be written."""
+    if args.values and (args.story or not args.values.parent.is_dir()):
+        parser.error(f"--values {args.values}: give a name in a folder that is there, without --story")
+    if args.values and not (args.identity or args.propagate == FLOW):
+        parser.error("--values is for clips: give --identity or --propagate flow")
+    if args.propagate == FLOW and args.identity:
+        parser.error("--identity is about SAM 2's memory: leave out --propagate flow")
+    if args.story and (args.story.suffix.lower() != ".png" or not args.story.parent.is_dir()):
+        parser.error(f"--story {args.story}: give a name that ends with .png, in a folder that is there")
+    if args.story and args.clips < 1:
+        parser.error("--story draws the first clip: give --clips 1 or more")
+    if not (args.propagate == FLOW or args.identity or args.story or args.detector or args.segmenter):
+        parser.error("nothing to evaluate: give --detector, --segmenter, or both")
+
+
 def run(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,
@@ -394,16 +410,7 @@ def run(
         except (ValueError, OSError) as error:
             parser.error(f"--add {error}")
         return
-    if args.values and (args.story or not args.values.parent.is_dir()):
-        parser.error(f"--values {args.values}: give a name in a folder that is there, without --story")
-    if args.values and not (args.identity or args.propagate == FLOW):
-        parser.error("--values is for clips: give --identity or --propagate flow")
-    if args.propagate == FLOW and args.identity:
-        parser.error("--identity is about SAM 2's memory: leave out --propagate flow")
-    if args.story and (args.story.suffix.lower() != ".png" or not args.story.parent.is_dir()):
-        parser.error(f"--story {args.story}: give a name that ends with .png, in a folder that is there")
-    if args.story and args.clips < 1:
-        parser.error("--story draws the first clip: give --clips 1 or more")
+    check_arguments(parser, args)
     if args.propagate == FLOW or args.identity or args.story:
         segmenter = accelerate(load_segmenter(args.segmenter or FOLDER / SEGMENTER, args.device))
         trackers = trackers_of(args)
@@ -416,8 +423,6 @@ def run(
                     temporary.write_text(json.dumps({name: metrics.as_json() for name, metrics in found.items()}))
             print_metrics(found)
         return
-    if not (args.detector or args.segmenter):
-        parser.error("nothing to evaluate: give --detector, --segmenter, or both")
     print(json.dumps(evaluate(*models(args), map(draw_scene, seeds), clips), indent=1))
 
 
