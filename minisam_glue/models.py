@@ -113,8 +113,8 @@ def load_models(
     if is_demo:
         text, segmenter, files = _load_demo(Path(folder), detector, heat_size, templates)
     else:
-        size = sam or ("large" if place.type == "cuda" else "small")
-        text, segmenter, files = _load_official(folder, detector, size, progress, heat_size or SIZE, templates)
+        name = sam or ("large" if place.type == "cuda" else "small")
+        text, segmenter, files = _load_official(folder, detector, name, progress, heat_size or SIZE, templates)
     if text is not None:
         grounding_dino.accelerate(text.model.to(place, precision)).eval()  # leaves CLIPSeg as it is
     segmenter = sam2.accelerate(in_precision(segmenter.to(place), precision).eval())
