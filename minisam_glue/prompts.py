@@ -29,9 +29,10 @@ Size = tuple[int, int]  # height, width
 class Thresholds:
     """Limits that a detection must keep. ValueError for a number out of its range.
 
-    box, text: scores that it must exceed, 0 to 1; box may be "auto": Otsu's threshold over the scores of a picture, at
-    least `text` and at most one half. nms: IoU above which overlapping boxes of one phrase are suppressed,
-    0 to 1. max_area: largest box, as a share of the picture, above 0 and up to 1.
+    box, text: scores from 0 to 1; a detection must exceed both, so that the larger one decides. box may be "auto":
+    Otsu's threshold over the scores of a picture, at most one half, and at least `text`. nms: IoU above which
+    overlapping boxes of one phrase are suppressed, 0 to 1. max_area: largest box, as a share of the picture, above 0
+    and up to 1.
     """
 
     box: float | str = 0.35

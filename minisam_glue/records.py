@@ -18,7 +18,7 @@ class Segment:
 
     id: int
     label: str  # the phrase that found it, verbatim; "object" if it was marked by a box, points or a mask
-    score: float  # of the detection; of SAM 2 for a mask from clicks; 0 to 1
+    score: float  # 0 to 1: of the detection; from clicks in a picture SAM 2's predicted IoU, in a video 1
     box: tuple[float, float, float, float]  # xyxy in pixels: of the detection; on tracked frames, around the mask
     mask: np.ndarray  # bool (H, W); all False where the object can't be seen
     first: int = 0  # first and last frame on which it was seen so far

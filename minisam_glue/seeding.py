@@ -121,7 +121,7 @@ def _by_detector(
 
 
 def auto_threshold(scores: Tensor, least: float) -> float:
-    """Otsu's threshold over the scores (n,) of all that a detector proposes, kept between `least` and one half."""
+    """Otsu's threshold over the scores (n,) of all that a detector proposes, at most one half, and at least `least`."""
     return max(least, min(otsu(scores.numpy()), MOST_AUTO)) if len(scores) else least
 
 
@@ -138,7 +138,7 @@ def show_more(seed: Seed, size: Size, seeding: Seeding) -> Seed:
 
 
 def points_of_box(box: Box, size: Size, settings: HeatSettings) -> tuple[list[Point], list[int]]:
-    """The middle of a box on the object, and points around it, beyond the border and in the picture, beside it."""
+    """Points for a box: its middle, on the object, and up to eight around the box, `border` outside it, on others."""
     left, top, right, bottom = box
     height, width = size
     away = settings.scaled_border(max(size))

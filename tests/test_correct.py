@@ -71,13 +71,14 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 
 def test_one_object_changes_from_the_frame_on_and_nothing_else(result, models):
-    before = lines(result / "result.jsonl")
+    before, seeding = lines(result / "result.jsonl"), json.loads((result / "result.json").read_text())["seeding"]
     assert {number for number, _ in listed(result / "states")} == {2, 4}
     after = correct(result, CLICK, models=models)
     assert of(after, 1) == of(before, 1) and after[:AT] == before[:AT]
     then, now = of(before, 2), of(after, 2)
     assert [a["mask"] == b["mask"] for a, b in zip(then, now)][AT - 1 :] == [False] * (COUNT - AT)
     summary = json.loads((result / "result.json").read_text())
+    assert summary["seeding"] == seeding
     assert [(c["id"], c["at"]) for c in summary["corrections"]] == [(2, AT)] and len(summary["objects"]) == 2
     assert {number for number, _ in listed(result / "states")} == {2, 4}
     assert len(list((result / "masks" / "002_cat").iterdir())) == len(now)

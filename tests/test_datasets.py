@@ -12,6 +12,7 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
+from minisam_glue.cli.lock import FolderLock
 from minisam_glue.datasets import FORMATS, Categories, Pixels
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
@@ -371,6 +372,15 @@ def test_a_folder_of_another_run_or_of_the_users_is_refused_and_stays(inputs, tm
     assert files(tmp_path / "mine") == {"yolo/data.yaml": b"mine"}
 
 
+def test_the_folder_that_data_sets_go_to_is_locked(inputs, tmp_path, capsys):
+    assert command(inputs[0], "bright.", "--quiet", "--out", tmp_path / "out") == 0
+    lock = FolderLock(tmp_path / "out", "another")
+    assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 2
+    assert "another run" in one_line(capsys) and not (tmp_path / "out" / "coco").exists()
+    lock.release()
+    assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 0
+
+
 def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert command(inputs[0], inputs[2], "bright.", "--quiet", "--out", out) == 0
@@ -391,10 +401,15 @@ def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp
     Path(inputs[2]).unlink()
     assert run([str(out / "p1"), *to]) == 2 and "start the command where segment.py ran" in one_line(capsys)
     result = json.loads((out / "p0" / "result.json").read_text())
+    segment = result["objects"][0]
     for damage, said in (
         ({"source": 5}, "is no result of segment.py"),
         ({"objects": [{"id": 1}]}, "is no result of segment.py"),
-        ({"size": [9, 9]}, "a mask of"),
+        ({"size": [9, 9]}, "pixels, but its result in"),
+        (
+            {"objects": [segment | {"mask": {"size": [60_000, 60_000], "counts": [0, 3_600_000_000]}}]},
+            "a mask of (60000",
+        ),
     ):
         (out / "p0" / "result.json").write_text(json.dumps(result | {"of": {}} | damage))
         assert run([str(out / "p0"), *to, "--out", str(tmp_path / "other")]) == 2 and said in one_line(capsys), damage

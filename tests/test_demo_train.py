@@ -30,7 +30,7 @@ from minisam_glue.demo.train_detector import (
     naming_losses,
     owners_of_cells,
 )
-from minisam_glue.demo.training import Trainer, export
+from minisam_glue.demo.training import Trainer, command, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
 from minisam_glue.grounding_dino.losses import Target
 from minisam_glue.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -237,6 +237,16 @@ def test_two_processes_share_a_run_and_end_with_the_same_weights(tmp_path):
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]
     for rank in range(2):  # a weight that one process alone used, another one, and one that none used
         assert torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True) == [0.5, 1.0, 0.0]
+
+
+def test_a_process_without_a_gpu_of_its_own_is_one_line(tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("sys.argv", ["train", "--device", "cuda", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        command("", DetectorTask, RECIPE, "")
+    assert "GPUs 0 to 1; start fewer processes" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):

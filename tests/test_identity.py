@@ -98,6 +98,17 @@ def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
         assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
 
 
+def test_an_object_that_is_prompted_in_a_meeting_leaves_it():
+    identity, film = Identity(), crossing()
+    for _, _, frame in film[:12]:
+        settled(identity, frame)
+    assert identity.meeting == {1, 2}
+    identity.restart(1)
+    assert not identity.meeting  # what was predicted for its partner there holds no more
+    for _, _, frame in film[12:]:
+        settled(identity, frame)
+
+
 @pytest.mark.parametrize("pair, known", [([1, 1], False), ([1, 9], False), ([1, 3], True)])
 def test_a_contact_of_unknown_objects_is_refused(pair, known):
     identity = Identity()

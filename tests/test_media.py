@@ -236,6 +236,22 @@ def test_pictures_survive_writing(tmp_path, name, tolerance):
         assert np.abs(frame.astype(int) - read).mean() <= tolerance
 
 
+@pytest.mark.parametrize("name, side, most", [("a.gif", 70_000, "65535"), ("a.webp", 20_000, "16383")])
+def test_an_animation_too_large_for_its_format_is_refused_at_once(tmp_path, name, side, most):
+    with pytest.raises(MediaError, match=f"{name}: can't be written: {side}x8 pixels, .* at most {most}"):
+        VideoWriter(tmp_path / name, 10, (side, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_webp_of_more_than_four_gibibytes_is_told(tmp_path):
+    writer = VideoWriter(tmp_path / "a.webp", 30, (WIDTH, HEIGHT))
+    writer.write(numbered(0))
+    writer.encoder.file.seek((1 << 32) - 20)
+    with pytest.raises(MediaError, match="4 GiB: write .mp4"):
+        writer.close()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])
 def test_durations_of_an_animation_add_up_to_its_rate(tmp_path, name):
     with VideoWriter(tmp_path / name, 30, (WIDTH, HEIGHT)) as writer:

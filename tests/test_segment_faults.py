@@ -359,3 +359,16 @@ def test_torchrun_shares_a_folder_among_two_processes(tmp_path):
     assert files(tmp_path / "out") == files(tmp_path / "alone") != []
     for name in files(tmp_path / "out"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_damaged_result_of_another_input_is_left_out_of_the_index(tmp_path, capsys):
+    out, good, gone = tmp_path / "out", save(picture(5), tmp_path / "b.png"), tmp_path / "a.png"
+    gone.write_bytes(b"no picture")
+    for content in ("{}", '{"objects": 5}', "[", '{"objects": [{"label": 1}]}'):
+        (out / "a").mkdir(parents=True, exist_ok=True)
+        (out / "a" / "result.json").write_text(content)
+        (out / "a" / "page.html").write_text("")
+        assert command(gone, good, "bright.", "--html", "--out", out, "--quiet") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        index = (out / "index.html").read_text()
+        assert "b/page.html" in index and "a/page.html" not in index

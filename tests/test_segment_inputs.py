@@ -18,6 +18,7 @@ from minisam_glue import media
 from minisam_glue.cli import run
 from minisam_glue.cli.arguments import folders_of
 from minisam_glue.cli.console import Console
+from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.masks import decode_rle
 
 
@@ -156,6 +157,14 @@ def test_options_may_stand_anywhere(tmp_path):
     source = save(picture(5), tmp_path / "one.png")
     assert command("--quiet", source, "--out", tmp_path / "out", "bright.", "--html") == 0
     assert (tmp_path / "out" / "one" / "page.html").exists()
+    for words in (
+        ["--save", "masks", "crops", source, "bright."],
+        [source, "--save", "masks", "--save", "crops", "bright."],
+    ):
+        args = parse_arguments([*words, "--seed-prompt", "box", "points"])
+        assert (args.words, args.save, args.seed_prompt) == ([source, "bright."], ["masks", "crops"], ["box", "points"])
+    with pytest.raises(ValueError, match="--save: invalid choice: 'mask'"):
+        parse_arguments([source, "--save", "mask", "bright."])
 
 
 def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes():

@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("results", type=Path, metavar="RESULT_DIR", help="--out of segment.py, or one result in it")
     parser.add_argument("--to", nargs="+", choices=tuple(FORMATS), required=True, help="formats of the data sets")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put them, each in a folder (default: --out)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the data sets go (default: --out of segment.py)")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser.parse_args(argv)
 
@@ -83,10 +83,9 @@ def check_source(result: Result) -> None:
         raise ValueError(f"{result.folder}: its source {result.source} has changed since: segment it again")
 
 
-def convert(args: Namespace) -> int:
-    """Make the data sets. A result that can't be taken is told, and left out. Returns the exit status."""
-    console = Console(args.quiet, False)
-    folders, results, status = find_results(args.results, console), [], 0
+def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -> int:
+    """Make the data sets of results. One that can't be taken is told, and left out. Returns the exit status."""
+    results, status = [], 0
     for folder in folders:
         try:
             results.append(Result.read(folder))
@@ -97,7 +96,6 @@ def convert(args: Namespace) -> int:
         return status
     first = shared(results[0].of)
     common = {name: first[name] for name in first if all(r.of.get(name) == first[name] for r in results)}
-    out = args.out or (args.results if folders != [args.results] else args.results.parent)
     labels = [label for result in results for label in result.labels()]
     sets = DataSets(out, args.to, labels, common, [folder.name for folder in folders])
     for result in results:
@@ -128,10 +126,12 @@ def locked(args: Namespace) -> int:
     """convert, while no run writes into the folder. Returns the exit status."""
     if not args.results.is_dir():
         raise ValueError(f"{args.results}: no such folder; give --out of segment.py, or one result in it")
-    out = args.out or args.results
+    console = Console(args.quiet, False)
+    folders = find_results(args.results, console)
+    out = args.out or (args.results.parent if folders == [args.results] else args.results)
     make_folder(out)
     lock = FolderLock(out)
     try:
-        return convert(args)
+        return convert(args, folders, out, console)
     finally:
         lock.release()

@@ -1,7 +1,7 @@
 """The settings of one command, the same for all of its inputs."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,9 @@ class Job:
     models: Models
     console: Console
     stopped: int = 0
+
+    def __post_init__(self):
+        self.seeding = replace(self.seeding, heat=self.models.heat_settings(self.seeding.heat))
 
     @property
     def sentence(self) -> str | None:

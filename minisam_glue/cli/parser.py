@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import datasets, media, weights
 from ..clipseg.heat_mapper import SIZE
 from ..demo import HEAT_FLOOR, HEAT_MIN_AREA
-from ..heatmap import FLOOR, MIN_AREA, HeatSettings
+from ..heatmap import FLOOR, MIN_AREA, SURE, HeatSettings
 from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
 from ..prompts import AUTO, SEED_PROMPTS, Thresholds
 from ..propagation import DIRECTIONS
@@ -98,6 +98,10 @@ def template(text: str) -> str:
     return text
 
 
+SAVED = ("masks", "crops", "heatmap", "frames", *datasets.FORMATS)
+LISTS = {"--save": SAVED, "--seed-prompt": SEED_PROMPTS}  # flags of one or several words, and those that they know
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are, without the usage before it."""
 
@@ -138,7 +142,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_output_flags(parser.add_argument_group("output"))
     add_model_flags(parser.add_argument_group("models"))
     # Options may stand between inputs and sentence.
-    return parser.parse_intermixed_args(join_negative(sys.argv[1:] if argv is None else argv))
+    return parser.parse_intermixed_args(split_lists(join_negative(sys.argv[1:] if argv is None else argv)))
 
 
 def join_negative(argv: list[str]) -> list[str]:
@@ -152,13 +156,27 @@ def join_negative(argv: list[str]) -> list[str]:
     return joined
 
 
+def split_lists(argv: list[str]) -> list[str]:
+    """--save coco yolo photos/ -> --save=coco --save=yolo photos/: argparse would take every word up to a flag."""
+    split, flag = [], None
+    for word, following in zip(argv, [*argv[1:], ""]):
+        if following in LISTS.get(word, ()):
+            flag = word
+        elif word in LISTS.get(flag, ()):
+            split.append(f"{flag}={word}")
+        else:
+            flag = None
+            split.append(word)
+    return split
+
+
 def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
     """Boxes, points, masks and objects, and the thresholds of the detector."""
     add_object_flags(group)
     defaults = Thresholds()
     for flag, default, text in (
         ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
-        ("--text-threshold", defaults.text, "score that a word of the phrase must exceed, 0 to 1"),
+        ("--text-threshold", defaults.text, "another score to exceed; the least one where --box-threshold is auto"),
         ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed, 0 to 1"),
         ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
     ):
@@ -215,8 +233,9 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         type=or_word(OTSU, number(0, 1)),
         default=OTSU,
         metavar="X",
-        help=f"confidence that an object's pixels exceed, 0 to 1, or otsu: Otsu's threshold, at least {FLOOR} "
-        f"({HEAT_FLOOR} for the demo weights; default %(default)s)",
+        help=f"confidence that an object's pixels exceed, 0 to 1; or otsu: Otsu's threshold, kept from {FLOOR} to "
+        f"{SURE} (with the demo weights always {SURE}), where the highest confidence of an object must reach {FLOOR} "
+        f"(with the demo weights {HEAT_FLOOR}; default %(default)s)",
     )
     group.add_argument(
         "--heat-percentile",
@@ -249,12 +268,13 @@ def add_seed_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--seed-prompt",
         nargs="+",
+        action="extend",
         choices=SEED_PROMPTS,
         help="what shows SAM 2 an object, one or several (default: box; of a heat map box and points)",
     )
     for flag, default, text in (
         ("--positives", defaults.positives, "points on an object"),
-        ("--negatives", defaults.negatives, "points beside it"),
+        ("--negatives", defaults.negatives, "points on the background around an object"),
         ("--border", defaults.border, "pixels between them and its edge, of a heat map of 352 x 352"),
     ):
         group.add_argument(
@@ -360,7 +380,8 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save",
         nargs="+",
-        choices=("masks", "crops", "heatmap", "frames", *datasets.FORMATS),
+        action="extend",
+        choices=SAVED,
         default=[],
         help="also save masks of each frame (pictures always have them), the objects cut out, the heat maps, the "
         f"plain frames of a video, or one data set of all inputs for training: {', '.join(datasets.FORMATS)}",

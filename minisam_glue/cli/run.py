@@ -5,7 +5,6 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from threading import Semaphore
 
@@ -20,6 +19,7 @@ from ..render.index_page import Entry, check_index, write_index
 from ..seeding import check_sentence
 from ..support.files import clear_temporaries
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
+from ..support.reading import fields, sequence, text
 from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, Notes, out_of_memory, summary, too_large
@@ -35,6 +35,7 @@ from .workers import in_order, shared_cores
 
 LARGE = 1024  # pixels of SAM 2's images, from which a CPU takes seconds for a frame
 SLOTS = 2  # pictures, or batches of them, that are in the models of a CPU at the same time
+LABELS = fields(objects=sequence(fields(label=text)))  # what the index needs of a result.json
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 
 
@@ -73,6 +74,16 @@ def load(args: Namespace, clicked: bool) -> Models:
     )
 
 
+def told_of(folder: Path) -> str | None:
+    """What was found, in words, by the result in a folder; None if it is damaged."""
+    result = read_result(folder / "result.json")
+    try:
+        LABELS(result, "result.json")
+    except ValueError:
+        return None
+    return summary([record["label"] for record in result["objects"]], None, {})
+
+
 class Run:
     """The inputs of a command, the models, and what is asked of them."""
 
@@ -95,7 +106,6 @@ class Run:
                 check_index(args.out)
                 clear_temporaries(args.out, index_page.NAME)  # of runs that were killed
             models = models or load(args, isinstance(prompt, Clicks))
-            seeding = replace(seeding, heat=models.heat_settings(seeding.heat))
             self.job = Job(args, prompt, thresholds, seeding, models, self.console)
             if self.job.sentence:
                 check_sentence(self.job.models, self.job.sentence)
@@ -186,8 +196,8 @@ class Run:
         inputs = [source for _, group in groups for source in group]
         if not self.lock.held:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
-        for text in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
-            self.console.say(f"note: {text}")
+        for note in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
+            self.console.say(f"note: {note}")
         sam = self.job.models.sam
         moving = any(moving for moving, _ in groups)
         if moving and sam.device.type == "cpu" and sam.config.image_size >= LARGE and self.args.size is None:
@@ -247,12 +257,11 @@ class Run:
 
         It is written again until no result has come in the meantime, so that the last process to end lists them all.
         """
-        found: dict[str, str] = {}
+        found: dict[str, str | None] = {}
         while new := [s for s, folder in self.folders.items() if s not in found and is_complete(folder, "page.html")]:
             for source in new:
-                labels = [record["label"] for record in read_result(self.folders[source] / "result.json")["objects"]]
-                found[source] = summary(labels, None, {})
-            entries = [Entry(s, folder.name, found[s]) for s, folder in self.folders.items() if s in found]
+                found[source] = told_of(self.folders[source])
+            entries = [Entry(s, folder.name, found[s]) for s, folder in self.folders.items() if found.get(s)]
             write_index(self.args.out, entries)
 
     def one_group(self, moving: bool, group: list[str], console: Console) -> int:

@@ -32,7 +32,7 @@ def preprocess(picture: np.ndarray, size: int) -> Tensor:
 def highlight(
     picture: Picture, mask: np.ndarray, brightness: float = 0.1, blur: float = 2.0, context: float = 0.5
 ) -> np.ndarray:
-    """A picture prompt that shows one object: background dark and blurred, cropped to the object (section 3.3).
+    """A picture prompt that shows one object: background dark and blurred, cropped to the object (section 4).
 
     mask: bool (H, W). brightness: factor of the background. blur: deviation of its Gaussian in pixels. context: margin
     of the crop, as a share of the object's longer side. ValueError if the mask is empty or of another size.

@@ -130,7 +130,7 @@ class CLIPSeg(nn.Module):
         """Activations of B images of size (H, W), and conditions -> logits (B, P, H, W).
 
         conditions: (P, D) for all images, or (B, P, D). They are outputs of clip.encode_text or clip.encode_image, or
-        any mixture of them (section 3.2 of the paper); their length matters.
+        any mixture of them (section 3 of the paper); their length matters.
         """
         conditions = conditions if conditions.ndim == 3 else conditions[None]
         patch = self.config.clip.vision.patch_size

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .. import media
-from ..masks import decode_rle, mask_box
+from ..masks import decode_rle, mask_box, rle_size
 from ..media.images import open_picture
 from ..prompts import split_phrases
 from ..records import RECORD
@@ -192,15 +192,15 @@ class Result:
     def _annotated(self, record: dict, frame: np.ndarray, categories: Categories) -> tuple[tuple[int, int], list]:
         """Size and annotations of a record that fits its frame."""
         size = tuple(self.content["size"])
-        found = []
-        for held in record["objects"]:
-            mask = decode_rle(held["mask"])
-            if mask.shape != size:
-                raise ValueError(f"{self.folder}: a mask of {mask.shape}, but pictures of {size}")
-            if mask.any():
-                found.append(Annotation(held["id"], categories.number(held["label"]), held["score"], mask))
         if frame.shape[:2] != size:
             raise ValueError(f"{self.source} has {frame.shape[:2]} pixels, but its result in {self.folder} has {size}")
+        found = []
+        for held in record["objects"]:
+            if rle_size(held["mask"]) != size:  # before a mask of any size is unpacked
+                raise ValueError(f"{self.folder}: a mask of {rle_size(held['mask'])}, but pictures of {size}")
+            mask = decode_rle(held["mask"])
+            if mask.any():
+                found.append(Annotation(held["id"], categories.number(held["label"]), held["score"], mask))
         return size, found
 
     def _lines(self) -> Iterator[dict]:

@@ -251,15 +251,16 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     )
     args = parser.parse_args()
     rank, processes = rank_and_number()
-    if processes > 1:
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-        args.device = own_gpu() if args.device == "cuda" else args.device
     if processes > 1 and args.minutes < math.inf:
         parser.error("--minutes stops a run of one process: leave it out, or start without torchrun")
     recipe = dataclasses.replace(
         recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr, seed=args.seed
     )
     try:
+        if processes > 1 and args.device == "cuda":
+            args.device = own_gpu(torch.cuda.device_count())
+        if processes > 1:
+            dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
         trainer = Trainer(task(recipe), args.out, args.device, rank)
     except ValueError as error:
         parser.error(str(error))  # exit status 2

@@ -83,6 +83,7 @@ class Identity:
         """Forget what is known of an object: it was prompted anew, or removed."""
         self.tracks.pop(number, None)
         self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
+        self.find_meeting()
 
     def settle(self, frame: Frame, look: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
         """Apply the rules to the masks of a frame. Returns the logits (s, s) of lost objects that were found."""

@@ -265,6 +265,8 @@ class _Animation:
     """The common part of GIF and WebP: durations that add up to the time although each is a whole number of units."""
 
     def __init__(self, path: Path, size: tuple[int, int]):
+        if max(size) > self.longest:
+            raise MediaError(f"{size[0]}x{size[1]} pixels, and sides of this format have at most {self.longest}")
         self.size, self.written = size, 0  # units
         self.file = path.open("wb")
         self.begin()
@@ -280,6 +282,7 @@ class _Animation:
 
 class _Gif(_Animation):
     units, most = 100, (1 << 16) - 1  # durations in hundredths of a second, in two bytes
+    longest = (1 << 16) - 1
 
     def begin(self) -> None:
         width, height = (side.to_bytes(2, "little") for side in self.size)
@@ -308,6 +311,7 @@ class _Gif(_Animation):
 
 class _WebP(_Animation):
     units, most = 1000, (1 << 24) - 1  # durations in milliseconds, in three bytes
+    longest = (1 << 14) - 1
 
     def begin(self) -> None:
         self.canvas = b"".join((side - 1).to_bytes(3, "little") for side in self.size)
@@ -322,6 +326,8 @@ class _WebP(_Animation):
         self._chunk(b"ANMF", b"\0" * 6 + self.canvas + duration.to_bytes(3, "little") + b"\x02" + still.getvalue()[12:])
 
     def _chunk(self, name: bytes, content: bytes) -> None:
+        if self.file.tell() + len(content) > (1 << 32) - 16:  # its size stands in four bytes
+            raise MediaError("a WebP file holds 4 GiB: write .mp4 instead")
         self.file.write(name + len(content).to_bytes(4, "little") + content + b"\0" * (len(content) % 2))
 
     def finish(self) -> None:

@@ -6,7 +6,7 @@
     for frame in frames:
         masks = tracker.step(frame).masks()  # bool (objects, H, W)
 
-SAM 2, arXiv 2408.00714, sections 4 and 5. What is kept does not grow with the number of frames: see memory_bank.py.
+SAM 2, arXiv 2408.00714, sections 3 and 4. What is kept does not grow with the number of frames: see memory_bank.py.
 Left out: reading and writing of video.
 """
 
