@@ -163,7 +163,7 @@ class Tracking:
         """One frame: objects are tracked; detections and marks of this frame join them, or correct them."""
         if self.reverse:
             self._take_up(index)
-        marks, found = self._marks_at(index), self._look(index, image)
+        marks, found = self._marks_at(index), self._detect(index, image)
         if not self.tracker.objects and not marks and not found:
             return self._without_objects(index, image, found)
         if marks and isinstance(self.prompt, Clicks):
@@ -186,11 +186,11 @@ class Tracking:
                 self._mark(index, mark)
             result = self.tracker.result() if before else self.tracker.track(self.reverse)
             if found is not None and self.seeded_at is None:
-                self.detections.learn_looks(self.tracker.objects.keys(), result)
+                self.detections.learn_appearances(self.tracker.objects.keys(), result)
             self._joined(index, self.tracker.objects.keys() - before, found)
             return self._record(index, image, result, found)
 
-    def _look(self, index: int, image: np.ndarray) -> Seeds | None:
+    def _detect(self, index: int, image: np.ndarray) -> Seeds | None:
         """The objects that the sentence finds on this frame, if it is asked here."""
         if isinstance(self.prompt, Clicks) or (self.corrections and self.reverse):
             return None
@@ -198,7 +198,7 @@ class Tracking:
             asked = self.seed_frame in (None, index)
         else:  # it is time, or the propagator has lost an object
             due = self.redetect and (index - self.seeded_at) % self.redetect == 0
-            asked = due or self.tracker.wants_look(index)
+            asked = due or self.tracker.wants_detection(index)
         if not asked:
             return None
         return find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0]
@@ -300,7 +300,7 @@ class Tracking:
         """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""
         known = [
             {name: getattr(o, name) for name in ("id", "label", "score", "first", "last")}
-            | {"look": self.detections.looks.get(o.id)}
+            | {"appearance": self.detections.appearances.get(o.id)}
             for o in self.known.values()
         ]
         return {
@@ -320,19 +320,19 @@ class Tracking:
         self._check(state)
         self.tracker.restore(state["tracker"])
         self.known.clear()
-        self.detections.looks.clear()
+        self.detections.appearances.clear()
         for o in state["known"]:
             self.known[o["id"]] = Segment(o["id"], o["label"], o["score"], (), None, o["first"], o["last"])
-            if o["look"] is not None:
-                self.detections.looks[o["id"]] = o["look"].to(self.models.sam.device)
+            if o["appearance"] is not None:
+                self.detections.appearances[o["id"]] = o["appearance"].to(self.models.sam.device)
         self.reverse, self.next = state["reverse"], state["next"]
         self.seeded_at, self.held = state["seeded_at"], list(state["held"])
 
     def _check(self, state: object) -> None:
         """ValueError unless restore can take it."""
         tracker = self.tracker.state_kind()
-        look = optional(tensor(self.models.sam.config.dim + 3))
-        known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole(), look=look)
+        appearance = optional(tensor(self.models.sam.config.dim + 3))
+        known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole(), appearance=appearance)
         fields(
             tracker=tracker,
             known=sequence(known),

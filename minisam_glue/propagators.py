@@ -48,7 +48,7 @@ BRIGHTNESS = 32.0  # grey levels of 255 by which a pixel may change
 AGREEMENT = 0.4  # IoU of the refined and the warped mask, at least: else the mask has jumped
 CHANGE = 2.0  # times by which the area of a mask may grow or shrink from one frame to the next
 SMALLEST, LARGEST = 1 / 8, 8  # of its area when it was last prompted or found afresh
-LOOK_EVERY = 10  # frames between two looks with the sentence for objects that flow has lost
+DETECT_EVERY = 10  # frames between two detections with the sentence, for objects that flow has lost
 
 
 class MemoryPropagator(VideoTracker):
@@ -102,7 +102,7 @@ class MemoryPropagator(VideoTracker):
         frame = Frame(
             self.frame, ids, torch.stack(logits), ious, tokens - tokens.mean(0), fixed=prompted, image=self.small
         )
-        seen = self.identity.settle(frame, self.look_without_memory)
+        seen = self.identity.settle(frame, self.masks_without_memory)
         for number in seen:  # memories of frames without it would lose it again
             self.objects[number].bank.tracked.clear()
         self.unwritten = frame.unwritten - frame.absent
@@ -131,7 +131,7 @@ class MemoryPropagator(VideoTracker):
             self.objects[number].bank.tracked[self.frame].tokens = None
         return result
 
-    def look_without_memory(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def masks_without_memory(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Box prompts (n, 4), in pixels of the low-resolution mask, on the frame: logits (n, s, s), IoUs (n,)."""
         tokens, high_res = self.model.without_memory(self.features), self.features.high_res
         xy = (boxes * 4).view(-1, 2, 2).to(self.model.device)
@@ -153,13 +153,15 @@ class MemoryPropagator(VideoTracker):
             predicted[number] = tuple(a * b / side for a, b in zip(corners, (width, height) * 2))
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
-    def looks(self, masks: Tensor, image: np.ndarray) -> Tensor:
-        """The looks of what is in masks, bool (n, s, s), on the current frame, uint8 (H, W, 3): see redetection.py."""
-        return redetection.looks(masks, self.current().tokens[0].float(), torch.tensor(image, device=masks.device))
+    def appearances(self, masks: Tensor, image: np.ndarray) -> Tensor:
+        """Of what is in masks, bool (n, s, s), on the current frame, uint8 (H, W, 3): see redetection.py."""
+        return redetection.appearances(
+            masks, self.current().tokens[0].float(), torch.tensor(image, device=masks.device)
+        )
 
-    def look_at_boxes(self, boxes: Array) -> ObjectOutput:
+    def masks_for_boxes(self, boxes: Array) -> ObjectOutput:
         if len(boxes):
-            return super().look_at_boxes(boxes)
+            return super().masks_for_boxes(boxes)
         empty, side = self.current().tokens.new_zeros(0), self.model.config.image_size // 4
         return ObjectOutput(empty.view(0, side, side), empty.view(0, self.model.config.dim), empty)
 
@@ -203,11 +205,11 @@ class MemoryPropagator(VideoTracker):
         now = self.state()
         self.restore(now | {"objects": now["objects"] + state["objects"]})  # of the new ones the rules know nothing yet
 
-    def wants_look(self, frame: int) -> bool:
-        """Whether a look with the sentence would help on this frame. Memory finds lost objects by itself."""
+    def wants_detection(self, frame: int) -> bool:
+        """Whether a detection with the sentence would help on this frame. Memory finds lost objects by itself."""
         return False
 
-    def looked(self) -> None:
+    def detection_done(self) -> None:
         """Note that detections of the current frame have been told."""
 
     def mistrust(self, number: int) -> None:
@@ -239,7 +241,7 @@ class FlowPropagator(MemoryPropagator):
         self.before: Tensor | None = None  # of the frame before
         self.carried: dict[int, FrameMemory] = {}  # of the objects that were seen on the frame before
         self.areas: dict[int, int] = {}  # pixels of the low-resolution mask when an object was last found
-        self.last_look: int | None = None
+        self.last_detection: int | None = None
 
     def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
         """Seek as VideoTracker does; the masks of the frame before are kept to be carried on."""
@@ -277,7 +279,7 @@ class FlowPropagator(MemoryPropagator):
         found = self.refine([number for number in waiting if number in self.carried])
         for number in waiting:
             obj = self.objects[number]
-            memory = found.get(number) or self.look(obj, reverse)
+            memory = found.get(number) or self.decode_from_prompted(obj, reverse)
             obj.bank.tracked[self.frame] = memory
             obj.visited[self.frame] = reverse
         self.passes += 1
@@ -349,7 +351,7 @@ class FlowPropagator(MemoryPropagator):
             & (area <= LARGEST * known)
         )
 
-    def look(self, obj: TrackedObject, reverse: bool) -> FrameMemory:
+    def decode_from_prompted(self, obj: TrackedObject, reverse: bool) -> FrameMemory:
         """An object by the memory of the frames on which it was prompted; empty if it is not there."""
         selection, features = self.select_memories(obj, reverse), self.current()
         tokens = self.model.condition_on_memory(features, [selection], self.pointer_count)
@@ -359,18 +361,18 @@ class FlowPropagator(MemoryPropagator):
             self.areas[obj.id] = int((logits > 0).sum())
         return FrameMemory(out.pointer[0], out.object_score_logits[0], None, logits)
 
-    def wants_look(self, frame: int) -> bool:
-        """Whether an object was lost, and the sentence was not asked for LOOK_EVERY frames."""
+    def wants_detection(self, frame: int) -> bool:
+        """Whether an object was lost, and the sentence was not asked for DETECT_EVERY frames."""
         absent = any(not shows(m) for m in self.latest() if m is not None and m.logits is not None)
-        return absent and (self.last_look is None or abs(frame - self.last_look) >= LOOK_EVERY)
+        return absent and (self.last_detection is None or abs(frame - self.last_detection) >= DETECT_EVERY)
 
     def latest(self) -> list[FrameMemory | None]:
         """The objects' masks on the current frame."""
         return [obj.bank.get(self.frame) for obj in self.objects.values()]
 
-    def looked(self) -> None:
+    def detection_done(self) -> None:
         """Note that detections of the current frame have been told."""
-        self.last_look = self.frame
+        self.last_detection = self.frame
 
     def mistrust(self, number: int) -> None:
         """Take an object for absent on the current frame, where a heat map shows nothing of it."""
@@ -380,7 +382,7 @@ class FlowPropagator(MemoryPropagator):
 
     def state(self) -> dict:
         """The state of VideoTracker, with what flow needs of the current frame."""
-        return super().state() | {"now": self.now, "areas": dict(self.areas), "last_look": self.last_look}
+        return super().state() | {"now": self.now, "areas": dict(self.areas), "last_detection": self.last_detection}
 
     def state_of(self, ids: Collection[int]) -> dict:
         state = super().state_of(ids)
@@ -395,12 +397,12 @@ class FlowPropagator(MemoryPropagator):
         self.state_kind()(state, "the tracker")
         super().restore(state)
         self.now = None if state["now"] is None else state["now"].to(self.model.device)
-        self.areas, self.last_look = dict(state["areas"]), state["last_look"]
+        self.areas, self.last_detection = dict(state["areas"]), state["last_detection"]
 
     def state_kind(self) -> Kind:
         """The kind of state()."""
         tracker = super().state_kind()
-        more = fields(now=optional(_brightness_kind), areas=_areas_kind, last_look=optional(whole()))
+        more = fields(now=optional(_brightness_kind), areas=_areas_kind, last_detection=optional(whole()))
 
         def check(value: object, where: str) -> None:
             tracker(value, where)

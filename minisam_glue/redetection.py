@@ -23,7 +23,7 @@ SAME = 0.5  # mask IoU from which a detection and an object are one; share of a 
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
 ALIKE = 0.8  # likeness from which a detection may be an object that was lost
 UNLIKE = 0.6  # likeness below which a track lies on something else than its object
-LASTING = 0.9  # weight of how an object looked before, when it is seen for sure again
+LASTING = 0.9  # weight of the appearance of an object before, when it is seen for sure again
 COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
 
 
@@ -31,13 +31,13 @@ class Redetection:
     """The objects of one tracking and what is detected on later frames: who is confirmed, lost, found again, new.
 
     tracker: a propagator (propagators.py). known: the latest record of each object, by its number; scores are brought
-    up to date here. looks: (C + 3,), how each object looks; see looks(). `image`, uint8 (H, W, 3), is the frame that
-    the tracker was last shown.
+    up to date here. appearances: (C + 3,) of each object, as appearances() has them. image: uint8 (H, W, 3), the
+    frame that the tracker was last shown.
     """
 
     def __init__(self, tracker, known: dict[int, Segment]):
         self.tracker, self.known = tracker, known
-        self.looks: dict[int, Tensor] = {}
+        self.appearances: dict[int, Tensor] = {}
         self.image: np.ndarray | None = None
 
     def reconcile(self, found: Seeds, result: FrameResult, add: Callable[[int, Seed], None] | None = None) -> None:
@@ -45,8 +45,8 @@ class Redetection:
 
         add: what makes a detection of no known object a new one, from the frame and the detection; None leaves it out.
         """
-        looked = self.tracker.look_at_boxes(found.boxes)
-        detected, tracked = looked.logits > 0, result.low_res > 0
+        shown = self.tracker.masks_for_boxes(found.boxes)
+        detected, tracked = shown.logits > 0, result.low_res > 0
         same, alike = self._same_label(found, result), self._likeness(detected, result.ids)
         confirmed = confirm(detected, tracked, same)
         for row, column in confirmed.items():
@@ -60,17 +60,17 @@ class Redetection:
         revived = revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
         for i, row in enumerate(new):
             if i in revived:
-                self._revive(result.ids[lost[revived[i]]], looked.logits[row], found.objects[row].score)
+                self._revive(result.ids[lost[revived[i]]], shown.logits[row], found.objects[row].score)
             elif add:
                 add(result.frame, found.objects[row])
         for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
             if is_cold(tracked[column], self.known[result.ids[column]].label, found.heat):
                 self.tracker.mistrust(result.ids[column])
-        self.tracker.looked()
+        self.tracker.detection_done()
         sure = {result.ids[column] for column in confirmed.values()}
         self.separate(sure)
         result = self.tracker.result()
-        self.learn_looks(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
+        self.learn_appearances(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
 
     def separate(self, confirmed: Collection[int] = ()) -> None:
         """Empty, of two objects with one mask, the one that it is not of.
@@ -115,18 +115,18 @@ class Redetection:
                 self.tracker.lose(result.ids[row])
         return self.tracker.result()
 
-    def learn_looks(self, ids: Collection[int], result: FrameResult) -> None:
-        """Keep how objects look that are there for sure on this frame; the latest looks weigh least."""
+    def learn_appearances(self, ids: Collection[int], result: FrameResult) -> None:
+        """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""
         rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
-        for row, look in zip(rows, self.tracker.looks(result.low_res[rows] > 0, self.image)):
-            before = self.looks.get(result.ids[row], look)
-            self.looks[result.ids[row]] = LASTING * before + (1 - LASTING) * look
+        for row, appearance in zip(rows, self.tracker.appearances(result.low_res[rows] > 0, self.image)):
+            before = self.appearances.get(result.ids[row], appearance)
+            self.appearances[result.ids[row]] = LASTING * before + (1 - LASTING) * appearance
 
     def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
-        """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they looked when they were seen
-        for sure; 1 for an object of which that is not known."""
-        seen, known = self.tracker.looks(masks, self.image), [self.looks.get(number) for number in ids]
-        columns = [seen.new_ones(len(seen)) if look is None else likeness(seen, look) for look in known]
+        """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they were when last seen for
+        sure; 1 for an object of which that is not known."""
+        seen, known = self.tracker.appearances(masks, self.image), [self.appearances.get(number) for number in ids]
+        columns = [seen.new_ones(len(seen)) if one is None else likeness(seen, one) for one in known]
         return torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)
 
     def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
@@ -141,8 +141,8 @@ class Redetection:
         self.known[number].score = score
 
 
-def looks(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-    """Looks of objects: the mean image token inside each mask, less that of the frame, as a unit vector; and the mean
+def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
+    """What is in n masks: the mean image token inside each mask, less that of the frame, as a unit vector; and the mean
     colour, 0 to 1. Rows (n, C + 3); zeros for a mask without pixels.
 
     tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).
@@ -155,11 +155,11 @@ def looks(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
     return torch.cat((inside, masks.flatten(1).to(tokens.dtype) @ colours.T / area), 1)
 
 
-def likeness(looks: Tensor, look: Tensor) -> Tensor:
-    """How alike n looks (n, C + 3) are to one (C + 3,), at most 1: the cosine of the tokens, or 1 less the distance of
-    the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same."""
-    cosine = looks[:, :-3] @ F.normalize(look[:-3], dim=0)
-    return torch.minimum(cosine, 1 - (looks[:, -3:] - look[-3:]).norm(dim=1))
+def likeness(appearances: Tensor, one: Tensor) -> Tensor:
+    """How alike n appearances (n, C + 3) are to one (C + 3,), at most 1: the cosine of the tokens, or 1 less the
+    distance of the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same."""
+    cosine = appearances[:, :-3] @ F.normalize(one[:-3], dim=0)
+    return torch.minimum(cosine, 1 - (appearances[:, -3:] - one[-3:]).norm(dim=1))
 
 
 def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, int]:
@@ -203,7 +203,7 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
 
 
 def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
-    """Pairs of a detection and the lost object that it shows: as many as labels and looks allow, and the most alike.
+    """Pairs of a detection and the lost object that it shows: as many as may be, and the most alike.
 
     alike: likeness (detections, lost objects) of detections to the objects as they were.
     """

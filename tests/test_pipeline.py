@@ -185,14 +185,14 @@ def test_a_look_at_many_boxes_is_a_look_at_each():
     tracker = Tracking(tiny_models(), "bright.").tracker
     tracker.seek(0, picture(5, 30))
     boxes = torch.tensor([[5.0, 10, 15, 22], [30, 10, 40, 22], [0, 0, 56, 40]])
-    together = tracker.look_at_boxes(boxes)
+    together = tracker.masks_for_boxes(boxes)
     for row, box in enumerate(boxes):
-        alone = tracker.look_at_boxes(box[None])
+        alone = tracker.masks_for_boxes(box[None])
         assert torch.equal(together.logits[row], alone.logits[0]) and torch.equal(
             together.pointer[row], alone.pointer[0]
         )
     assert not torch.equal(together.pointer[0], together.pointer[1])
-    assert tracker.look_at_boxes(torch.zeros(0, 4)).logits.shape == (0, 16, 16) and tracker.objects == {}
+    assert tracker.masks_for_boxes(torch.zeros(0, 4)).logits.shape == (0, 16, 16) and tracker.objects == {}
 
 
 def test_what_is_held_does_not_grow_when_an_object_returns_again_and_again():

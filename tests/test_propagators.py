@@ -18,7 +18,7 @@ from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
 from minisam_glue.prompts import Clicks
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
-from minisam_glue.propagators import LOOK_EVERY, PROPAGATORS, FlowPropagator, boxes_of
+from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, boxes_of
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2.memory_bank import FrameMemory
 from minisam_glue.sam2.model import ObjectOutput
@@ -58,7 +58,7 @@ class Trusting(FlowPropagator):
         self.refined.append(self.frame)
         return ObjectOutput(warped, torch.zeros(len(warped), self.model.config.dim), torch.ones(len(warped)))
 
-    def look(self, obj, reverse):
+    def decode_from_prompted(self, obj, reverse):
         self.searches, _ = self.searches + 1, self.current()
         side = self.model.config.image_size // 4
         pointer = torch.zeros(self.model.config.dim)
@@ -133,14 +133,14 @@ def test_a_mask_elsewhere_is_doubted():
 
 def test_a_look_with_the_sentence_is_asked_for_now_and_then_while_something_is_lost():
     propagator, image = begin(*textured(20)), textured(20)[0]
-    assert not propagator.wants_look(1)
+    assert not propagator.wants_detection(1)
     propagator.seek(1, image)
     propagator.track()
     propagator.mistrust(1)
-    assert propagator.wants_look(2)
-    propagator.looked()
-    asked = [propagator.wants_look(t) for t in range(2, 2 + LOOK_EVERY)]
-    assert asked == [False] * (LOOK_EVERY - 1) + [True]
+    assert propagator.wants_detection(2)
+    propagator.detection_done()
+    asked = [propagator.wants_detection(t) for t in range(2, 2 + DETECT_EVERY)]
+    assert asked == [False] * (DETECT_EVERY - 1) + [True]
 
 
 def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(monkeypatch):
@@ -151,7 +151,7 @@ def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(m
     results = list(segment_video(models, frames, "bright.", **FLOW))
     assert {o.id for r in results for o in r.objects} == {1}
     assert [bool(r.seen) for r in results[2:5]] == [False] * 3 and results[-1].seen
-    assert models.detector.looked <= 2 + len(frames) // LOOK_EVERY
+    assert models.detector.looked <= 2 + len(frames) // DETECT_EVERY
 
 
 def test_a_mask_where_the_heat_map_shows_nothing_is_given_up():
@@ -199,7 +199,13 @@ def test_a_state_of_another_propagator_or_a_damaged_one_is_refused_and_changes_n
     before = one.state()
     with pytest.raises(ValueError):
         one.restore(other.state())
-    for name, value in (("now", torch.zeros(3)), ("areas", {}), ("areas", 5), ("areas", {1: "x"}), ("last_look", -3)):
+    for name, value in (
+        ("now", torch.zeros(3)),
+        ("areas", {}),
+        ("areas", 5),
+        ("areas", {1: "x"}),
+        ("last_detection", -3),
+    ):
         state = one.state()
         state["tracker"][name] = value
         with pytest.raises(ValueError):

@@ -43,7 +43,7 @@ class ScriptedTracker:
         self.tracks, self.looks_of, self.prompted = tracks, looks, []
         self.objects, self.lost = dict.fromkeys(tracks), []
 
-    def look_at_boxes(self, boxes):
+    def masks_for_boxes(self, boxes):
         assert len(boxes) == len(self.looks_of)
         logits = torch.stack([strip(span) for span, _ in self.looks_of] or [strip(None)])[: len(boxes)]
         pointers = torch.stack([look(angle) for _, angle in self.looks_of] or [look(0)])[: len(boxes)]
@@ -52,9 +52,9 @@ class ScriptedTracker:
     def prompt(self, number, box=None, mask=None):
         self.prompted.append((number, "box", tuple(box)) if mask is None else (number, "mask", span_of(mask)))
 
-    looked = MemoryPropagator.looked
+    detection_done = MemoryPropagator.detection_done
 
-    def looks(self, masks, image):
+    def appearances(self, masks, image):
         """By place: what lies on the columns of a detection looks like it, else as the track of these columns."""
         there = {span: angle for span, angle in (*self.tracks.values(), *self.looks_of) if span}
         spans = [span_of(mask) if mask.any() else None for mask in masks]
@@ -95,7 +95,7 @@ def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
         tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
     seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
-    tracking.detections.looks = {number: look(angle) for number, (_, _, angle) in tracks.items()}
+    tracking.detections.appearances = {number: look(angle) for number, (_, _, angle) in tracks.items()}
     tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), tracking._add)
     return tracking
 
@@ -130,7 +130,9 @@ def test_an_object_that_its_own_phrase_confirms_is_not_lost_however_it_looks():
 
 def test_a_track_on_nothing_that_is_detected_is_lost_if_it_looks_like_something_else(monkeypatch):
     for angle, lost in ((80, [1]), (40, [])):
-        monkeypatch.setattr(ScriptedTracker, "looks", lambda self, masks, image, a=angle: look(a).expand(len(masks), 5))
+        monkeypatch.setattr(
+            ScriptedTracker, "appearances", lambda self, masks, image, a=angle: look(a).expand(len(masks), 5)
+        )
         assert run({1: ("car", (0, 4), 0)}, []).tracker.lost == lost
 
 
@@ -189,7 +191,7 @@ def test_what_was_absent_or_elsewhere_comes_back_only_on_something_like_it(angle
     tracking = Tracking(tiny_models(), "anything", redetect=1)
     tracking.tracker = ScriptedTracker(dict.fromkeys((1, 2, 3), ((0, 4), angle)), [])
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
-    tracking.detections.looks = dict.fromkeys((1, 2, 3), look(0))
+    tracking.detections.appearances = dict.fromkeys((1, 2, 3), look(0))
     before = {1: strip(None) > 0, 2: strip((5, 9)) > 0, 3: strip((3, 5)) > 0}
     result = tracking.detections.refuse_strangers(before, tracking.tracker.result())
     assert tracking.tracker.lost == lost
@@ -203,13 +205,13 @@ def test_tokens_and_colours_both_say_what_is_alike():
     tokens[0, 0] = tokens[1, 0] = tokens[2, 1] = 1  # the two above look the same to SAM 2
     masks = torch.zeros(4, 8, 8, dtype=torch.bool)
     masks[0, :4, :4] = masks[1, :4, 4:] = masks[2, 4:, :4] = True
-    looks = redetection.looks(masks, tokens, torch.from_numpy(image))
-    alike = redetection.likeness(looks, looks[0])
-    assert alike[0] == pytest.approx(1) and torch.allclose(looks[0, 3:], torch.tensor([200, 40, 40]) / 255)
-    assert alike[1] < redetection.UNLIKE and alike[2] < redetection.UNLIKE and not looks[3].any()
+    found = redetection.appearances(masks, tokens, torch.from_numpy(image))
+    alike = redetection.likeness(found, found[0])
+    assert alike[0] == pytest.approx(1) and torch.allclose(found[0, 3:], torch.tensor([200, 40, 40]) / 255)
+    assert alike[1] < redetection.UNLIKE and alike[2] < redetection.UNLIKE and not found[3].any()
 
 
 def test_a_look_at_no_box_finds_nothing_also_in_the_fast_form():
     tracker = MemoryPropagator(tiny_model(fast=True))
     tracker.seek(0, picture(5))
-    assert tracker.look_at_boxes([]).logits.shape == (0, 16, 16)
+    assert tracker.masks_for_boxes([]).logits.shape == (0, 16, 16)

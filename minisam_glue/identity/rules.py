@@ -85,7 +85,7 @@ class Identity:
         self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
         self.find_meeting()
 
-    def settle(self, frame: Frame, look: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
+    def settle(self, frame: Frame, masks_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
         """Apply the rules to the masks of a frame. Returns the logits (s, s) of lost objects that were found."""
         frame.measure()
         self.find_meeting()
@@ -96,7 +96,7 @@ class Identity:
         self.meet(frame)
         self.coincide(frame)
         self.stray(frame)
-        found = self.search(frame, Search(look))
+        found = self.search(frame, Search(masks_of))
         self.learn(frame, found)
         return found
 
@@ -270,8 +270,8 @@ class Identity:
                 tuple(kept["place"]),
                 tuple(kept["velocity"]),
             )
-            looks = (None if kept[name] is None else kept[name].to(device) for name in ("appearance", "colour"))
-            identity.tracks[kept["id"]] = Track(motion, *looks, kept["clean"], kept["absent"])
+            learned = (None if kept[name] is None else kept[name].to(device) for name in ("appearance", "colour"))
+            identity.tracks[kept["id"]] = Track(motion, *learned, kept["clean"], kept["absent"])
         for kept in state["contacts"]:
             identity.contacts[tuple(kept["pair"])] = Contact(kept["known"], kept["meeting"], kept["apart"])
         return identity
@@ -305,7 +305,7 @@ def state_kind(dim: int) -> Kind:
             if kept["clean"]:
                 known.add(kept["id"])
                 known_as = (kept[name] for name in ("appearance", "colour"))
-                if any(look is None for look in known_as) or not (kept["sizes"] and kept["areas"] and kept["first"]):
+                if any(each is None for each in known_as) or not (kept["sizes"] and kept["areas"] and kept["first"]):
                     raise ValueError(f"{where} has an object of which it does not know how it looks")
             if any(side <= 0 for size in (*kept["sizes"], kept["first"] or (1,)) for side in size):
                 raise ValueError(f"{where} has an object without a size")

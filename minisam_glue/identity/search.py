@@ -43,11 +43,11 @@ class Candidate:
 class Search:
     """A lost object is where image tokens look like it; SAM 2 says by box prompts without memory whether that is one.
 
-    look: boxes (n, 4), xyxy in pixels of the low-resolution mask -> logits (n, s, s) and predicted IoUs (n,).
+    masks_of: boxes (n, 4), xyxy in pixels of the low-resolution mask -> logits (n, s, s) and predicted IoUs (n,).
     """
 
-    def __init__(self, look: Callable[[Tensor], tuple[Tensor, Tensor]]):
-        self.look = look
+    def __init__(self, masks_of: Callable[[Tensor], tuple[Tensor, Tensor]]):
+        self.masks_of = masks_of
 
     def find(self, frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor) -> Candidate | None:
         """The best candidate, which need not be good; None if nothing is like the object."""
@@ -59,7 +59,7 @@ class Search:
             return None
         w, h = motion.size
         boxes = torch.tensor([(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]).clamp(0, side)
-        logits, ious = self.look(boxes)
+        logits, ious = self.masks_of(boxes)
         masks = logits > 0
         areas = masks.flatten(1).sum(1)
         on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)

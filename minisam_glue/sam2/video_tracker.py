@@ -295,7 +295,7 @@ class VideoTracker:
             obj.bank.tracked[self.frame] = memory
 
     @torch.inference_mode()
-    def look_at_boxes(self, boxes: Array) -> ObjectOutput:
+    def masks_for_boxes(self, boxes: Array) -> ObjectOutput:
         """Masks for boxes (B, 4), xyxy in pixels of the video, on the current frame. They become no objects.
 
         The frame is not encoded again. Raises ValueError before the first frame and for malformed boxes.
