@@ -23,6 +23,7 @@ from minivit.train import Trainer, TrainingError
 
 LEAST = 5.0  # seconds of measurement at each image size
 FEWEST, MOST = 6, 40  # steps of it
+NOT_TIMED = {"clean_epochs": 0, "unsmoothed_epochs": 0, "warmup": 0.0, "patience": 0}  # what a step takes no time for
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def epochs_within(budget: Budget, arguments: dict, dataset: datasets.Dataset, le
     """
     with tempfile.TemporaryDirectory() as folder:
         sizes = run.resolve(arguments)["sizes"] or (None,)
-        probe = {**arguments, "out": Path(folder) / "probe", "epochs": len(sizes), "clean_epochs": 0}
+        probe = {**arguments, "out": Path(folder) / "probe", "epochs": len(sizes), **NOT_TIMED}
         trainer, _ = run.prepare(probe, dataset=dataset)
         try:
             seconds = budget.seconds(trainer.device)

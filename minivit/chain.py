@@ -42,6 +42,7 @@ def teacher_of(args: dict, processes: int = 1) -> dict | None:
     if not preset:
         return None
     run.check(args)
+    run.check_new(args["out"])
     folder = teacher_folder(args["out"])
     wanted = {name: args[name] for name in SHARED} | {"preset": preset, "out": folder}
     if args["teacher_epochs"]:

@@ -33,12 +33,12 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --preset vit-b16 --pretrained vit_base_patch16_224.augreg.pth     # timm's: all of it
     {command} --preset distilled --teacher train:resnet18   # trains the teacher first; or --teacher FILE
     torchrun --nproc-per-node 2 train_cifar.py          # two processes, the same result
-    {command} --resume runs/cifar                       # continue after Ctrl-C or a power cut
-    {command} --config runs/cifar/config.json --out runs/again
-    {command} --eval runs/cifar/best.pt                 # needs the test images alone, writes RUN/eval-best/
+    {command} --resume runs/cifar10-cifar                       # continue after Ctrl-C or a power cut
+    {command} --config runs/cifar10-cifar/config.json --out runs/again
+    {command} --eval runs/cifar10-cifar/best.pt                 # needs the test images alone, writes RUN/eval-best/
     {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
-    {command} --predict runs/cifar/best.pt cat.png pictures/ --save-predictions answers.csv
-    {command} --export runs/cifar/best.pt model.onnx
+    {command} --predict runs/cifar10-cifar/best.pt cat.png pictures/ --save-predictions answers.csv
+    {command} --export runs/cifar10-cifar/best.pt model.onnx
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
 
     {command} --study ladder --seeds 3 --cpu-minutes 30
@@ -58,7 +58,7 @@ NO_MEMORY = {  # by task
     "study": "out of memory: lower --batch-size",
     "train": "out of memory: lower --batch-size, raise --accumulate, which sends a batch through the model in parts, "
     "or give --checkpointing",
-    "eval": "out of memory: take a smaller checkpoint, smaller images (--image-size) or fewer of them",
+    "eval": "out of memory: take a smaller checkpoint, or fewer images (--subset)",
     "export": "out of memory: take a smaller checkpoint",
     "predict": "out of memory: make the picture smaller, or take a smaller checkpoint",
 }
@@ -67,6 +67,12 @@ TASKS = ("resume", "eval", "predict", "export", "study")  # beside training
 OF_TRAINING = {*run.TRAIN_FIELDS, *run.MODEL_FIELDS, *run.OF_TRAINING}
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
 FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "repeat", "hours", "cpu_minutes"), ("study",))
+OF_THE_MACHINE = ("device", "threads")
+FLAGS_READ = {  # by the tasks that train nothing
+    "eval": {"data", "data_root", "subset", "skip_bad", "tta", "out", *OF_THE_MACHINE},
+    "predict": {"tta", "save_predictions", *OF_THE_MACHINE},
+    "export": set(),
+}
 ENDS = ("epochs", "hours", "cpu_minutes")  # of a run
 DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
@@ -156,9 +162,13 @@ def check_tasks(given: dict) -> None:
     for name, tasks in FLAGS_OF_TASKS.items():
         if name in given and asked[0] not in tasks:
             raise ValueError(f"{flag_of(name)} goes with {' and '.join(f'--{task}' for task in tasks)}")
-    idle = [flag_of(name) for name in given if name in OF_TRAINING]
-    if asked[0] in ("eval", "predict", "export") and idle:
-        raise ValueError(f"--{asked[0]} trains nothing: leave out {', '.join(idle)}")
+    if asked[0] in FLAGS_READ:
+        idle = [name for name in given if name not in FLAGS_READ[asked[0]] | {asked[0]}]
+        if idle:
+            why = "trains nothing" if any(name in OF_TRAINING for name in idle) else "does not need it"
+            raise ValueError(f"--{asked[0]} {why}: leave out {', '.join(map(flag_of, idle))}")
+    if asked[0] == "resume" and "out" in given:
+        raise ValueError("--resume goes on in its own folder: leave out --out")
 
 
 def show_warnings() -> None:
@@ -203,7 +213,7 @@ def make_parser(command: str) -> Parser:
 def add_flag(group, name: str, help: str, **options) -> None:
     """Add one flag; its help ends with the default of TrainConfig, where it has one."""
     default = DEFAULTS.get(name[2:].replace("-", "_"))
-    if default is not None and options.get("action") is None:
+    if default not in (None, ()) and options.get("action") is None:
         help += f" (default {default})"
     if options.get("type"):
         options.setdefault("metavar", {int: "N", float: "X", Path: "PATH"}[options["type"]])
@@ -342,7 +352,11 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     flag("--ema-end", "EMA decay at the last step", type=float)
     flag("--patience", "early stopping: epochs without a better hold-out accuracy, 0 for never", type=int)
     flag("--max-bad-steps", "stop after this many steps in a row with non-finite gradients", type=int)
-    flag("--seed", "random seed of weights, order and augmentation", type=int)
+    flag(
+        "--seed",
+        "random seed of weights, order, augmentation, hold-out and subset, and of the splits of class folders",
+        type=int,
+    )
 
 
 def add_augmentation(parser: argparse.ArgumentParser) -> None:
@@ -487,6 +501,7 @@ def fit(trainer: Trainer) -> bool:
             return
         if trainer.batch % 10 == 0:
             loss, hits, images = (float(s) for s in trainer.sums)
+            images = max(images, 1)  # there are none if no step of this epoch was finite
             bar.set_postfix(
                 epoch=f"{trainer.epoch + 1}/{trainer.config.epochs}",
                 loss=f"{loss / images:.3f}",

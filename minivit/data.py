@@ -120,6 +120,14 @@ def load_test(
     return dataset.test
 
 
+def stored_side(name: str, side: int) -> int:
+    """The side in pixels at which the images of a data set are held for a model of this side.
+
+    CIFAR stays small in memory and is enlarged on the device.
+    """
+    return 32 if name in CIFAR_MEAN_STD else side
+
+
 def is_split_by_seed(name: str, root: str | Path) -> bool:
     """Whether these are class folders without train/ and test/, whose test images depend on the seed."""
     parts = ("train", "test", *HOLD_OUTS)
@@ -144,30 +152,39 @@ def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
         raise DataError("the data set already has a validation split: use --val-split 0")
     labels = dataset.train.labels
     count = round(amount * len(labels)) if amount < 1 else int(amount)
-    per_class = torch.bincount(labels, minlength=len(dataset.classes))
-    wanted = _share(per_class, count) if 0 < count < len(labels) else torch.zeros_like(per_class)
-    if wanted.sum() == 0 or (wanted >= per_class).any():
+    held = (
+        _draw_by_class(labels, count, seed) if 0 < count < len(labels) else torch.zeros(len(labels), dtype=torch.bool)
+    )
+    left = torch.bincount(labels[~held], minlength=len(dataset.classes))
+    if not held.any() or (left == 0).any():
         raise DataError(
             f"a hold-out of {amount:g} from {len(labels)} training images leaves a split or a class empty: "
             f"choose a fraction between 0 and 1 or a smaller number of images"
         )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[torch.argsort(labels[order], stable=True)]  # by class, in random order inside each
-    rank = torch.arange(len(labels)) - (per_class.cumsum(0) - per_class)[labels[order]]  # position inside the class
-    held = torch.zeros(len(labels), dtype=torch.bool)
-    held[order[rank < wanted[labels[order]]]] = True
     return replace(dataset, train=dataset.train[~held], val=dataset.train[held])
 
 
 def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
-    """`count` of the training images, drawn by class, and at most as many test images. Raises DataError."""
-    few = replace(dataset, val=None)
-    if count < len(dataset.train):
-        few = replace(few, train=hold_out(few, count, seed).val)
-    if count < len(dataset.test):
-        few = replace(few, test=hold_out(replace(few, train=dataset.test), count, seed).val)
-    return replace(few, val=dataset.val)
+    """At most `count` of the training images, drawn by class, and as many of the test images."""
+    return replace(dataset, train=some_of(dataset.train, count, seed), test=some_of(dataset.test, count, seed))
+
+
+def some_of(split: Split, count: int, seed: int = 0) -> Split:
+    """At most `count` images of a split, each class by its share."""
+    return split if count >= len(split) else split[_draw_by_class(split.labels, count, seed)]
+
+
+def _draw_by_class(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Draw `count` of the images with these labels (N,), each class by its share: bool (N,)."""
+    per_class = torch.bincount(labels)
+    wanted = _share(per_class, count)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[torch.argsort(labels[order], stable=True)]  # by class, in random order inside each
+    rank = torch.arange(len(labels)) - (per_class.cumsum(0) - per_class)[labels[order]]  # position inside the class
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    drawn[order[rank < wanted[labels[order]]]] = True
+    return drawn
 
 
 def _share(per_class: torch.Tensor, count: int) -> torch.Tensor:
@@ -270,7 +287,7 @@ def _load_splits(
 ) -> dict[str, Split]:
     """The decoded images of each split, from the cache if they are there. Raises DataError."""
     files = {split: [path for name in classes for path in found[name]] for split, found in splits.items()}
-    cache = _cache_path(root, files, image_size)
+    cache = _cache_path(root, files, classes, image_size)
     stored = _read_cache(cache)
     if stored is None:
         stored = _decode_splits(root, splits, classes, image_size)
@@ -355,8 +372,11 @@ def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> d
         for name, files in found.items():
             others += sorted(set(files) - set(kept[split][name]))
             if files and not kept[split][name]:
-                named, where = _some([path.name for path in files]), "" if split == "all" else split
-                raise DataError(f"class folder {root / where / name} holds no images, only {named}: put images there")
+                named, folder = (
+                    _some([path.name for path in files]),
+                    next(p for p in files[0].parents if p.name == name),
+                )
+                raise DataError(f"class folder {folder} holds no images, only {named}: put images there")
     if others:
         named = _some([path.relative_to(root).as_posix() for path in others])
         log.warning(
@@ -493,7 +513,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels of an image file that `read_image` reads, upright."""
     with _open(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(274, 1) > 4 else (width, height)  # EXIF orientation, on its side
+        return (height, width) if image.getexif().get(274) in (5, 6, 7, 8) else (width, height)  # EXIF: on its side
 
 
 def _open(source: str | Path | io.BytesIO) -> Image.Image:
@@ -627,11 +647,14 @@ def _report_bad(bad: list[str], skip_bad: bool) -> None:
 # The cache of decoded folders
 
 
-def _cache_path(root: Path, files: dict[str, list[Path]], image_size: int) -> Path:
-    """One cache file per content: of every image its path below the root, byte count and hash; and the image size."""
+def _cache_path(root: Path, files: dict[str, list[Path]], classes: list[str], image_size: int) -> Path:
+    """One cache file per content: of every image its path below the root, byte count and hash; the classes, through
+    which its labels count; and the image size."""
     paths = [path for split in files.values() for path in split]
     digests = _in_threads(_digest, paths)
-    key = hashlib.sha256(b"2")  # the format of the cache: count it up when decoding or layout changes
+    key = hashlib.sha256(
+        f"3 {classes}".encode("utf-8", "surrogateescape")
+    )  # the format of the cache: count it up when decoding or layout changes
     for path, digest in zip(paths, digests):
         key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode("utf-8", "surrogateescape"))
     home = os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit"

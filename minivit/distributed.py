@@ -6,7 +6,8 @@ processes so compute what one computes, up to the order of sums:
 - order, augmentation and mixing: each process makes the whole batch and keeps its rows, a small part of a step;
 - dropout and stochastic depth: each process draws the numbers of the whole batch and keeps those of its rows;
 - batch normalisation: mean and variance are those of the whole batch;
-- gradients: summed by DistributedDataParallel (Li et al., arXiv 2006.15704); losses and hits: summed;
+- gradients: averaged by DistributedDataParallel (Li et al., arXiv 2006.15704), of losses that are scaled to make this
+  the gradient of the whole batch; losses and hits: summed;
 - the hold-out: each process measures its share, the hits are summed.
 
 Optimizer and averaged weights are the same in each process, since the gradients are. Rank 0 alone prints and writes.
@@ -138,7 +139,7 @@ def environment(name: str, default: int) -> int:
 
 
 def is_told(error: BaseException) -> bool:
-    """Whether this process prints an error: the first those that all have, each its own lack of memory or room."""
+    """Whether this process prints an error: of a ValueError, which all have, the first; else the one that has it."""
     try:
         return own_ranks().first or not isinstance(error, ValueError)
     except RanksError:

@@ -2,8 +2,8 @@
 
 A gradient is mostly a few strong directions, and AdamW leaves the weak ones to last. Muon replaces the singular
 values of the momentum by about 1, so that all directions learn alike. Here each weight also keeps its Frobenius
-norm, sqrt(rows), as in the CIFAR-10 speedruns (arXiv 2404.00498): the learning rate is then the relative size of a
-step, and weight decay has nothing left to do. What is no hidden matrix is AdamW's (arXiv 1711.05101).
+norm, sqrt(rows), as in airbench94_muon.py (github.com/KellerJordan/cifar10-airbench): the learning rate is then the
+relative size of a step, and weight decay has nothing left to do. AdamW (arXiv 1711.05101) trains all other weights.
 """
 
 from collections import defaultdict

@@ -24,6 +24,7 @@ NO_DECAY = (
     "token_to_patch",
     "patch_to_token",
     "token_to_token",
+    "temperature",  # of attention
 )
 
 

@@ -81,10 +81,13 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     about, tta = members[0].state["describe"], given.pop("tta", None)
     folder = given.pop("out", None) or report_folder(paths)
     run.check_out(folder)
-    args = run.resolve({name: about[name] for name in ("data", "data_root", "preset") if name in about} | given)
-    tests = load_tests(members, args)
-    labels = tests[members[0].side].labels
-    scores = [member.evaluator.predict(member.model, tests[member.side].images, tta).cpu() for member in members]
+    args = run.resolve(
+        {name: about[name] for name in ("data", "data_root", "preset", "subset") if name in about} | given
+    )
+    shown = [datasets.stored_side(args["data"], member.side) for member in members]
+    tests = load_tests(members, shown, args)
+    labels = tests[shown[0]].labels
+    scores = [m.evaluator.predict(m.model, tests[side].images, tta).cpu() for m, side in zip(members, shown)]
     together = scores[0] if len(scores) == 1 else mean_probability(scores)
     facts = {"data": args["data"], "test-time augmentation": tta or "none"}
     for member, score in zip(members, scores):
@@ -96,7 +99,7 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     if len(members) > 1:
         name = f"ensemble of {len(members)}"
         say(f"{name}: {percent(top1(together, labels))} % of {count(len(labels), 'test image')}")
-    images, title = tests[members[0].side].images, f"{name} on {args['data']}"
+    images, title = tests[shown[0]].images, f"{name} on {args['data']}"
     write_report(folder, together, labels, members[0].state["classes"], images, title=title, facts=facts)
     say(f"report: {folder / 'report.md'}")
     return 0
@@ -108,19 +111,25 @@ def report_folder(paths: Sequence[Path]) -> Path:
     return (Path("runs") if checkpoint.find(paths[0]) == checkpoint.DEMO else paths[0].parent) / name
 
 
-def load_tests(members: Sequence[Member], args: dict) -> dict[int, datasets.Split]:
-    """The test images at each side that a member takes. Raises DataError, and TrainingError where they would differ."""
+def load_tests(members: Sequence[Member], sides: Sequence[int], args: dict) -> dict[int, datasets.Split]:
+    """The test images at each of these sides, at most --subset of them. Raises DataError, and TrainingError where they
+    would differ from member to member."""
     seeds = sorted({member.seed for member in members})
     if len(seeds) > 1 and datasets.is_split_by_seed(args["data"], args["data_root"]):
         raise TrainingError(
             f"{args['data_root']} has no test/, so its class folders are split by the seed, and these checkpoints have "
             f"the seeds {', '.join(map(str, seeds))}: test images of one were trained on by another; make a test/"
         )
-    classes = members[0].state["classes"]
-    return {
-        side: datasets.load_test(args["data"], args["data_root"], side, classes, seeds[0], args["skip_bad"])
-        for side in {member.side: None for member in members}
-    }
+    if len(seeds) > 1 and args["subset"]:
+        raise TrainingError(
+            f"these checkpoints have the seeds {', '.join(map(str, seeds))}, by which --subset {args['subset']} draws "
+            "other test images for each: give --subset 0 for all images"
+        )
+    classes, tests = members[0].state["classes"], {}
+    for side in set(sides):
+        test = datasets.load_test(args["data"], args["data_root"], side, classes, seeds[0], args["skip_bad"])
+        tests[side] = datasets.some_of(test, args["subset"], seeds[0]) if args["subset"] else test
+    return tests
 
 
 # ---- --predict ------------------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ OF_TRAINING = ("config", "preset", "val_split", "pretrained", "mean", "std", "te
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
 ARGUMENT_KINDS = {  # of config.json
     **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
+    "image_size": whole(1),  # images of data sets are square
     **kinds_of(TrainConfig),
     **dict.fromkeys(("optimizer", "schedule", "amp", "padding"), text),  # TrainConfig says which there are
     **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
@@ -226,7 +227,7 @@ def prepare(
 
 
 def arguments(given: dict) -> tuple[dict, bool]:
-    """Resolve all arguments of those that were given; and whether they are of a run that goes on from its checkpoint.
+    """Return all arguments, those that were given and the defaults, and whether the run goes on from its last.pt.
 
     A run whose teacher is still to be trained has arguments and no checkpoint yet. ValueError as for `prepare`.
     """
@@ -263,6 +264,8 @@ def prepare_run(
     """Do what `prepare` does, from what `arguments` returned."""
     out = args["out"]
     check_out(out)
+    if not resume:
+        check_new(out)
     claim = claim_folder(out) if out.is_dir() and ranks.first else None
     state = checkpoint.read(args["out"] / "last.pt") if resume else None
     if state:
@@ -289,8 +292,8 @@ def prepare_run(
     check_hold_out(dataset.val, config, say)
     if ranks.first:
         claim = claim or make_folder(out)
-    if not resume and (out / "last.pt").exists():
-        raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
+    if not resume:
+        check_new(out)  # again: another run may have come while the data were loaded
     trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model), ranks)
     if state:
         resume_from(trainer, state)
@@ -299,6 +302,12 @@ def prepare_run(
         clear_temporaries(out)
         write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def check_new(out: Path) -> None:
+    """TrainingError if a run folder holds a run already."""
+    if (out / "last.pt").exists():
+        raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
 
 
 def make_folder(out: Path) -> Claim:
@@ -430,9 +439,8 @@ def load_data(args: dict) -> datasets.Dataset:
 
 def image_side(args: dict) -> int:
     """The side in pixels at which the training images are read."""
-    if args["data"].startswith("cifar"):
-        return 32  # CIFAR stays small in memory and is enlarged on the device
-    return args.get("image_size") or (PRESETS[args["preset"]].size[0] if args["preset"] in PRESETS else 32)
+    side = args.get("image_size") or (PRESETS[args["preset"]].size[0] if args["preset"] in PRESETS else 32)
+    return datasets.stored_side(args["data"], side)
 
 
 def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
@@ -460,7 +468,7 @@ def fit_whitening(model: nn.Module, dataset: datasets.Dataset) -> None:
 def settle_amp(
     config: TrainConfig, model: nn.Module, dataset: datasets.Dataset, device: torch.device, measure: bool = True
 ) -> str:
-    """--amp of a new run. For "auto", a narrow model and a CPU with bf16 a few steps tell: "bf16" or "off".
+    """--amp of a new run. For "auto" with a narrow model on a CPU with bf16, the faster of "bf16" and "off".
 
     measure False: "off" without these steps, which may tell each of several processes something else.
     """
@@ -491,7 +499,8 @@ def load_teacher(path: Path, dataset: datasets.Dataset, device: torch.device) ->
 def describe_model(args: dict, model: nn.Module) -> dict:
     """Describe the model for its checkpoints, so that it can be built again."""
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
-    return {"preset": args["preset"], "overrides": overrides, "data": args["data"], "data_root": str(args["data_root"])}
+    data = {"data": args["data"], "data_root": str(args["data_root"]), "subset": args["subset"]}
+    return {"preset": args["preset"], "overrides": overrides, **data}
 
 
 # ---- config.json ----------------------------------------------------------------------------------------
@@ -513,8 +522,13 @@ def read_config(path: Path) -> dict:
     except (ValueError, RecursionError) as error:  # JSON that is none, too
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None
+    return from_json({name: value for name, value in args.items() if name != "out"})
+
+
+def from_json(args: dict) -> dict:
+    """Arguments from JSON: lists become tuples, and the names of files and folders paths."""
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return {k: Path(v) if k in PATHS and v else v for k, v in tuples.items() if k != "out"}
+    return {k: Path(v) if k in PATHS and v else v for k, v in tuples.items()}
 
 
 def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:

@@ -1,9 +1,9 @@
 """Studies: a table of variants x seeds, each cell a training run of its own, done once and resumable.
 
-    {command} --study grid --seeds 3                 # width, depth and patch size of a plain ViT from scratch
-    {command} --study ladder --cpu-minutes 30        # from a plain ViT to a ResNet + transformer, equal time a run
-    {command} --study ladder --cpu-minutes 30 --seeds 3 --repeat baseline best    # three seeds for two of the rows
-    {command} --study FILE.json --epochs 10 --subset 5000
+    python train_cifar.py --study grid --seeds 3             # width, depth and patch size of a plain ViT from scratch
+    python train_cifar.py --study ladder --cpu-minutes 30    # from a plain ViT to a ResNet + transformer, equal time
+    python train_cifar.py --study ladder --cpu-minutes 30 --seeds 3 --repeat baseline best    # three seeds for two rows
+    python train_cifar.py --study FILE.json --epochs 10 --subset 5000
 
 A run lies in OUT/<variant>-seed<n>. Finished runs are skipped and interrupted ones go on, so the same command completes
 a study that was stopped. After each run table.md, table.csv and table.png are written from all that are finished.
@@ -53,7 +53,7 @@ STUDIES: dict[str, dict[str, dict]] = {
         "baseline": {**LADDER, **PLAIN, "clean_epochs": 0},
         "+ augmentation and regularisation": {**LADDER, **NOISE},
         "small CNN + transformer": {**LADDER, **NOISE, "stem": "cnn"},
-        "explicit blocks with LayerScale": {**LADDER, **NOISE, "layer_scale": 0.1},
+        "+ LayerScale": {**LADDER, **NOISE, "layer_scale": 0.1},
         "distilled from ResNet-18": {**LADDER, **NOISE, "layer_scale": 0.1, "teacher": "@ResNet-18, the teacher"},
         "ResNet-18 + transformer": {**LADDER, **NOISE, "stem": "resnet18"},
     },
@@ -78,7 +78,7 @@ STUDIES: dict[str, dict[str, dict]] = {
 }
 EXAMPLE = '{"base": {"preset": "cifar-small"}, "variants": {"narrow": {"dim": 64}, "lr": {"lr": [5e-4, 1e-3, 2e-3]}}}'
 KEYS = run.ARGUMENT_KINDS.keys() - {"out", "seed", "threads", "device"}  # what a variant may say
-LISTS = ("sizes",)  # arguments that are lists themselves
+LISTS = ("sizes", "mean", "std")  # arguments that are lists themselves
 COLUMNS = ("variant", "test accuracy %", "std", "n", "parameters", "epochs", "images/s", "minutes", "CPU minutes")
 NUMBERS = {  # of Row, in the order of the columns after n, and how they are written
     "parameters": "{:,}",
@@ -151,7 +151,7 @@ def load_study(name: str) -> dict[str, dict]:
         variants = {}
         for variant, arguments in content.get("variants", {"": {}}).items():
             for each, settings in expand(variant, base | arguments):
-                variants[each] = settings
+                variants[each] = run.from_json(settings)
     except FileNotFoundError:
         raise StudyError(f"--study {name}: there is no such file") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -254,7 +254,7 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
     try:
         teacher = teacher_of(arguments)
         if teacher is not None and (teacher not in variants or is_student(variants[teacher])):
-            raise ValueError(f"its teacher {arguments['teacher']!r} is no variant without a teacher of its own")
+            raise ValueError(f"its teacher {str(arguments['teacher'])!r} is no variant without a teacher of its own")
         if preset_to_train(arguments.get("teacher")):
             raise ValueError(f"--teacher {arguments['teacher']}: make it a variant of the study, and name it @VARIANT")
         known = {key: kind for key, kind in run.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
@@ -347,6 +347,9 @@ def study(name: str, given: dict, fit: Callable[[Trainer], bool]) -> int:
     seeds, repeated = given.pop("seeds", 1), given.pop("repeat", None)
     budget = Budget(given.pop("hours", None), given.pop("cpu_minutes", None))
     variants = load_study(name)
+    timed = [variant for variant, arguments in variants.items() if budget and "epochs" in arguments]
+    if timed:
+        raise StudyError(f"variant {timed[0]!r} has epochs, where {budget} end each run: leave out one of them")
     out = given.pop("out", None) or Path("runs") / f"study-{Path(name).stem}"
     run.check_out(out)
     check_repeated(repeated or (), variants, given)
@@ -391,7 +394,8 @@ def is_done(arguments: dict) -> bool:
     if not (folder / "config.json").exists():
         return False
     saved, wanted = run.read_config(folder / "config.json"), run.resolve(arguments)
-    free = {"out", "device", "threads", "amp", *({"epochs", "clean_epochs"} - arguments.keys())}
+    settled = {"epochs", "clean_epochs", "mean", "std"}  # by the budget, the run's length or the pretrained file
+    free = {"out", "device", "threads", "amp", *(settled - arguments.keys())}
     other = sorted(key for key in wanted.keys() - free if key in saved and saved[key] != wanted[key])
     if other:
         raise StudyError(
@@ -450,6 +454,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         result, config = (json.loads((folder / name).read_text()) for name in ("result.json", "config.json"))
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         images, speeds = int(config["images"]), [float(row["images_per_s"]) for row in rows]
+        images -= images % min(
+            int(config["arguments"]["batch_size"]), images
+        )  # an epoch leaves out what fills no batch
         minutes = sum(images / speed for speed in speeds) / 60
         found = {"accuracy": float(result["test_acc"]), "parameters": int(config["parameters"]), "epochs": len(rows)}
         found |= {"images_per_s": images * len(rows) / (60 * minutes), "minutes": minutes}

@@ -250,7 +250,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.plain, self.strong = augmentations(config, data)
         self.class_weights = class_weights(self.train_split.labels, len(data.classes))
-        self.mirrored = torch.rand(len(data.train), generator=self.generator) < 0.5 if config.alternate_flip else None
+        alternate = config.flip and config.alternate_flip
+        self.mirrored = torch.rand(len(data.train), generator=self.generator) < 0.5 if alternate else None
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
         self.order = torch.empty(0, dtype=torch.int64)
         self.sums = [0.0, 0.0, 0]  # loss, hits, images of this epoch
@@ -305,7 +306,7 @@ class Trainer:
         if self.batch == 0:
             self.order = self.draw_order()
             self.sums = [0.0, 0.0, 0]
-        self.started = time.perf_counter()
+        self.started, self.begun = time.perf_counter(), self.batch
         while self.batch < self.steps_per_epoch:
             if self.stopping():
                 return False
@@ -445,7 +446,7 @@ class Trainer:
             "lr": self.lr,
             "train_loss": loss / images,
             "train_acc": hits / images,
-            "images_per_s": images / seconds,
+            "images_per_s": (self.batch - self.begun) * self.batch_size / seconds,
             "bad_steps": self.bad_steps,
         }
         if self.val_split:

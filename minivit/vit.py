@@ -176,7 +176,7 @@ PRESETS: dict[str, ViTConfig] = {
     # Hybrids: a feature map of a convolutional network as patches.
     "hybrid-cnn": ViTConfig(dim=256, depth=6, heads=8, stem="cnn"),  # 5,970,634
     "hybrid-resnet18": ViTConfig(dim=256, depth=6, heads=8, stem="resnet18"),  # 7,599,434
-    # ImageNet's ViTs, as torchvision and timm have them. The one named last3 has its recipe alone for itself.
+    # ImageNet's ViTs, as torchvision and timm have them. vit-b16-last3 has a recipe of its own (run.py).
     "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86,567,656
     "vit-b16-last3": ViTConfig(
         image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12, head_dropout=0.1
@@ -246,6 +246,7 @@ class Block(nn.Module):
             config.heads,
             config.dropout,
             config.qk_norm,
+            config.norm_eps,
             qk_temperature=config.qk_temperature,
             biases=config.attention_biases,
         )
@@ -268,8 +269,9 @@ class VisionTransformer(nn.Module):
 
     With a distillation token there are two heads: `forward` averages their scores, and `forward(x,
     each_head=True)` returns both, class head first, for a loss that treats them differently. `features`
-    returns the tokens (B, T + N, C) after the last norm, with the T special tokens (class, distillation)
-    before the N patches. ValueError for images of a shape or type that the model does not take.
+    returns the tokens (B, T + N, C) after the last block, normalised if pool is "cls" (else their mean is), with
+    the T special tokens (class, distillation) before the N patches. ValueError for images of a shape or type that
+    the model does not take.
 
     checkpointing: in training, keep the input of each block alone and compute the block again in the backward pass
     (Chen et al., arXiv 1604.06174): less memory, about a third more time.
@@ -308,7 +310,7 @@ class VisionTransformer(nn.Module):
         return logits if each_head else sum(logits) / len(logits)
 
     def features(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block and norm, special tokens first."""
+        """Images (B, 3, H, W) -> tokens (B, T + N, C) after the last block, special tokens first; see above."""
         grid = self.grid_of(x)
         x = self.embed(x)
         for block in self.blocks:
@@ -384,7 +386,7 @@ class VisionTransformer(nn.Module):
         pooled = [x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))]
         heads = [self.head]
         if self.head_dist is not None:
-            pooled, heads = [*pooled, x[:, T - 1]], [*heads, self.head_dist]
+            pooled, heads = [*pooled, self.fc_norm(x[:, T - 1])], [*heads, self.head_dist]
         pooled = [F.dropout(token, self.config.head_dropout, self.training) for token in pooled]
         return tuple(head(token) for head, token in zip(heads, pooled))
 

@@ -71,6 +71,13 @@ def test_one_command_trains_a_teacher_keeps_it_and_teaches_with_it(small, tmp_pa
     assert "first the teacher" not in capsys.readouterr().out and (out / "teacher" / "best.pt").read_bytes() == kept
     assert train_cifar.main([*STUDENT, "--out", str(out)]) == 2  # the student is there
     assert "holds a run already: continue it with --resume" in capsys.readouterr().err
+    config = (out / "config.json").read_bytes()
+    other = [word.replace("resnet18", "resnet50") for word in STUDENT]
+    assert train_cifar.main([*other, "--lr", "0.1", "--out", str(out)]) == 2  # before its teacher is trained
+    assert "holds a" in capsys.readouterr().err and (out / "config.json").read_bytes() == config
+    shutil.rmtree(out / "teacher")
+    assert train_cifar.main([*STUDENT, "--lr", "0.1", "--out", str(out)]) == 2
+    assert not (out / "teacher").exists() and (out / "config.json").read_bytes() == config
 
 
 def test_a_chain_stopped_in_the_teachers_run_goes_on_from_there(small, tmp_path, capsys, monkeypatch):
@@ -123,3 +130,17 @@ def test_flags_of_training_beside_another_task_are_named_not_ignored(task, capsy
     ):
         assert train_cifar.main([*task, *words]) == 2
         assert capsys.readouterr().err == f"error: {task[0]} trains nothing: leave out {named}\n"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--predict demo cat.png --out x --data cifar10", "--predict does not need it: leave out --out, --data"),
+        ("--export demo x.onnx --subset 3", "--export does not need it: leave out --subset"),
+        ("--eval demo --seed 3 --out x", "--eval trains nothing: leave out --seed"),
+        ("--resume x --out y", "--resume goes on in its own folder: leave out --out"),
+    ],
+)
+def test_a_flag_that_a_task_would_not_read_is_named_not_ignored(words, said, capsys):
+    assert train_cifar.main(words.split()) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"

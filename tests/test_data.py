@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import pickle
+import struct
 import subprocess
 import urllib.error
 import urllib.request
@@ -124,6 +125,13 @@ def test_exif_orientation_is_respected(tmp_path):
     assert image[:, :, 12:].min() > 240 and image[:, :, :4].max() < 15  # what was above is now on the right
 
 
+def test_an_orientation_that_is_no_number_is_none(tmp_path):
+    entry = struct.pack("<HHI4s", 0x0112, 2, 2, b"6")  # of the type ASCII
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+    Image.new("RGB", (16, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert data.image_size(tmp_path / "a.jpg") == (16, 8) and decode(tmp_path / "a.jpg", 8).shape == (3, 8, 8)
+
+
 def test_an_image_of_the_right_size_is_left_untouched(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -199,6 +207,11 @@ def test_a_class_that_the_test_split_lacks_is_told_and_the_others_are_measured(r
     loaded = data.load("folder", root, image_size=8)
     assert loaded.classes == ["cat", "dog"] and set(loaded.test.labels.tolist()) == {0}
     assert "no test images of dog, which stays unmeasured" in caplog.text
+
+
+def test_labels_of_test_images_count_through_the_classes_of_each_checkpoint(root):
+    for classes, labels in ((["cat", "dog"], [0, 1]), (["bird", "cat", "dog"], [1, 2]), (["cat", "dog"], [0, 1])):
+        assert sorted(set(data.load_test("folder", root, 8, classes).labels.tolist())) == labels
 
 
 def test_hidden_files_are_ignored_and_subfolders_are_read(root):
@@ -357,6 +370,14 @@ def test_hold_out_follows_its_seed():
 def test_hold_out_that_empties_a_split_or_a_class_is_refused(amount):
     with pytest.raises(DataError, match="hold-out of .* from 100 training images"):
         data.hold_out(small_dataset(), amount)
+
+
+def test_a_subset_may_have_all_images_of_a_class():
+    labels = torch.tensor([0] + [1] * 100)
+    one = data.Dataset(
+        *[data.Split(torch.zeros(101, 3, 2, 2, dtype=torch.uint8), labels)] * 2, ["a", "b"], (0,) * 3, (1,) * 3
+    )
+    assert torch.bincount(data.subset(one, 90).train.labels).tolist() == [1, 89]
 
 
 def test_a_second_hold_out_is_refused():

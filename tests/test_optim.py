@@ -18,7 +18,7 @@ TINY = {"image_size": 8, "dim": 8, "depth": 2, "heads": 2, "layer_scale": 0.1}
     "config",
     [
         ViTConfig(**TINY, relative_bias="decomposed", class_attention=1, distillation=True),
-        ViTConfig(**TINY, relative_bias="joint", stem="conv", mlp_conv=True),
+        ViTConfig(**TINY, relative_bias="joint", stem="conv", mlp_conv=True, qk_temperature=True),
     ],
 )
 def test_only_the_weights_of_linear_and_convolution_layers_decay(config):

@@ -27,14 +27,12 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def save_checkpoint(
-    path: Path, seed: int = 0, classes=CLASSES, image_size: int = 16, data_root: str = "images"
-) -> Path:
+def save_checkpoint(path: Path, seed: int = 0, classes=CLASSES, image_size: int = 16, **about: object) -> Path:
     overrides = {"dim": 16, "depth": 1, "heads": 2, "image_size": image_size}
     torch.manual_seed(seed)
     model = checkpoint.build_model("shapes-demo", len(classes), overrides)
     torch.nn.init.normal_(model.head.weight, std=3.0)  # of different opinions
-    about = {"preset": "shapes-demo", "overrides": overrides, "data": "folder", "data_root": "images"}
+    about = {"preset": "shapes-demo", "overrides": overrides, "data": "folder", "data_root": "images"} | about
     state = {"config": {"seed": seed}, "describe": about, "classes": list(classes), "mean": [0.4] * 3, "std": [0.2] * 3}
     state |= {"precision": "float32", "weights": "raw", "epoch": 3, "model": model.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +92,20 @@ def test_an_ensemble_is_the_mean_of_the_probabilities_of_models_that_see_images_
     stored = json.loads(Path("run/eval-ensemble/report.json").read_text())
     assert report.percent(stored["top1"]) == together and stored["facts"]["test-time augmentation"] == "crops"
     assert {"run/a.pt", "run/b.pt"} <= stored["facts"].keys()
+
+
+def test_eval_tests_on_as_many_images_as_the_run_did_and_reads_cifar_at_its_own_size(images, capsys, monkeypatch):
+    few = [save_checkpoint(Path("run/few.pt"), 1, subset=4), save_checkpoint(Path("run/other.pt"), 2, subset=4)]
+    assert train_cifar.main(["--eval", str(few[0]), "--device", "cpu"]) == 0
+    assert "of 4 test images" in capsys.readouterr().out
+    assert train_cifar.main(["--eval", str(few[0]), "--device", "cpu", "--subset", "0"]) == 0
+    assert "of 12 test images" in capsys.readouterr().out
+    assert "seeds 1, 2, by which --subset 4 draws other test images" in refused(["--eval", *map(str, few)], capsys)
+
+    sides, split = [], datasets.Split(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]))
+    monkeypatch.setattr(datasets, "load_test", lambda name, root, side, *_: sides.append(side) or split)
+    tuned = save_checkpoint(Path("run/tuned.pt"), image_size=64, data="cifar10")
+    assert train_cifar.main(["--eval", str(tuned), "--device", "cpu"]) == 0 and sides == [32]
 
 
 def refused(words: list[str], capsys) -> str:

@@ -82,6 +82,7 @@ def test_lists_make_a_grid_and_what_is_a_list_itself_does_not():
         (f"lr, lr {lr}, mixup {m}", {"lr": lr, "dim": 64, "mixup": m}) for lr in (1e-3, 1e-2) for m in (0.1, 0.2)
     ]
     assert expand("a", {"sizes": [24, 32]}) == [("a", {"sizes": [24, 32]})]
+    assert len(expand("a", {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]})) == 1
     assert [settings["sizes"] for _, settings in expand("a", {"sizes": [[24, 32], [32]]})] == [[24, 32], [32]]
     assert list(load_study(written({"base": {"dim": [64, 128]}}))) == ["dim 64", "dim 128"]
 
@@ -169,6 +170,29 @@ def test_a_study_trains_each_run_once_goes_on_after_a_stop_and_writes_one_table(
     assert "was trained with another --subset (40): choose another --out" in capsys.readouterr().err
 
 
+def test_what_a_run_settles_by_itself_does_not_make_it_another_one(images, tmp_path, monkeypatch):
+    settled = {"mean": [0.1] * 3, "std": [0.2] * 3, "epochs": 7}  # as a pretrained file and a budget do
+    monkeypatch.setattr(run, "final_report", lambda trainer: run.write_json(trainer.run / "result.json", {}))
+    written({"base": TINY | {"data_root": str(images), "data": "folder"}, "variants": {"a": {"sizes": [8, 16]}}})
+    given = {"device": "cpu", "threads": 1, "amp": "off", "val_split": 0, "preset": "shapes-demo"}
+    ((_, _, arguments),) = plan(load_study("mine.json"), given, tmp_path / "out", 1)
+    assert not study.is_done(arguments)
+    folder = arguments["out"]
+    folder.mkdir(parents=True)
+    saved = run.resolve(arguments) | settled
+    run.write_arguments(folder / "config.json", saved)
+    run.write_json(folder / "result.json", {})
+    assert study.is_done(arguments)
+    with pytest.raises(study.StudyError, match="another --mean"):
+        study.is_done(arguments | {"mean": (0.3, 0.3, 0.3)})
+
+
+def test_a_variant_with_epochs_of_its_own_has_no_budget(capsys):
+    written({"base": TINY, "variants": {"a": {"epochs": 3}}})
+    assert train_cifar.main(["--study", "mine.json", "--data", "shapes", "--cpu-minutes", "1"]) == 2
+    assert "variant 'a' has epochs, where 1 CPU minutes end each run" in capsys.readouterr().err
+
+
 def test_a_run_that_diverges_is_told_and_the_others_go_on(images, capsys):
     written({"base": TINY, "variants": {"bad": {"lr": 1e38, "warmup": 0.0}, "taught": {"teacher": "@bad"}, "good": {}}})
     assert train_cifar.main(words(images, "--out", "out")) == 2
@@ -181,7 +205,7 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(images, capsys):
 
 def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_share(images, monkeypatch, tmp_path):
     given = {**TINY, "data": "folder", "data_root": images, "device": "cpu", "amp": "off", "val_split": 0}
-    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1}
+    given |= {"preset": "cifar-fast", "sizes": [8, 16], "crop": 1, "warmup": 5, "patience": 9, "epochs": 30}
     seconds = {8: 1.0, 16: 3.0}
     monkeypatch.setattr(budget, "step_seconds", lambda trainer: seconds[trainer.side])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -262,13 +286,16 @@ def test_a_row_has_the_mean_and_the_standard_deviation_of_its_runs_and_dashes_fo
 
 
 def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path):
-    folder = tmp_path / "x"
+    folder, config = tmp_path / "x", {"images": 500, "parameters": 4, "arguments": {"batch_size": 200}}
     folder.mkdir()
-    for name, content in (("result.json", '{"test_acc": 2}'), ("config.json", '{"images": 3, "parameters": 4}')):
+    for name, content in (("result.json", '{"test_acc": 2}'), ("config.json", json.dumps(config))):
         (folder / name).write_text(content)
     (folder / "metrics.jsonl").write_text('{"images_per_s": 3}\n')
     with pytest.raises(run.TrainingError, match="x holds a damaged run .*out of range"):
         study.read_run(folder)
+    (folder / "result.json").write_text('{"test_acc": 0.2}')
+    (folder / "metrics.jsonl").write_text('{"images_per_s": 20}\n' * 3)
+    assert study.read_run(folder)["minutes"] == pytest.approx(1)  # three times 400 images: 100 fill no batch
     few = datasets.subset(datasets.folder(images, 16), 20)
     assert len(few.train) == 20 and few.train.labels.bincount().tolist() == [2] * 10 and len(few.test) == 20
     assert len(datasets.subset(datasets.folder(images, 16), 10**6).train) == 60

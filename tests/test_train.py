@@ -1,11 +1,12 @@
 import copy
 import dataclasses
+import itertools
 import json
 
 import pytest
 import torch
 
-from minivit import checkpoint
+from minivit import checkpoint, train
 from minivit import data as datasets
 from minivit.run import final_report
 from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
@@ -68,7 +69,7 @@ def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(config, 
     assert without_speed(whole.history) == without_speed(second.history)
 
 
-def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path):
+def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path, monkeypatch):
     whole = trainer(data, tmp_path / "whole")
     whole.fit()
     first = trainer(data, tmp_path / "parts")
@@ -82,7 +83,11 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path):
     second = trainer(data, tmp_path / "parts")
     second.load_state_dict(torch.load(tmp_path / "parts" / "last.pt", weights_only=True))
     assert (second.epoch, second.batch) == (1, 2)
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(ticks))
     second.fit()
+    speeds = [row["images_per_s"] for row in second.history]
+    assert speeds[1:] == [16, 48, 48]  # of the second epoch one batch was left; each took a tick
     assert_same_state(whole, second)
     assert without_speed(whole.history) == without_speed(second.history)
 
@@ -125,6 +130,11 @@ def test_two_epochs_show_every_image_once_as_it_is_and_once_mirrored(data, tmp_p
     assert 10 < as_is.sum() < 40
     assert torch.equal(first[as_is], images[as_is]) and torch.equal(first[~as_is], images[~as_is].flip(3))
     assert torch.equal(second[as_is], images[as_is].flip(3)) and torch.equal(second[~as_is], images[~as_is])
+
+
+def test_without_flip_no_image_is_mirrored(data, tmp_path):
+    run = trainer(data, tmp_path, dataclasses.replace(FAST, flip=False), FAST_MODEL)
+    assert torch.equal(run.flipped(torch.arange(50)), data.train.images) and not run.strong.flip
 
 
 def test_parts_of_a_batch_add_up_to_the_whole_batch(data, tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,7 +227,10 @@ def test_the_installed_command_is_the_script_under_another_name(capsys):
 )
 def test_a_mistake_is_one_line_exit_two_and_nothing_written(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train_cifar.main([*arguments, "--out", "r"] if arguments[0] != "--resume" else arguments) == 2
+    assert (
+        train_cifar.main([*arguments, "--out", "r"] if arguments[0] not in ("--resume", "--predict") else arguments)
+        == 2
+    )
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and words in captured.err and captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -438,3 +442,14 @@ def test_a_disk_that_is_full_in_training_is_one_line_and_the_run_goes_on_when_th
     assert not list((folder / "run").glob(".*.tmp"))
     (folder / "other").unlink()
     assert train_cifar.main(["--resume", str(folder / "run")]) == 0
+
+
+def test_a_progress_bar_outlasts_steps_that_are_not_finite(monkeypatch):
+    bar, shown = SimpleNamespace(update=lambda n: None, close=lambda: None), []
+    bar.set_postfix = lambda **values: shown.append(values["loss"])
+    trainer = SimpleNamespace(sums=[0.0, 0.0, 0], batch=10, epoch=0, lr=0.1, batch_size=4, step=0)
+    trainer.config = SimpleNamespace(epochs=3)
+    trainer.fit = lambda on_step, on_epoch: on_step() is None
+    monkeypatch.setattr(cli, "make_bar", lambda trainer: bar)
+    monkeypatch.setattr(cli, "first_line", lambda trainer: "")
+    assert cli.fit(trainer) and shown == ["0.000"]
