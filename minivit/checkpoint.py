@@ -38,6 +38,7 @@ from minivit.reading import (
     whole,
 )
 from minivit.resnet import resnet18, resnet50
+from minivit.text import one_line
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 DEMO = Path(__file__).parent / "demo" / "cifar10.pt"
@@ -164,7 +165,7 @@ def check_fits(path: Path, state: dict) -> None:
         outline = outline_model(about["preset"], len(state["classes"]), about["overrides"])
         check_weights(weights_of(state), outline.state_dict())
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:  # settings that contradict each other
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(
             f"{path} does not fit the model it describes ({reason}): it comes from another "
             "architecture or another version of this program"

@@ -20,7 +20,7 @@ from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out
 from minivit.reading import flag_of, optional, whole, within
 from minivit.report import percent
 from minivit.study import EXAMPLE, STUDIES
-from minivit.text import LogLines, complain, count, printable, say
+from minivit.text import LogLines, complain, count, one_line, printable, say
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, STEMS
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
         if not out_of_memory(error) and isinstance(error, RuntimeError):
             raise
         if is_told(error):
-            complain(f"error: {NO_MEMORY[task] if out_of_memory(error) else ' '.join(str(error).split())}")
+            complain(f"error: {NO_MEMORY[task] if out_of_memory(error) else one_line(error)}")
         return 2
 
 
@@ -484,7 +484,7 @@ def fit_together(trainer: Trainer, to_continue: str) -> bool:
     except RuntimeError as error:  # of the connection to a process that is no longer there
         if trainer.ranks.number == 1 or out_of_memory(error):
             raise
-        reason = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split()))[:80]  # without a file of PyTorch's sources
+        reason = re.sub(r"^\[\S+\] ", "", one_line(error))[:80]  # without a file of PyTorch's sources
         raise TrainingError(
             f"another of the {trainer.ranks.number} processes has ended ({reason}): continue from the last epoch, with "
             f"any number of processes: {to_continue}"

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minivit.files import write_atomically
 from minivit.shapes import CLASSES, draw_shapes
-from minivit.text import name_classes
+from minivit.text import name_classes, one_line
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _cifar_help(name: str, source: type, root: Path, error: Exception) -> str:
     state = "missing"
     if archive.exists():
         state = f"damaged ({archive.stat().st_size:,} bytes there)"
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     return (
         f"{archive} is {state} and could not be downloaded ({reason}): put {source.url} ({size:,} bytes, "
         f"md5 {source.tgz_md5}) there by hand, or use --data shapes, which needs no download"
@@ -546,7 +546,7 @@ def _decode(data: bytes, size: int) -> np.ndarray:
     except (MemoryError, DataError):
         raise
     except Exception as error:  # Pillow's readers raise a dozen types on damaged files
-        raise DataError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise DataError(one_line(error)) from error
 
 
 def _unread(data: bytes) -> str:

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from minivit.reading import flag_of
+from minivit.text import one_line
 
 Result = TypeVar("Result")
 
@@ -80,7 +81,7 @@ class Ranks:
         try:
             result = prepare()
         except (ValueError, OSError) as error:
-            message = " ".join(str(error).split())
+            message = one_line(error)
         errors = [error for error in self.gather(message) if error is not None]
         if errors:
             raise RanksError(errors[0])
@@ -156,9 +157,7 @@ def join(given: dict) -> Ranks:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except (RuntimeError, ValueError) as error:  # also of addresses that torchrun sets
-        raise RanksError(
-            f"the processes can't meet ({' '.join(str(error).split())[:150]}): start them with torchrun"
-        ) from None
+        raise RanksError(f"the processes can't meet ({one_line(error, 150)}): start them with torchrun") from None
     everyone = ranks.gather({name: str(value) for name, value in given.items()})
     for other, theirs in enumerate(everyone):
         for name in sorted(everyone[0].keys() | theirs.keys()):

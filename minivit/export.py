@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from minivit import checkpoint
 from minivit.files import write_atomically
-from minivit.text import say
+from minivit.text import one_line, say
 
 TOLERANCE = 1e-4  # largest difference between the scores of a file and those of the model, for scores up to 1
 BATCHES = (2, 1, 5)  # the first is traced, all are compared
@@ -95,7 +95,7 @@ def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[
     except (ExportError, OSError, MemoryError):
         raise
     except Exception as error:  # the exporters raise a dozen types of their own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         hint = "; try an onnxscript as old as PyTorch, or export to .pt2" if target.suffix.lower() == ".onnx" else ""
         raise ExportError(f"PyTorch {torch.__version__} can't export this model ({reason}){hint}") from error
     return size, found[0]

@@ -20,7 +20,7 @@ from minivit import data as datasets
 from minivit.evaluate import Evaluator, mean_probability, top1
 from minivit.files import write_atomically
 from minivit.report import csv_table, percent, write_report
-from minivit.text import complain, count, csv_cell, name_classes, say
+from minivit.text import complain, count, csv_cell, name_classes, one_line, say
 from minivit.train import TrainingError
 
 TABLES = (".csv", ".json")
@@ -194,7 +194,7 @@ def answers(member: Member, files: Iterator[Path | str], tta: str | None) -> Ite
             pictures.append(picture)
             waiting.append({"file": str(file), "size": size})
         except (datasets.DataError, OSError) as error:
-            waiting.append({"file": str(file), "error": " ".join(str(error).split())})
+            waiting.append({"file": str(file), "error": one_line(error)})
         if len(pictures) == AT_ONCE:
             yield from classified()
             waiting, pictures = [], []

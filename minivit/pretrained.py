@@ -31,6 +31,7 @@ from minivit.reading import (
     text,
     whole,
 )
+from minivit.text import one_line
 from minivit.vit import VisionTransformer
 
 HOLDERS = ("state_dict_ema", "model_ema", "model", "state_dict", "ema")  # of weights, averaged ones first
@@ -221,7 +222,7 @@ def described_normalisation(path: Path) -> Normalisation | None:
                 continue
             kind(about, "its content")
         except (ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ValueError(f"{description} does not say how images are normalised: {reason}") from None
         keys = ("image_mean", "image_std") if "image_mean" in about else ("mean", "std")
         values = about if "image_mean" in about else about["pretrained_cfg"]

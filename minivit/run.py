@@ -46,7 +46,7 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
-from minivit.text import count, name_classes
+from minivit.text import count, name_classes, one_line
 from minivit.train import (
     LEAST_HOLD_OUT,
     NARROW,
@@ -364,7 +364,7 @@ def resume_from(trainer: Trainer, state: dict) -> None:
     except TrainingError:
         raise
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise checkpoint.CheckpointError(
             f"{trainer.run / 'last.pt'} cannot be resumed ({reason}): "
             "it is damaged, of another version of this program, or holds weights alone; start a new run"
@@ -520,7 +520,7 @@ def read_config(path: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(f"there is no {path}: name a run folder or its config.json") from None
     except (ValueError, RecursionError) as error:  # JSON that is none, too
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None
     return from_json({name: value for name, value in args.items() if name != "out"})
 

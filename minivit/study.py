@@ -30,7 +30,7 @@ from minivit.distill import preset_to_train
 from minivit.files import write_atomically
 from minivit.reading import check_regular, fields, flag_of, mapping, optional, plain, positive, text
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
-from minivit.text import complain, count, csv_cell, markdown, say
+from minivit.text import complain, count, csv_cell, markdown, one_line, say
 from minivit.train import Trainer, TrainingError
 
 PLAIN = {"crop": 0, "flip": False, "trivial_augment": False, "erasing": 0.0, "mix_prob": 0.0, "label_smoothing": 0.0}
@@ -155,7 +155,7 @@ def load_study(name: str) -> dict[str, dict]:
     except FileNotFoundError:
         raise StudyError(f"--study {name}: there is no such file") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise StudyError(f"--study {name}: {' '.join(str(error).split())[:200]}") from None
+        raise StudyError(f"--study {name}: {one_line(error, 200)}") from None
     return variants
 
 
@@ -263,7 +263,7 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
         run.TrainConfig(**{key: args[key] for key in run.TRAIN_FIELDS & args.keys()})
         checkpoint.outline_model(args["preset"], 1, {key: args[key] for key in run.MODEL_FIELDS & args.keys()})
     except ValueError as error:
-        raise StudyError(f"variant {name!r}: {' '.join(str(error).split())}") from None
+        raise StudyError(f"variant {name!r}: {one_line(error)}") from None
 
 
 # ---- running it -----------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def check_budget(out: Path, budget: Budget) -> None:
     except FileNotFoundError:
         return
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise StudyError(f"{path} is damaged ({reason}): remove it, and the same command goes on") from None
     if there != wanted:
         held, now = (f"with {each} a run" if each else "without a time budget" for each in (Budget(**there), budget))
@@ -467,7 +467,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             raise ValueError("its numbers are out of range")
         return found
     except (ValueError, KeyError, TypeError, ArithmeticError, IndexError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise TrainingError(f"{folder} holds a damaged run ({reason}): remove it, and it is trained again") from None
 
 

@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(error: Exception, most: int | None = None) -> str:
+    """The message of an error on one line of at most `most` letters, or the name of its type if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def markdown(text: str) -> str:
     """The text as Markdown that shows just these letters (CommonMark 0.31, section 2.4): no tag, picture or column."""
     return MARKUP.sub(r"\\\1", printable(text))
