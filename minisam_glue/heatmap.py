@@ -25,11 +25,11 @@ class HeatSettings:
     """The settings that make instances of a heat map.
 
     threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences that takes
-    Otsu's place where it finds no object before a background. floor: confidence that an instance must reach somewhere;
-    up to one half also the least threshold. min_area, border: in pixels of a heat map of 352 x 352, scaled for others.
-    floor and min_area: None takes the values that suit the loaded weights, HEAT_FLOOR and HEAT_MIN_AREA of the
-    demo, and FLOOR and MIN_AREA of all others, which are not measured. positives, negatives: points inside an instance
-    and outside of its border. ValueError for a value out of range.
+    Otsu's place where it finds no object before a background. floor: confidence that an instance must reach somewhere,
+    and up to one half the least threshold; it does not count where `threshold` is given. min_area, border: in pixels
+    of a heat map of 352 x 352, scaled for others. floor and min_area: None takes the values that suit the loaded
+    weights, HEAT_FLOOR and HEAT_MIN_AREA of the demo, and FLOOR and MIN_AREA of all others, which are not measured.
+    positives, negatives: points inside an instance and outside of its border. ValueError for a value out of range.
     """
 
     threshold: float | None = None

@@ -48,6 +48,21 @@ class NoInitialisation(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class WeightsState:
+    """Tells by a number when weights have changed, for what is kept of their results."""
+
+    def __init__(self):
+        self.number, self.weights, self.versions = 0, [], []
+
+    def __call__(self, weights: list[Tensor]) -> int:
+        """A number that is another one if these are other tensors than the last time, or were written to since."""
+        versions = [0 if w.is_inference() else w._version for w in weights]
+        same = len(weights) == len(self.weights) and all(a is b for a, b in zip(weights, self.weights))
+        if not same or versions != self.versions:
+            self.number, self.weights, self.versions = self.number + 1, weights, versions
+        return self.number
+
+
 def load_strictly(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put a state dict in place of the weights, which may be on the meta device.
 

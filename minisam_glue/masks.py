@@ -29,7 +29,7 @@ def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def mask_iou(one: Tensor, other: Tensor) -> Tensor:
-    """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m)."""
+    """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m); 0 where both are empty."""
     a, b = one.flatten(1).float(), other.flatten(1).float()
     both = a @ b.T
     return both / (a.sum(1)[:, None] + b.sum(1) - both).clamp(min=1)

@@ -45,7 +45,7 @@ FLOW_SIDE = 512  # pixels of the longer side of the pictures between which flow 
 MOST = 10.0  # of the logits of a mask that is carried on
 CONSISTENT = 0.5  # share of the warped mask's pixels whose flow leads back, to pixels of like brightness, at least
 BRIGHTNESS = 32.0  # grey levels of 255 by which a pixel may change
-AGREEMENT = 0.4  # IoU of the refined and the warped mask, at least: else the mask has jumped
+SAME_PLACE = 0.4  # IoU of the refined and the warped mask, at least: else the mask has jumped
 CHANGE = 2.0  # times by which the area of a mask may grow or shrink from one frame to the next
 SMALLEST, LARGEST = 1 / 8, 8  # of its area when it was last prompted or found afresh
 DETECT_EVERY = 10  # frames between two detections with the sentence, for objects that flow has lost
@@ -344,7 +344,7 @@ class FlowPropagator(MemoryPropagator):
         area, before = refined.flatten(1).sum(1), warped.flatten(1).sum(1)
         both, known = (refined & warped).flatten(1).sum(1), torch.tensor(areas, device=area.device)
         return (
-            (both >= AGREEMENT * (area + before - both).clamp(min=1))
+            (both >= SAME_PLACE * (area + before - both).clamp(min=1))
             & (area <= CHANGE * before)
             & (before <= CHANGE * area)
             & (area >= SMALLEST * known)

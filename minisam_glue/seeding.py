@@ -133,6 +133,7 @@ def show_more(seed: Seed, size: Size, seeding: Seeding) -> Seed:
     if "mask" in seeding.prompts:
         seed.mask = np.zeros(size, bool)
         left, top, right, bottom = (round(side) for side in seed.box)
+        left, top = min(left, size[1] - 1), min(top, size[0] - 1)  # of a thin box at the edge a pixel stays
         seed.mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
     return seed
 

@@ -39,6 +39,13 @@ def test_attention_of_few_tokens_equals_the_formula(tokens, images):
         torch.testing.assert_close(folded(q, k, v), plain(q, k, v), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("cells", [1, 4])
+def test_attention_of_an_image_of_fewer_tokens_than_the_prompts_equals_the_formula(cells):
+    plain, folded = both(Attention(32, heads=4, inner=16))
+    image, prompts = noise(1, cells, 32), noise(3, 12, 32, seed=2)
+    torch.testing.assert_close(folded(image, prompts, prompts), plain(image, prompts, prompts), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("width", [8, 32])
 @pytest.mark.parametrize("pointers", [0, 4])
 def test_rotary_attention_equals_the_formula_with_and_without_gradients(pointers, width):

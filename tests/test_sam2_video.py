@@ -188,6 +188,27 @@ def test_a_correction_while_streaming_changes_what_follows():
     assert not torch.equal(plain.step(VIDEO[2]).low_res, corrected.step(VIDEO[2]).low_res)
 
 
+def test_a_click_on_a_frame_that_was_prompted_and_tracked_attends_to_its_own_memory(monkeypatch):
+    tracker, selections = VideoTracker(tiny_model(), keep_all=True), []
+    images = frames(3)
+    tracker.seek(0, images[0])
+    tracker.prompt(1, points=[[12, 17]], labels=[1])
+    for index, image in enumerate(images):
+        tracker.seek(index, image)
+        tracker.track()
+    condition = tracker.model.condition_on_memory
+    monkeypatch.setattr(
+        tracker.model,
+        "condition_on_memory",
+        lambda features, chosen, *a: selections.extend(chosen) or condition(features, chosen, *a),
+    )
+    tracker.seek(0, images[0])
+    before = tracker.objects[1].bank.prompted[0]
+    tracker.prompt(1, points=[[14, 12]], labels=[1])
+    (selection,) = selections
+    assert selection.maps == [(0, before)] and selection.pointers == [(0, before)]  # as officially
+
+
 def test_clicks_can_be_kept_or_replaced():
     kept, replaced = start(), start()
     for t in (kept, replaced):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from ..layers import WeightsState
 from ..masks import mask_box
 from ..pixels import Picture, normalise, to_rgb
 from ..support.recent import Recent
@@ -75,6 +76,7 @@ class HeatMapper:
             raise ValueError(f"template {''.join(wrong[:1])!r}: mark the place of the phrase with {{}}")
         self.model, self.tokenizer, self.size, self.templates = model, tokenizer, size, tuple(templates)
         self.texts: Recent[tuple, Tensor] = Recent(TEXT_CACHE)
+        self.weights_state = WeightsState()
 
     @torch.no_grad()
     def heat_maps(self, images: list[Picture], prompts: Sequence[str | Picture]) -> Tensor:
@@ -107,9 +109,9 @@ class HeatMapper:
         """Conditions (D,) of the phrases, from the cache unless the text weights have changed since."""
         clip = self.model.clip
         weights = [*clip.text_model.parameters(), clip.text_projection.weight]
-        updates = sum(0 if w.is_inference() else w._version for w in weights)
         device = weights[0].device
-        state = (device, weights[0].dtype, updates, torch.is_autocast_enabled(device.type), self.templates)
+        autocast = torch.is_autocast_enabled(device.type)
+        state = (device, weights[0].dtype, self.weights_state(weights), autocast, self.templates)
         return {p: self.texts.get((p, state), lambda p=p: self.encode_phrase(p, device)) for p in phrases}
 
     def encode_phrase(self, phrase: str, device: torch.device) -> Tensor:

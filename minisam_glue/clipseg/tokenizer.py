@@ -3,7 +3,8 @@
 Sennrich et al., arXiv 1508.07909; CLIP, arXiv 2103.00020, section 2.4; rules and merges are those of
 openai/CLIP. The merges are a gzipped text file, bpe_simple_vocab_16e6.txt.gz, that comes with the weights.
 Of the text repair that CLIP leaves to the library ftfy, what ordinary text needs is here; undoing wrong
-decodings (mojibake) is left out.
+decodings (mojibake) is left out. HTML entities are resolved as transformers' CLIPTokenizer has it, once and not beside
+a "<"; openai/CLIP resolves them twice more.
 """
 
 import gzip

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_detector --out runs/demo-detector
 
-The same line again goes on. A process without torchrun does it too, with half as much in a step.
+Run the same line again to continue. Without torchrun, a run of its own (another --out) has half as many scenes in a
+step.
 
 Boxes are learned soon; names are not, if all that a model hears is which of a few phrases fits which object. So first
 the backbone and the words learn the names of single figures, cut out (the official detector begins with a Swin that
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..boxes import xyxy_to_cxcywh
 from ..grounding_dino import PRESETS, Detector, GroundingDINO, WordPieceTokenizer
 from ..grounding_dino.detector import Caption, pack_captions, preprocess
-from ..grounding_dino.geometry import Shapes, cell_centres
+from ..grounding_dino.geometry import PROPOSAL_SIDE, Shapes, cell_centres
 from ..grounding_dino.losses import LOSS_WEIGHTS, Target, detection_loss, focal_loss, token_map
 from ..grounding_dino.transformer import contrastive_logits
 from . import MAX_SIZE, MIN_SIZE, VOCABULARY, training
@@ -33,7 +34,6 @@ from .scenes import TRAINING_FROM, Scene, random_size, scene
 FIGURE_SCENES, FIGURE_SIDE = 20, 48  # scenes that a step's figures are cut from; pixels of a cut-out
 NAMES = {"colour": list(COLOURS), "shape": list(SHAPES)}  # what an object is called
 NAMING_WEIGHTS = {"colour": 2.0, "shape": 6.0}  # shapes take far longer to learn
-PROPOSAL = 0.05  # side of the proposals of the finest level, as a fraction of the image
 EVALUATED = range(900_000, 900_100)  # seeds of the scenes that training watches itself with; not those of the results
 
 
@@ -202,7 +202,7 @@ def cells_of_objects(shapes: Shapes, targets: list[Target], length: int, device:
     wanted = torch.zeros(len(targets), len(level), length, dtype=torch.bool, device=device)
     for row, target in zip(wanted, targets):
         middle, size = target.boxes.to(device)[:, None].split(2, -1)  # (n, 1, 2)
-        own = (size.prod(2).sqrt() / PROPOSAL).log2().round().clamp(0, len(shapes) - 1)  # (n, 1)
+        own = (size.prod(2).sqrt() / PROPOSAL_SIDE).log2().round().clamp(0, len(shapes) - 1)  # (n, 1)
         away = ((centres - middle).abs() / size).amax(2).where(level == own, torch.inf)  # (n, S), in object sizes
         near = (away < 0.3) | (away == away.amin(1, keepdim=True))
         row[:, : target.tokens.shape[1]] = (near[:, :, None] & target.tokens.to(device)[:, None]).any(0)

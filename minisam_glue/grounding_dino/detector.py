@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import area, cxcywh_to_xyxy, suppress
+from ..layers import WeightsState
 from ..pixels import Picture, normalise, to_rgb
 from ..prompts import Sentence, split_phrases
 from ..support.recent import Recent
@@ -210,6 +211,7 @@ class Detector:
     def __init__(self, model: GroundingDINO, tokenizer: WordPieceTokenizer, min_size: int = 800, max_size: int = 1333):
         self.model, self.tokenizer, self.min_size, self.max_size = model, tokenizer, min_size, max_size
         self.texts: Recent[tuple, Text] = Recent(TEXT_CACHE)
+        self.weights_state = WeightsState()
 
     @torch.no_grad()
     def detect(
@@ -289,7 +291,7 @@ class Detector:
     def encode_caption(self, ids: tuple[int, ...]) -> Text:
         """Text of one caption (B = 1), from the cache unless the weights that encode it have changed since."""
         weights = [*self.model.bert.parameters(), *self.model.feat_map.parameters()]
-        device, updates = weights[0].device, sum(0 if w.is_inference() else w._version for w in weights)
-        key = (ids, device, weights[0].dtype, updates, torch.is_autocast_enabled(device.type))
+        device = weights[0].device
+        key = (ids, device, weights[0].dtype, self.weights_state(weights), torch.is_autocast_enabled(device.type))
         row = torch.tensor([ids], device=device)
         return self.texts.get(key, lambda: self.model.encode_text(row, torch.ones_like(row, dtype=torch.bool)))

@@ -38,7 +38,7 @@ class FewTokensAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not len(q) or not len(k):  # no prompts at all: there is nothing to save
             return super().forward(q, k, v)
-        if q.shape[1] <= FEW and q.shape[1] < k.shape[1]:
+        if q.shape[1] <= FEW and q.shape[1] < k.shape[1] and len(k) in (1, len(q)):  # else q is one small image
             return self.token_to_image(q, k, v)
         if k.shape[1] <= FEW and k.shape[1] < q.shape[1]:
             return self.image_to_token(q, k, v)
@@ -95,7 +95,7 @@ class FastRotaryAttention(RotaryAttention):
 
     (a + i b)(cos + i sin) = (a cos - b sin) + i (a sin + b cos) turns a pair of channels. The angles depend on the size
     of the map alone. And as the weights of a query sum to one, sum_j w_j (W v_j + b) = W (sum_j w_j v_j) + b: memories
-    have a quarter of the channels.
+    have fewer channels, officially a quarter.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pointers: int = 0) -> Tensor:
@@ -284,7 +284,7 @@ class FastSAM2(SAM2):
     """The model with features that are ready for its fast modules.
 
     The neck's two finest levels and the decoder's convolutions after them are 1 x 1, with nothing in between:
-    V (W x + b) + c = (V W) x + (V b + c) is one product, to an eighth or a quarter of the channels.
+    V (W x + b) + c = (V W) x + (V b + c) is one product, to fewer channels: officially an eighth and a quarter.
     """
 
     def encode_image(self, images: Tensor) -> FastImageFeatures:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layers import MLP
 from .layers import Attention, LayerNorm2d
 
-# A single mask is stable if its area changes by less than this ratio when the threshold moves by +-DELTA logits.
+# A single mask is stable if its area above +DELTA logits is at least this share of that above -DELTA.
 STABILITY, DELTA = 0.98, 0.05
 HEAD = 32  # channels per head of the tokens' attention to themselves; half of it between tokens and image
 

@@ -49,7 +49,7 @@ class MemorySelection:
         return tuple(slot for slot, _ in self.maps), tuple(offset for offset, _ in self.pointers)
 
     def tokens(self, mem_dim: int) -> Tensor:
-        """Maps, then pointers, each cut into C / mem_dim tokens: (F * N + p P, mem_dim)."""
+        """F maps, then P pointers, each cut into C / mem_dim tokens: (F * N + P * C / mem_dim, mem_dim)."""
         pointers = (m.pointer.view(-1, mem_dim) for _, m in self.pointers)
         return torch.cat([*(m.tokens for _, m in self.maps), *pointers])
 
@@ -98,9 +98,9 @@ class MemoryBank:
     ) -> MemorySelection:
         """Select what `frame` attends to, when time runs forwards or in reverse: at most `limit` prompted frames."""
         sign = -1 if reverse else 1
-        chosen = [t for t in self.nearest_prompted(frame, limit) if t != frame]
+        chosen = self.nearest_prompted(frame, limit)  # the frame itself among them, if it was prompted before
         # Prompted frames that were not chosen still count as ordinary frames.
-        past = {t: m for t, m in self.prompted.items() if t not in chosen and t != frame} | self.tracked
+        past = {t: m for t, m in self.prompted.items() if t not in chosen} | self.tracked
         maps = [(0, self.prompted[t]) for t in chosen]
         for slot in range(1, SLOTS):
             memory = past.get(map_frame(frame, SLOTS - slot, sign, stride))

@@ -26,7 +26,7 @@ from .prompt_encoder import NO_POINT, PromptEncoder
 ABSENT = -1024.0  # mask logit of an object that is not in the frame
 
 
-STRIDE = 32  # pixels of an image for one of the coarsest map
+STRIDE = 32  # side of a cell of the coarsest map, in pixels of the image
 LARGEST_IMAGE = 4096  # pixels of a side: global attention over more takes tens of gigabytes
 
 

@@ -78,8 +78,8 @@ class VideoTracker:
     chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, where objects of
     one frame then do not change each other by one bit, and 8 elsewhere.
     keep_all: keep every frame's memories, so that earlier frames can be corrected; memory then grows.
-    sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction, as
-    the official tracker does.
+    sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction of a frame that
+    was only tracked, as the official tracker does; that of a prompted frame stays (officially it is lost, too).
     max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
     non_overlap: each pixel of the output belongs to at most one object.
     max_prompted: of more prompted frames only the nearest are attended to, and kept.
@@ -137,6 +137,7 @@ class VideoTracker:
     def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
         """Make `image`, which is frame number `frame`, the current one, without tracking.
 
+        A frame that is current already stays: its image is not looked at again.
         Raises ValueError for a negative number, and for an image of another size than the frames before.
         """
         if frame == self.frame and self.features is not None:
@@ -275,7 +276,7 @@ class VideoTracker:
         """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
         previous = obj.bank.get(self.frame)
         mask = previous.logits.clamp(-32, 32)[None, None] if previous and previous.logits is not None else None
-        if self.frame in obj.visited and set(obj.bank.prompted) - {self.frame}:
+        if self.frame in obj.visited and obj.bank.prompted:
             selection = self.select_memories(obj, obj.visited[self.frame])
             tokens = self.model.condition_on_memory(self.features, [selection], self.pointer_count)
         else:
@@ -378,10 +379,11 @@ class VideoTracker:
         return {"frame": self.frame, "size": self.size, "passes": self.passes, "objects": objects}
 
     def restore(self, state: dict) -> None:
-        """Go back to where state() was taken; seek or step to any frame then goes on with the same masks, bit by bit.
+        """Go back to where state() was taken: on all other frames the masks are then the same, bit by bit.
 
-        Clicks and frames kept by keep_all for going back are not part of it. ValueError if it is none of state()'s, or
-        of another model; then nothing changes.
+        A prompt on the frame of the state itself is answered as if that had not been tracked yet. Clicks and frames
+        kept by keep_all for going back are not part of it. ValueError if it is none of state()'s, or of another model;
+        then nothing changes.
         """
         state_kind(self.model.config)(state, "the tracker")
         self.reset()
