@@ -35,11 +35,11 @@ TRACKERS = PROPAGATORS | {"flow, each third frame": partial(FlowPropagator, refi
 
 
 def by_sentence(segmenter: SAM2, mapper: HeatMapper, scenes: list[Scene], device: str) -> dict[str, dict[str, float]]:
-    """The metrics of each method on the same scenes. `text_silence`: share in which absent phrases yield nothing."""
+    """The metrics of each method on the same scenes."""
     detector = load_detector(FOLDER / DETECTOR, device)
     boxes = evaluate_text_to_masks(detector, segmenter, scenes)
-    silence = evaluate_detector(detector, scenes)
-    boxes |= {"text_silence": silence["true_negative_rate"], "silence_scenes": silence["negative_scenes"]}
+    found = evaluate_detector(detector, scenes)
+    boxes |= {name: found[name] for name in ("true_negative_rate", "negative_scenes")}
     heat = evaluate_heat_to_masks(mapper, segmenter, scenes)
     return {"detector": boxes, "clipseg": heat | evaluate_heat_maps(mapper, scenes)}
 

@@ -238,9 +238,9 @@ def test_the_truth_reaches_full_marks_and_nothing_none():
 def test_from_the_true_heat_maps_sam_2_makes_the_masks_of_the_objects():
     models, scenes = load_models("demo", detector=None, device="cpu"), [scene(seed) for seed in range(8)]
     metrics = evaluate_heat_to_masks(Oracle(scenes), models.sam, scenes)
-    assert metrics["text_iou"] > 0.6 and metrics["text_silence"] == 1.0
+    assert metrics["text_iou"] > 0.6 and metrics["true_negative_rate"] == 1.0
     spoiled = Oracle(scenes, lambda objects: objects or [0])
-    assert evaluate_heat_to_masks(spoiled, models.sam, scenes)["text_silence"] < 0.5
+    assert evaluate_heat_to_masks(spoiled, models.sam, scenes)["true_negative_rate"] < 0.5
 
 
 def test_each_floor_and_least_area_gives_what_heat_settings_of_them_give():
@@ -264,7 +264,7 @@ def test_methods_are_compared_on_the_same_scenes(trained, capsys):
     scenes = [scene(5), scene(6)]
     named, absent = sum(label >= 0 for s in scenes for label in s.labels), sum(bool(s.absent) for s in scenes)
     for method in ("detector", "clipseg"):
-        assert metrics[method]["text_objects"] == named and metrics[method]["silence_scenes"] == absent > 0
+        assert metrics[method]["text_objects"] == named and metrics[method]["negative_scenes"] == absent > 0
     assert metrics["detector"]["text_iou"] > 0.5 > metrics["clipseg"]["text_iou"]  # four steps teach nothing
 
 

@@ -157,19 +157,30 @@ def evaluate_masks(model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
 
 
 def evaluate_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Scene]) -> dict[str, float]:
-    """Metrics of phrases to boxes to masks: each named object counts with the IoU of the mask found for it.
+    """Metrics of phrases to boxes to masks, as text_metrics has them."""
 
-    Masks and objects of a phrase are matched one to one, best pair first; an object without a mask counts as 0.
-    text_extra is the number of masks that are left over, per object.
+    def found_in_scenes() -> Iterator[tuple[Scene, Tensor, Tensor]]:
+        predictor = ImagePredictor(model)
+        for truth, found in detections(detector, iter(scenes)):
+            shown = found.scores > THRESHOLD
+            predictor.set_image(truth.image)
+            masks = predictor.predict(boxes=found.boxes[shown]).masks[:, 0].cpu()
+            yield truth, found.indices[shown].cpu(), masks
+
+    return text_metrics(found_in_scenes())
+
+
+def text_metrics(results: Iterable[tuple[Scene, Tensor, Tensor]]) -> dict[str, float]:
+    """Metrics of scenes with the masks (n, H, W) that phrases found there, and the numbers (n,) of these phrases.
+
+    text_iou: each named object counts with the IoU of its mask. Masks and objects of a phrase are matched one to one,
+    best pair first; an object without a mask counts as 0. text_extra: the number of masks that are left over, per
+    object.
     """
-    predictor, overlaps, extra = ImagePredictor(model), [], 0
-    for truth, found in detections(detector, iter(scenes)):
-        shown = found.scores > THRESHOLD
-        boxes, phrases = found.boxes[shown], found.indices[shown].cpu()
-        predictor.set_image(truth.image)
-        masks = predictor.predict(boxes=boxes).masks[:, 0].cpu()
+    overlaps, extra = [], 0
+    for truth, phrases, masks in results:
         named = [i for i, label in enumerate(truth.labels) if label >= 0]
-        labels = torch.tensor([truth.labels[i] for i in named])
+        labels = torch.tensor([truth.labels[i] for i in named], dtype=torch.long)
         table = broadcast_iou(masks[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
         matched = greedy_pairs(table.where(phrases[:, None] == labels, 0.0))
         overlaps += matched + [0.0] * (len(named) - len(matched))

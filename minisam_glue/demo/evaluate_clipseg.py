@@ -25,7 +25,7 @@ from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
 from ..seeding import find_seeds, segment_seed
 from . import load_heat_mapper, load_segmenter
-from .evaluate import broadcast_iou, greedy_pairs, mean
+from .evaluate import mean, text_metrics
 from .scenes import Scene, scene
 
 FLOORS, AREAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (30, 60, 120, 240)  # that --floors tries
@@ -90,26 +90,13 @@ def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Fo
     )
 
 
-def text_metrics(results: Iterable[tuple[Scene, Found]]) -> dict[str, float]:
-    """Metrics as evaluate_text_to_masks has them. text_silence: share of the scenes with absent phrases in which these
-    yield nothing."""
-    overlaps, extra, silent = [], 0, []
-    for truth, found in results:
-        named = [i for i, label in enumerate(truth.labels) if label >= 0]
-        labels = torch.tensor([truth.labels[i] for i in named], dtype=torch.long)
-        table = broadcast_iou(found.masks[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
-        matched = greedy_pairs(table.where(found.labels[:, None] == labels, 0.0))
-        overlaps += matched + [0.0] * (len(named) - len(matched))
-        extra += len(found.masks) - len(matched)
-        if truth.absent:
-            silent.append(not set(found.labels.tolist()) & set(truth.absent))
-    return {
-        "text_objects": len(overlaps),
-        "text_iou": mean(overlaps),
-        "text_extra": extra / max(len(overlaps), 1),
-        "text_silence": mean(silent),
-        "silence_scenes": len(silent),
-    }
+def found_metrics(results: Iterable[tuple[Scene, Found]]) -> dict[str, float]:
+    """Metrics as text_metrics has them, and true_negative_rate: the share of the negative_scenes, those with absent
+    phrases, in which these yield nothing."""
+    results = list(results)
+    silent = [not set(found.labels.tolist()) & set(truth.absent) for truth, found in results if truth.absent]
+    metrics = text_metrics((truth, found.labels, found.masks) for truth, found in results)
+    return metrics | {"true_negative_rate": mean(silent), "negative_scenes": len(silent)}
 
 
 def demo_models(mapper: HeatMapper, model: SAM2) -> Models:
@@ -120,9 +107,9 @@ def demo_models(mapper: HeatMapper, model: SAM2) -> Models:
 def evaluate_heat_to_masks(
     mapper: HeatMapper, model: SAM2, scenes: Iterable[Scene], seeding: Seeding = Seeding()
 ) -> dict[str, float]:
-    """Metrics of phrases to heat maps to masks: see text_metrics."""
+    """Metrics of phrases to heat maps to masks: see found_metrics."""
     models = demo_models(mapper, model)
-    return text_metrics((truth, find_masks(models, truth, seeding)) for truth in scenes)
+    return found_metrics((truth, find_masks(models, truth, seeding)) for truth in scenes)
 
 
 def evaluate_floors(
@@ -141,7 +128,7 @@ def evaluate_floors(
     results = [(truth, find_masks(models, truth, seeding)) for truth in scenes]
     return [
         {"floor": floor, "min_area": area}
-        | text_metrics((truth, found.at_least(floor, area)) for truth, found in results)
+        | found_metrics((truth, found.at_least(floor, area)) for truth, found in results)
         for floor, area in product(floors, areas)
     ]
 
