@@ -63,7 +63,7 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
     for compiled in (True, False) if args.device.startswith("cuda") else (False,):
         row["compiled"] = compiled
         try:
-            trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / "probe")
+            trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}")
             row["images_per_s"] = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
             break
         except Exception as error:  # a compiler raises types of its own
@@ -88,7 +88,8 @@ def train(preset: str, row: dict, seconds: float, args: argparse.Namespace) -> d
     return run.final_report(trainer) | {"epochs": epochs, "train_seconds": spent}
 
 
-def main() -> None:
+def main() -> int:
+    """Measure, then train what fits. The exit status is 1 if nothing could be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train/<class> and test/<class>")
     parser.add_argument("--out", type=Path, required=True, help="folder for throughput.json, result.json and runs")
@@ -112,7 +113,8 @@ def main() -> None:
             results[preset] = train(preset, speed[preset], share * left, args)
             write(args.out / "result.json", facts | results)
             print(preset, results[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
+    return 0 if results else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

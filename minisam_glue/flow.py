@@ -220,6 +220,8 @@ def sample(values: Tensor, x: Tensor, y: Tensor, mode: str = "bilinear", padding
     """Values (B, C, H, W) at x and y, each (B, h, w), in pixels; bilinear or nearest."""
     H, W = values.shape[-2:]
     grid = torch.stack((x * (2 / max(W - 1, 1)) - 1, y * (2 / max(H - 1, 1)) - 1), -1)
+    if padding == "border" and grid.device.type == "mps":  # which knows no border before PyTorch 2.13: the same by hand
+        grid, padding = grid.clamp(-1, 1), "zeros"
     return F.grid_sample(values, grid, mode, padding, align_corners=True)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .masks import erode, mask_iou
+from .sam2.layers import resize_antialiased
 
 REFERENCE_SIDE = 352  # pixels of the square that min_area and border are stated for
 FLOOR, MIN_AREA = 0.1, 300.0  # for weights about which nothing else is known, the published ones among them
@@ -247,5 +248,5 @@ def agreement(masks: Tensor, region: np.ndarray) -> Tensor:
     A segmenter's best-scored mask may be the background; the one that agrees best with the heat map is not.
     """
     grid = torch.from_numpy(region).to(masks.device)[None, None].float()
-    small = F.interpolate(grid, masks.shape[-2:], mode="bilinear", align_corners=False, antialias=True)[0] > 0.5
+    small = resize_antialiased(grid, tuple(masks.shape[-2:]))[0] > 0.5
     return mask_iou(masks, small)[:, 0]

@@ -72,7 +72,7 @@ class Models:
         start = time.perf_counter()
         yield
         if self.sam.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.sam.device)
         with ADDING:
             self.seconds[name] += time.perf_counter() - start
 

@@ -30,7 +30,7 @@ from .identity import state_kind as identity_kind
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2 import video_tracker as memory
-from .sam2.layers import resize_antialiased
+from .sam2.layers import pool_to, resize_antialiased
 from .sam2.mask_decoder import Decoded
 from .sam2.memory_bank import FrameMemory
 from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
@@ -70,7 +70,7 @@ class MemoryPropagator(VideoTracker):
         """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks."""
         if self.identity is not None:
             picture = torch.tensor(image, device=self.model.device).permute(2, 0, 1).float() / 255
-            self.small = F.adaptive_avg_pool2d(picture, self.model.config.image_size // 4)
+            self.small = pool_to(picture, self.model.config.image_size // 4)
         return super().encode(frame, image)
 
     def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
@@ -434,8 +434,8 @@ def brightness(image: np.ndarray, device: torch.device) -> Tensor:
     picture = grey(torch.tensor(image, device=device)[None])
     scale = FLOW_SIDE / max(picture.shape[-2:])
     if scale < 1:
-        size = [max(1, round(side * scale)) for side in picture.shape[-2:]]
-        picture = F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+        height, width = (max(1, round(side * scale)) for side in picture.shape[-2:])
+        picture = resize_antialiased(picture[None], (height, width))[0]
     return picture[0].round().clamp(0, 255).to(torch.uint8)
 
 

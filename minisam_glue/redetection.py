@@ -17,6 +17,7 @@ from .assignment import hungarian
 from .masks import mask_iou
 from .records import HeatMap, Segment
 from .sam2 import FrameResult
+from .sam2.layers import pool_to
 from .seeding import Seed, Seeds
 
 SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
@@ -150,7 +151,7 @@ def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
     grid, side = round(len(tokens) ** 0.5), masks.shape[-1]
     shares = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[None], grid)[0].flatten(1)  # (n, N)
     inside = F.normalize(shares @ (tokens - tokens.mean(0)), dim=1)
-    colours = F.adaptive_avg_pool2d(image.permute(2, 0, 1).to(tokens.dtype) / 255, side).flatten(1)  # (3, s * s)
+    colours = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, side).flatten(1)  # (3, s * s)
     area = masks.sum((1, 2)).clamp(min=1)[:, None]
     return torch.cat((inside, masks.flatten(1).to(tokens.dtype) @ colours.T / area), 1)
 
@@ -227,7 +228,7 @@ def sharing(masks: Tensor) -> list[tuple[int, int]]:
 
 def assign(gain: Tensor, least: float) -> dict[int, int]:
     """Rows to columns of gain (n, m) so that its sum is greatest; pairs of less than `least` are left out."""
-    cost = -gain.double().cpu().numpy()
+    cost = -gain.cpu().double().numpy()
     if cost.shape[0] > cost.shape[1]:
         pairs = ((row, column) for column, row in enumerate(hungarian(cost.T)))
     else:

@@ -229,7 +229,7 @@ def _autocontrast(x: Tensor) -> Tensor:
     """Stretch each channel to 0..255; a channel of one value stays."""
     # PIL's table is in float64 (which Apple's GPUs lack) and truncates, so the order of its sums shows.
     device = _float64_device(x)
-    low, high = (v.flatten(2).to(device, torch.float64) for v in (x.amin((2, 3), True), x.amax((2, 3), True)))
+    low, high = (v.flatten(2).to(device).to(torch.float64) for v in (x.amin((2, 3), True), x.amax((2, 3), True)))
     level = torch.arange(256, device=device, dtype=torch.float64)
     scale = 255 / (high - low)
     table = torch.where(high > low, (level * scale + -low * scale).clamp(0, 255), level)

@@ -652,13 +652,15 @@ def _cache_path(root: Path, files: dict[str, list[Path]], classes: list[str], im
     which its labels count; and the image size."""
     paths = [path for split in files.values() for path in split]
     digests = _in_threads(_digest, paths)
-    key = hashlib.sha256(
-        f"3 {classes}".encode("utf-8", "surrogateescape")
-    )  # the format of the cache: count it up when decoding or layout changes
+    # 3 is the format of the cache: count it up when decoding or layout changes.
+    key = hashlib.sha256(f"3 {classes}".encode("utf-8", "surrogateescape"))
     for path, digest in zip(paths, digests):
         key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode("utf-8", "surrogateescape"))
-    home = os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit"
-    return Path(home) / f"folder-{image_size}-{key.hexdigest()[:32]}.pt"
+    try:
+        home = Path(os.environ.get("MINIVIT_CACHE") or Path.home() / ".cache" / "minivit")
+    except RuntimeError:
+        raise DataError("there is no home folder for the cache of images: set MINIVIT_CACHE to a folder") from None
+    return home / f"folder-{image_size}-{key.hexdigest()[:32]}.pt"
 
 
 def _digest(path: Path) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivit.checkpoint import RESNETS
+from minivit.evaluate import resize
 
 TRAIN = "train:"  # in front of the preset of a teacher that is trained first
 
@@ -36,7 +36,7 @@ class Teacher(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = self.size_for(*x.shape[2:])
         if size != tuple(x.shape[2:]):
-            x = F.interpolate(x, size, mode="bicubic", antialias=True)
+            x = resize(x, size)
         return self.model(x if self.same else x * self.scale + self.shift)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:

@@ -84,11 +84,17 @@ def make_views(images: Tensor, tta: str) -> list[Tensor]:
 
 def top1(scores: Tensor, labels: Tensor) -> float:
     """Share in [0, 1] of scores (N, classes) that are highest at the label (N,)."""
-    return (scores.argmax(1) == labels.to(scores.device)).double().mean().item()
+    return (scores.argmax(1) == labels.to(scores.device)).sum().item() / len(labels)
 
 
 def resize_to_model(x: Tensor, model: nn.Module, side: int | None = None) -> Tensor:
     """Resize images (B, 3, H, W) to `side`, or to what the model takes; so small data sets stay small in memory."""
     size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
     size = (side, side) if side else size
-    return x if tuple(x.shape[-2:]) == size else F.interpolate(x, size, mode="bicubic", antialias=True)
+    return x if tuple(x.shape[-2:]) == size else resize(x, size)
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, 3, H, W) at another size, bicubic with antialiasing; for MPS, where PyTorch 2.6 cannot, on the CPU."""
+    source = x.cpu() if x.device.type == "mps" else x
+    return F.interpolate(source, size, mode="bicubic", antialias=True).to(x.device)

@@ -217,7 +217,7 @@ def described_normalisation(path: Path) -> Normalisation | None:
             continue
         try:
             check_regular(description, most=1 << 20)
-            about = json.loads(description.read_text())
+            about = json.loads(description.read_text(encoding="utf-8"))
             if name == "config.json" and not (isinstance(about, dict) and "pretrained_cfg" in about):
                 continue
             kind(about, "its content")

@@ -510,7 +510,7 @@ def read_config(path: Path) -> dict:
     """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
     try:
         check_regular(path, most=1 << 20)
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         fields(arguments=mapping(text, plain))(content, "its content")
         args = content["arguments"]
         unknown = sorted(args.keys() - ARGUMENT_KINDS.keys())

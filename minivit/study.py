@@ -141,7 +141,7 @@ def load_study(name: str) -> dict[str, dict]:
         raise StudyError(f"--study {name}: choose {', '.join(STUDIES)}, or give a .json file")
     try:
         check_regular(name, most=1 << 20)
-        content = json.loads(Path(name).read_text())
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
         fields(variants=mapping(text, mapping(text, plain), least=1))({"variants": {"": {}}} | as_dict(content), "it")
         wrong = sorted(content.keys() - {"base", "variants"})
         if wrong:
@@ -376,7 +376,7 @@ def check_budget(out: Path, budget: Budget) -> None:
     path, wanted = out / "study.json", asdict(budget)
     try:
         check_regular(path, most=1 << 20)
-        there = json.loads(path.read_text())
+        there = json.loads(path.read_text(encoding="utf-8"))
         fields(**dict.fromkeys(wanted, optional(positive)))(there, "it")
     except FileNotFoundError:
         return
@@ -451,12 +451,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     The minutes are those of training alone, without evaluation, as its metrics.jsonl has them.
     """
     try:
-        result, config = (json.loads((folder / name).read_text()) for name in ("result.json", "config.json"))
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        names = ("result.json", "config.json", "metrics.jsonl")
+        *texts, log = ((folder / name).read_text(encoding="utf-8") for name in names)
+        (result, config), rows = map(json.loads, texts), [json.loads(line) for line in log.splitlines()]
         images, speeds = int(config["images"]), [float(row["images_per_s"]) for row in rows]
-        images -= images % min(
-            int(config["arguments"]["batch_size"]), images
-        )  # an epoch leaves out what fills no batch
+        images -= images % min(int(config["arguments"]["batch_size"]), images)  # what fills no batch is left out
         minutes = sum(images / speed for speed in speeds) / 60
         found = {"accuracy": float(result["test_acc"]), "parameters": int(config["parameters"]), "epochs": len(rows)}
         found |= {"images_per_s": images * len(rows) / (60 * minutes), "minutes": minutes}

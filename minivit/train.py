@@ -355,6 +355,7 @@ class Trainer:
         self.set_lr()
         self.optimizer.zero_grad(set_to_none=True)
         losses, hits, done = 0.0, 0, 0
+        exact = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         for x_part, target_part in zip(x.chunk(self.config.accumulate), target.chunk(self.config.accumulate)):
             rows, own = len(x_part), self.ranks.share(len(x_part))
             x_part, target_part, done = x_part[own], target_part[own], done + rows
@@ -362,7 +363,7 @@ class Trainer:
                 loss, logits = self.loss(x_part, target_part)
                 # The gradients are averaged over the processes, the loss is a sum over rows.
                 self.scaler.scale(loss * (self.ranks.number * len(x_part) / len(x))).backward()
-            losses += loss.detach().double() * len(x_part)
+            losses += loss.detach().to(exact) * len(x_part)
             hits += (logits.detach().argmax(1) == target_part.argmax(1)).sum()
         losses, hits = self.ranks.sum(losses, hits)
         if self.update():

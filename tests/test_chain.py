@@ -141,6 +141,7 @@ def test_flags_of_training_beside_another_task_are_named_not_ignored(task, capsy
         ("--resume x --out y", "--resume goes on in its own folder: leave out --out"),
     ],
 )
-def test_a_flag_that_a_task_would_not_read_is_named_not_ignored(words, said, capsys):
+def test_a_flag_that_a_task_would_not_read_is_named_not_ignored(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert train_cifar.main(words.split()) == 2
     assert capsys.readouterr().err == f"error: {said}\n"

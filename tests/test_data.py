@@ -309,6 +309,16 @@ def test_changed_bytes_another_place_or_another_size_miss_the_cache(root, monkey
     assert len(calls) == 52
 
 
+def test_a_user_without_a_home_folder_is_told_where_the_cache_may_lie(root, monkeypatch):
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MINIVIT_CACHE")
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(DataError, match="no home folder for the cache of images: set MINIVIT_CACHE"):
+        data.load("folder", root, image_size=8)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign"])
 def test_a_damaged_cache_is_rebuilt_and_logged(root, cache_home, damage, caplog):
     first = data.load("folder", root, image_size=8)

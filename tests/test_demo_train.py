@@ -247,6 +247,10 @@ def test_a_process_without_a_gpu_of_its_own_is_one_line(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="2"):
         command("", DetectorTask, RECIPE, "")
     assert "GPUs 0 to 1; start fewer processes" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(SystemExit, match="2"):
+        command("", DetectorTask, RECIPE, "")
+    assert "RANK=x" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):

@@ -372,3 +372,9 @@ def test_a_damaged_result_of_another_input_is_left_out_of_the_index(tmp_path, ca
         assert capsys.readouterr().err.count("\n") == 1
         index = (out / "index.html").read_text()
         assert "b/page.html" in index and "a/page.html" not in index
+
+
+def test_memory_that_runs_out_before_the_arguments_are_read_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("minisam_glue.cli.command.parse_arguments", lambda argv: bytearray(1 << 62))
+    assert command("a.png", "bright.") == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -17,6 +17,7 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
     """See cli.main."""
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    args = None
     try:
         with on_signals(stop):
             args = parse_arguments(argv)
@@ -30,7 +31,7 @@ def run_command(argv: list[str] | None, models: Models | None) -> int:
         if not out_of_memory(error) and isinstance(error, RuntimeError):
             raise
         text = error if isinstance(error, OSError) else with_flag(error)
-        status = failed(too_large(args) if out_of_memory(error) else text)
+        status = failed(too_large(args) if args and out_of_memory(error) else text)
     finally:
         can_write = flush_output()
     return status if can_write else 128 + CLOSED_PIPE

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
+import torch
+
 from ..clipseg.heat_mapper import SIZE
 from ..support.processes import leads_nowhere
 from ..support.text import one_line, printable
@@ -58,10 +60,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 def too_large(args: Namespace) -> str:
     """The flags to make smaller when memory runs out: those that are not at their smallest yet."""
+    on_cuda = args.device.startswith("cuda") or (args.device == "auto" and torch.cuda.is_available())
+    halved = args.dtype in ("bfloat16", "float16") or (args.dtype == "auto" and on_cuda)
     smaller = {
         "a smaller --sam": args.weights != "demo" and args.sam != "tiny",
         "--size 512": args.weights != "demo" and (args.size or 1024) > 512,
-        "--dtype bfloat16": args.dtype not in ("bfloat16", "float16"),
+        "--dtype bfloat16": not halved,
         f"--heat-size {SIZE}": (args.heat_size or 0) > SIZE,
     }
     ways = [*(way for way, helps in smaller.items() if helps), "smaller pictures"]

@@ -46,4 +46,5 @@ def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
     # A JSON string is one of YAML, too.
     names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(categories.names))
     with whole_file(folder / "data.yaml") as temporary:
-        temporary.write_text(f"train: images/train\nval: images/train  # the same: split it yourself\nnames:\n{names}")
+        text = f"train: images/train\nval: images/train  # the same: split it yourself\nnames:\n{names}"
+        temporary.write_text(text, encoding="utf-8")

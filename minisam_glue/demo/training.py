@@ -133,7 +133,8 @@ class Trainer:
         self.step = state["step"]
         log = self.out / "metrics.jsonl"
         if log.exists() and self.rank == 0:  # lines after the checkpoint will be written again
-            lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= self.step]
+            written = log.read_text(encoding="utf-8").splitlines()
+            lines = [line for line in written if json.loads(line)["step"] <= self.step]
             log.write_text("".join(line + "\n" for line in lines))
 
     def save(self, name: str = "last.pt") -> None:
@@ -250,7 +251,10 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
         "--minutes", type=float, default=math.inf, help="stop after so many minutes; the same line again goes on"
     )
     args = parser.parse_args()
-    rank, processes = rank_and_number()
+    try:
+        rank, processes = rank_and_number()
+    except ValueError as error:
+        parser.error(str(error))
     if processes > 1 and args.minutes < math.inf:
         parser.error("--minutes stops a run of one process: leave it out, or start without torchrun")
     recipe = dataclasses.replace(

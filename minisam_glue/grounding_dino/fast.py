@@ -99,7 +99,7 @@ class GatheredMSDeformAttn(MSDeformAttn):
     """
 
     def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes, valid: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or query.device.type == "mps":  # which has no embedding_bag before PyTorch 2.10
             return super().forward(query, reference, value, shapes, valid)
         return self.attend(query, reference, lay_out(self.project_value(value, valid), shapes), shapes)
 
@@ -203,7 +203,7 @@ class EncoderLayerInParts(EncoderLayer):
     """Some image tokens at a time: once all values are projected, the update of a token needs no other token."""
 
     def forward(self, x: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or x.device.type == "mps":  # as above
             return super().forward(x, position, geometry)
         canvas = lay_out(self.self_attn.project_value(x, geometry.valid), geometry.shapes)
         rows = rows_at_once(x, self.linear1.out_features)

@@ -51,10 +51,21 @@ class Attention(nn.Module):
         return self.attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
 
 
-def resize_antialiased(x: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, side, side), bilinear with antialiasing. MPS has no such kernel: the CPU does it there."""
+def resize_antialiased(x: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, h, w), bilinear with antialiasing; size: (h, w), or the side of a square.
+
+    PyTorch 2.6 has no such kernel for MPS: the CPU does it there.
+    """
     source = x.cpu() if x.device.type == "mps" else x
-    return F.interpolate(source, size=(side, side), mode="bilinear", antialias=True).to(x.device)
+    size = (size, size) if isinstance(size, int) else size
+    return F.interpolate(source, size=size, mode="bilinear", antialias=True).to(x.device)
+
+
+def pool_to(x: Tensor, side: int) -> Tensor:
+    """(C, H, W) -> (C, side, side), the mean of what falls into each cell. MPS pools only to sides that divide: the CPU
+    does it there."""
+    source = x.cpu() if x.device.type == "mps" else x
+    return F.adaptive_avg_pool2d(source, side).to(x.device)
 
 
 def sine_angles(position: Tensor, channels: int) -> Tensor:

@@ -1,0 +1,47 @@
+"""What runs on a CPU runs on Apple's and NVIDIA's GPUs too, as far as a pretended one can tell (pretended_gpu.py)."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minivit import run
+
+TINY = {"data": "shapes", "preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "device": "cpu", "amp": "off"}
+HELPER = Path(__file__).parent / "helpers" / "pretended_gpu.py"
+
+
+@pytest.mark.parametrize(
+    "device, package",
+    [("mps", "minivit"), ("mps", "minisam_glue"), pytest.param("cuda:1", "minisam_glue", marks=pytest.mark.slow)],
+)
+def test_nothing_is_asked_of_a_gpu_that_it_refuses(device, package):
+    done = subprocess.run([sys.executable, HELPER, device, package], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_preset_that_does_not_compile_is_measured_without(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    gpu_run, tried = importlib.import_module("gpu_run"), []
+
+    def prepare(preset, args, compile, out):
+        trainer, arguments = run.prepare({**TINY, "out": out}), {"sizes": ()}
+        tried.append((compile, trainer[0]))  # a failed one is still alive, as in a traceback, and holds its folder
+        return trainer[0], arguments
+
+    def time_steps(trainer, sizes, steps):
+        if tried[-1][0]:
+            raise RuntimeError("a compiler's error\nof two lines")
+        return 100.0
+
+    monkeypatch.setattr(gpu_run, "prepare", prepare)
+    monkeypatch.setattr(gpu_run, "time_steps", time_steps)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    row = gpu_run.measure("cifar", SimpleNamespace(device="cuda", out=tmp_path, steps=1))
+    assert [compiled for compiled, _ in tried] == [True, False] and row["images_per_s"] == 100.0
+    assert row["failed"] == "RuntimeError: a compiler's error" and row["train_images"] > 0
