@@ -227,6 +227,8 @@ class Trainer:
         describe: dict | None = None,
         ranks: Ranks = Ranks(),
     ):
+        if config.compile and ranks.number > 1:  # a compiled module would not average its gradients
+            raise TrainingError("--compile goes with one process: leave it out, or torchrun")
         check_crop(config.crop, data.train.images.shape[-1])
         set_up_fine_tuning(model, config, ranks.number)
         torch.manual_seed(config.seed)

@@ -10,17 +10,19 @@ import pytest
 import torch
 from helpers import tamper
 from helpers.commands import command, lines
-from helpers.squares import picture, save
+from helpers.squares import picture, save, save_film
 from helpers.tiny_segment import tiny_models
 
-from minisam_glue import load_models
+from minisam_glue import frames, load_models
 from minisam_glue.cli import states
-from minisam_glue.cli.correct import touched
+from minisam_glue.cli.correct import flags_of, touched
+from minisam_glue.cli.outputs import VideoOutput
+from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.states import States, listed
 from minisam_glue.demo.evaluate import innermost
 from minisam_glue.demo.scenes import clip
 from minisam_glue.masks import decode_rle
-from minisam_glue.records import Segment
+from minisam_glue.records import Segment, Segmented
 
 AT, COUNT = 3, 5
 CLICK = f"id=2 at={AT} point=45,15 point=30,30,0"
@@ -252,3 +254,26 @@ def test_objects_in_a_row_are_touched_and_others_are_not():
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / (one | other).sum())
+
+
+def test_what_a_second_pass_does_not_see_leaves_no_files_of_the_first(tmp_path):
+    video = frames(save_film(tmp_path / "film", 2))
+    output = VideoOutput(tmp_path / "out", video, "annotated.gif", False, ("masks", "crops"))
+    shown, hidden = np.ones((40, 56), bool), np.zeros((40, 56), bool)
+    for mask in (shown, hidden):
+        for number in (1, 0):
+            objects = [Segment(1, "dog", 1.0, (), mask if number else shown), Segment(2, "cat", 1.0, (), shown)]
+            output.add(Segmented(video[number], objects, number))
+    there = sorted(path.relative_to(output.new).as_posix() for path in output.new.rglob("*.png"))
+    names = ("001_dog/000000", "002_cat/000000", "002_cat/000001")
+    assert there == [f"{kind}/{name}.png" for kind in ("crops", "masks") for name in names]
+
+
+def test_a_correction_is_made_in_the_precision_of_the_result():
+    for given, precision, expected in (
+        ("auto", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32"),
+        ("auto", 5, "auto"),
+    ):
+        args = parse_arguments(["--correct", "x", "--object", "id=1 at=2 remove", "--dtype", given])
+        assert flags_of(args, {"of": {"precision": precision}}).dtype == expected

@@ -131,6 +131,15 @@ def test_processes_that_cannot_train_together_are_told_so_in_one_line(monkeypatc
     config = TrainConfig(epochs=1, batch_size=8, accumulate=4)
     with pytest.raises(TrainingError, match="3 processes can't share a batch of 8 images in 4 parts, one"):
         Trainer(VisionTransformer(NOISY), data, config, tmp_path, torch.device("cpu"), ranks=Ranks(1, 3))
+    with pytest.raises(TrainingError, match="--compile goes with one process"):  # also of --config and --resume
+        Trainer(
+            VisionTransformer(NOISY),
+            data,
+            TrainConfig(epochs=1, batch_size=8, compile=True),
+            tmp_path,
+            torch.device("cpu"),
+            ranks=Ranks(1, 2),
+        )
     for environment, words, said in (
         ({"RANK": "x", "WORLD_SIZE": "2"}, [], "RANK=x: torchrun sets it to a whole number"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, [], "RANK=2 and WORLD_SIZE=2: torchrun sets ranks from 0 to WORLD_SIZE - 1"),

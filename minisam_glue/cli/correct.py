@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import media
-from ..models import DETECTORS, Models
+from ..models import DETECTORS, DTYPES, Models
 from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds, split_phrases
 from ..propagation import BOTH, FORWARD, REVERSE, Tracking
 from ..propagators import MEMORY
@@ -139,6 +139,9 @@ def flags_of(args: Namespace, result: dict) -> Namespace:
     sams = [name.removeprefix("sam2.1_hiera_") for name in names if name.startswith("sam2.1_hiera_")]
     settings.sam = args.sam or next(iter(sams), None)
     settings.detector = args.detector or next((name for name in names if name in DETECTORS), None)
+    precision = result["of"].get("precision")
+    if args.dtype == "auto" and isinstance(precision, str) and precision in DTYPES:
+        settings.dtype = precision
     if args.weights is None and result.get("weights") not in (None, "official"):
         settings.weights = str(result["weights"])
     return settings

@@ -363,6 +363,9 @@ class VideoOutput:
             for number, heat in enumerate(result.heat, 1):
                 stem = self.new / "heatmaps" / label_name(number, heat.phrase) / f"{result.frame:06d}"
                 save_heat_map(stem, heat, result.image)
+        for segment in result.objects:
+            if not segment.mask.any():  # a frame that comes twice may have shown it the first time
+                self._forget(segment, result.frame)
         for segment in result.seen:
             if "masks" in self.save:
                 save_mask(self._place("masks", segment, result.frame), segment.mask)
@@ -371,6 +374,14 @@ class VideoOutput:
         if self.in_order and result.frame == self.drawn:
             self._draw(result)
         return record
+
+    def _forget(self, segment: Segment, frame: int) -> None:
+        """Remove the mask and the cut-out of an object on a frame, if there are any."""
+        for kind in ("masks", "crops"):
+            folder = self.new / kind / name_of(segment)
+            (folder / f"{frame:06d}.png").unlink(missing_ok=True)
+            with suppress(OSError):  # it is not there, or not empty
+                folder.rmdir()
 
     def _place(self, kind: str, segment: Segment, frame: int) -> Path:
         folder = self.new / kind / name_of(segment)

@@ -273,7 +273,11 @@ class VideoTracker:
         return int((mask & before).sum()) < AGREEMENT * int((mask | before).sum())
 
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
-        """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look."""
+        """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look.
+
+        An answer is among the memories at once, where officially it joins them when tracking goes on: of several clicks
+        on a tracked frame, one after the other, those after the first are answered a little differently.
+        """
         previous = obj.bank.get(self.frame)
         mask = previous.logits.clamp(-32, 32)[None, None] if previous and previous.logits is not None else None
         if self.frame in obj.visited and obj.bank.prompted:
