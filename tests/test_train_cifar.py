@@ -310,8 +310,11 @@ def test_an_image_that_cannot_be_read_is_named_by_predict(finished, tmp_path, ca
 
 
 def test_a_trained_model_teaches_another(finished, images, tmp_path):
-    arguments = command(images, tmp_path / "student", "--epochs", "1", "--teacher", str(finished / "best.pt"))
-    assert train_cifar.main(arguments) == 0
+    losses = []
+    for name, more in (("alone", []), ("taught", ["--teacher", str(finished / "best.pt")])):
+        assert train_cifar.main(command(images, tmp_path / name, "--epochs", "1", *more)) == 0
+        losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["train_loss"])
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_a_teacher_of_other_classes_is_refused(finished, tmp_path, capsys):

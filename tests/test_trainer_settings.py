@@ -1,0 +1,109 @@
+"""Each setting of training reaches what it is about: the functions themselves have their own tests."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minivit import data as datasets
+from minivit.augment import Augment
+from minivit.ema import decay_ramp
+from minivit.losses import distillation_loss
+from minivit.mix import one_hot
+from minivit.optim import one_cycle, warmup_linear
+from minivit.train import TrainConfig, Trainer
+from minivit.vit import VisionTransformer, ViTConfig
+
+MODEL = ViTConfig(image_size=16, patch=4, dim=16, depth=1, heads=2)
+CONFIG = TrainConfig(epochs=4, batch_size=16, amp="off", clean_epochs=1, crop=0, flip=False, mix_prob=1.0)
+
+
+@pytest.fixture(scope="module")
+def data() -> datasets.Dataset:
+    return datasets.shapes(0, 60, 20, image_size=16)
+
+
+def trainer(data, path, teacher=None, model=MODEL, **settings) -> Trainer:
+    torch.manual_seed(7)
+    config, cpu = replace(CONFIG, **settings), torch.device("cpu")
+    return Trainer(VisionTransformer(model), data, config, path, cpu, teacher)
+
+
+def seen_in(t: Trainer, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the loss is given in a step of this epoch."""
+    seen, loss = [], t.loss
+    t.loss = lambda x, target: seen.append((x, target)) or loss(x, target)
+    t.epoch = epoch
+    t.train_step(t.train_split.images[:16], t.train_split.labels[:16])
+    return seen[0]
+
+
+def test_images_are_mixed_and_augmented_until_the_clean_epochs(data, tmp_path):
+    t = trainer(data, tmp_path)
+    plain = t.plain(data.train.images[:16], torch.Generator())
+    hard = one_hot(data.train.labels[:16], 10)
+    for epoch in range(3):
+        x, target = seen_in(t, epoch)
+        assert not torch.equal(x, plain) and not torch.equal(target, one_hot(data.train.labels[:16], 10, 0.1))
+    x, target = seen_in(t, 3)
+    assert torch.equal(x, plain) and torch.equal(target, hard)
+    assert torch.equal(seen_in(trainer(data, tmp_path, mix_prob=0.0, label_smoothing=0.0), 0)[1], hard)
+
+
+def test_each_augmentation_is_the_one_that_was_asked_for(data, tmp_path):
+    settings = {"trivial_augment": True, "jitter": 0.3, "rotate": 7.0, "erasing": 0.4}
+    t = trainer(data, tmp_path, crop=2, flip=True, padding="reflect", **settings)
+    plain = Augment(data.mean, data.std, 2, True, padding="reflect")
+    assert t.plain == plain and t.strong == replace(plain, **settings)
+
+
+def test_the_gradient_is_clipped_to_the_norm_that_was_asked_for(data, tmp_path):
+    for clip in (1e-3, 1e-2):
+        t = trainer(data, tmp_path, clip=clip)
+        seen_in(t, 0)
+        norm = torch.cat([p.grad.flatten() for p in t.model.parameters()]).norm()
+        assert float(norm) == pytest.approx(clip, rel=1e-3)
+
+
+def test_the_learning_rate_follows_the_schedule_that_was_asked_for(data, tmp_path):
+    cycle, line = (trainer(data, tmp_path, schedule=name, lr=0.01, warmup=0.25) for name in ("one-cycle", "linear"))
+    for step in (0, 4, 11):
+        for t in (cycle, line):
+            t.epoch, t.batch = divmod(step, t.steps_per_epoch)
+        assert cycle.lr == one_cycle(step, 12, 0.01) and line.lr == warmup_linear(step, 12, 3, 0.01)
+
+
+def test_the_average_begins_with_one_decay_and_ends_with_the_other(data, tmp_path):
+    t = trainer(data, tmp_path, ema_start=0.1, ema_end=0.9)
+    for step, decay in ((0, 0.1), (11, decay_ramp(11, 0.1, 0.9, 12))):
+        before = [p.clone() for p in t.ema.module.parameters()]
+        with torch.no_grad():
+            t.model.head.weight.add_(1)
+        t.ema.update(t.model, step)
+        for old, new, current in zip(before, t.ema.module.parameters(), t.model.parameters()):
+            torch.testing.assert_close(new, decay * old + (1 - decay) * current)
+
+
+def test_muon_gives_all_but_hidden_matrices_a_rate_of_their_own(data, tmp_path):
+    t = trainer(data, tmp_path, optimizer="muon", lr=0.02, adamw_lr=0.005, schedule="linear", warmup=0.0)
+    t.set_lr()
+    rates = {id(p): group["lr"] for group in t.optimizer.param_groups for p in group["params"]}
+    assert rates[id(t.model.blocks[0].mlp.fc1.weight)] == pytest.approx(0.02)
+    assert rates[id(t.model.head.weight)] == rates[id(t.model.cls_token)] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_a_teacher_teaches_at_the_temperature_that_was_asked_for(temperature, data, tmp_path):
+    torch.manual_seed(3)
+    teacher = VisionTransformer(MODEL).eval()
+    torch.nn.init.normal_(teacher.head.weight)  # of opinions
+    settings = {"distill_weight": 0.7, "distill_temperature": temperature}
+    t = trainer(data, tmp_path, teacher, replace(MODEL, distillation=True), **settings)
+    x, target = torch.randn(4, 3, 16, 16), one_hot(torch.arange(4), 10)
+    with torch.no_grad():
+        heads, wanted = t.model(x, each_head=True), teacher(x)
+        loss, scores = t.loss(x, target)
+    torch.testing.assert_close(loss, distillation_loss(*heads, wanted, target, 0.7, temperature))
+    assert torch.equal(scores, heads[0])
+    other = distillation_loss(*heads, wanted, target, 0.7, 2.0 if temperature is None else None)
+    assert abs(float(loss - other)) > 1e-3
