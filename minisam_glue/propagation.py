@@ -85,6 +85,7 @@ class Tracking:
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
         self.marks = prompt.prompts() if isinstance(prompt, Clicks) else []
+        self.joined: set[int] = set()  # ids of objects that corrections add
         self.corrections: list[ObjectPrompt] = []  # of this run, and of earlier ones that it repeats
         self.repeated: list[ObjectPrompt] = []
         self.held: list[dict] = []  # objects as they joined, with the frame: for the way back
@@ -110,19 +111,27 @@ class Tracking:
             yield from self._pass(frames)
 
     def correct(
-        self, corrections: Sequence[ObjectPrompt], repeated: Sequence[ObjectPrompt] = (), direction: str = FORWARD
+        self,
+        corrections: Sequence[ObjectPrompt],
+        repeated: Sequence[ObjectPrompt] = (),
+        direction: str = FORWARD,
+        joined: Collection[int] | None = None,
     ) -> None:
         """Prompt, add or remove objects on their frames in the run to come, from the start or from a restored state.
 
         corrections: each with its id and frame. An object that is tracked gets its prompt as a correction of the mask
         that it has there; `remove` ends it; any other joins. repeated: corrections of earlier runs, which are made
         again. direction: forward; or both: the corrected objects are then tracked back from there to the first frame,
-        and these frames come a second time with them alone.
+        and these frames come a second time with them alone. joined: ids of objects that corrections, these or earlier
+        ones, have added to those that the tracking finds by itself, which gets no such number; by default those of all
+        objects that it does not know yet.
         ValueError for a direction of the tracking, or of the corrections, that runs backward at first.
         """
         if REVERSE in (direction, self.direction) or self.reverse:
             raise ValueError(f"direction {REVERSE}: corrections need a tracking that runs forward")
         self.corrections, self.repeated, self.direction, self.held = list(corrections), list(repeated), direction, []
+        ids = {prompt.id for prompt in (*self.repeated, *self.corrections)}
+        self.joined = ids - self.known.keys() if joined is None else set(joined)
 
     def _check_reached(self) -> None:
         """ValueError, after the first pass, for a frame that did not come."""
@@ -256,10 +265,9 @@ class Tracking:
         return done, total + self.turn
 
     def _add(self, index: int, seed: Seed) -> None:
-        """A new object; its number is the next one that was never used, corrections aside."""
-        corrected = {prompt.id for prompt in (*self.repeated, *self.corrections)}
-        number = 1 + max(self.known.keys() - corrected, default=0)
-        while number in corrected or number in self.known:
+        """A new object; its number is the next one that was never used, those of corrections aside."""
+        number = 1 + max(self.known.keys() - self.joined, default=0)
+        while number in self.joined or number in self.known:
             number += 1
         self.tracker.prompt(number, **self._shown(seed))
         self.known[number] = Segment(number, seed.label, seed.score, seed.box or (), None, index, index)

@@ -277,3 +277,32 @@ def test_a_correction_is_made_in_the_precision_of_the_result():
     ):
         args = parse_arguments(["--correct", "x", "--object", "id=1 at=2 remove", "--dtype", given])
         assert flags_of(args, {"of": {"precision": precision}}).dtype == expected
+
+
+@pytest.fixture(scope="module")
+def sentence(tmp_path_factory, models) -> Path:
+    """The folder of a film and of its result without states: three objects that a sentence has found."""
+    folder = tmp_path_factory.mktemp("sentence")
+    (folder / "film").mkdir()
+    for t in range(COUNT):
+        save(picture(4, 22, 40, seed=t), folder / "film" / f"{t}.png")
+    words = [folder / "film", "bright.", "--frames", "--format", "gif", "--states", 0, "--identity", "off", "--quiet"]
+    assert command(*words, "--out", folder / "out", models=models) == 0
+    return folder
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_objects_of_a_sentence_keep_their_numbers_where_all_is_tracked_again(number, sentence, tmp_path, models):
+    result = Path(shutil.copytree(sentence / "out" / "film", tmp_path / "film"))
+    before = lines(result / "result.jsonl")
+    assert [o["id"] for o in before[-1]["objects"]] == [1, 2, 3]
+    added = correct(result, f"id={number} at=2 point=30,30", "box=30,2,36,8 at=3 label=new", models=models)
+    for other in {1, 2, 3} - {number}:
+        assert of(added, other) == of(before, other)
+    assert of(added, number)[:2] == of(before, number)[:2] and len(of(added, number)) == COUNT
+    assert [o["label"] for o in of(added, 4)] == ["new"] * 2
+    removed = correct(result, f"id={number} at=1 remove", models=models)
+    assert of(removed, number) == of(before, number)[:1]
+    for other in {1, 2, 3, 4} - {number}:
+        assert of(removed, other) == of(added, other)
+    assert json.loads((result / "result.json").read_text())["joined"] == [4]

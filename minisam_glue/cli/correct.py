@@ -92,6 +92,7 @@ def finished(folder: Path) -> dict:
         if result["of"].get("prompt") is None:
             sequence(fields(id=whole(1)))(result.get("prompts"), "its list of prompts")
         sequence(fields(id=whole(1), at=whole()))(result.get("corrections", []), "its list of corrections")
+        sequence(whole(1))(result.get("joined", []), "its list of objects that joined")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--correct {folder}: it is damaged, or of an earlier version ({error})") from error
     if result["of"].get("--direction") != FORWARD:
@@ -172,6 +173,20 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
     return sorted(corrections, key=lambda c: c.at)
 
 
+def ids_of(result: dict) -> set[int]:
+    """The ids of all objects that a result knows."""
+    return {o["id"] for name in ("objects", "prompts", "corrections") for o in result.get(name, [])}
+
+
+def joined_by(result: dict) -> set[int]:
+    """The ids of the objects of a result that corrections have added: `joined` says it, in older results the label,
+    which is no phrase of the sentence."""
+    prompt = result["of"].get("prompt")
+    if "joined" in result or not isinstance(prompt, str):
+        return set(result.get("joined", []))
+    return {o["id"] for o in result.get("corrections", []) if o.get("label") not in split_phrases(prompt)}
+
+
 def check_correction(prompt: ObjectPrompt, frames: int, labels: dict[int, str], new: bool) -> None:
     """ValueError for a correction that can't be meant. labels: of the objects of the result."""
     if prompt.at is None:
@@ -233,6 +248,7 @@ class Correction(VideoRun):
             for record in result.get("corrections", [])
             if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
         ]
+        self.joined = joined_by(result) | ({c.id for c in corrections} - ids_of(result))
         self.gone = set(removed) if direction == BOTH else set()  # from all frames
         self.met: set[int] = set()  # objects that the rules of identity may have changed with the corrected ones
 
@@ -246,7 +262,7 @@ class Correction(VideoRun):
             old = Old(self.folder, self.size, self.result["frames"])
             try:
                 self.begin(tracking)
-                tracking.correct(self.corrections, earlier, self.direction)
+                tracking.correct(self.corrections, earlier, self.direction, self.joined)
                 return self.write(video, tracking, old, [*earlier, *self.corrections])
             finally:
                 old.close()
@@ -305,7 +321,8 @@ class Correction(VideoRun):
                 output.abort()
                 self.console.say(f"stopped: the result in {self.folder} stays as it was")
                 return 128 + self.job.stopped
-            facts = self.job.facts() | {"corrections": [prompt.as_json() for prompt in corrections]}
+            records = [prompt.as_json() for prompt in corrections]
+            facts = self.job.facts() | {"corrections": records, "joined": sorted(self.joined)}
             result = output.finish(self.source, facts)
         except BaseException:
             output.abort()
