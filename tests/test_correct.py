@@ -15,7 +15,8 @@ from helpers.tiny_segment import tiny_models
 
 from minisam_glue import frames, load_models
 from minisam_glue.cli import states
-from minisam_glue.cli.correct import flags_of, touched
+from minisam_glue.cli.correct import Correction, flags_of, touched
+from minisam_glue.cli.data_sets import find_results
 from minisam_glue.cli.outputs import VideoOutput
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.states import States, listed
@@ -306,3 +307,24 @@ def test_objects_of_a_sentence_keep_their_numbers_where_all_is_tracked_again(num
     for other in {1, 2, 3, 4} - {number}:
         assert of(removed, other) == of(added, other)
     assert json.loads((result / "result.json").read_text())["joined"] == [4]
+
+
+def test_a_correction_that_was_killed_leaves_the_result_whole(finished, result, models, capsys):
+    before = correct(result, "id=1 at=2 remove", models=models)
+
+    def killed(self, *_):
+        raise SystemExit(9)  # what follows is not run, as after kill -9
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoOutput, "abort", lambda self: None)
+        patch.setattr(Correction, "every_frame", killed)
+        with pytest.raises(SystemExit):
+            command("--correct", result, "--object", CLICK, models=models)
+    assert (result / ".unfinished").exists() and lines(result / "result.jsonl") == before
+    words = [finished / "film", "--frames", "--format", "gif", "--out", result.parent, "--save", "masks", "--resume"]
+    objects = ["--object", "box=5,10,15,22 label=dog", "--object", "box=40,10,50,22 label=cat at=1"]
+    assert command(*words, "--identity", "off", *objects, models=models) == 0
+    assert "finished before" in capsys.readouterr().out and lines(result / "result.jsonl") == before
+    assert find_results(result.parent, SimpleNamespace(warn=pytest.fail)) == [result]
+    after = correct(result, CLICK, models=models)
+    assert of(after, 1) == of(before, 1) and not (result / ".unfinished").exists()

@@ -28,7 +28,7 @@ from ..support.reading import fields, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
 from .console import Console, count
-from .folders import UNFINISHED, read_result
+from .folders import CORRECTION, is_unfinished, read_result
 from .job import Job
 from .lock import FolderLock
 from .objects import read_objects
@@ -80,7 +80,7 @@ def correct(args: Namespace, models: Models | None) -> int:
 
 def finished(folder: Path) -> dict:
     """The result.json of a video. ValueError if there is none that can be corrected."""
-    if (folder / UNFINISHED).exists():
+    if is_unfinished(folder):
         raise ValueError(f"--correct {folder}: it is unfinished; continue it with --resume before")
     if not is_complete(folder, "result.json"):
         raise ValueError(f"--correct {folder}: no result is there; give the folder of one, such as segmented/clip")
@@ -315,6 +315,7 @@ class Correction(VideoRun):
         """Write the new result in place of the old one."""
         output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, resume=False)
         try:
+            (output.unfinished / CORRECTION).touch()
             self.keep_files(output)
             self.every_frame(video, tracking, old, output)
             if self.job.stopped:

@@ -10,7 +10,7 @@ from ..prompts import Clicks, Prompt, split_phrases
 from ..support.processes import Stopped, begin_program, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
-from .folders import UNFINISHED, make_folder
+from .folders import is_unfinished, make_folder
 from .lock import FolderLock
 from .parser import Parser
 from .provenance import UNKNOWN, Facts, content
@@ -56,9 +56,9 @@ def find_results(folder: Path, console: Console) -> list[Path]:
     if (folder / "result.json").is_file():
         return [folder]
     inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name))
-    found = [path for path in inside if (path / "result.json").is_file() and not (path / UNFINISHED).exists()]
+    found = [path for path in inside if (path / "result.json").is_file() and not is_unfinished(path)]
     for path in inside:
-        if (path / UNFINISHED).exists():
+        if is_unfinished(path):
             console.warn(f"{path}: not finished, and left out; segment.py --resume goes on with it")
     if not found:
         raise ValueError(f"{folder}: no result of segment.py is in it; give its --out, or one result there")

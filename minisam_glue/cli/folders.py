@@ -20,11 +20,12 @@ from ..support.files import is_temporary
 from ..support.reading import check_regular, sequence, text
 
 UNFINISHED, EARLIER = ".unfinished", "earlier.json"
+CORRECTION = "correction"  # a file that says so of what is unfinished: the result beside it is whole
 RESULTS = (
     *("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "frames"),
     *("page.html", "thumbnail.jpg", "story.png", "states"),
 )
-IN_UNFINISHED = ("results", "state.pt", "journal.jsonl", EARLIER)
+IN_UNFINISHED = ("results", "state.pt", "journal.jsonl", EARLIER, CORRECTION)
 UNLISTED = re.compile(  # names in a result without a list
     r"result\.jsonl?|page\.html|annotated\.(png|jpg|mp4|gif|webp)|(annotated|frames)/\d+\.png|(masks|crops|heatmaps)/([^/]+/)?"
     r"|(masks|crops)/\d{3,}[^/]*(/\d+)?\.png|heatmaps/\d{3,}[^/]*(/\d+)?(_mask|_overlay)?\.png"
@@ -40,6 +41,12 @@ def read_result(path: Path) -> dict:
     except (ValueError, OSError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds an interrupted run; an interrupted correction has left the result as it was."""
+    corrected = (folder / UNFINISHED / CORRECTION).exists() and (folder / "result.json").is_file()
+    return (folder / UNFINISHED).exists() and not corrected
 
 
 def make_folder(out: Path) -> None:

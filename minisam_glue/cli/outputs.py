@@ -43,7 +43,7 @@ from ..support.reading import (
     whole,
 )
 from .arguments import last_part
-from .folders import UNFINISHED, check_own, clear, list_files, publish, read_result
+from .folders import UNFINISHED, check_own, clear, is_unfinished, list_files, publish, read_result
 from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
@@ -56,7 +56,7 @@ STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF,
 
 def is_complete(folder: Path, name: str) -> bool:
     """Whether a complete result is there, with a file of this name."""
-    return (folder / "result.json").is_file() and (folder / name).is_file() and not (folder / UNFINISHED).exists()
+    return (folder / "result.json").is_file() and (folder / name).is_file() and not is_unfinished(folder)
 
 
 def finished_of(folder: Path) -> Facts | None:
