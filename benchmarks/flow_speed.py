@@ -10,9 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
+
+try:
+    import cv2
+except ImportError:
+    cv2 = None
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.flow import farneback
@@ -31,6 +35,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
+    if cv2 is None:
+        parser.error('needs OpenCV: pip install -e ".[bench]"')
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
     frames = pair(*args.size)

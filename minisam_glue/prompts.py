@@ -68,6 +68,8 @@ class Seeding:
     def __post_init__(self):
         if self.prompts is not None and (not self.prompts or not set(self.prompts) <= set(SEED_PROMPTS)):
             raise ValueError(f"seed_prompt {self.prompts!r}: give some of {', '.join(SEED_PROMPTS)}")
+        if self.prompts is not None and set(self.prompts) == {"points"} and not self.heat.positives:
+            raise ValueError("seed_prompt points: they show nothing without one on the object, give positives above 0")
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ Prompt = Sentence | Clicks
 
 
 def split_phrases(sentence: Sentence) -> list[str]:
-    """Phrases, verbatim: the parts of a string between commas, semicolons and full stops; the items of a list.
+    """Phrases, verbatim and each once: parts of a string between commas, semicolons and full stops; items of a list.
 
     A full stop or comma between two digits is part of a number: "1.5 l bottle" is one phrase. ValueError if there is
     no phrase, or an empty item; TypeError for anything but a string or a list of strings.
@@ -257,7 +259,7 @@ def split_phrases(sentence: Sentence) -> list[str]:
     if not phrases or not all(phrases):
         kind = "an empty" if phrases else "no"
         raise ValueError(f'the prompt {sentence!r} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
-    return phrases
+    return list(dict.fromkeys(phrases))
 
 
 # --- Checks ------------------------------------------------------------------------------------------------

@@ -210,13 +210,23 @@ def make_parser(command: str) -> Parser:
     return parser
 
 
+def output_folder(text: str) -> Path:
+    """A type of argument: the name of a folder; ~ at its beginning is the home folder, also where no shell puts it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name: name a folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder") from None
+
+
 def add_flag(group, name: str, help: str, **options) -> None:
     """Add one flag; its help ends with the default of TrainConfig, where it has one."""
     default = DEFAULTS.get(name[2:].replace("-", "_"))
     if default not in (None, ()) and options.get("action") is None:
         help += f" (default {default})"
     if options.get("type"):
-        options.setdefault("metavar", {int: "N", float: "X", Path: "PATH"}[options["type"]])
+        options.setdefault("metavar", {int: "N", float: "X"}.get(options["type"], "PATH"))
     group.add_argument(name, help=help, **options)
 
 
@@ -411,7 +421,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag("--amp", "autocast precision; auto: bf16 where it gains", choices=("auto", "bf16", "fp16", "off"))
     flag("--checkpointing", "gradient checkpointing: less memory, about a third more time", **ON_OFF)
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
-    flag("--out", "run folder (default runs/<data>-<preset>)", type=Path)
+    flag("--out", "run folder (default runs/<data>-<preset>)", type=output_folder, metavar="PATH")
 
 
 ADD_GROUPS = (add_tasks, add_study, add_data, add_model)

@@ -20,6 +20,7 @@ from minisam_glue.cli.arguments import folders_of
 from minisam_glue.cli.console import Console
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.masks import decode_rle
+from minisam_glue.prompts import split_phrases
 
 
 def save_gif(path: Path, count: int = 4, milliseconds: int = 200) -> Path:
@@ -256,3 +257,21 @@ def test_profile_names_the_stages(tmp_path, capsys):
     assert command(source, "bright.", "--profile", "--quiet", "--out", tmp_path / "out", models=tiny_models()) == 0
     stages = {line.split()[0] for line in capsys.readouterr().err.splitlines()}
     assert stages == {"read", "detect", "encode", "track", "write", "other"}
+
+
+def test_an_output_folder_without_a_name_is_refused_and_a_tilde_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    source = save(picture(5), tmp_path / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert command(source, "bright.", "--out", "") == 2
+    assert "--out: an empty name" in capsys.readouterr().err
+    assert command(source, "bright.", "--out=~/results", "--quiet") == 0
+    assert (tmp_path / "home" / "results" / "a" / "result.json").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_phrase_that_is_given_twice_counts_once_and_points_need_one_on_the_object(tmp_path, capsys):
+    assert split_phrases("car. dog, car; Car") == ["car", "dog", "Car"] and split_phrases(["a", "a"]) == ["a"]
+    source = save(picture(5), tmp_path / "a.png")
+    words = [source, "bright.", "--seed-prompt", "points", "--positives", "0", "--out", tmp_path / "out"]
+    assert command(*words) == 2
+    assert "--seed-prompt points: they show nothing without one on the object" in capsys.readouterr().err

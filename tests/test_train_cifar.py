@@ -456,3 +456,9 @@ def test_a_progress_bar_outlasts_steps_that_are_not_finite(monkeypatch):
     monkeypatch.setattr(cli, "make_bar", lambda trainer: bar)
     monkeypatch.setattr(cli, "first_line", lambda trainer: "")
     assert cli.fit(trainer) and shown == ["0.000"]
+
+
+def test_a_run_folder_without_a_name_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_cifar.main(["--data", "shapes", "--preset", "shapes-demo", "--out", ""]) == 2
+    assert "--out: an empty name" in capsys.readouterr().err and not list(tmp_path.iterdir())

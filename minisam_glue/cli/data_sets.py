@@ -12,7 +12,7 @@ from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
 from .lock import FolderLock
-from .parser import Parser
+from .parser import Parser, output_folder
 from .provenance import UNKNOWN, Facts, content
 
 OF_ONE_RESULT = ("source", "content", "--save", "--html", "--fps", *("--" + f.replace("_", "-") for f in VIDEO_FLAGS))
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("results", type=Path, metavar="RESULT_DIR", help="--out of segment.py, or one result in it")
     parser.add_argument("--to", nargs="+", choices=tuple(FORMATS), required=True, help="formats of the data sets")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the data sets go (default: --out of segment.py)")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="where they go (default: --out of segment.py)")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser.parse_args(argv)
 

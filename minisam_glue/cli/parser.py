@@ -91,6 +91,16 @@ def or_word(word: str, parse: Callable[[str], float]) -> Callable[[str], float |
     return parse_or_word
 
 
+def output_folder(text: str) -> Path:
+    """A type of argument: the name of a folder; ~ at its beginning is the home folder, also where no shell puts it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name: name a folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home folder") from None
+
+
 def template(text: str) -> str:
     """A type of argument: text with a place for the phrase."""
     if "{}" not in text:
@@ -375,7 +385,11 @@ def add_continuation_flags(group: argparse._ArgumentGroup) -> None:
 def add_output_flags(group: argparse._ArgumentGroup) -> None:
     """The files that are written, and the lines that are printed."""
     group.add_argument(
-        "--out", type=Path, default=Path("segmented"), metavar="DIR", help="output folder (default %(default)s)"
+        "--out",
+        type=output_folder,
+        default=Path("segmented"),
+        metavar="DIR",
+        help="output folder (default %(default)s)",
     )
     group.add_argument(
         "--save",

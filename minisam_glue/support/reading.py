@@ -49,7 +49,7 @@ def load(path: str | Path) -> object:
         is_zip = check_zip(file)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch wonders aloud about files that are none of its own
+                warnings.simplefilter("ignore")  # of torch, about files that it did not write
                 # Mapped: a tensor that claims more numbers than there are is refused, not read beyond the end.
                 content = torch.load(_as_text(path, file), map_location="cpu", weights_only=True, mmap=is_zip)
         except MemoryError:
