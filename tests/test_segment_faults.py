@@ -378,3 +378,14 @@ def test_memory_that_runs_out_before_the_arguments_are_read_is_one_line(monkeypa
     monkeypatch.setattr("minisam_glue.cli.command.parse_arguments", lambda argv: bytearray(1 << 62))
     assert command("a.png", "bright.") == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_current_folder_that_was_removed_is_one_line(tmp_path):
+    script = "import os, sys; os.rmdir(os.getcwd()); sys.path.insert(0, sys.argv[1])\n"
+    script += "from segment import main; sys.exit(main())"
+    (tmp_path / "gone").mkdir()
+    words = [sys.executable, "-c", script, str(Path(segment.__file__).parent), "a.png", "bright."]
+    done = subprocess.run(words, cwd=tmp_path / "gone", capture_output=True, text=True)
+    assert (
+        done.returncode == 2 and done.stderr == "error: the current folder is no longer there: change to another one\n"
+    )

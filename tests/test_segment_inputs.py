@@ -275,3 +275,16 @@ def test_a_phrase_that_is_given_twice_counts_once_and_points_need_one_on_the_obj
     words = [source, "bright.", "--seed-prompt", "points", "--positives", "0", "--out", tmp_path / "out"]
     assert command(*words) == 2
     assert "--seed-prompt points: they show nothing without one on the object" in capsys.readouterr().err
+
+
+def test_what_stands_after_two_dashes_is_no_option_and_numbers_of_a_box_are_joined_by_commas(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    save(picture(5), tmp_path / "-dash.png"), save(picture(5), tmp_path / "a.png")
+    assert command("--quiet", "--out", "out", "--", "-dash.png", "bright.") == 0
+    assert (tmp_path / "out" / "-dash" / "result.json").exists()
+    assert parse_arguments(["--save", "masks", "--", "a.png", "--save"]).words == ["a.png", "--save"]
+    assert command("a.png", "--box", "10", "20", "30", "40") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ("such as --box 10,20,30,40" in error or "X1,Y1,X2,Y2" in error), error

@@ -133,6 +133,8 @@ def is_input(word: str) -> bool:
 
 def check_no_sentence(words: list[str]) -> None:
     """ValueError if the last of several words is no input, and so probably a sentence."""
+    if len(words) > 1 and re.fullmatch(r"-?\d+(\.\d+)?", words[-1]) and not is_input(words[-1]):
+        raise ValueError(f"{words[-1]!r} is no input: numbers are joined by commas, such as --box 10,20,30,40")
     if len(words) > 1 and not is_input(words[-1]) and not looks_like_path(words[-1]):
         raise ValueError(f"{words[-1]!r} is no input: boxes, points and masks take the place of a sentence")
 

@@ -151,8 +151,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_continuation_flags(videos)
     add_output_flags(parser.add_argument_group("output"))
     add_model_flags(parser.add_argument_group("models"))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)  # after it nothing is an option, whatever it begins with
     # Options may stand between inputs and sentence.
-    return parser.parse_intermixed_args(split_lists(join_negative(sys.argv[1:] if argv is None else argv)))
+    args = parser.parse_intermixed_args(split_lists(join_negative(argv[:end])))
+    args.words += argv[end + 1 :]
+    return args
 
 
 def join_negative(argv: list[str]) -> list[str]:

@@ -41,7 +41,7 @@ BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 
 def download(args: Namespace) -> int:
     """--download: files that are there already are kept; restricted licences are said. Returns the exit status."""
-    names = list(weights.CHECKPOINTS) if args.download == ["all"] else args.download
+    names = list(weights.CHECKPOINTS) if "all" in args.download else args.download
     unknown = [name for name in names if name not in weights.CHECKPOINTS]
     if unknown:
         known = ", ".join(weights.CHECKPOINTS)
