@@ -154,7 +154,7 @@ class MemoryPropagator(VideoTracker):
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
     def appearances(self, masks: Tensor, image: np.ndarray) -> Tensor:
-        """Of what is in masks, bool (n, s, s), on the current frame, uint8 (H, W, 3): see redetection.py."""
+        """Appearances of what masks, bool (n, s, s), show of the current frame, uint8 (H, W, 3): see redetection.py."""
         return redetection.appearances(
             masks, self.current().tokens[0].float(), torch.tensor(image, device=masks.device)
         )

@@ -143,8 +143,8 @@ class Redetection:
 
 
 def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-    """What is in n masks: the mean image token inside each mask, less that of the frame, as a unit vector; and the mean
-    colour, 0 to 1. Rows (n, C + 3); zeros for a mask without pixels.
+    """Appearances of what is in n masks: the mean image token inside each mask, less that of the frame, as a unit
+    vector; and the mean colour, 0 to 1. Rows (n, C + 3); zeros for a mask without pixels.
 
     tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).
     """

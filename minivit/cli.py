@@ -33,9 +33,9 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --preset vit-b16 --pretrained vit_base_patch16_224.augreg.pth     # timm's: all of it
     {command} --preset distilled --teacher train:resnet18   # trains the teacher first; or --teacher FILE
     torchrun --nproc-per-node 2 train_cifar.py          # two processes, the same result
-    {command} --resume runs/cifar10-cifar                       # continue after Ctrl-C or a power cut
+    {command} --resume runs/cifar10-cifar               # continue after Ctrl-C or a power cut
     {command} --config runs/cifar10-cifar/config.json --out runs/again
-    {command} --eval runs/cifar10-cifar/best.pt                 # needs the test images alone, writes RUN/eval-best/
+    {command} --eval runs/cifar10-cifar/best.pt         # needs the test images alone, writes RUN/eval-best/
     {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
     {command} --predict runs/cifar10-cifar/best.pt cat.png pictures/ --save-predictions answers.csv
     {command} --export runs/cifar10-cifar/best.pt model.onnx
@@ -421,7 +421,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag("--amp", "autocast precision; auto: bf16 where it gains", choices=("auto", "bf16", "fp16", "off"))
     flag("--checkpointing", "gradient checkpointing: less memory, about a third more time", **ON_OFF)
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
-    flag("--out", "run folder (default runs/<data>-<preset>)", type=output_folder, metavar="PATH")
+    flag("--out", "run folder (default runs/<data>-<preset>)", type=output_folder)
 
 
 ADD_GROUPS = (add_tasks, add_study, add_data, add_model)

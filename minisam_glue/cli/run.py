@@ -75,7 +75,7 @@ def load(args: Namespace, clicked: bool) -> Models:
 
 
 def told_of(folder: Path) -> str | None:
-    """What was found, in words, by the result in a folder; None if it is damaged."""
+    """Words for what the result in a folder has found; None if it is damaged."""
     result = read_result(folder / "result.json")
     try:
         LABELS(result, "result.json")

@@ -253,14 +253,11 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     args = parser.parse_args()
     try:
         rank, processes = rank_and_number()
-    except ValueError as error:
-        parser.error(str(error))
-    if processes > 1 and args.minutes < math.inf:
-        parser.error("--minutes stops a run of one process: leave it out, or start without torchrun")
-    recipe = dataclasses.replace(
-        recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr, seed=args.seed
-    )
-    try:
+        if processes > 1 and args.minutes < math.inf:
+            raise ValueError("--minutes stops a run of one process: leave it out, or start without torchrun")
+        recipe = dataclasses.replace(
+            recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr, seed=args.seed
+        )
         if processes > 1 and args.device == "cuda":
             args.device = own_gpu(torch.cuda.device_count())
         if processes > 1:
