@@ -281,7 +281,7 @@ class FlowPropagator(MemoryPropagator):
             obj = self.objects[number]
             memory = found.get(number) or self.decode_from_prompted(obj, reverse)
             obj.bank.tracked[self.frame] = memory
-            obj.visited[self.frame] = reverse
+            obj.visited[self.frame], obj.settled = reverse, None
         self.passes += 1
         return self.result()
 
@@ -353,7 +353,7 @@ class FlowPropagator(MemoryPropagator):
 
     def decode_from_prompted(self, obj: TrackedObject, reverse: bool) -> FrameMemory:
         """An object by the memory of the frames on which it was prompted; empty if it is not there."""
-        selection, features = self.select_memories(obj, reverse), self.current()
+        selection, features = self.select_memories(obj.bank, reverse), self.current()
         tokens = self.model.condition_on_memory(features, [selection], self.pointer_count)
         out = self.model.as_object(self.model.decode(tokens, features.high_res, multimask=True))
         logits = self.clean(out.logits)[0]

@@ -334,7 +334,7 @@ CASES = {
     "units": units,
     "image_predict": image_predict,
     "fill_holes": fill_holes_case,
-    "sam21_tiny_fullsize": full_size,
+    **{f"sam21_{size}_fullsize": full_size for size in ("tiny", "small", "base_plus", "large")},
 }
 
 

@@ -120,6 +120,10 @@ class MemoryBank:
             memory.logits = memory.logits if t == frame else None
             memory.tokens = memory.tokens if abs(t - frame) <= horizon else None
 
+    def copy(self) -> "MemoryBank":
+        """A bank of the same memories: what one of the two gains or drops later, the other does not."""
+        return MemoryBank(dict(self.prompted), dict(self.tracked))
+
     def state(self) -> dict:
         """Give the content as dictionaries of tensors, which torch.save takes."""
         return {

@@ -67,6 +67,7 @@ class TrackedObject:
     id: int
     added_at: int  # how many times frames had been tracked before it came
     bank: MemoryBank = field(default_factory=MemoryBank)
+    settled: MemoryBank | None = None  # the bank without the answers to prompts since a frame was last tracked
     visited: dict[int, bool] = field(default_factory=dict)  # True: tracked in reverse
     clicks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -220,6 +221,7 @@ class VideoTracker:
             out = self.answer_clicks(obj, *clicks)
         if self.contradicts(obj, out):
             obj.bank.tracked.clear()
+            obj.settled = None
             obj.visited.pop(self.frame, None)  # more clicks here go on from this answer, without memories
         self.objects[object_id] = obj
         obj.clicks.pop(self.frame, None)
@@ -275,13 +277,13 @@ class VideoTracker:
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
         """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look.
 
-        An answer is among the memories at once, where officially it joins them when tracking goes on: of several clicks
-        on a tracked frame, one after the other, those after the first are answered a little differently.
+        Answers are among these memories once tracking goes on: clicks in a row attend to the same ones.
         """
         previous = obj.bank.get(self.frame)
         mask = previous.logits.clamp(-32, 32)[None, None] if previous and previous.logits is not None else None
-        if self.frame in obj.visited and obj.bank.prompted:
-            selection = self.select_memories(obj, obj.visited[self.frame])
+        bank = obj.settled or obj.bank
+        if self.frame in obj.visited and bank.prompted:
+            selection = self.select_memories(bank, obj.visited[self.frame])
             tokens = self.model.condition_on_memory(self.features, [selection], self.pointer_count)
         else:
             tokens = self.model.without_memory(self.features)
@@ -293,6 +295,7 @@ class VideoTracker:
         out = replace(out, logits=self.clean(out.logits))
         tokens = self.model.encode_memory(self.features, out, prompted=True)
         memory = FrameMemory(out.pointer[0], out.object_score_logits[0], tokens[0], out.logits[0])
+        obj.settled = obj.settled or obj.bank.copy()
         if self.sticky or self.frame not in obj.visited or self.frame in obj.bank.prompted:
             obj.bank.prompted[self.frame] = memory
             obj.bank.tracked.pop(self.frame, None)
@@ -326,10 +329,10 @@ class VideoTracker:
         groups: dict[tuple, list[tuple[TrackedObject, MemorySelection]]] = {}
         for obj in self.objects.values():
             if self.frame not in obj.bank.prompted:
-                selection = self.select_memories(obj, reverse)
+                selection = self.select_memories(obj.bank, reverse)
                 # Objects that came at different times stay apart, so that a new one changes no bit of the others.
                 groups.setdefault((obj.added_at, selection.layout), []).append((obj, selection))
-            obj.visited[self.frame] = reverse
+            obj.visited[self.frame], obj.settled = reverse, None
         found = [
             (objects, self.decode_group(selections))
             for group in groups.values()
@@ -358,8 +361,8 @@ class VideoTracker:
             # Copies, so that no object keeps the memory of its whole group alive.
             obj.bank.tracked[self.frame] = FrameMemory(*(t.clone() for t in parts))
 
-    def select_memories(self, obj: TrackedObject, reverse: bool) -> MemorySelection:
-        return obj.bank.select_memories(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
+    def select_memories(self, bank: MemoryBank, reverse: bool) -> MemorySelection:
+        return bank.select_memories(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
 
     def clean(self, logits: Tensor) -> Tensor:
         return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)
