@@ -93,7 +93,7 @@ def load_models(
 
     source: None for the download cache, a folder with the official files, or one with a detector.pt and segmenter.pt
     of demo.train_detector and train_segmenter, "demo" for minisam_glue/demo itself; model names are ignored in that
-    case. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on a GPU
+    case. detector: swin-t, swin-b, or None for none. sam: tiny, small, base_plus or large, by default large on CUDA
     and small elsewhere. device: auto, cpu, cuda, cuda:1, mps. dtype: auto, float32, bfloat16 or float16; auto is
     float32 except on CUDA. method: detector, or clipseg for CLIPSeg's heat maps in its place, of heat_size x heat_size
     pixels (default: 352, or what the demo was trained for), with phrases put into `templates`. size: side of the

@@ -4,7 +4,7 @@ SAM 2's memory or optical flow carries the masks (propagators.py); which detecti
 redetection.py.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -85,7 +85,7 @@ class Tracking:
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
         self.marks = prompt.prompts() if isinstance(prompt, Clicks) else []
-        self.joined: set[int] = set()  # ids of objects that corrections add
+        self.number_of: Callable[[int, Seed], int] = self.next_number  # of an object that the sentence finds
         self.corrections: list[ObjectPrompt] = []  # of this run, and of earlier ones that it repeats
         self.repeated: list[ObjectPrompt] = []
         self.held: list[dict] = []  # objects as they joined, with the frame: for the way back
@@ -115,29 +115,28 @@ class Tracking:
         corrections: Sequence[ObjectPrompt],
         repeated: Sequence[ObjectPrompt] = (),
         direction: str = FORWARD,
-        joined: Collection[int] | None = None,
+        number_of: Callable[[int, Seed], int] | None = None,
     ) -> None:
         """Prompt, add or remove objects on their frames in the run to come, from the start or from a restored state.
 
         corrections: each with its id and frame. An object that is tracked gets its prompt as a correction of the mask
         that it has there; `remove` ends it; any other joins. repeated: corrections of earlier runs, which are made
         again. direction: forward; or both: the corrected objects are then tracked back from there to the first frame,
-        and these frames come a second time with them alone. joined: ids of objects that corrections, these or earlier
-        ones, have added to those that the tracking finds by itself, which gets no such number; by default those of all
-        objects that it does not know yet.
+        and these frames come a second time with them alone. number_of: the number of an object that the sentence finds,
+        from the frame and its seed; by default the next one that neither an object nor a correction has.
         ValueError for a direction of the tracking, or of the corrections, that runs backward at first.
         """
         if REVERSE in (direction, self.direction) or self.reverse:
             raise ValueError(f"direction {REVERSE}: corrections need a tracking that runs forward")
         self.corrections, self.repeated, self.direction, self.held = list(corrections), list(repeated), direction, []
-        ids = {prompt.id for prompt in (*self.repeated, *self.corrections)}
-        self.joined = ids - self.known.keys() if joined is None else set(joined)
+        self.number_of = number_of or self.next_number
 
     def _check_reached(self) -> None:
         """ValueError, after the first pass, for a frame that did not come."""
         if self.seed_frame is not None and self.seeded_at is None:
             raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
-        missed = [mark for mark in self.marks if mark.id not in self.known]
+        removed = {prompt.id for prompt in self.prompts if prompt.remove}
+        missed = [mark for mark in self.marks if mark.id not in self.known.keys() | removed]
         if self.next is not None and not self.reverse:
             missed += [mark for mark in self.corrections if mark.at >= self.next]
         if missed:
@@ -184,8 +183,9 @@ class Tracking:
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
             self.detections.image = image
             result = self.detections.refuse_strangers(masks, result)
-            if found is not None and self.seeded_at is not None:
-                self.detections.reconcile(found, result, self._add if self.redetect else None)
+            if found is not None and (self.seeded_at is not None or before):  # before: by corrections alone
+                joins = self.redetect or self.seeded_at is None
+                self.detections.reconcile(found, result, self._add if joins else None)
             elif found is not None:
                 for seed in found.objects:
                     self._add(index, seed)
@@ -213,13 +213,18 @@ class Tracking:
         return find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0]
 
     def _marks_at(self, index: int) -> list[ObjectPrompt]:
-        """The objects that are marked or corrected on this frame."""
+        """The objects that are marked or corrected on this frame. One that was removed before it came does not come."""
         if self.reverse and self.direction == REVERSE and self.next is None and self.seed_frame is None:
             # The number of the last frame is known now.
             self.marks = [replace(mark, at=index if mark.at is None else mark.at) for mark in self.marks]
-        marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in self.known]
-        corrections = [] if self.reverse else [*self.repeated, *self.corrections]
-        return marks + [prompt for prompt in corrections if prompt.at == index]
+        gone = {prompt.id for prompt in self.prompts if prompt.remove and prompt.at <= index} | self.known.keys()
+        marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in gone]
+        return marks + [prompt for prompt in self.prompts if prompt.at == index and not self.reverse]
+
+    @property
+    def prompts(self) -> list[ObjectPrompt]:
+        """All corrections, of this run and of earlier ones."""
+        return [*self.repeated, *self.corrections]
 
     def _without_objects(self, index: int, image: np.ndarray, found: Seeds | None) -> Segmented:
         """A frame before the first objects. A seed frame on which nothing is found counts as seeded."""
@@ -265,12 +270,14 @@ class Tracking:
         return done, total + self.turn
 
     def _add(self, index: int, seed: Seed) -> None:
-        """A new object; its number is the next one that was never used, those of corrections aside."""
-        number = 1 + max(self.known.keys() - self.joined, default=0)
-        while number in self.joined or number in self.known:
-            number += 1
+        """A new object."""
+        number = self.number_of(index, seed)
         self.tracker.prompt(number, **self._shown(seed))
         self.known[number] = Segment(number, seed.label, seed.score, seed.box or (), None, index, index)
+
+    def next_number(self, index: int, seed: Seed) -> int:
+        """The number after all that objects and corrections have."""
+        return 1 + max((*self.known, *(prompt.id for prompt in self.prompts)), default=0)
 
     def _mark(self, index: int, prompt: ObjectPrompt) -> None:
         """Show the tracker a new or known object by its box, points or mask, or let it go."""
@@ -278,6 +285,11 @@ class Tracking:
             if prompt.id in self.tracker.objects:
                 self.tracker.remove(prompt.id)
             return
+        if prompt.id not in self.tracker.objects:
+            try:
+                prompt.check_new()
+            except ValueError as error:
+                raise ValueError(f"object {prompt.id} is not tracked on frame {index}: {error}") from error
         seed = seed_of_prompt(prompt, self.tracker.size)
         self.tracker.prompt(prompt.id, **seed.as_prompt())
         if prompt.id not in self.known:
@@ -353,7 +365,7 @@ class Tracking:
         tracked = {o["id"] for held in (state, *state["held"]) for o in held["tracker"]["objects"]}
         if not tracked <= numbers:
             raise ValueError("the tracking has no record of an object that it tracks")
-        if state["seeded_at"] is None and state["tracker"]["objects"]:
+        if state["seeded_at"] is None and state["tracker"]["objects"] and isinstance(self.prompt, Clicks):
             raise ValueError("the tracking does not say when its objects were marked")
         if self.direction != BOTH and state["reverse"] != (self.direction == REVERSE):
             raise ValueError("the tracking runs in the other direction")

@@ -38,7 +38,7 @@ from minivit.reading import (
     whole,
 )
 from minivit.resnet import resnet18, resnet50
-from minivit.text import one_line
+from minivit.text import composed, one_line
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 DEMO = Path(__file__).parent / "demo" / "cifar10.pt"
@@ -72,6 +72,8 @@ def read(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except (ValueError, OSError) as error:
+        if Path(path).is_dir():
+            raise CheckpointError(f"{path} is a folder: name a checkpoint, such as {Path(path) / 'best.pt'}") from None
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from None
     if not isinstance(state, dict) or "describe" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of this program; official weights go to --pretrained")
@@ -82,7 +84,7 @@ def read(path: Path) -> dict:
             raise CheckpointError(f"{path} is damaged: {name} missing or of another kind ({error})") from None
     if weights_of(state) is None:
         raise CheckpointError(f"{path} is damaged: it holds no weights")
-    return state
+    return state | {"classes": [composed(name) for name in state["classes"]]}
 
 
 def weights_of(state: dict) -> dict | None:

@@ -20,7 +20,7 @@ from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out
 from minivit.reading import flag_of, optional, whole, within
 from minivit.report import percent
 from minivit.study import EXAMPLE, STUDIES
-from minivit.text import LogLines, complain, count, one_line, printable, say
+from minivit.text import LogLines, complain, count, one_line, printable, say, shell_word
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, STEMS
 
@@ -30,12 +30,12 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --data shapes --preset shapes-demo        # no download, minutes on a CPU
     {command} --data folder --data-root my_images       # train/<class>/*.jpg and test/<class>/*.jpg
     {command} --preset vit-b16-last3 --pretrained vit_b_16-c867db91.pth   # torchvision's: the last 3 blocks
-    {command} --preset vit-b16 --pretrained vit_base_patch16_224.augreg.pth     # timm's: all of it
+    {command} --preset vit-b16 --pretrained vit_base_patch16_224.augreg2_in21k_ft_in1k.safetensors   # timm's: all of it
     {command} --preset distilled --teacher train:resnet18   # trains the teacher first; or --teacher FILE
     torchrun --nproc-per-node 2 train_cifar.py          # two processes, the same result
     {command} --resume runs/cifar10-cifar               # continue after Ctrl-C or a power cut
     {command} --config runs/cifar10-cifar/config.json --out runs/again
-    {command} --eval runs/cifar10-cifar/best.pt         # needs the test images alone, writes RUN/eval-best/
+    {command} --eval runs/cifar10-cifar/best.pt         # of a folder needs test/ alone, writes RUN/eval-best/
     {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
     {command} --predict runs/cifar10-cifar/best.pt cat.png pictures/ --save-predictions answers.csv
     {command} --export runs/cifar10-cifar/best.pt model.onnx
@@ -317,7 +317,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     flag("--heads", "number of attention heads", type=int)
     flag("--mlp-ratio", "hidden dimension of the MLP divided by the embedding dimension", type=float)
     flag("--stem", "patch embedding: one linear map, convolutions, or a network's feature map", choices=tuple(STEMS))
-    flag("--stem-depth", "residual convolutions in each of the two stages of the whitening stem", type=int)
+    flag(
+        "--stem-depth",
+        "residual convolutions in each stage of the whitening stem: two stages for patch 4, three for 8",
+        type=int,
+    )
     flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
     flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
     flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)
@@ -410,7 +414,11 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
     )
     flag("--teacher-epochs", "epochs of a teacher that is trained first (default: its preset's)", type=int)
     flag("--distill-weight", "weight of the distillation loss, from 0 to 1", type=float)
-    flag("--distill-temperature", "temperature of soft distillation, 0 for hard distillation", type=float)
+    flag(
+        "--distill-temperature",
+        "temperature of soft distillation; 0 for hard, the default but for preset distilled, which has 2",
+        type=float,
+    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -419,7 +427,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag("--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
     flag("--amp", "autocast precision; auto: bf16 where it gains", choices=("auto", "bf16", "fp16", "off"))
-    flag("--checkpointing", "gradient checkpointing: less memory, about a third more time", **ON_OFF)
+    flag(
+        "--checkpointing",
+        "gradient checkpointing: less memory, more time, as each block that learns is computed twice",
+        **ON_OFF,
+    )
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
     flag("--out", "run folder (default runs/<data>-<preset>)", type=output_folder)
 
@@ -435,7 +447,7 @@ def train(given: dict, command: str) -> int:
     """Train or resume; a teacher that is to be trained comes first. Returns the exit status."""
     ranks = join(given)
     args, resume = ranks.together(lambda: run.arguments(given))
-    to_continue = f"{command} --resume {args['out']}"
+    to_continue = f"{command} --resume {shell_word(args['out'])}"
     teacher = None if resume else ranks.together(lambda: chain.teacher_of(args, ranks.number))
     if teacher:
         status = train_one(*run.arguments(teacher), to_continue, ranks, lambda: chain.begin(args, say))

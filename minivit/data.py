@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from minivit.files import write_atomically
 from minivit.shapes import CLASSES, draw_shapes
-from minivit.text import name_classes, one_line
+from minivit.text import composed, name_classes, one_line
 
 log = logging.getLogger(__name__)
 
@@ -374,7 +374,7 @@ def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> d
             if files and not kept[split][name]:
                 named, folder = (
                     _some([path.name for path in files]),
-                    next(p for p in files[0].parents if p.name == name),
+                    next(p for p in files[0].parents if composed(p.name) == name),
                 )
                 raise DataError(f"class folder {folder} holds no images, only {named}: put images there")
     if others:
@@ -409,7 +409,10 @@ def _looks_like_image(path: Path) -> bool:
 
 
 def _find_classes(split: Path) -> dict[str, list[Path]]:
-    classes = {d.name: _find_files(d) for d in sorted(split.iterdir()) if d.is_dir() and not _is_hidden(d.name)}
+    classes: dict[str, list[Path]] = {}
+    for folder in sorted(split.iterdir()):
+        if folder.is_dir() and not _is_hidden(folder.name):
+            classes.setdefault(composed(folder.name), []).extend(_find_files(folder))
     empty = [name for name, files in classes.items() if not files]
     if empty and split.name in ("test", *HOLD_OUTS):  # which _report_missing tells
         return {name: files for name, files in classes.items() if files}

@@ -2,9 +2,14 @@
 
 import os
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a file that another process holds
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -16,13 +21,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         write(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows: torch.save may still hold it; clear_temporaries removes it later
+            temporary.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace, with patience on Windows, where a virus scanner or another reader may hold the target for a while."""
+    for pause in PAUSES if sys.platform == "win32" else ():
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 def clear_temporaries(folder: Path) -> None:

@@ -46,7 +46,7 @@ from minivit.reading import (
 )
 from minivit.report import percent, write_report
 from minivit.stem import WhiteningStem
-from minivit.text import count, name_classes, one_line
+from minivit.text import count, name_classes, one_line, shell_word
 from minivit.train import (
     LEAST_HOLD_OUT,
     NARROW,
@@ -307,7 +307,9 @@ def prepare_run(
 def check_new(out: Path) -> None:
     """TrainingError if a run folder holds a run already."""
     if (out / "last.pt").exists():
-        raise TrainingError(f"{out} holds a run already: continue it with --resume {out}, or choose another --out")
+        raise TrainingError(
+            f"{out} holds a run already: continue it with --resume {shell_word(out)}, or choose another --out"
+        )
 
 
 def make_folder(out: Path) -> Claim:
@@ -518,7 +520,9 @@ def read_config(path: Path) -> dict:
             raise ValueError(f"arguments[{unknown[0]!r}] is not known to this version of the program: take it out")
         fields(**{name: kind for name, kind in ARGUMENT_KINDS.items() if name in args})(args, "arguments")
     except (FileNotFoundError, NotADirectoryError):
-        raise TrainingError(f"there is no {path}: name a run folder or its config.json") from None
+        folder = Path(path).parent.parent  # of a checkpoint that was named in place of its run
+        hint = f"{folder} is one" if (folder / "config.json").is_file() else "or its config.json"
+        raise TrainingError(f"there is no {path}: name a run folder; {hint}") from None
     except (ValueError, RecursionError) as error:  # JSON that is none, too
         reason = one_line(error, 200)
         raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None

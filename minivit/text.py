@@ -2,7 +2,10 @@
 
 import logging
 import re
+import shlex
 import sys
+import unicodedata
+from pathlib import Path
 
 from minivit.process import leads_nowhere
 
@@ -46,6 +49,19 @@ def complain(line: str) -> None:
 def count(number: int, noun: str) -> str:
     """ "1 image", "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def composed(name: str) -> str:
+    """A name with letters and accents in one (NFC): file systems of macOS take them apart, others leave them so."""
+    return unicodedata.normalize("NFC", name)
+
+
+def shell_word(path: str | Path) -> str:
+    """A path as one types it in a shell: for hints."""
+    path = str(path)
+    if sys.platform == "win32":
+        return f'"{path}"' if " " in path else path
+    return shlex.quote(path)
 
 
 def name_classes(classes: list[str]) -> str:

@@ -10,7 +10,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ from minivit.losses import class_weights, distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
-from minivit.text import name_classes
+from minivit.text import name_classes, one_line
 from minivit.vit import MOST_BLOCKS, MOST_OTHERS, VisionTransformer
 
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
@@ -176,6 +177,18 @@ def bf16_is_faster(model: nn.Module, images: Tensor, rounds: int = 3) -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
+@contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """Turn what a compiler raises where --compile is wanted, as without a C++ compiler, into a TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "Dynamo" in str(error)
+        if not (wanted and of_compiler):
+            raise
+        raise TrainingError(f"--compile can't be used here: leave it out ({one_line(error, 150)})") from error
+
+
 def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1) -> None:
     """Freeze blocks and switch checkpointing on as the settings say. TrainingError if the model has no such blocks."""
     if config.checkpointing and processes > 1:  # the second pass through a block would draw its dropout by itself
@@ -239,7 +252,8 @@ class Trainer:
         self.model = accelerate(model.to(device, memory_format=torch.channels_last))
         if ranks.number > 1:
             synchronise_norms(self.model)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        with compiling(config.compile):
+            self.forward = torch.compile(self.model) if config.compile else self.model
         self.data = data
         self.train_split, self.val_split = data.train.to(device), data.val.to(device) if data.val else None
         self.batch_size = min(config.batch_size, len(data.train))
@@ -374,7 +388,8 @@ class Trainer:
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the scores (B, classes)."""
         weights = self.class_weights if self.config.balance == "weights" else None
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        mixed = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with compiling(self.config.compile), mixed:
             if self.teacher is None:
                 logits = self.forward(x).float()
                 return soft_cross_entropy(logits, target, weights), logits

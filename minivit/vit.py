@@ -274,7 +274,7 @@ class VisionTransformer(nn.Module):
     the model does not take.
 
     checkpointing: in training, keep the input of each block alone and compute the block again in the backward pass
-    (Chen et al., arXiv 1604.06174): less memory, about a third more time.
+    (Chen et al., arXiv 1604.06174): less memory for a second forward pass.
     """
 
     checkpointing = False

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.cli.lock import FolderLock
-from minisam_glue.datasets import FORMATS, Categories, Pixels
+from minisam_glue.datasets import FORMATS, Categories, Pixels, yolo
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -420,3 +420,10 @@ def test_labels_that_differ_in_case_are_one_category_and_unknown_ones_are_refuse
     assert categories.names == ["Dog", "cat"] and categories.number("DOG") == 0
     with pytest.raises(ValueError, match="'bird' is none of the data set's"):
         categories.number("bird")
+
+
+@pytest.mark.parametrize("name", ["dog \U0001f600", 'a "b" \\u0041', "Zürich\u2028\u0085", "\ufeff: #-"])
+def test_yolo_s_names_are_strings_of_yaml(name):
+    written = yolo.quoted(name)
+    assert json.loads(written) == name  # so far JSON and YAML agree; YAML joins no two escapes to one letter
+    assert "\\ud83d" not in written and not set("\u2028\u0085\ufeff") & set(written)

@@ -430,6 +430,21 @@ def test_a_kill_at_any_step_of_publishing_leaves_nothing_that_the_next_run_can_n
     assert step > (8 if sys.version_info >= (3, 11) else 5)  # pathlib of Python 3.10 removes files by other names
 
 
+def test_what_a_kill_at_any_step_of_publishing_left_is_completed(tmp_path, monkeypatch, models):
+    words = [save(picture(5), tmp_path / "a.png"), "bright.", "--html", "--quiet", "--save", "crops", "--out"]
+    assert command(*words, tmp_path / "out", models=models) == 0
+    step, done = 1, False
+    while not done:
+        folder = shutil.copytree(tmp_path / "out", tmp_path / str(step)) / "a"
+        done = publish_until(step, folder, monkeypatch)
+        folders.complete(folder)
+        assert not (folder / ".unfinished").exists() or done, f"killed at step {step}"
+        found = {name for name in files(folder) if not name.startswith(".unfinished")}
+        assert found == set(result(folder)["files"]) and "thumbnail.jpg" not in found, f"killed at step {step}"
+        step += 1
+    assert step > 5
+
+
 def test_temporary_files_of_killed_runs_go_and_others_stay(tmp_path, monkeypatch, models):
     words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
     stop_at(3, words, monkeypatch, models)
@@ -479,6 +494,14 @@ def test_a_folder_of_pictures_and_a_video_get_pages_and_an_index(tmp_path, capsy
     capsys.readouterr()
     assert command(*words, models=models) == 2 and "index.html was not made" in capsys.readouterr().err
     assert (out / "index.html").read_text() == "dear"
+
+
+def test_a_result_that_would_be_called_as_the_index_gets_another_name(tmp_path, models):
+    (tmp_path / "in").mkdir()
+    for name in ("index.html.png", "b.png"):
+        save(picture(5), tmp_path / "in" / name)
+    assert command(tmp_path / "in", "bright.", "--html", "--quiet", "--out", tmp_path / "out", models=models) == 0
+    assert (tmp_path / "out" / "index.html").is_file() and (tmp_path / "out" / "index.html-2" / "page.html").is_file()
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])

@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 
 from ..models import Models
-from ..support.processes import CLOSED_PIPE, leads_nowhere, on_signals, stop
+from ..support.processes import CLOSED_PIPE, escape_unknown_letters, leads_nowhere, on_signals, stop
 from .arguments import with_flag
 from .console import failed, out_of_memory, too_large
 from .correct import correct
@@ -15,8 +15,7 @@ from .run import Run, download
 
 def run_command(argv: list[str] | None, models: Models | None) -> int:
     """See cli.main."""
-    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    escape_unknown_letters()
     args = None
     try:
         with on_signals(stop):

@@ -13,22 +13,27 @@ import shutil
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from .. import media
+from ..datasets import FORMATS
 from ..models import DETECTORS, DTYPES, Models
 from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds, split_phrases
 from ..propagation import BOTH, FORWARD, REVERSE, Tracking
 from ..propagators import MEMORY
 from ..records import Segment, Segmented
-from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number
+from ..seeding import Seed
+from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number, shell_word
 from ..support.reading import fields, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
 from .console import Console, count
-from .folders import CORRECTION, is_unfinished, read_result
+from .folders import CORRECTION, complete, is_unfinished, read_result
 from .job import Job
 from .lock import FolderLock
 from .objects import read_objects
@@ -44,25 +49,32 @@ RESULT = fields(
     source=text, of=OF, frames=whole(1), size=sequence(whole(1), 2), objects=sequence(fields(id=whole(1), label=text))
 )
 OF_THE_PROMPT = ("prompt", "boxes", "points", "masks", "objects")  # facts that are taken from the result itself
-IN_PLACE = ("out", "resume")  # flags that make no sense here
+IN_PLACE, BY_OBJECT = "--correct writes the new result in place of the old one", "--object corrects"
+IDLE = {"out": IN_PLACE, "resume": IN_PLACE, "box": BY_OBJECT, "point": BY_OBJECT, "mask": BY_OBJECT}  # no use here
+SAME = 0.3  # IoU of the boxes of an object as it was found and as it is found now
 
 
 def correct(args: Namespace, models: Models | None) -> int:
     """The command with --correct. Returns the exit status. ValueError for what can't be meant: nothing has changed."""
     folder = args.correct
-    idle = [name for name in IN_PLACE if getattr(args, name) != getattr(parse_arguments([]), name)]
-    if idle:
-        raise ValueError(f"--{idle[0]}: --correct writes the new result in place of the old one; leave it out")
+    defaults = vars(parse_arguments([]))
+    for name, reason in IDLE.items():
+        if getattr(args, name) != defaults[name]:
+            raise ValueError(f"--{name}: {reason}; leave it out")
+    made = [name for name in args.save if name in FORMATS]
+    if made:
+        again = f"python -m minisam_glue.datasets {shell_word(folder.parent)} --to {made[0]}"
+        raise ValueError(f"--save {made[0]}: a data set is made of the corrected result by: {again}")
     if rank_and_number()[1] > 1:
         raise ValueError("--correct: one process does it; start it without torchrun")
     if args.direction == REVERSE:
         raise ValueError("--direction reverse: a correction goes forward, or with both also back")
-    result = finished(folder)
-    source = source_of(args, result)
-    settings = flags_of(args, result)
-    corrections = read_corrections(args, result)
-    lock, begun = FolderLock(Path(os.path.abspath(folder)).parent), time.perf_counter()
+    lock, begun = lock_of(folder), time.perf_counter()
     try:
+        result = finished(folder)
+        source = source_of(args, result)
+        settings = flags_of(args, result)
+        corrections = read_corrections(args, result)
         job = job_of(settings, result, models)
         changed = differences(result["of"], facts_now(source, settings, job.models, result["of"]))
         if changed:
@@ -78,8 +90,16 @@ def correct(args: Namespace, models: Models | None) -> int:
 # --- What is corrected -------------------------------------------------------------------------------------
 
 
+def lock_of(folder: Path) -> FolderLock:
+    """The lock of the folder that a result lies in. ValueError if there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"--correct {folder}: no result is there; give the folder of one, such as segmented/clip")
+    return FolderLock(Path(os.path.abspath(folder)).parent)
+
+
 def finished(folder: Path) -> dict:
     """The result.json of a video. ValueError if there is none that can be corrected."""
+    complete(folder)
     if is_unfinished(folder):
         raise ValueError(f"--correct {folder}: it is unfinished; continue it with --resume before")
     if not is_complete(folder, "result.json"):
@@ -92,7 +112,6 @@ def finished(folder: Path) -> dict:
         if result["of"].get("prompt") is None:
             sequence(fields(id=whole(1)))(result.get("prompts"), "its list of prompts")
         sequence(fields(id=whole(1), at=whole()))(result.get("corrections", []), "its list of corrections")
-        sequence(whole(1))(result.get("joined", []), "its list of objects that joined")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--correct {folder}: it is damaged, or of an earlier version ({error})") from error
     if result["of"].get("--direction") != FORWARD:
@@ -107,7 +126,8 @@ def source_of(args: Namespace, result: dict) -> str:
     source = args.words[0] if args.words else result["source"]
     if not os.path.exists(source):
         raise ValueError(
-            f"{source}: it is not there; say where it is now, such as: {program()} clip.mp4 --correct {args.correct}"
+            f"{source}: it is not there; say where it is now, such as: "
+            f"{program()} clip.mp4 --correct {shell_word(args.correct)}"
         )
     return source
 
@@ -125,7 +145,7 @@ def flags_of(args: Namespace, result: dict) -> Namespace:
             words += [f"{flag}={item}" for item in value]
         elif isinstance(value, list) and value:
             words += [flag, *map(str, value)]
-        elif value not in (None, False, []):
+        elif value is not None and value is not False and value != []:  # 0 counts
             words.append(f"{flag}={value}")
     try:
         settings = parse_arguments(words)
@@ -155,6 +175,7 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
         raise ValueError('--correct needs --object "id=2 at=40 point=50,60", or --prompts')
     labels = {o["id"]: o.get("label") for o in [*result["objects"], *result.get("prompts", [])]}
     labels |= {o["id"]: o.get("label") for o in result.get("corrections", [])}
+    firsts = {o["id"]: o.get("first") for o in result["objects"]}
     following = max(labels, default=0)
     corrections = []
     for prompt in given:
@@ -163,6 +184,7 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
         number = following if new else prompt.id
         try:
             check_correction(prompt, result["frames"], labels, new)
+            check_removal(prompt, firsts.get(prompt.id))
         except ValueError as error:
             raise ValueError(f"--object {'of a new object' if new else number}: {error}") from error
         label = (prompt.label or CLICKED) if new else labels[number]
@@ -176,15 +198,6 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
 def ids_of(result: dict) -> set[int]:
     """The ids of all objects that a result knows."""
     return {o["id"] for name in ("objects", "prompts", "corrections") for o in result.get(name, [])}
-
-
-def joined_by(result: dict) -> set[int]:
-    """The ids of the objects of a result that corrections have added: `joined` says it, in older results the label,
-    which is no phrase of the sentence."""
-    prompt = result["of"].get("prompt")
-    if "joined" in result or not isinstance(prompt, str):
-        return set(result.get("joined", []))
-    return {o["id"] for o in result.get("corrections", []) if o.get("label") not in split_phrases(prompt)}
 
 
 def check_correction(prompt: ObjectPrompt, frames: int, labels: dict[int, str], new: bool) -> None:
@@ -203,6 +216,12 @@ def check_correction(prompt: ObjectPrompt, frames: int, labels: dict[int, str], 
         raise ValueError(f"label={prompt.label}: the object is called {labels[prompt.id]}, and stays so; leave it out")
     if not prompt.shows and not prompt.remove:
         raise ValueError("no prompt: give a box, a point, a mask, or remove")
+
+
+def check_removal(prompt: ObjectPrompt, first: int | None) -> None:
+    """ValueError for the removal of an object before it comes. first: the frame on which the result first shows it."""
+    if prompt.remove and isinstance(first, int) and prompt.at < first:
+        raise ValueError(f"at={prompt.at}: it first comes on frame {first}; remove it from there on")
 
 
 def job_of(settings: Namespace, result: dict, models: Models | None) -> Job:
@@ -248,8 +267,15 @@ class Correction(VideoRun):
             for record in result.get("corrections", [])
             if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
         ]
-        self.joined = joined_by(result) | ({c.id for c in corrections} - ids_of(result))
+        self.last = max(ids_of(result) | {c.id for c in corrections})  # number that an object has
         self.gone = set(removed) if direction == BOTH else set()  # from all frames
+        stay = {r["id"] for r in self.earlier if not r.get("remove")} | {c.id for c in corrections if not c.remove}
+        self.gone |= {r["id"] for r in self.earlier if r.get("remove") and r.get("both")} - stay
+        self.back = [  # earlier corrections whose objects were tracked back from there, and are not corrected now
+            r
+            for r in self.earlier
+            if r.get("both") and not r.get("remove") and r["id"] not in {c.id for c in corrections}
+        ]
         self.met: set[int] = set()  # objects that the rules of identity may have changed with the corrected ones
 
     def run(self) -> int:
@@ -262,8 +288,9 @@ class Correction(VideoRun):
             old = Old(self.folder, self.size, self.result["frames"])
             try:
                 self.begin(tracking)
-                tracking.correct(self.corrections, earlier, self.direction, self.joined)
-                return self.write(video, tracking, old, [*earlier, *self.corrections])
+                number_of = partial(self.number_of, tracking, old)
+                tracking.correct(self.corrections, earlier, self.direction, number_of)
+                return self.write(video, tracking, old)
             finally:
                 old.close()
 
@@ -295,6 +322,16 @@ class Correction(VideoRun):
             raise ValueError(f"--correct {self.folder}: its result.json is damaged ({error})") from error
         return self.new_tracking(), earlier
 
+    def number_of(self, tracking: Tracking, old: "Old", index: int, seed: Seed) -> int:
+        """The number of an object that the sentence finds: that of the object of the result there, else a new one."""
+        there = [o for o in old.journal.objects(index) if o.label == seed.label and o.id not in tracking.known]
+        if there:
+            overlaps = box_iou(torch.tensor([o.box for o in there]).float(), torch.tensor([seed.box]).float())[:, 0]
+            if overlaps.max() > SAME:
+                return there[int(overlaps.argmax())].id
+        self.last += 1
+        return self.last
+
     def begin(self, tracking: Tracking) -> None:
         """Take the last state before the first correction that can be read."""
         for number, path in listed(self.folder / "states"):
@@ -311,7 +348,7 @@ class Correction(VideoRun):
         if self.first:
             self.console.say(f"{self.folder}: no state before frame {self.first}: tracking again from the first frame")
 
-    def write(self, video: media.Frames, tracking: Tracking, old: "Old", corrections: list[ObjectPrompt]) -> int:
+    def write(self, video: media.Frames, tracking: Tracking, old: "Old") -> int:
         """Write the new result in place of the old one."""
         output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, resume=False)
         try:
@@ -322,8 +359,10 @@ class Correction(VideoRun):
                 output.abort()
                 self.console.say(f"stopped: the result in {self.folder} stays as it was")
                 return 128 + self.job.stopped
-            records = [prompt.as_json() for prompt in corrections]
-            facts = self.job.facts() | {"corrections": records, "joined": sorted(self.joined)}
+            both = {"both": True} if self.direction == BOTH else {}
+            records = [*self.earlier, *(prompt.as_json() | both for prompt in self.corrections)]
+            facts = self.job.facts() | {"corrections": records}
+            old.close()  # a file that is open can't be replaced on Windows
             result = output.finish(self.source, facts)
         except BaseException:
             output.abort()
@@ -372,14 +411,17 @@ class Correction(VideoRun):
     def merged(self, new: Segmented, old: list[Segment]) -> list[Segment]:
         """The objects of one frame: old ones that no correction can have changed, and new ones."""
         if self.args.redetect:  # any object may join, return or go elsewhere now
-            later = {record["id"] for record in self.result.get("prompts", []) + self.earlier}
+            records = self.result.get("prompts", []) + self.earlier
+            later = {record["id"] for record in records if (record["at"] or 0) > new.frame}
             ours = {o.id for o in new.objects} | {o.id for o in old if o.id not in later}
+            ours |= {c.id for c in self.corrections if c.at <= new.frame}
         else:
             ours = {c.id for c in self.corrections if c.at <= new.frame}
             if self.args.identity != "off" and self.args.propagate == MEMORY:
                 self.met |= touched(ours | self.met, [*old, *new.objects]) & {o.id for o in new.objects}
                 ours |= self.met
-        return [o for o in old if o.id not in ours] + [o for o in new.objects if o.id in ours]
+        ours -= {record["id"] for record in self.back if record["at"] > new.frame}
+        return [o for o in old if o.id not in ours] + [o for o in new.objects if o.id in ours - self.gone]
 
 
 def touched(ids: set[int], objects: list[Segment]) -> set[int]:

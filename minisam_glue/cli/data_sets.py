@@ -7,7 +7,7 @@ from pathlib import Path
 from ..datasets import FORMATS, DataSets, Result
 from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
-from ..support.processes import Stopped, begin_program, on_signals, rank_and_number, stop
+from ..support.processes import Stopped, begin_program, escape_unknown_letters, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
@@ -113,6 +113,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """The whole command. Returns its exit status: 2 for a usage or input error, which is told in one line."""
     if argv is None:
         begin_program()
+    escape_unknown_letters()
     try:
         with on_signals(stop):
             return locked(parse(argv))

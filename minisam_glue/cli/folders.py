@@ -3,29 +3,30 @@
 result.json lists them. Nothing else is ever removed: a file, a folder or a link of the user's own where results go is
 refused. A result of a version that listed nothing counts as made where the names are ones that this program gives.
 
-What is not complete lies in `.unfinished`. When it is, `publish` keeps the earlier result.json there, removes the
-earlier files, and moves the new ones to their place, result.json last: a kill in between leaves lists of all of them.
+What is not complete lies in `.unfinished`. When it is, `publish` moves the earlier files there, result.json first, and
+the new ones to their place, result.json last: a kill in between leaves lists of all of them, and `complete` does the
+rest.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ..support.files import is_temporary
+from ..support.files import is_temporary, replace
 from ..support.reading import check_regular, sequence, text
 
-UNFINISHED, EARLIER = ".unfinished", "earlier.json"
+UNFINISHED, EARLIER, ASIDE = ".unfinished", "earlier.json", "aside"
 CORRECTION = "correction"  # a file that says so of what is unfinished: the result beside it is whole
 RESULTS = (
     *("result.json", "result.jsonl", "annotated", "annotated.*", "masks", "crops", "heatmaps", "frames"),
     *("page.html", "thumbnail.jpg", "story.png", "states"),
 )
-IN_UNFINISHED = ("results", "state.pt", "journal.jsonl", EARLIER, CORRECTION)
+IN_UNFINISHED = ("results", "state.pt", "journal.jsonl", EARLIER, ASIDE, CORRECTION)
 UNLISTED = re.compile(  # names in a result without a list
     r"result\.jsonl?|page\.html|annotated\.(png|jpg|mp4|gif|webp)|(annotated|frames)/\d+\.png|(masks|crops|heatmaps)/([^/]+/)?"
     r"|(masks|crops)/\d{3,}[^/]*(/\d+)?\.png|heatmaps/\d{3,}[^/]*(/\d+)?(_mask|_overlay)?\.png"
@@ -117,24 +118,67 @@ def check_own(folder: Path) -> None:
 
 
 def publish(new: Path, folder: Path) -> None:
-    """Move results to their place after those of an earlier run are removed. ValueError as of check_own."""
+    """Put results in the place of those of an earlier run.
+
+    ValueError as of check_own. OSError for a file that can't be moved, as on Windows one that a player has open: then
+    the earlier result stands as before.
+    """
     check_own(folder)
-    with suppress(FileNotFoundError):
-        os.replace(folder / "result.json", folder / UNFINISHED / EARLIER)
-    remove_own(folder)
-    for path in sorted(new.iterdir(), key=lambda path: path.name == "result.json"):
-        os.replace(path, folder / path.name)
+    moved: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace(source, target)
+        moved.append((source, target))
+
+    unfinished, listed = folder / UNFINISHED, read_result(new / "result.json").get("files", [])
+    placed = set(listed) - set(list_files(new))  # by a process that was killed here
+    earlier = [name for name in own_files(folder) if name not in placed]
+    try:
+        if "result.json" in earlier:
+            move(folder / "result.json", unfinished / EARLIER)
+        for name in earlier:
+            if name != "result.json" and not name.endswith("/"):
+                move(folder / name, unfinished / ASIDE / name)
+        remove_empty(folder, earlier)
+        for path in sorted(new.iterdir(), key=lambda path: path.name == "result.json"):
+            move(path, folder / path.name)
+    except OSError:
+        for source, target in reversed(moved):
+            source.parent.mkdir(parents=True, exist_ok=True)
+            replace(target, source)
+        raise
+
+
+def complete(folder: Path) -> None:
+    """Finish what a kill in or just before `publish` left: all is there, and only has to be moved. ValueError as of
+    check_own. The lock must be held."""
+    unfinished, new = folder / UNFINISHED, folder / UNFINISHED / "results"
+    if (unfinished / "state.pt").exists():
+        return  # the run goes on from there
+    if read_result(new / "result.json"):
+        publish(new, folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    elif (unfinished / EARLIER).exists() and (folder / "result.json").exists():
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_empty(folder: Path, names: Iterable[str]) -> None:
+    """Remove the folders of these files, and those among the names, as far as they are empty."""
+    parents = {parent for name in names for parent in Path(name).parents}
+    parents |= {Path(name) for name in names if name.endswith("/")}
+    for parent in sorted(parents - {Path(".")}, key=lambda path: -len(path.parts)):
+        with suppress(OSError):
+            (folder / parent).rmdir()
 
 
 def remove_own(folder: Path) -> None:
     """Remove the files that runs have made, and the folders that are empty then."""
-    emptied = set()
-    for name in own_files(folder):
-        (folder / name).rmdir() if name.endswith("/") else (folder / name).unlink()
-        emptied.update(Path(name).parents)
-    for parent in sorted(emptied - {Path(".")}, key=lambda path: -len(path.parts)):
-        with suppress(OSError):
-            (folder / parent).rmdir()
+    own = own_files(folder)
+    for name in own:
+        if not name.endswith("/"):
+            (folder / name).unlink()
+    remove_empty(folder, own)
 
 
 def clear(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import datasets, media, weights
 from ..clipseg.heat_mapper import SIZE
-from ..demo import HEAT_FLOOR, HEAT_MIN_AREA
+from ..demo import HEAT_FLOOR, HEAT_MIN_AREA, HEAT_SIZE
 from ..heatmap import FLOOR, MIN_AREA, SURE, HeatSettings
 from ..models import DETECTOR, DETECTORS, DTYPES, METHODS, SAMS
 from ..prompts import AUTO, SEED_PROMPTS, Thresholds
@@ -240,7 +240,8 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         "--heat-size",
         type=whole_number(8),
         metavar="N",
-        help=f"side of the square that CLIPSeg sees, in pixels; more shows smaller objects (default {SIZE})",
+        help=f"side of the square that CLIPSeg sees, in pixels; more shows smaller objects "
+        f"(default {SIZE}; of the demo weights {HEAT_SIZE})",
     )
     group.add_argument(
         "--heat-threshold",
@@ -418,7 +419,7 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
         choices=FORMATS,
-        help="format of annotated videos (default: gif for a GIF, else mp4, or webp without PyAV)",
+        help="format of annotated videos (default: gif for a GIF, webp for a WebP, else mp4, or webp without PyAV)",
     )
     group.add_argument(
         "--batch",
@@ -446,7 +447,7 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
         help="download weights and exit: all, or some of " + ", ".join(weights.CHECKPOINTS),
     )
     group.add_argument("--detector", choices=DETECTORS, help=f"size of Grounding DINO (default {DETECTORS[0]})")
-    group.add_argument("--sam", choices=SAMS, help="size of SAM 2.1 (default: large on a GPU, else small)")
+    group.add_argument("--sam", choices=SAMS, help="size of SAM 2.1 (default: large on an NVIDIA GPU, else small)")
     group.add_argument(
         "--size",
         type=image_size,
@@ -459,5 +460,5 @@ def add_model_flags(group: argparse._ArgumentGroup) -> None:
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="precision of the models (default: float32 on a CPU, 16 bits on a GPU)",
+        help="precision of the models (default: 16 bits on an NVIDIA GPU, else float32)",
     )

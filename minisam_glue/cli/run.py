@@ -24,7 +24,7 @@ from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, Notes, out_of_memory, summary, too_large
 from .data_sets import data_sets_of
-from .folders import check_own, make_folder, read_result
+from .folders import check_own, complete, make_folder, read_result
 from .job import Job
 from .lock import FolderLock
 from .outputs import finished_of, is_complete, save_picture
@@ -96,7 +96,8 @@ class Run:
         inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
         self.slots = Semaphore()  # of threads that are in the models
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
-        self.folders = folders_of(inputs, args.out, FORMATS.keys() & set(args.save))
+        taken = FORMATS.keys() & set(args.save) | ({index_page.NAME} if args.html else set())
+        self.folders = folders_of(inputs, args.out, taken)
         self.inputs = inputs[rank::ranks]
         check_weights(args.weights)
         make_folder(args.out)  # before the long loading: it may fail
@@ -237,6 +238,7 @@ class Run:
     def finished(self, source: str, moving: bool) -> bool:
         """Whether a complete result of just this is there; that, and what another one is of, is said."""
         folder = self.folders[source]
+        complete(folder)
         before = finished_of(folder)
         if before is None:
             return False

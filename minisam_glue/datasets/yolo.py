@@ -41,10 +41,14 @@ def _lines(annotation: Annotation, size: tuple[int, int]) -> Iterator[str]:
         yield f"{annotation.category} {' '.join(f'{share:.7f}' for share in shares)}\n"
 
 
+def quoted(name: str) -> str:
+    """A string of YAML: as in JSON, but for letters above U+FFFF, which JSON escapes as two that YAML does not join."""
+    return '"' + "".join(c if ord(c) > 0xFFFF else json.dumps(c)[1:-1] for c in name) + '"'
+
+
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
     """Write data.yaml, whose paths are beside it."""
-    # A JSON string is one of YAML, too.
-    names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(categories.names))
+    names = "".join(f"  {number}: {quoted(name)}\n" for number, name in enumerate(categories.names))
     with whole_file(folder / "data.yaml") as temporary:
         text = f"train: images/train\nval: images/train  # the same: split it yourself\nnames:\n{names}"
         temporary.write_text(text, encoding="utf-8")

@@ -132,7 +132,9 @@ def _download(url: str) -> io.BytesIO:
         with urllib.request.urlopen(request, timeout=30) as answer:
             data = answer.read(MAX_BYTES + 1)
     except Exception as error:  # urllib raises OSError, HTTPException and, for odd URLs, ValueError
-        raise MediaError(f"{url}: {error}") from error
+        cause = getattr(error, "reason", None)  # of URLError the exception below it, of HTTPError a text
+        why = reason(cause) if isinstance(cause, Exception) else str(error)
+        raise MediaError(f"{url}: can't be fetched ({why})") from error
     if len(data) > MAX_BYTES:
         raise MediaError(f"{url}: more than {MAX_BYTES} bytes")
     return io.BytesIO(data)

@@ -4,10 +4,12 @@ import io
 import os
 import re
 import sys
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -193,11 +195,20 @@ class _Camera(_Live):
     def _timed(self) -> Iterator[Timed]:
         """Frames at the times that the camera states; at an even rate if it states none."""
         first, last = None, -1 / self.fps
-        for frame in self.container.decode(film_stream(self.container)):
+        for frame in self._decoded():
             first = frame.time if first is None else first
             stated = last + 1 / self.fps if frame.time is None else frame.time - first
             last = max(stated, last + 1e-6)
             yield Timed(last, 1 / self.fps, frame.to_ndarray(format="rgb24"))
+
+    def _decoded(self) -> Iterator[Any]:
+        """Frames as they come. Between two of them FFmpeg's input on macOS asks to be asked again."""
+        while True:
+            try:
+                yield from self.container.decode(film_stream(self.container))
+                return
+            except BlockingIOError:
+                time.sleep(0.005)
 
     def close(self) -> None:
         self.container.close()

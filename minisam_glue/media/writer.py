@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..support.files import whole_file
+from ..support.files import replace, whole_file
 from .limits import MediaError, load_av
 from .video import Video, open_video
 
@@ -109,7 +109,7 @@ class VideoWriter:
                 self._show_until(self.given + self.length if end is None else end)
                 self.encoder.finish()
                 self.encoder.close()
-                os.replace(self.temporary, self.path)
+                replace(self.temporary, self.path)
             self.closed = True
         except self.errors as error:
             self._give_up(error)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -38,10 +39,17 @@ def own_gpu(number: int) -> str:
     return f"cuda:{rank}"
 
 
+def shell_word(path: str | Path) -> str:
+    """A path as one types it in a shell: for hints."""
+    path = str(path)
+    if sys.platform == "win32":
+        return f'"{path}"' if " " in path else path
+    return shlex.quote(path)
+
+
 def interpreter() -> str:
     """The Python that runs this, as one types it in a shell: for hints."""
-    path = sys.executable or "python"
-    return f'"{path}"' if sys.platform == "win32" and " " in path else shlex.quote(path)
+    return shell_word(sys.executable or "python")
 
 
 def install_command(extra: str) -> str:
@@ -87,6 +95,12 @@ def on_signals(answer: Callable[[int, object], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def escape_unknown_letters() -> None:
+    """Print letters that the encoding of standard output lacks, as in names of files, as escapes."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def begin_program() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..support.files import replace
 from . import transfer
 from .table import Checkpoint, WeightsError, how_to_get, look_up
 
@@ -90,7 +91,7 @@ def _download(name: str, checkpoint: Checkpoint, folder: Path, progress: Progres
     for url in checkpoint.urls:
         failure = transfer.get(url, part, checkpoint, lambda done, total: progress(name, done, total))
         if failure is None:
-            os.replace(part, path)
+            replace(part, path)
             return path
         failures.append(f"{url}: {failure}")
     raise WeightsError(f"{name} could not be downloaded ({'; '.join(failures)}): {how_to_get(checkpoint, folder)}")
