@@ -210,6 +210,13 @@ def make_parser(command: str) -> Parser:
     return parser
 
 
+def file_name(text: str) -> Path:
+    """A type of argument: the name of a file or folder that is there."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name: name a file or folder")
+    return Path(text)
+
+
 def output_folder(text: str) -> Path:
     """A type of argument: the name of a folder; ~ at its beginning is the home folder, also where no shell puts it."""
     if not text.strip():
@@ -233,28 +240,30 @@ def add_flag(group, name: str, help: str, **options) -> None:
 def add_tasks(parser: argparse.ArgumentParser) -> None:
     """The tasks, and the flags that belong to one of them."""
     flag = functools.partial(add_flag, parser.add_argument_group("task (training, unless one of these is given)"))
-    flag("--resume", "continue the run in this folder", metavar="RUN", type=Path)
-    flag("--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=Path)
+    flag("--resume", "continue the run in this folder", metavar="RUN", type=file_name)
+    flag(
+        "--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=file_name
+    )
     flag(
         "--eval",
         "measure checkpoints, or demo, on the test images, and write a report; several are an ensemble",
         nargs="+",
         metavar="CHECKPOINT",
-        type=Path,
+        type=file_name,
     )
     flag(
         "--predict",
         "classify images with a checkpoint, or with demo; a folder or a pattern in quotes stands for its images",
         nargs="+",
         metavar=("CHECKPOINT", "IMAGE"),
-        type=Path,
+        type=file_name,
     )
     flag(
         "--export",
         "write the model of a checkpoint, or of demo, to a .onnx (extra export) or .pt2 for other programs",
         nargs="+",
         metavar=("CHECKPOINT", "FILE"),
-        type=Path,
+        type=file_name,
     )
     flag(
         "--study",
@@ -267,7 +276,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "--save-predictions",
         "with --predict: write class and probabilities of each image to a .csv or .json",
         metavar="FILE",
-        type=Path,
+        type=file_name,
     )
 
 
@@ -293,7 +302,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """The images: data set, hold-out, normalisation."""
     flag = functools.partial(add_flag, parser.add_argument_group("data"))
     flag("--data", "data set (default cifar10); shapes are generated, without a download", choices=datasets.NAMES)
-    flag("--data-root", "folder of the CIFAR archive, of train/ and test/, or of classes (default data)", type=Path)
+    flag(
+        "--data-root", "folder of the CIFAR archive, of train/ and test/, or of classes (default data)", type=file_name
+    )
     flag(
         "--val-split",
         "hold-out: a share below 1, or a number, of the training images (default 0.02), unless there is a folder val/",
@@ -333,7 +344,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--pretrained",
         "ViT weights to start from, or demo: torchvision's, timm's, Hugging Face's .pth or .safetensors, Google's .npz",
         metavar="FILE",
-        type=Path,
+        type=file_name,
     )
 
 
@@ -410,7 +421,7 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
         "--teacher",
         "checkpoint of the teacher, or demo; train:resnet18 or train:resnet50 trains one first, in RUN/teacher",
         metavar="CHECKPOINT",
-        type=Path,
+        type=file_name,
     )
     flag("--teacher-epochs", "epochs of a teacher that is trained first (default: its preset's)", type=int)
     flag("--distill-weight", "weight of the distillation loss, from 0 to 1", type=float)
@@ -578,9 +589,12 @@ def epoch_line(trainer: Trainer, started: float, first: int) -> str:
     """The last finished epoch, and the minutes left at the speed since `started` (perf_counter, at step `first`)."""
     row = trainer.history[-1]
     left = (trainer.total_steps - trainer.step) * (time.perf_counter() - started) / max(trainer.step - first, 1)
-    held_out = f"  hold-out {row['val_acc']:.2%} (EMA {row['val_acc_ema']:.2%})" if "val_acc" in row else ""
+    held_out = ""
+    if "val_acc" in row:
+        held_out = f"  hold-out {percent(row['val_acc'])}% (EMA {percent(row['val_acc_ema'])}%)"
+    accuracy = percent(row["train_acc"])
     return (
-        f"epoch {row['epoch']:>3}/{trainer.config.epochs}  loss {row['train_loss']:.4f}  acc {row['train_acc']:.2%}"
+        f"epoch {row['epoch']:>3}/{trainer.config.epochs}  loss {row['train_loss']:.4f}  acc {accuracy}%"
         f"{held_out}  lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s  {left / 60:.0f} min left"
     )
 

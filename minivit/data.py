@@ -11,6 +11,7 @@ import http.client
 import io
 import logging
 import os
+import re
 import stat
 import tarfile
 import warnings
@@ -46,6 +47,7 @@ SUFFIXES = {  # of files that are taken for images before they are opened
 }
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one image file
+SPLIT_NAMES = re.compile(r"(train|test|val)(ing|id|idation)?([-_ ]?(set|data|images))?")  # in lower case
 HOLD_OUTS = ("val", "valid", "validation")  # folders beside train/ that hold images to choose weights by
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level, in files of 16 bits or of any numbers
 CIFAR_ARCHIVE_BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437}
@@ -159,7 +161,7 @@ def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
     if not held.any() or (left == 0).any():
         raise DataError(
             f"a hold-out of {amount:g} from {len(labels)} training images leaves a split or a class empty: "
-            f"choose a fraction between 0 and 1 or a smaller number of images"
+            "give another --val-split, a fraction below 1 or a number of images; 0 for none"
         )
     return replace(dataset, train=dataset.train[~held], val=dataset.train[held])
 
@@ -316,6 +318,7 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     if len(held_out) > 1:
         raise DataError(f"{root} has more than one hold-out: keep one of {', '.join(held_out)}")
     if not found and not held_out and len(_find_classes(root)) > 1:
+        _refuse_other_splits(root)
         return {"all": _find_classes(root)}
     for name in held_out:
         found["val" if "test" in found else "test"] = _find_classes(root / name)
@@ -333,6 +336,14 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
                 "add the class there, or remove it"
             )
     return {split: {name: classes.get(name, []) for name in found["train"]} for split, classes in found.items()}
+
+
+def _refuse_other_splits(root: Path) -> None:
+    """DataError for folders of classes whose own names are those of splits, but for case or ending: no classes."""
+    for folder in sorted(root.iterdir()):
+        looks = SPLIT_NAMES.fullmatch(folder.name.lower())
+        if looks and folder.is_dir() and any(path.is_dir() and not _is_hidden(path.name) for path in folder.iterdir()):
+            raise DataError(f"{folder} looks like a split and no class: call it {looks[1]}/ (train/, test/ or val/)")
 
 
 def _split(root: Path, found: dict[str, list[Path]], seed: int) -> dict[str, dict[str, list[Path]]]:

@@ -1,8 +1,9 @@
 """Exponential moving average of the weights (Polyak averaging; used as in DeiT, arXiv 2012.12877).
 
 The decay grows over training: early on the average follows the fast-moving weights (0.995 remembers
-about 200 steps), late it smooths out the noise (0.9995: 2,000 steps). Left out: averages kept in
-another precision or on another device than the model.
+about 200 steps), late it smooths out the noise (0.9995: 2,000 steps). In the first steps it is lower
+still, so that even a short run's average has forgotten the weights it began with. Left out: averages
+kept in another precision or on another device than the model.
 """
 
 import copy
@@ -12,8 +13,10 @@ from torch import nn
 
 
 def decay_ramp(step: int, start: float, end: float, ramp_steps: int) -> float:
-    """EMA decay at a step: linear from `start` at step 0 to `end` at `ramp_steps`, then constant."""
-    return start + (end - start) * min(step / max(ramp_steps, 1), 1.0)
+    """EMA decay at a step: linear from `start` at step 0 to `end` at `ramp_steps`, then constant; at most
+    (1 + step) / (10 + step), which is near 0.9 after 80 steps and 0.99 after 890."""
+    ramp = start + (end - start) * min(step / max(ramp_steps, 1), 1.0)
+    return min(ramp, (1 + step) / (10 + step))
 
 
 @torch.no_grad()

@@ -126,8 +126,8 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
     state |= {name: ours[name] for name in fresh}
     positions = state.get("pos_embed")
     known = ours.get("pos_embed")
-    if positions is not None and known is not None and positions.ndim == 3 and positions.shape != known.shape:
-        tokens = 0 if model.config.tokens_enter_late else model.config.tokens
+    tokens = 0 if model.config.tokens_enter_late else model.config.tokens
+    if known is not None and can_be_resized(positions, known, tokens):
         state["pos_embed"] = resize_position_embedding(positions, tokens, model.config.grid)
     problems = [
         f"{word} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
@@ -231,6 +231,14 @@ def described_normalisation(path: Path) -> Normalisation | None:
 
 
 # ---- positions ------------------------------------------------------------------------------------------
+
+
+def can_be_resized(positions: Tensor | None, known: Tensor, tokens: int) -> bool:
+    """Whether positions are those of another grid than the model's, with as many special tokens and channels."""
+    if positions is None or positions.shape == known.shape:
+        return False
+    batch, count, channels = positions.shape if positions.ndim == 3 else (0, 0, 0)
+    return batch == 1 and count > tokens and channels == known.shape[2]
 
 
 def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:

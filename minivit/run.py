@@ -8,6 +8,7 @@ checkpoint. The test images are read once, by `final_report`.
 import copy
 import dataclasses
 import json
+import logging
 import platform
 import subprocess
 from collections.abc import Callable
@@ -59,6 +60,8 @@ from minivit.train import (
     set_up_fine_tuning,
 )
 from minivit.vit import PRESETS, ViTConfig
+
+log = logging.getLogger(__name__)
 
 CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXiv 1906.02629, section 4)
     "epochs": 40,
@@ -238,10 +241,18 @@ def arguments(given: dict) -> tuple[dict, bool]:
     if resume:
         given = {**read_config(resume / "config.json"), **given, "out": resume}
     elif "config" in given:
-        given = {**read_config(given.pop("config")), **given}
+        before = read_config(given.pop("config"))
+        if "epochs" in given and before.get("clean_epochs") == resolve(without(before, "clean_epochs"))["clean_epochs"]:
+            before = without(before, "clean_epochs")  # which nobody gave: it is of that run's epochs
+        given = {**before, **given}
     args = resolve(given)
     waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
     return args, bool(resume) and not waits
+
+
+def without(args: dict, name: str) -> dict:
+    """The arguments but one."""
+    return {key: value for key, value in args.items() if key != name}
 
 
 def check(args: dict) -> tuple[TrainConfig, dict]:
@@ -433,10 +444,15 @@ def load_data(args: dict) -> datasets.Dataset:
     dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
     if args["subset"]:
         dataset = datasets.subset(dataset, args["subset"], args["seed"])
-    held_out = dataset.val is not None  # a folder may bring its own
-    return (
-        datasets.hold_out(dataset, args["val_split"], args["seed"]) if args["val_split"] and not held_out else dataset
-    )
+    if not args["val_split"] or dataset.val is not None:  # a folder may bring its own
+        return dataset
+    try:
+        return datasets.hold_out(dataset, args["val_split"], args["seed"])
+    except datasets.DataError:
+        if args["val_split"] != DEFAULTS["val_split"]:
+            raise
+        log.warning("too few images for a hold-out of %g: none is made; --val-split sets another", args["val_split"])
+        return dataset
 
 
 def image_side(args: dict) -> int:

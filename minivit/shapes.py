@@ -38,7 +38,11 @@ def draw_shapes(labels: torch.Tensor, size: int, generator: torch.Generator) -> 
 
     shape = first * blend + second * (1 - blend)
     canvas = canvas + inside[:, None] * (shape - canvas)
-    noise = uniform(0, 0.04, B, 1, 1, 1) * torch.randn(canvas.shape, generator=generator)
+    strength, noise = uniform(0, 0.04, B, 1, 1, 1), torch.randn(B, 3, 32, 32, generator=generator)
+    if canvas.shape != noise.shape:  # of its own stream, so that the pictures to come are the same at every size
+        seed = int(noise.view(torch.int32)[0, 0, 0, 0])
+        noise = torch.randn(canvas.shape, generator=torch.Generator().manual_seed(seed))
+    noise = strength * noise
     return ((canvas + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
 

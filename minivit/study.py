@@ -151,6 +151,8 @@ def load_study(name: str) -> dict[str, dict]:
         variants = {}
         for variant, arguments in content.get("variants", {"": {}}).items():
             for each, settings in expand(variant, base | arguments):
+                if each in variants:
+                    raise ValueError(f"two variants are called {each!r}: give one of them another name")
                 variants[each] = run.from_json(settings)
     except FileNotFoundError:
         raise StudyError(f"--study {name}: there is no such file") from None
@@ -180,6 +182,8 @@ def expand(name: str, arguments: dict) -> list[tuple[str, dict]]:
     for values in itertools.product(*(arguments[key] for key in many)):
         own = dict(zip(many, values))
         label = ", ".join(filter(None, [name, *(f"{key.replace('_', ' ')} {value}" for key, value in own.items())]))
+        for key in KEYS & set(run.PATHS) & (arguments | own).keys():
+            run.ARGUMENT_KINDS[key]((arguments | own)[key], f"{label or 'base'!r}: {key}")
         found.append((label or "base", arguments | own))
     return found
 

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from minivit import checkpoint, reading
+from minivit import checkpoint, files, reading
 from minivit.augment import Augment
 from minivit.data import Dataset, Split
 from minivit.distributed import Ranks, synchronise_norms
@@ -35,6 +36,7 @@ from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_
 from minivit.text import name_classes, one_line
 from minivit.vit import MOST_BLOCKS, MOST_OTHERS, VisionTransformer
 
+NEXT = "best.next.pt"  # best.pt of an epoch whose last.pt is still to be written
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
 NARROW = 128  # channels: narrower models may lose more by conversion to bf16 than its products gain
 
@@ -482,8 +484,21 @@ class Trainer:
             self.best = {"score": score, "epoch": self.epoch}
         if better or not self.can_choose:
             averaged = not self.can_choose or row["val_acc_ema"] >= row["val_acc"]
-            self.save_best("averaged" if averaged else "raw", score if self.can_choose else None)
+            self.save_best("averaged" if averaged else "raw", score if self.can_choose else None, NEXT)
         self.save(self.run / "last.pt")
+        if self.ranks.first and (self.run / NEXT).exists():
+            files.replace(self.run / NEXT, self.run / "best.pt")
+
+    def settle_best(self) -> None:
+        """Give the best weights of the epoch that last.pt has their name, where a kill kept them from it. Those of an
+        epoch that it took away, which is trained again, go."""
+        waiting = self.run / NEXT
+        if not self.ranks.first or not waiting.exists():
+            return
+        if checkpoint.read(waiting).get("epoch") == self.epoch:
+            files.replace(waiting, self.run / "best.pt")
+        else:
+            waiting.unlink()
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
         """Share in [0, 1] of the images of `split` that `model` classifies correctly; each process measures a part."""
@@ -529,7 +544,13 @@ class Trainer:
             "best": self.best,
             "history": self.history,
             "cpu_seconds": self.cpu_seconds + time.process_time() - self.clock,
+            "images": self.images,
         }
+
+    @property
+    def images(self) -> list[int]:
+        """The number of images that are trained on, and of those that are held out."""
+        return [len(self.train_split), len(self.val_split or ())]
 
     def about(self) -> dict:
         """The facts in every checkpoint beside its weights: the model, the classes, how images are shown to it."""
@@ -572,6 +593,7 @@ class Trainer:
             setattr(self, name, state[name])
         self.cpu_seconds, self.clock = state.get("cpu_seconds", 0.0), time.process_time()
         self.order = state["order"].cpu()
+        self.settle_best()
         self.write_metrics()
 
     def check_progress(self, state: dict) -> None:
@@ -582,6 +604,16 @@ class Trainer:
             raise TrainingError(
                 f"this run was started with {known}, the data has {there}: resume it with the same data"
             )
+        if state.get("images") not in (None, self.images):
+            raise TrainingError(
+                "this run was started with {} training and {} hold-out images, now there are {} and {}: resume it with "
+                "the same data, --subset and --val-split".format(*state["images"], *self.images)
+            )
+        for name in ("mean", "std"):
+            if not all(map(partial(math.isclose, rel_tol=1e-3), state[name], getattr(self.data, name))):
+                raise TrainingError(
+                    f"this run was started with another --{name}, or other images: resume it with the same"
+                )
         scaler = r.fields(
             scale=r.positive,
             growth_factor=r.positive,
@@ -622,8 +654,9 @@ class Trainer:
             return
         checkpoint.save(path, self.state_dict())
 
-    def save_best(self, weights: Literal["raw", "averaged"], val_acc: float | None) -> None:
-        """Write best.pt: one set of weights, those of the model or their average (EMA), and which they are.
+    def save_best(self, weights: Literal["raw", "averaged"], val_acc: float | None, name: str = "best.pt") -> None:
+        """Write best.pt, or it under another name: one set of weights, those of the model or their average (EMA), and
+        which they are.
 
         val_acc: the hold-out accuracy that chose them, a share in [0, 1]; None if they were not chosen by it.
         """
@@ -631,4 +664,4 @@ class Trainer:
             return
         model = self.model if weights == "raw" else self.ema.module
         chosen = {"weights": weights, "epoch": self.epoch, "val_acc": val_acc, "model": model.state_dict()}
-        checkpoint.save(self.run / "best.pt", self.about() | chosen)
+        checkpoint.save(self.run / name, self.about() | chosen)

@@ -618,3 +618,27 @@ def test_names_in_any_encoding_and_of_any_letters_are_read(root):
     for _ in range(2):  # the second time from the cache
         loaded = data.load("folder", root, image_size=8)
         assert sorted(loaded.classes) == sorted([*map(os.fsdecode, names), "cat", "dog"])
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("train_set", "VALIDATION")])
+def test_folders_that_are_called_almost_as_splits_are_not_taken_for_classes(names, tmp_path):
+    for name in names:
+        for label in ("cat", "dog"):
+            save(tmp_path / name / label / "a.png")
+    with pytest.raises(DataError, match="looks like a split and no class: call it (train|test|val)/"):
+        data.load("folder", tmp_path, image_size=8)
+
+
+def test_classes_that_are_called_as_splits_and_hold_images_are_classes(tmp_path):
+    for name in ("Test", "Training"):
+        for number in range(3):
+            save(tmp_path / name / f"{number}.png")
+    assert data.load("folder", tmp_path, image_size=8).classes == ["Test", "Training"]
+
+
+def test_generated_test_images_are_the_same_scenes_at_every_size():
+    count = 1100  # in more than two parts
+    full = data.shapes(0, 10, count, image_size=32).test.images.float()
+    small = data.shapes(0, 10, count, image_size=16).test.images.float()
+    pooled = torch.nn.functional.avg_pool2d(full, 2)
+    assert (pooled - small).abs().mean((1, 2, 3)).max() < 30  # other scenes: about 96

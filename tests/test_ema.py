@@ -21,10 +21,17 @@ def shake(model: nn.Module) -> None:
 
 
 def test_the_decay_ramps_and_then_stays():
-    assert decay_ramp(0, 0.995, 0.9995, 100) == 0.995
-    assert decay_ramp(50, 0.995, 0.9995, 100) == pytest.approx(0.99725)
-    assert decay_ramp(100, 0.995, 0.9995, 100) == decay_ramp(500, 0.995, 0.9995, 100) == pytest.approx(0.9995)
-    assert decay_ramp(0, 0.9, 0.99, 0) == 0.9 and decay_ramp(1, 0.9, 0.99, 0) == 0.99
+    assert decay_ramp(50_000, 0.995, 0.9995, 100_000) == pytest.approx(0.99725)
+    assert decay_ramp(100_000, 0.995, 0.9995, 100_000) == decay_ramp(500_000, 0.995, 0.9995, 100_000) == 0.9995
+    assert decay_ramp(900, 0.9, 0.99, 0) == 0.99
+
+
+def test_the_average_of_a_short_run_has_forgotten_the_weights_it_began_with():
+    assert decay_ramp(0, 0.995, 0.9995, 100) == 0.1
+    share = 1.0
+    for step in range(40):
+        share *= decay_ramp(step, 0.995, 0.9995, 40)
+    assert share < 1e-6
 
 
 def test_updates_follow_the_ramp_written_out():
@@ -33,7 +40,7 @@ def test_updates_follow_the_ramp_written_out():
     for step in range(7):
         shake(model)
         ema.update(model, step)
-        decay = min(0.5 + 0.1 * step, 0.9)
+        decay = min(0.5 + 0.1 * step, 0.9, (1 + step) / (10 + step))
         want = {name: decay * want[name] + (1 - decay) * p.detach() for name, p in model.named_parameters()}
     for name, parameter in ema.module.named_parameters():
         torch.testing.assert_close(parameter, want[name])

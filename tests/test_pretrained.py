@@ -111,3 +111,11 @@ def test_a_weights_file_cannot_run_code(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read as weights"):
         read_weights(tmp_path / "bomb.pth")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 16), (1, 1, 16), (2, 25, 16), (1, 26, 8), (0, 2, 16)])
+def test_positions_of_a_shape_that_can_not_be_resampled_are_named(shape, tmp_path):
+    source = VisionTransformer(ViTConfig(image_size=16, patch=4, dim=16, depth=1, heads=2))
+    torch.save(source.state_dict() | {"pos_embed": torch.zeros(shape)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="other shapes of pos_embed"):
+        load_pretrained(source, tmp_path / "a.pth")

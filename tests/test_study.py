@@ -299,3 +299,19 @@ def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path)
     few = datasets.subset(datasets.folder(images, 16), 20)
     assert len(few.train) == 20 and few.train.labels.bincount().tolist() == [2] * 10 and len(few.test) == 20
     assert len(datasets.subset(datasets.folder(images, 16), 10**6).train) == 60
+
+
+@pytest.mark.parametrize(
+    "variants, words",
+    [
+        ({"a": {"teacher": 5}}, "'a': teacher"),
+        ({"a": {"data_root": 5}}, "'a': data_root"),
+        ({"a": {"pretrained": True}}, "'a': pretrained"),
+        ({"a": {"lr": [0.001]}, "a, lr 0.001": {"depth": 1}}, "two variants are called 'a, lr 0.001'"),
+        ({"a": {"lr": [0.001, 0.001]}}, "two variants are called"),
+    ],
+)
+def test_a_number_in_place_of_a_path_and_a_name_that_comes_twice_are_refused(variants, words, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps({"variants": variants}))
+    with pytest.raises(study.StudyError, match=words):
+        load_study(str(tmp_path / "study.json"))

@@ -341,3 +341,50 @@ def test_a_compiled_model_trains_like_an_eager_one(data, tmp_path):
         t.fit()
         losses.append(t.history[0]["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_resuming_with_other_images_or_another_normalisation_is_refused(data, tmp_path):
+    first = trainer(data, tmp_path)
+    for other, words in (
+        (datasets.hold_out(datasets.shapes(0, 60, 20, image_size=16), 20), "50 training and 10 hold-out .* 40 and 20"),
+        (dataclasses.replace(data, mean=(0.0, 0.0, 0.0)), "another --mean"),
+        (dataclasses.replace(data, std=(1.0, 1.0, 1.0)), "another --std"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            trainer(other, tmp_path).load_state_dict(first.state_dict())
+    older = first.state_dict()
+    del older["images"]
+    trainer(data, tmp_path).load_state_dict(older)
+
+
+@pytest.mark.parametrize("killed_at", ["last.pt", "best.pt"])
+def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_with_the_best_weights(
+    killed_at, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "LEAST_HOLD_OUT", 1)
+    run = trainer(data, tmp_path)
+    accuracies = iter([0.1, 0.1, 0.5, 0.4])
+    monkeypatch.setattr(Trainer, "accuracy", lambda *_: next(accuracies))
+    run.fit(until=1)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*paths):
+        if paths[-1].name == killed_at:
+            raise Killed
+        return replace(*paths)
+
+    replace = train.files.replace
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.files, "replace", kill)
+        run.fit(until=2)
+    again = trainer(data, tmp_path)
+    again.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True))
+    assert again.epoch == (1 if killed_at == "last.pt" else 2)
+    lower = itertools.chain([0.05, 0.05] if killed_at == "last.pt" else [], itertools.repeat(0.01))
+    monkeypatch.setattr(Trainer, "accuracy", lambda *_: next(lower))
+    again.fit()
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert best["epoch"] == again.best["epoch"] == (1 if killed_at == "last.pt" else 2)
+    assert not (tmp_path / train.NEXT).exists()

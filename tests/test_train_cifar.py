@@ -462,3 +462,35 @@ def test_a_run_folder_without_a_name_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train_cifar.main(["--data", "shapes", "--preset", "shapes-demo", "--out", ""]) == 2
     assert "--out: an empty name" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words", [["--predict", "demo", ""], ["--eval", " "], ["--data-root", ""], ["--pretrained", ""], ["--teacher", ""]]
+)
+def test_an_empty_name_is_not_the_current_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_cifar.main(words) == 2
+    assert f"{words[0]}: an empty name" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_data_set_too_small_for_the_default_hold_out_is_trained_on_without_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINIVIT_CACHE", str(tmp_path / "cache"))
+    for split, images in (("train", 8), ("test", 2)):
+        for name, colour in (("dark", 40), ("light", 200)):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(images):
+                Image.new("RGB", (8, 8), (colour, number, 0)).save(tmp_path / "images" / split / name / f"{number}.png")
+    words = ["--data", "folder", "--data-root", str(tmp_path / "images"), "--preset", "shapes-demo", "--epochs", "1"]
+    assert train_cifar.main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert "too few images for a hold-out of 0.02" in capsys.readouterr().err
+    assert train_cifar.main([*words, "--val-split", "0.01", "--out", str(tmp_path / "other")]) == 2
+    assert "give another --val-split" in capsys.readouterr().err
+
+
+def test_a_shorter_run_by_the_settings_of_a_longer_one_has_a_clean_end_of_its_own_length(tmp_path):
+    def clean(given: dict, **more) -> int:
+        (tmp_path / "config.json").write_text(json.dumps({"arguments": run.resolve(given)}, default=str))
+        return run.arguments({"config": tmp_path / "config.json", **more})[0]["clean_epochs"]
+
+    assert clean({"preset": "cifar"}) == 10 and clean({"preset": "cifar"}, epochs=10) == 1
+    assert clean({"preset": "cifar", "clean_epochs": 7}, epochs=20) == 7
