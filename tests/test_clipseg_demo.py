@@ -42,6 +42,7 @@ from minisam_glue.weights import WeightsError
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import compare_methods
 
+GRID = HEAT_SIZE // 8  # patches on a side of a whole scene
 RECIPE = Recipe(steps=4, batch_size=1, warmup_steps=2, naming_steps=1, whole_from=3, phrases=4)
 
 
@@ -148,7 +149,7 @@ def test_a_cut_keeps_owners_on_their_figures():
 
 def test_a_picture_of_the_whole_grid_goes_through_the_encoder_as_ever():
     vision = CLIPSegTask(RECIPE).build().clip.vision_model
-    images, places = torch.randn(1, 3, 192, 192), torch.arange(24**2)[None]
+    images, places = torch.randn(1, 3, HEAT_SIZE, HEAT_SIZE), torch.arange(GRID**2)[None]
     ours, theirs = window_states(vision, images, places), vision.hidden_states(images)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
 
@@ -165,7 +166,7 @@ def test_windows_lie_inside_of_the_grid_row_by_row():
 
 def test_heads_begin_with_the_patch_at_their_own_offset():
     model = CLIPSegTask(RECIPE).build()
-    vision, grid = model.clip.vision_model, 24
+    vision, grid = model.clip.vision_model, GRID
     attention, C = vision.encoder["layers"][0].self_attn, 128
     table = vision.embeddings.position_embedding.weight[1:]
     x = torch.nn.functional.layer_norm(table, (C,))
@@ -183,7 +184,7 @@ def test_steps_name_single_figures_then_show_them_and_windows_in_turn_then_whole
     assert [tuple(b.images.shape) for b in batches] == [(count, 3, side, side) for count, side in sides]
     assert [b.ids.shape[1] for b in batches] == [0, 2, 4, 4]
     for batch in batches[1:]:
-        assert batch.targets.shape[2:] == batch.owners.shape[1:] and batch.places.max() < 24**2
+        assert batch.targets.shape[2:] == batch.owners.shape[1:] and batch.places.max() < GRID**2
         shown = (batch.owners >= 0) | (batch.targets.amax(1) == 0)  # what a phrase names is somebody's
         assert bool(shown.all()) and int(batch.owners.max()) < len(batch.names) < NOBODY
     assert owners_of_tokens(batches[0], 8)[:, 0].tolist() == list(range(32))

@@ -1,5 +1,6 @@
 """--correct on results of a sentence, with the demo weights: numbers, removals, and what a later correction keeps."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from helpers.commands import command, lines
 from PIL import Image, ImageDraw
 
 from minisam_glue import load_models
+from minisam_glue.cli.data_sets import run as data_sets
 
 COUNT = 12
 SENTENCE = "black circle. blue square. red circle."
@@ -165,3 +167,30 @@ def test_flags_that_a_correction_does_not_use_are_refused(tmp_path, made, models
         assert command("--correct", result, *words, "--object", "id=1 at=3 point=99,69", models=models) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {words[0]}") and hint in line
+
+
+def test_the_data_sets_of_a_corrected_result_are_made_again_in_their_place(tmp_path, film, models):
+    words = [
+        film,
+        "blue square.",
+        "--frames",
+        "--format",
+        "gif",
+        "--quiet",
+        "--out",
+        tmp_path,
+        "--save",
+        "coco",
+        "yolo",
+    ]
+    assert command(*words, models=models) == 0
+    for number, label in enumerate(("thing", "red"), 1):
+        correct(tmp_path / "film", "--object", f"box=91,9,115,33 at={9 + number} label={label}", models=models)
+        if number == 1:
+            assert data_sets([str(tmp_path), "--to", "coco", "yolo", "--quiet"]) == 0
+        else:
+            assert command(*words, "--resume", models=models) == 0
+        coco = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+        assert [c["name"] for c in coco["categories"]] == ["blue square", "thing", "red"][: 1 + number]
+        assert len({a["category_id"] for a in coco["annotations"]}) == 1 + number
+    assert '2: "red"' in (tmp_path / "yolo" / "data.yaml").read_text()

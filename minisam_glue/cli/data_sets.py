@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..datasets import FORMATS, DataSets, Result
@@ -28,9 +29,18 @@ def data_sets_of(args: Namespace, prompt: Prompt, settings: Facts, folders: dict
     names = [name for name in args.save if name in FORMATS]
     clicked = isinstance(prompt, Clicks)
     labels = list(dict.fromkeys(o.label for o in prompt.prompts())) if clicked else split_phrases(prompt)
+    if names and args.resume:  # corrections may have added other objects
+        labels += [label for folder in folders.values() for label in labels_of(folder)]
     inputs = [folder.name for folder in folders.values()]
     alone = rank_and_number()[1] == 1
     return DataSets(args.out, names, labels, shared(settings), inputs, alone) if names else None
+
+
+def labels_of(folder: Path) -> list[str]:
+    """The labels of the finished result in a folder; none if there is none."""
+    with suppress(ValueError, OSError):
+        return [] if is_unfinished(folder) else Result.read(folder).labels()
+    return []
 
 
 # --- Afterwards --------------------------------------------------------------------------------------------

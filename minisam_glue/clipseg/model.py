@@ -40,10 +40,10 @@ PRESETS = {
     "rd64-refined": CLIPSegConfig(refined=True),  # 150,747,746 parameters
     "rd64": CLIPSegConfig(),  # 150,693,890 parameters
     "rd16": CLIPSegConfig(reduce_dim=16),  # 149,884,418 parameters
-    # minisam_glue/demo, 1,581,770 parameters; the vocabulary is demo.clip_tokenizer()
+    # minisam_glue/demo, 1,639,114 parameters; the vocabulary is demo.clip_tokenizer()
     "demo": CLIPSegConfig(
         CLIPConfig(
-            VisionConfig(dim=128, num_layers=6, num_heads=4, mlp_dim=512, image_size=192, patch_size=8),
+            VisionConfig(dim=128, num_layers=6, num_heads=4, mlp_dim=512, image_size=256, patch_size=8),
             TextConfig(dim=64, num_layers=2, num_heads=4, mlp_dim=256, vocab_size=630, max_tokens=77),
             projection_dim=64,
         ),

@@ -67,7 +67,8 @@ class DataSet:
             for name in sorted({**before["of"], **self.about["of"]})
             if before["of"].get(name) != self.about["of"].get(name)
         ]
-        changed += [] if before["categories"] == self.about["categories"] else ["other categories"]
+        categories = before["categories"]  # which keep their numbers; more may follow
+        changed += [] if categories == self.about["categories"][: len(categories)] else ["other categories"]
         lost = [name for name in before["inputs"] if name not in set(self.inputs)]
         changed += [f"it has {lost[0]!r}, which is no input now"] if lost else []
         if changed:
@@ -146,7 +147,8 @@ class DataSets:
     def __init__(
         self, out: Path, names: Sequence[str], labels: Iterable[str], of: dict, inputs: list[str], alone: bool = True
     ):
-        self.categories = Categories(labels)
+        known = next((stored for name in names if (stored := stored_categories(out / name))), [])
+        self.categories = Categories([*known, *labels])
         self.sets = [DataSet(out / name, name, self.categories, of, inputs) for name in dict.fromkeys(names)]
         for held in self.sets:  # all are checked before one is begun
             held.begin(alone)
@@ -174,6 +176,16 @@ class DataSets:
         """Write the files of the whole data sets."""
         for held in self.sets:
             held.assemble()
+
+
+def stored_categories(folder: Path) -> list[str]:
+    """The categories of the data set in a folder; none if there is no whole one."""
+    with suppress(ValueError, OSError, RecursionError):
+        check_regular(folder / ABOUT, LARGEST_ABOUT)
+        about = json.loads((folder / ABOUT).read_bytes())
+        KIND(about, ABOUT)
+        return about["categories"]
+    return []
 
 
 def _shown(value: object) -> str:

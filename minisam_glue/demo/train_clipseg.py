@@ -1,8 +1,8 @@
 """Train the demo CLIPSeg from nothing on generated scenes (CLIPSeg, arXiv 2112.10003; CLIP, arXiv 2103.00020).
 
-    OMP_NUM_THREADS=1 python -m minisam_glue.demo.train_clipseg --out runs/demo-clipseg
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_clipseg --out runs/demo-clipseg --workers 0
 
-Run the same line again to continue; torchrun with two processes does twice as much in a step.
+Run the same line again to continue. Each of the two processes takes a batch of its own; without torchrun there is one.
 
 The official model puts a decoder on a CLIP that knows names already, so names are learned first, from hundreds of
 thousands of views of single figures (names at the class token and at the image tokens of the figure): at the beginning
@@ -35,10 +35,10 @@ from .scenes import FOREIGN, TRAINING_FROM, Phrase, random_figure, random_wish, 
 from .train_detector import NAMES, names_of, naming_losses
 
 EVALUATED = range(900_000, 900_050)  # seeds of the scenes that training watches itself with; not those of the results
-SIDE, WINDOW, FIGURE = HEAT_SIZE, 96, 48  # pixels: sides of a whole scene, a window of one, and a single figure
+SIDE, WINDOW, FIGURE = HEAT_SIZE, 128, 48  # pixels: sides of a whole scene, a window of one, and a single figure
 TILE = 56  # pixels: side of the picture of a single figure that FIGURE pixels are cut from
 NOBODY = 255  # owner of a pixel of the background
-TILES, SCENES = 16_000, 5_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
+TILES, SCENES = 16_000, 8_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
 UNLIKELY = -3.0  # logit of a pixel before anything is learned: most belong to no object of a phrase
 NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1)), ((0, 2), (0, -2), (2, 0), (-2, 0)))
 
@@ -47,13 +47,13 @@ NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1
 class Recipe(training.Recipe):
     """Settings that the result depends on. batch_size: whole scenes; of smaller pictures there are more."""
 
-    steps: int = 7_500
-    batch_size: int = 4
+    steps: int = 10_800
+    batch_size: int = 3
     cooldown: float = 0.75
     lr: float = 2e-3
     warmup_steps: int = 100
-    naming_steps: int = 3_000  # at the beginning, that name single figures; in the first half ever harder ones
-    whole_from: int = 6_000  # step from which whole scenes are shown; windows of them between
+    naming_steps: int = 3_600  # at the beginning, that name single figures; in the first half ever harder ones
+    whole_from: int = 9_500  # step from which whole scenes are shown; windows of them between
     phrases: int = 4  # for each picture; half as many for a single figure
 
 
