@@ -72,8 +72,11 @@ def test_a_result_of_which_a_file_is_open_elsewhere_stays_whole_and_the_line_nam
         assert command(*words, "--seed-prompt", "points", models=models) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and Path(name).name in line
-    assert content(tmp_path / "out") == before
-    assert command(*words, "--seed-prompt", "points", models=models) == 0
+    after = content(tmp_path / "out")
+    assert {path: after[path] for path in after if ".unfinished" not in path} == before
+    assert command(*words, "--seed-prompt", "points", "--resume", models=models) == 0
+    replaced = content(tmp_path / "out")
+    assert replaced.keys() == before.keys() and replaced["film/result.json"] != before["film/result.json"]
 
 
 @pytest.mark.parametrize("module", [files, minivit.files])

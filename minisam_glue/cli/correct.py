@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torchvision.ops import box_iou
 
 from .. import media
 from ..datasets import FORMATS
@@ -325,10 +323,9 @@ class Correction(VideoRun):
     def number_of(self, tracking: Tracking, old: "Old", index: int, seed: Seed) -> int:
         """The number of an object that the sentence finds: that of the object of the result there, else a new one."""
         there = [o for o in old.journal.objects(index) if o.label == seed.label and o.id not in tracking.known]
-        if there:
-            overlaps = box_iou(torch.tensor([o.box for o in there]).float(), torch.tensor([seed.box]).float())[:, 0]
-            if overlaps.max() > SAME:
-                return there[int(overlaps.argmax())].id
+        nearest = max(there, key=lambda o: box_iou(o.box, seed.box), default=None)
+        if nearest and box_iou(nearest.box, seed.box) > SAME:
+            return nearest.id
         self.last += 1
         return self.last
 
@@ -439,6 +436,15 @@ def touched(ids: set[int], objects: list[Segment]) -> set[int]:
 def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two boxes, xyxy, have pixels in common."""
     return all(max(one[i], other[i]) < min(one[i + 2], other[i + 2]) for i in (0, 1))
+
+
+def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes, xyxy."""
+    if not overlap(one, other):
+        return 0.0
+    common = (*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:]))
+    both, *areas = ((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (common, one, other))
+    return both / (sum(areas) - both)
 
 
 class Old:

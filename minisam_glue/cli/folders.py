@@ -121,7 +121,7 @@ def publish(new: Path, folder: Path) -> None:
     """Put results in the place of those of an earlier run.
 
     ValueError as of check_own. OSError for a file that can't be moved, as on Windows one that a player has open: then
-    the earlier result stands as before.
+    the earlier result stands as before, and `complete` can try again.
     """
     check_own(folder)
     moved: list[tuple[Path, Path]] = []
@@ -143,11 +143,12 @@ def publish(new: Path, folder: Path) -> None:
         remove_empty(folder, earlier)
         for path in sorted(new.iterdir(), key=lambda path: path.name == "result.json"):
             move(path, folder / path.name)
-    except OSError:
+    except OSError as error:
         for source, target in reversed(moved):
             source.parent.mkdir(parents=True, exist_ok=True)
             replace(target, source)
-        raise
+        hint = "close it; --resume, or the next --correct, then goes on"
+        raise OSError(error.errno, f"{error.strerror}; {hint}", error.filename) from error
 
 
 def complete(folder: Path) -> None:

@@ -473,10 +473,11 @@ class VideoOutput:
         kept["last"], kept["frames"] = frame, kept["frames"] + 1
 
     def abort(self) -> None:
-        """Stop in the middle. The saved state stays, if save_state was called; otherwise everything is removed."""
+        """Stop in the middle. The saved state stays, if save_state was called, and a result that is whole and could not
+        be put in its place; otherwise everything is removed."""
         if self.writer is not None:
             self.writer.abort()
         if self.journal is not None:
             self.journal.close()
-        if not self.state_path.is_file():
+        if not self.state_path.is_file() and not read_result(self.new / "result.json"):
             clear(self.folder)
