@@ -445,6 +445,18 @@ def test_what_a_kill_at_any_step_of_publishing_left_is_completed(tmp_path, monke
     assert step > 5
 
 
+@pytest.mark.parametrize("content", ['{"files": 5}', '{"files": [5]}', '{"files": ["../a.png"]}', "[]", "x", ""])
+def test_a_damaged_list_of_what_waits_to_be_published_ends_in_a_result_or_one_line(content, tmp_path, capsys, models):
+    words = [save(picture(5), tmp_path / "a.png"), "bright.", "--quiet", "--out", tmp_path / "out"]
+    assert command(*words, models=models) == 0
+    waiting = tmp_path / "out" / "a" / ".unfinished" / "results"
+    waiting.mkdir(parents=True)
+    (waiting / "result.json").write_text(content)
+    status = command(*words, "--resume", models=models)
+    assert (status, capsys.readouterr().err.count("\n")) in ((0, 0), (2, 1))
+    assert (tmp_path / "a.png").exists()
+
+
 def test_temporary_files_of_killed_runs_go_and_others_stay(tmp_path, monkeypatch, models):
     words = [save_film(tmp_path / "film", 5), "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
     stop_at(3, words, monkeypatch, models)

@@ -82,17 +82,23 @@ def _walk(entry: os.DirEntry, name: str) -> Iterator[str]:
         yield from _walk(child, f"{name}/{child.name}")
 
 
+def files_of(result: dict) -> list[str] | None:
+    """The files that a result.json lists; None if it has no list."""
+    with suppress(ValueError):
+        sequence(text)(result.get("files"), "files")
+        return result["files"]
+    return None
+
+
 def own_files(folder: Path) -> list[str]:
     """The files of list_files that runs have made."""
     there, own = list_files(folder), set()
     for path in ("result.json", f"{UNFINISHED}/{EARLIER}", f"{UNFINISHED}/results/result.json"):
         result = read_result(folder / path)
-        listed = result.get("files")
-        with suppress(ValueError):
-            sequence(text)(listed, "files")
+        listed = files_of(result)
+        if listed is not None:
             own.update(listed, (f"{parent.as_posix()}/" for name in listed for parent in PurePosixPath(name).parents))
-            continue
-        if "prompt" in result and "objects" in result:
+        elif "prompt" in result and "objects" in result:
             own.update(filter(UNLISTED.fullmatch, there))
     return [name for name in there if name in own]
 
@@ -131,7 +137,7 @@ def publish(new: Path, folder: Path) -> None:
         replace(source, target)
         moved.append((source, target))
 
-    unfinished, listed = folder / UNFINISHED, read_result(new / "result.json").get("files", [])
+    unfinished, listed = folder / UNFINISHED, files_of(read_result(new / "result.json")) or ()
     placed = set(listed) - set(list_files(new))  # by a process that was killed here
     earlier = [name for name in own_files(folder) if name not in placed]
     try:
