@@ -604,6 +604,7 @@ class Trainer:
             raise TrainingError(
                 f"this run was started with {known}, the data has {there}: resume it with the same data"
             )
+        r.optional(r.sequence(r.whole(), 2))(state.get("images"), "its numbers of images")
         if state.get("images") not in (None, self.images):
             raise TrainingError(
                 "this run was started with {} training and {} hold-out images, now there are {} and {}: resume it with "

@@ -97,12 +97,14 @@ def _facts_of_object(prompt: ObjectPrompt) -> Facts:
 
 
 def differences(then: Facts, now: Facts) -> list[str]:
-    """The differences between two results, each in words: 'another prompt ("car." then, "dog." now)'."""
-    return [
+    """The differences between two results, each in words: 'another prompt ("car." then, "dog." now)'. Of more than five
+    the first four, and how many there are beside them."""
+    found = [
         _difference(name, then.get(name), now.get(name))
         for name in {**now, **then}
         if then.get(name) != now.get(name) or UNKNOWN in (then.get(name), now.get(name))
     ]
+    return found if len(found) <= 5 else [*found[:4], f"{len(found) - 4} other settings"]
 
 
 def _difference(name: str, then: object, now: object) -> str:
