@@ -242,17 +242,13 @@ def arguments(given: dict) -> tuple[dict, bool]:
         given = {**read_config(resume / "config.json"), **given, "out": resume}
     elif "config" in given:
         before = read_config(given.pop("config"))
-        if "epochs" in given and before.get("clean_epochs") == resolve(without(before, "clean_epochs"))["clean_epochs"]:
-            before = without(before, "clean_epochs")  # which nobody gave: it is of that run's epochs
+        other = {name: value for name, value in before.items() if name != "clean_epochs"}
+        if "epochs" in given and before.get("clean_epochs") == resolve(other)["clean_epochs"]:
+            before = other  # nobody gave the clean end: it is of that run's epochs
         given = {**before, **given}
     args = resolve(given)
     waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
     return args, bool(resume) and not waits
-
-
-def without(args: dict, name: str) -> dict:
-    """The arguments but one."""
-    return {key: value for key, value in args.items() if key != name}
 
 
 def check(args: dict) -> tuple[TrainConfig, dict]:

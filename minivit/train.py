@@ -596,15 +596,14 @@ class Trainer:
         self.settle_best()
         self.write_metrics()
 
-    def check_progress(self, state: dict) -> None:
-        """ValueError unless the numbers of a checkpoint, weights and moments aside, can be those of this run."""
-        r, images = reading, len(self.train_split)
+    def check_same_data(self, state: dict) -> None:
+        """TrainingError unless a checkpoint is of the data at hand: its classes, numbers of images, normalisation."""
         if state["classes"] != list(self.data.classes):
             known, there = map(name_classes, (state["classes"], self.data.classes))
             raise TrainingError(
                 f"this run was started with {known}, the data has {there}: resume it with the same data"
             )
-        r.optional(r.sequence(r.whole(), 2))(state.get("images"), "its numbers of images")
+        reading.optional(reading.sequence(reading.whole(), 2))(state.get("images"), "its numbers of images")
         if state.get("images") not in (None, self.images):
             raise TrainingError(
                 "this run was started with {} training and {} hold-out images, now there are {} and {}: resume it with "
@@ -615,6 +614,11 @@ class Trainer:
                 raise TrainingError(
                     f"this run was started with another --{name}, or other images: resume it with the same"
                 )
+
+    def check_progress(self, state: dict) -> None:
+        """ValueError unless the numbers of a checkpoint, weights and moments aside, can be those of this run."""
+        r, images = reading, len(self.train_split)
+        self.check_same_data(state)
         scaler = r.fields(
             scale=r.positive,
             growth_factor=r.positive,

@@ -88,10 +88,15 @@ def correct(args: Namespace, models: Models | None) -> int:
 # --- What is corrected -------------------------------------------------------------------------------------
 
 
+def no_result(folder: Path) -> ValueError:
+    """The error of a folder without a result."""
+    return ValueError(f"--correct {folder}: no result is there; give the folder of one, such as segmented/clip")
+
+
 def lock_of(folder: Path) -> FolderLock:
     """The lock of the folder that a result lies in. ValueError if there is none."""
     if not folder.is_dir():
-        raise ValueError(f"--correct {folder}: no result is there; give the folder of one, such as segmented/clip")
+        raise no_result(folder)
     return FolderLock(Path(os.path.abspath(folder)).parent)
 
 
@@ -101,7 +106,7 @@ def finished(folder: Path) -> dict:
     if is_unfinished(folder):
         raise ValueError(f"--correct {folder}: it is unfinished; continue it with --resume before")
     if not is_complete(folder, "result.json"):
-        raise ValueError(f"--correct {folder}: no result is there; give the folder of one, such as segmented/clip")
+        raise no_result(folder)
     result = read_result(folder / "result.json")
     if result and not is_complete(folder, "result.jsonl"):
         raise ValueError(f"--correct {folder}: it is a picture's result; segment the picture again with more prompts")
@@ -265,15 +270,13 @@ class Correction(VideoRun):
             for record in result.get("corrections", [])
             if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
         ]
-        self.last = max(ids_of(result) | {c.id for c in corrections})  # number that an object has
+        ids, both = {c.id for c in corrections}, [record for record in self.earlier if record.get("both")]
+        self.last = max(ids_of(result) | ids)  # number that an object has
         self.gone = set(removed) if direction == BOTH else set()  # from all frames
         stay = {r["id"] for r in self.earlier if not r.get("remove")} | {c.id for c in corrections if not c.remove}
-        self.gone |= {r["id"] for r in self.earlier if r.get("remove") and r.get("both")} - stay
-        self.back = [  # earlier corrections whose objects were tracked back from there, and are not corrected now
-            r
-            for r in self.earlier
-            if r.get("both") and not r.get("remove") and r["id"] not in {c.id for c in corrections}
-        ]
+        self.gone |= {r["id"] for r in both if r.get("remove")} - stay
+        # Earlier corrections whose objects were tracked back from there, and are not corrected now.
+        self.back = [r for r in both if not r.get("remove") and r["id"] not in ids]
         self.met: set[int] = set()  # objects that the rules of identity may have changed with the corrected ones
 
     def run(self) -> int:

@@ -57,9 +57,7 @@ class DataSet:
         if not self.folder.exists() or all(is_temporary(path.name) for path in self.folder.iterdir()):
             return
         try:
-            check_regular(self.folder / ABOUT, LARGEST_ABOUT)
-            before = json.loads((self.folder / ABOUT).read_bytes())
-            KIND(before, ABOUT)
+            before = read_about(self.folder)
         except (ValueError, OSError, RecursionError) as error:
             raise ValueError(f"{self.folder} is no data set of this program: {mend}") from error
         changed = [
@@ -178,13 +176,18 @@ class DataSets:
             held.assemble()
 
 
+def read_about(folder: Path) -> dict:
+    """What the data set in a folder says of itself. ValueError, OSError or RecursionError if there is no whole one."""
+    check_regular(folder / ABOUT, LARGEST_ABOUT)
+    about = json.loads((folder / ABOUT).read_bytes())
+    KIND(about, ABOUT)
+    return about
+
+
 def stored_categories(folder: Path) -> list[str]:
     """The categories of the data set in a folder; none if there is no whole one."""
     with suppress(ValueError, OSError, RecursionError):
-        check_regular(folder / ABOUT, LARGEST_ABOUT)
-        about = json.loads((folder / ABOUT).read_bytes())
-        KIND(about, ABOUT)
-        return about["categories"]
+        return read_about(folder)["categories"]
     return []
 
 
