@@ -35,8 +35,8 @@ def measure(last: int | None, checkpointing: bool, batch: int, steps: int, devic
     import torch
 
     from minivit.checkpoint import build_model
-    from minivit.data import Dataset, Split
     from minivit.finetune import learning_share
+    from minivit.splits import Dataset, Split
     from minivit.train import TrainConfig, Trainer
 
     pixels = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from minivit import data as datasets
 from minivit import run
+from minivit.splits import Dataset
 from minivit.train import Trainer, TrainingError
 
 LEAST = 5.0  # seconds of measurement at each image size
@@ -48,7 +48,7 @@ class Budget:
         return 60 * self.cpu_minutes
 
 
-def epochs_within(budget: Budget, arguments: dict, dataset: datasets.Dataset, least: float = LEAST) -> int:
+def epochs_within(budget: Budget, arguments: dict, dataset: Dataset, least: float = LEAST) -> int:
     """The number of epochs of the run of these arguments that fit into a budget; at least 1.
 
     Evaluation of the hold-out counts. least: seconds of measurement at each image size.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minivit.augment import normalise, reflect
-from minivit.data import Split
+from minivit.splits import Split
 
 TTA = ("flip", "crops")
 

@@ -19,7 +19,10 @@ from minivit import checkpoint, run
 from minivit import data as datasets
 from minivit.evaluate import Evaluator, mean_probability, top1
 from minivit.files import write_atomically
+from minivit.folder import find_images, is_split_by_seed
+from minivit.images import image_size, read_image
 from minivit.report import csv_table, percent, write_report
+from minivit.splits import DataError, Split, some_of
 from minivit.text import complain, count, csv_cell, name_classes, one_line, say
 from minivit.train import TrainingError
 
@@ -111,11 +114,11 @@ def report_folder(paths: Sequence[Path]) -> Path:
     return (Path("runs") if checkpoint.find(paths[0]) == checkpoint.DEMO else paths[0].parent) / name
 
 
-def load_tests(members: Sequence[Member], sides: Sequence[int], args: dict) -> dict[int, datasets.Split]:
+def load_tests(members: Sequence[Member], sides: Sequence[int], args: dict) -> dict[int, Split]:
     """The test images at each of these sides, at most --subset of them. Raises DataError, and TrainingError where they
     would differ from member to member."""
     seeds = sorted({member.seed for member in members})
-    if len(seeds) > 1 and datasets.is_split_by_seed(args["data"], args["data_root"]):
+    if len(seeds) > 1 and is_split_by_seed(args["data"], args["data_root"]):
         raise TrainingError(
             f"{args['data_root']} has no test/, so its class folders are split by the seed, and these checkpoints have "
             f"the seeds {', '.join(map(str, seeds))}: test images of one were trained on by another; make a test/"
@@ -128,7 +131,7 @@ def load_tests(members: Sequence[Member], sides: Sequence[int], args: dict) -> d
     classes, tests = members[0].state["classes"], {}
     for side in set(sides):
         test = datasets.load_test(args["data"], args["data_root"], side, classes, seeds[0], args["skip_bad"])
-        tests[side] = datasets.some_of(test, args["subset"], seeds[0]) if args["subset"] else test
+        tests[side] = some_of(test, args["subset"], seeds[0]) if args["subset"] else test
     return tests
 
 
@@ -165,7 +168,7 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
     """
     for word in words:
         if os.path.isdir(word):
-            found = datasets.find_images(word)
+            found = find_images(word)
             yield from found or [f"{word} holds no pictures"]
         elif not os.path.exists(word) and glob.has_magic(str(word)):
             found = sorted(Path(name) for name in glob.glob(str(word), recursive=True) if os.path.isfile(name))
@@ -189,11 +192,11 @@ def answers(member: Member, files: Iterator[Path | str], tta: str | None) -> Ite
     for file in files:
         try:
             if isinstance(file, str):
-                raise datasets.DataError(file)
-            picture, size = datasets.read_image(file, member.side), datasets.image_size(file)
+                raise DataError(file)
+            picture, size = read_image(file, member.side), image_size(file)
             pictures.append(picture)
             waiting.append({"file": str(file), "size": size})
-        except (datasets.DataError, OSError) as error:
+        except (DataError, OSError) as error:
             waiting.append({"file": str(file), "error": one_line(error)})
         if len(pictures) == AT_ONCE:
             yield from classified()

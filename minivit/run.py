@@ -46,6 +46,7 @@ from minivit.reading import (
     whole,
 )
 from minivit.report import percent, write_report
+from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
 from minivit.text import count, name_classes, one_line, shell_word
 from minivit.train import (
@@ -215,10 +216,7 @@ OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std", "teacher_
 
 
 def prepare(
-    given: dict,
-    say: Callable[[str], None] = lambda line: None,
-    ranks: Ranks = Ranks(),
-    dataset: datasets.Dataset | None = None,
+    given: dict, say: Callable[[str], None] = lambda line: None, ranks: Ranks = Ranks(), dataset: Dataset | None = None
 ) -> tuple[Trainer, dict]:
     """Build a trainer from the arguments that were given, and resolve all others. Writes config.json.
 
@@ -266,7 +264,7 @@ def prepare_run(
     resume: bool,
     say: Callable[[str], None] = lambda line: None,
     ranks: Ranks = Ranks(),
-    dataset: datasets.Dataset | None = None,
+    dataset: Dataset | None = None,
 ) -> tuple[Trainer, dict]:
     """Do what `prepare` does, from what `arguments` returned."""
     out = args["out"]
@@ -338,7 +336,7 @@ def claim_folder(out: Path) -> Claim:
         raise TrainingError(f"another run is at work in {out}: wait for it, stop it, or choose another --out") from None
 
 
-def check_hold_out(val: datasets.Split | None, config: TrainConfig, say: Callable[[str], None]) -> None:
+def check_hold_out(val: Split | None, config: TrainConfig, say: Callable[[str], None]) -> None:
     """Say that a small hold-out chooses nothing. TrainingError if early stopping has none to go by."""
     if val is None and config.patience:
         raise TrainingError(f"--patience {config.patience} needs a hold-out: give --val-split above 0, or --patience 0")
@@ -435,16 +433,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_data(args: dict) -> datasets.Dataset:
+def load_data(args: dict) -> Dataset:
     """Load the data set that the arguments name, with its hold-out. Raises DataError."""
     dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
     if args["subset"]:
-        dataset = datasets.subset(dataset, args["subset"], args["seed"])
+        dataset = subset(dataset, args["subset"], args["seed"])
     if not args["val_split"] or dataset.val is not None:  # a folder may bring its own
         return dataset
     try:
-        return datasets.hold_out(dataset, args["val_split"], args["seed"])
-    except datasets.DataError:
+        return hold_out(dataset, args["val_split"], args["seed"])
+    except DataError:
         if args["val_split"] != DEFAULTS["val_split"]:
             raise
         log.warning("too few images for a hold-out of %g: none is made; --val-split sets another", args["val_split"])
@@ -471,7 +469,7 @@ def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
         )
 
 
-def fit_whitening(model: nn.Module, dataset: datasets.Dataset) -> None:
+def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
     """Set the frozen first layer of a whitening stem from about 5,000 training images."""
     stem = getattr(model, "patch_embed", None)
     if isinstance(stem, WhiteningStem):
@@ -480,7 +478,7 @@ def fit_whitening(model: nn.Module, dataset: datasets.Dataset) -> None:
 
 
 def settle_amp(
-    config: TrainConfig, model: nn.Module, dataset: datasets.Dataset, device: torch.device, measure: bool = True
+    config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device, measure: bool = True
 ) -> str:
     """--amp of a new run. For "auto" with a narrow model on a CPU with bf16, the faster of "bf16" and "off".
 
@@ -499,7 +497,7 @@ def settle_amp(
     )
 
 
-def load_teacher(path: Path, dataset: datasets.Dataset, device: torch.device) -> Teacher:
+def load_teacher(path: Path, dataset: Dataset, device: torch.device) -> Teacher:
     """The model of a checkpoint whose labels are to be learned. Raises ValueError if it does not fit."""
     teacher, state = checkpoint.load_model(path, device)
     if state["classes"] != dataset.classes:

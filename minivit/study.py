@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from minivit import checkpoint, run
-from minivit import data as datasets
 from minivit.budget import Budget, epochs_within
 from minivit.distill import preset_to_train
 from minivit.files import write_atomically
 from minivit.reading import check_regular, fields, flag_of, mapping, optional, plain, positive, text
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
+from minivit.splits import Dataset
 from minivit.text import complain, count, csv_cell, markdown, one_line, say
 from minivit.train import Trainer, TrainingError
 
@@ -415,7 +415,7 @@ class Loader:
     def __init__(self):
         self.key, self.dataset = None, None
 
-    def load(self, args: dict) -> datasets.Dataset:
+    def load(self, args: dict) -> Dataset:
         """The data of resolved arguments, with its hold-out. Raises DataError."""
         names = ("data", "data_root", "seed", "skip_bad", "val_split", "subset")
         key = (run.image_side(args), *(str(args[name]) for name in names))

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from minivit import checkpoint, files, reading
 from minivit.augment import Augment
-from minivit.data import Dataset, Split
 from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
@@ -33,6 +32,7 @@ from minivit.losses import class_weights, distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
+from minivit.splits import Dataset, Split
 from minivit.text import name_classes, one_line
 from minivit.vit import MOST_BLOCKS, MOST_OTHERS, VisionTransformer
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 import train_cifar
 from minivit import checkpoint
-from minivit.data import read_image
 from minivit.evaluate import Evaluator, top1
+from minivit.images import read_image
 
 IMAGES = Path(__file__).parent / "cifar10_test_200.zip"
 STATED = json.loads((Path(checkpoint.DEMO).parent / "cifar10.json").read_text())

@@ -20,8 +20,10 @@ from helpers.picture_cases import SIDE, Case
 from PIL import Image
 
 from minisam_glue.media import images, limits
-from minivit import data, shapes
-from minivit.data import DataError, Dataset, Split
+from minivit import data, folder, shapes, splits
+from minivit import images as minivit_images
+from minivit.images import image_size, read_image
+from minivit.splits import DataError, Dataset, Split
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +51,13 @@ def root(tmp_path):
 
 
 def count_decodes(monkeypatch) -> list:
-    calls, original = [], data._decode
-    monkeypatch.setattr(data, "_decode", lambda *args: calls.append(1) or original(*args))
+    calls, original = [], folder.decode
+    monkeypatch.setattr(folder, "decode", lambda *args: calls.append(1) or original(*args))
     return calls
 
 
 def decode(path: Path, size: int = 8) -> torch.Tensor:
-    return data.read_image(path, size)
+    return read_image(path, size)
 
 
 # Decoding
@@ -129,7 +131,7 @@ def test_an_orientation_that_is_no_number_is_none(tmp_path):
     entry = struct.pack("<HHI4s", 0x0112, 2, 2, b"6")  # of the type ASCII
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
     Image.new("RGB", (16, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert data.image_size(tmp_path / "a.jpg") == (16, 8) and decode(tmp_path / "a.jpg", 8).shape == (3, 8, 8)
+    assert image_size(tmp_path / "a.jpg") == (16, 8) and decode(tmp_path / "a.jpg", 8).shape == (3, 8, 8)
 
 
 def test_an_image_of_the_right_size_is_left_untouched(tmp_path):
@@ -161,10 +163,10 @@ def test_a_large_jpeg_decodes_to_the_same_picture(tmp_path):
 
 def test_a_single_image_that_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(DataError, match="cannot read .*none.png: No such file"):
-        data.read_image(tmp_path / "none.png", 8)
+        read_image(tmp_path / "none.png", 8)
     (tmp_path / "a.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match="cannot decode .*a.png: not an image that Pillow reads"):
-        data.read_image(tmp_path / "a.png", 8)
+        read_image(tmp_path / "a.png", 8)
 
 
 def test_val_stands_in_for_test_and_is_the_validation_split_beside_it(root):
@@ -362,7 +364,7 @@ def small_dataset() -> Dataset:
 @pytest.mark.parametrize("amount, per_class", [(0.1, [1, 2, 7]), (10, [1, 2, 7]), (0.5, [5, 10, 35]), (13, [1, 3, 9])])
 def test_hold_out_is_stratified_and_disjoint_from_the_rest(amount, per_class):
     whole = small_dataset()
-    held = data.hold_out(whole, amount, seed=1)
+    held = splits.hold_out(whole, amount, seed=1)
     assert torch.bincount(held.val.labels).tolist() == per_class
     kept, out = held.train.images[:, 0, 0, 0].tolist(), held.val.images[:, 0, 0, 0].tolist()
     assert not set(kept) & set(out) and sorted(kept + out) == list(range(100))
@@ -372,14 +374,14 @@ def test_hold_out_is_stratified_and_disjoint_from_the_rest(amount, per_class):
 
 
 def test_hold_out_follows_its_seed():
-    first, again, other = (data.hold_out(small_dataset(), 0.3, seed).val.images for seed in (1, 1, 2))
+    first, again, other = (splits.hold_out(small_dataset(), 0.3, seed).val.images for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("amount", [0, -0.1, 0.001, 0.96, 100, 1000])
 def test_hold_out_that_empties_a_split_or_a_class_is_refused(amount):
     with pytest.raises(DataError, match="hold-out of .* from 100 training images"):
-        data.hold_out(small_dataset(), amount)
+        splits.hold_out(small_dataset(), amount)
 
 
 def test_a_subset_may_have_all_images_of_a_class():
@@ -387,18 +389,18 @@ def test_a_subset_may_have_all_images_of_a_class():
     one = data.Dataset(
         *[data.Split(torch.zeros(101, 3, 2, 2, dtype=torch.uint8), labels)] * 2, ["a", "b"], (0,) * 3, (1,) * 3
     )
-    assert torch.bincount(data.subset(one, 90).train.labels).tolist() == [1, 89]
+    assert torch.bincount(splits.subset(one, 90).train.labels).tolist() == [1, 89]
 
 
 def test_a_second_hold_out_is_refused():
     with pytest.raises(DataError, match="already has a validation split"):
-        data.hold_out(data.hold_out(small_dataset(), 0.1), 0.1)
+        splits.hold_out(splits.hold_out(small_dataset(), 0.1), 0.1)
 
 
 def test_channel_stats_equal_numpy():
     images = torch.randint(0, 256, (50, 3, 7, 7), dtype=torch.uint8)
     images[:, 1] //= 4
-    mean, std = data.channel_stats(images)
+    mean, std = splits.channel_stats(images)
     pixels = images.double().numpy() / 255
     np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-9)
@@ -529,15 +531,15 @@ def test_every_kind_of_picture_is_read_as_the_table_of_both_packages_says(case: 
     case.write(path)
     if case.expected is None:
         with pytest.raises(DataError, match=f"a.{case.suffix}: .*{case.refusal}"):
-            data.read_image(path, SIDE)
+            read_image(path, SIDE)
     else:
-        assert np.array_equal(data.read_image(path, SIDE).permute(1, 2, 0).numpy(), case.expected)
+        assert np.array_equal(read_image(path, SIDE).permute(1, 2, 0).numpy(), case.expected)
 
 
 def test_pages_that_are_left_out_are_counted_and_named(root, caplog):
     pages = [Image.new("RGB", (8, 8), (0, 0, level)) for level in (0, 90)]
     pages[0].save(root / "train" / "cat" / "scan.tif", save_all=True, append_images=pages[1:])
-    loaded = data.folder(root, 8)
+    loaded = folder.load(root, 8)
     assert len(loaded.train) == 7 and [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
         "1 files have several pages, of which only the first is read: train/cat/scan.tif"
     ]
@@ -546,7 +548,7 @@ def test_pages_that_are_left_out_are_counted_and_named(root, caplog):
 def test_a_heic_picture_is_refused_with_the_way_out():
     path = Path(__file__).parent / "cases" / "heic" / "IMG_0001.HEIC"
     with pytest.raises(DataError, match="HEIC is not supported: convert it to JPEG"):
-        data.read_image(path, 32)
+        read_image(path, 32)
 
 
 # Files from elsewhere
@@ -582,7 +584,7 @@ def test_pipes_devices_and_links_to_nothing_are_told_and_not_waited_for(root):
     assert len(data.load("folder", root, image_size=8, skip_bad=True).train) == 6
     for name in ("pipe.png", "zero.png"):
         with pytest.raises(DataError, match=f"cannot read .*{name}: no regular file"):
-            data.read_image(root / "train" / "cat" / name, 8)
+            read_image(root / "train" / "cat" / name, 8)
 
 
 def test_no_program_is_run_for_an_image_and_none_is_larger_than_segments(tmp_path, monkeypatch, recwarn):
@@ -591,18 +593,20 @@ def test_no_program_is_run_for_an_image_and_none_is_larger_than_segments(tmp_pat
         if name.endswith(("png", "eps")):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(DataError, match="not an image that Pillow reads"):
-                data.read_image(tmp_path / name, 8)
+                read_image(tmp_path / name, 8)
     for name, content in damage.enormous((save(tmp_path / "good.png")).read_bytes()):
         (tmp_path / name).write_bytes(content)
         with contextlib.suppress(DataError):  # all but two, whose other chunks alone are damaged
-            data.read_image(tmp_path / name, 8)
+            read_image(tmp_path / name, 8)
     with pytest.raises(DataError, match="20000x5000.png: more than 89478485 pixels: make it smaller"):
-        data.read_image(tmp_path / "20000x5000.png", 8)
-    monkeypatch.setattr(data, "MAX_BYTES", 50)
+        read_image(tmp_path / "20000x5000.png", 8)
+    monkeypatch.setattr(minivit_images, "MAX_BYTES", 50)
     with pytest.raises(DataError, match="cannot read .*good.png: more than 50 bytes"):
-        data.read_image(tmp_path / "good.png", 8)
-    assert not recwarn.list and data.MAX_PIXELS == limits.MAX_PIXELS and data.FORMATS == images.FORMATS
-    assert data.SUFFIXES == images.IMAGE_SUFFIXES
+        read_image(tmp_path / "good.png", 8)
+    assert (
+        not recwarn.list and minivit_images.MAX_PIXELS == limits.MAX_PIXELS and minivit_images.FORMATS == images.FORMATS
+    )
+    assert minivit_images.SUFFIXES == images.IMAGE_SUFFIXES
 
 
 def test_names_in_any_encoding_and_of_any_letters_are_read(root):

@@ -20,6 +20,7 @@ from minivit import data as datasets
 from minivit import distributed
 from minivit.distributed import Ranks, SyncBatchNorm2d, WholeBatchDraws
 from minivit.fast import accelerate
+from minivit.splits import DataError
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
@@ -157,7 +158,7 @@ def test_processes_that_cannot_train_together_are_told_so_in_one_line(monkeypatc
 
 def test_a_failure_in_one_process_is_that_of_all_with_its_message(monkeypatch):
     def fail() -> None:
-        raise datasets.DataError("there is no\nsuch folder")
+        raise DataError("there is no\nsuch folder")
 
     monkeypatch.setattr(Ranks, "gather", lambda ranks, value: [None, value, "later"])
     with pytest.raises(distributed.RanksError, match="^there is no such folder$"):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from minivit.augment import normalise
-from minivit.data import Split
 from minivit.evaluate import Evaluator, make_views, mean_probability, resize_to_model, top1
+from minivit.splits import Split
 from minivit.vit import VisionTransformer, ViTConfig
 
 MEAN, STD, CPU = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), torch.device("cpu")

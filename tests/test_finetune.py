@@ -15,6 +15,7 @@ from minivit.finetune import freeze, learning_share
 from minivit.losses import class_weights, soft_cross_entropy
 from minivit.optim import param_groups
 from minivit.resnet import resnet18
+from minivit.splits import hold_out
 from minivit.train import TrainConfig, Trainer, TrainingError
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def data():
-    return datasets.hold_out(datasets.shapes(0, 60, 20, image_size=8), 10)
+    return hold_out(datasets.shapes(0, 60, 20, image_size=8), 10)
 
 
 def trainer(data, folder, config: TrainConfig, model: ViTConfig = TINY) -> Trainer:

@@ -15,6 +15,7 @@ from minivit import checkpoint, report
 from minivit import data as datasets
 from minivit.evaluate import mean_probability, top1
 from minivit.predict import load_members
+from minivit.splits import Split
 
 CLASSES = ["=1+1", "bright", "dark"]
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_eval_tests_on_as_many_images_as_the_run_did_and_reads_cifar_at_its_own_
     assert "of 12 test images" in capsys.readouterr().out
     assert "seeds 1, 2, by which --subset 4 draws other test images" in refused(["--eval", *map(str, few)], capsys)
 
-    sides, split = [], datasets.Split(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]))
+    sides, split = [], Split(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]))
     monkeypatch.setattr(datasets, "load_test", lambda name, root, side, *_: sides.append(side) or split)
     tuned = save_checkpoint(Path("run/tuned.pt"), image_size=64, data="cifar10")
     assert train_cifar.main(["--eval", str(tuned), "--device", "cpu"]) == 0 and sides == [32]

@@ -14,6 +14,8 @@ import train_cifar
 from minivit import budget, checkpoint, cli, report, run, study
 from minivit import data as datasets
 from minivit.budget import Budget
+from minivit.folder import load as load_folder
+from minivit.splits import subset
 from minivit.study import STUDIES, Row, expand, folder_name, load_study, plan
 from minivit.train import Trainer
 
@@ -296,9 +298,9 @@ def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path)
     (folder / "result.json").write_text('{"test_acc": 0.2}')
     (folder / "metrics.jsonl").write_text('{"images_per_s": 20}\n' * 3)
     assert study.read_run(folder)["minutes"] == pytest.approx(1)  # three times 400 images: 100 fill no batch
-    few = datasets.subset(datasets.folder(images, 16), 20)
+    few = subset(load_folder(images, 16), 20)
     assert len(few.train) == 20 and few.train.labels.bincount().tolist() == [2] * 10 and len(few.test) == 20
-    assert len(datasets.subset(datasets.folder(images, 16), 10**6).train) == 60
+    assert len(subset(load_folder(images, 16), 10**6).train) == 60
 
 
 @pytest.mark.parametrize(

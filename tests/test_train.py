@@ -9,6 +9,7 @@ import torch
 from minivit import checkpoint, train
 from minivit import data as datasets
 from minivit.run import final_report
+from minivit.splits import Split, hold_out
 from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
 from minivit.vit import VisionTransformer, ViTConfig
 
@@ -30,7 +31,7 @@ CONFIG = TrainConfig(epochs=4, batch_size=16, lr=1e-3, amp="off", clean_epochs=1
 
 @pytest.fixture(scope="module")
 def data():
-    return datasets.hold_out(datasets.shapes(0, 60, 20, image_size=16), 10)
+    return hold_out(datasets.shapes(0, 60, 20, image_size=16), 10)
 
 
 def trainer(data, run, config=CONFIG, model=MODEL, **options) -> Trainer:
@@ -188,7 +189,7 @@ def test_training_lowers_the_loss_and_the_average_follows(data, tmp_path):
 
 
 def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
-    class Sealed(datasets.Split):
+    class Sealed(Split):
         opened = False
 
         def __getattribute__(self, name):
@@ -205,7 +206,7 @@ def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
 
 
 def test_best_pt_holds_the_weights_that_the_hold_out_chose_and_says_which(data, tmp_path):
-    t = trainer(datasets.hold_out(datasets.shapes(0, 160, 20, image_size=16), 100), tmp_path)
+    t = trainer(hold_out(datasets.shapes(0, 160, 20, image_size=16), 100), tmp_path)
     t.fit()
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     row = t.history[best["epoch"] - 1]
@@ -346,7 +347,7 @@ def test_a_compiled_model_trains_like_an_eager_one(data, tmp_path):
 def test_resuming_with_other_images_or_another_normalisation_is_refused(data, tmp_path):
     first = trainer(data, tmp_path)
     for other, words in (
-        (datasets.hold_out(datasets.shapes(0, 60, 20, image_size=16), 20), "50 training and 10 hold-out .* 40 and 20"),
+        (hold_out(datasets.shapes(0, 60, 20, image_size=16), 20), "50 training and 10 hold-out .* 40 and 20"),
         (dataclasses.replace(data, mean=(0.0, 0.0, 0.0)), "another --mean"),
         (dataclasses.replace(data, std=(1.0, 1.0, 1.0)), "another --std"),
     ):

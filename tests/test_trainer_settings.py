@@ -11,6 +11,7 @@ from minivit.ema import decay_ramp
 from minivit.losses import distillation_loss
 from minivit.mix import one_hot
 from minivit.optim import one_cycle, warmup_linear
+from minivit.splits import Dataset
 from minivit.train import TrainConfig, Trainer
 from minivit.vit import VisionTransformer, ViTConfig
 
@@ -19,7 +20,7 @@ CONFIG = TrainConfig(epochs=4, batch_size=16, amp="off", clean_epochs=1, crop=0,
 
 
 @pytest.fixture(scope="module")
-def data() -> datasets.Dataset:
+def data() -> Dataset:
     return datasets.shapes(0, 60, 20, image_size=16)
 
 

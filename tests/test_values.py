@@ -12,6 +12,7 @@ from minivit import cli
 from minivit import data as datasets
 from minivit.fast import accelerate
 from minivit.reading import kinds_of, within
+from minivit.splits import DataError, hold_out
 from minivit.train import TRAIN_KINDS, TrainConfig, Trainer, TrainingError
 from minivit.vit import FLAGS, MODEL_KINDS, VisionTransformer, ViTConfig
 
@@ -136,7 +137,7 @@ def end(tmp_path, monkeypatch, capsys):
     """Ends the command with a flag: its status and what it said, where the data would be read."""
 
     def no_data(*_: object) -> None:
-        raise datasets.DataError("the data would be read here")
+        raise DataError("the data would be read here")
 
     def run_with(flag: str, value: str | None) -> tuple[int, str]:
         words = [f"{flag}={value}"] if value == "" else [f"{flag}{value}"] if (value or "").startswith("=") else [flag]
@@ -314,7 +315,7 @@ def test_a_model_at_the_end_of_a_range_computes_gradients_and_depth_0_is_one_wit
 )
 def test_training_at_the_ends_of_the_ranges_goes_through(changes, tmp_path):
     config = TrainConfig(**{"epochs": 1, "batch_size": 10, "amp": "off", **changes})
-    data = datasets.hold_out(datasets.shapes(config.seed, 30, 10, image_size=8), 10, config.seed)
+    data = hold_out(datasets.shapes(config.seed, 30, 10, image_size=8), 10, config.seed)
     trainer = Trainer(VisionTransformer(TINY), data, config, tmp_path, torch.device("cpu"))
     assert trainer.fit() and trainer.bad_steps == 0
 
