@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minivit import checkpoint, run
+from minivit import checkpoint, config
 from minivit import data as datasets
 from minivit.evaluate import Evaluator, top1
 from minivit.report import write_report
@@ -79,7 +79,7 @@ def measure(data_root: Path, out: Path) -> None:
             report = write_report(out, scores, test.labels, state["classes"], test.images, title="demo", facts=facts)
             summary["calibration_error"] = report["calibration_error"]
     summary["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    summary["threads"], summary["commit"] = torch.get_num_threads(), run.commit()
+    summary["threads"], summary["commit"] = torch.get_num_threads(), config.commit()
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 

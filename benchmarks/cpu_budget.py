@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minivit import cli, run
+from minivit import cli, config, run
 from minivit import data as datasets
 from minivit.budget import Budget, epochs_within
 from minivit.evaluate import top1
+from minivit.parser import parse_arguments
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -96,7 +97,7 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
 
 def train_ours(given: dict, cpu_minutes: float, out: Path) -> None:
     """Our preset through the code that train_cifar.py runs, which `given` are the arguments of."""
-    dataset = run.load_data(run.resolve(given))
+    dataset = run.load_data(config.resolve(given))
     epochs = epochs_within(Budget(cpu_minutes=cpu_minutes), given, dataset)
     trainer, _ = run.prepare(given | {"out": out, "epochs": epochs}, dataset=dataset)
     start = time.process_time()
@@ -137,7 +138,7 @@ def main() -> None:
             "threads": args.threads,
             "seed": args.seed,
         }
-        given |= vars(cli.parse_arguments(further, parser.prog))
+        given |= vars(parse_arguments(further, parser.prog))
         train_ours(given, args.cpu_minutes, args.out)
         return
     if further:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minivit import cli, run
+from minivit import cli, config, run
 from minivit.files import write_atomically
 from minivit.train import Trainer
 
@@ -100,7 +100,7 @@ def main() -> int:
     args = parser.parse_args()
     start = time.perf_counter()
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
-    facts = {"device": name, "torch": torch.__version__, "commit": run.commit()}
+    facts = {"device": name, "torch": torch.__version__, "commit": config.commit()}
     speed = {}
     for preset in MEASURED:
         speed[preset] = measure(preset, args)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from minivit import run
+from minivit import config, run
 from minivit.splits import Dataset
 from minivit.train import Trainer, TrainingError
 
@@ -54,7 +54,7 @@ def epochs_within(budget: Budget, arguments: dict, dataset: Dataset, least: floa
     Evaluation of the hold-out counts. least: seconds of measurement at each image size.
     """
     with tempfile.TemporaryDirectory() as folder:
-        sizes = run.resolve(arguments)["sizes"] or (None,)
+        sizes = config.resolve(arguments)["sizes"] or (None,)
         probe = {**arguments, "out": Path(folder) / "probe", "epochs": len(sizes), **NOT_TIMED}
         trainer, _ = run.prepare(probe, dataset=dataset)
         try:

@@ -7,7 +7,7 @@ and is trained by its own preset's recipe. Both runs resume: the student's folde
 from collections.abc import Callable
 from pathlib import Path
 
-from minivit import run
+from minivit import config, run
 from minivit.distill import preset_to_train, teacher_folder
 from minivit.train import TrainingError
 
@@ -61,13 +61,13 @@ def teacher_of(args: dict, processes: int = 1) -> dict | None:
 
 def begin(args: dict, say: Callable[[str], None]) -> None:
     """Write the student's arguments, with which --resume finds its teacher; the teacher's run is prepared."""
-    run.write_arguments(args["out"] / "config.json", args)
+    config.write_arguments(args["out"] / "config.json", args)
     say(f"first the teacher, {preset_to_train(args['teacher'])}, in {teacher_folder(args['out'])}")
 
 
 def check_same(folder: Path, wanted: dict) -> None:
     """TrainingError unless the teacher in a folder is the one that is wanted."""
-    there = run.read_config(folder / "config.json")
+    there = config.read_config(folder / "config.json")
     names = [name for name in (*OF_THE_RUN, "epochs") if name in wanted and there.get(name) != wanted[name]]
     if names:
         flags = ", ".join("--teacher-epochs" if name == "epochs" else f"--{name.replace('_', '-')}" for name in names)

@@ -1,5 +1,6 @@
 """Files that no reader, crash or full disk finds half-written, and folders that no two runs share."""
 
+import json
 import os
 import re
 import sys
@@ -76,3 +77,9 @@ class Claim:
             self.descriptor = None
 
     __del__ = release
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write indented JSON, whole or not at all. ValueError for NaN and infinity, which JSON does not have."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minivit import checkpoint, run
+from minivit import checkpoint, config, run
 from minivit import data as datasets
 from minivit.evaluate import Evaluator, mean_probability, top1
 from minivit.files import write_atomically
@@ -84,7 +84,7 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     about, tta = members[0].state["describe"], given.pop("tta", None)
     folder = given.pop("out", None) or report_folder(paths)
     run.check_out(folder)
-    args = run.resolve(
+    args = config.resolve(
         {name: about[name] for name in ("data", "data_root", "preset", "subset") if name in about} | given
     )
     shown = [datasets.stored_side(args["data"], member.side) for member in members]

@@ -1,16 +1,12 @@
-"""Arguments into a run, and a finished run into its report.
+"""From arguments to a trainer, and from a finished run to its report.
 
-An argument is looked for in this order: the command line, the file of --config, the preset's recipe,
-`TrainConfig` and `ViTConfig`. All resolved arguments go to config.json, and the model's into each
-checkpoint. The test images are read once, by `final_report`.
+All resolved arguments go to config.json, and the model's into each checkpoint. The test images are read once, by
+`final_report`.
 """
 
 import copy
 import dataclasses
-import json
 import logging
-import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,31 +16,15 @@ from torch import nn
 from minivit import checkpoint
 from minivit import data as datasets
 from minivit.augment import normalise
-from minivit.checkpoint import RESNETS, build_model
-from minivit.distill import Teacher, preset_to_train, teacher_file
+from minivit.checkpoint import build_model
+from minivit.config import DEFAULTS, MODEL_FIELDS, TRAIN_FIELDS, arguments, write_config
+from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
-from minivit.files import Claim, clear_temporaries, write_atomically
+from minivit.files import Claim, clear_temporaries, write_json
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
-from minivit.reading import (
-    check_regular,
-    check_weights,
-    fields,
-    flag,
-    flag_of,
-    kinds_of,
-    mapping,
-    one_of,
-    optional,
-    plain,
-    positive,
-    real,
-    refuse,
-    sequence,
-    text,
-    whole,
-)
+from minivit.reading import check_weights, whole
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
@@ -60,159 +40,12 @@ from minivit.train import (
     choose_precision,
     set_up_fine_tuning,
 )
-from minivit.vit import PRESETS, ViTConfig
+from minivit.vit import PRESETS
 
 log = logging.getLogger(__name__)
 
-CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXiv 1906.02629, section 4)
-    "epochs": 40,
-    "batch_size": 256,
-    "warmup": 0.05,
-    "min_lr": 0.0,
-    "weight_decay": 0.01,
-    "trivial_augment": False,
-    "mix_prob": 0.0,
-    "erasing": 0.0,
-    "label_smoothing": 0.0,
-    "clean_epochs": 0,
-    "ema_end": 0.999,
-}
-# Training settings of presets, where they differ from TrainConfig.
-RECIPES: dict[str, dict] = {
-    "cifar-small": {
-        "epochs": 24,
-        "batch_size": 128,
-        "schedule": "one-cycle",
-        "lr": 1.2e-3,
-        "trivial_augment": False,
-        "mix_prob": 0.0,
-        "erasing": 0.0,
-        "clean_epochs": 0,
-        "ema_end": 0.998,
-    },
-    "cifar-fast": {
-        "epochs": 24,
-        "batch_size": 256,
-        "optimizer": "muon",
-        "schedule": "linear",
-        "warmup": 0.05,
-        "lr": 0.03,
-        "sizes": (24, 24, 32),
-        "crop": 3,
-        "padding": "reflect",
-        "alternate_flip": True,
-        "trivial_augment": False,
-        "mix_prob": 0.0,
-        "erasing": 0.0,
-        "clip": 0.0,
-        "clean_epochs": 0,
-        "ema_start": 0.98,
-        "ema_end": 0.998,
-    },
-    "shapes-demo": {
-        "epochs": 12,
-        "batch_size": 64,
-        "schedule": "one-cycle",
-        "lr": 3e-3,
-        "trivial_augment": False,
-        "mix_prob": 0.0,
-        "erasing": 0.0,
-        "clean_epochs": 0,
-        "ema_start": 0.98,
-        "ema_end": 0.99,
-    },
-    "distilled": {  # temperature and weight: with --teacher
-        "lr": 6e-4,
-        "min_lr": 0.0,
-        "warmup": 0.05,
-        "mixup": 0.4,
-        "label_smoothing": 0.05,
-        "clean_epochs": 15,
-        "distill_temperature": 2.0,
-    },
-    "resnet18": CONVOLUTIONAL,
-    "resnet50": CONVOLUTIONAL,
-    "vit-b16": {
-        "epochs": 10,
-        "batch_size": 128,
-        "schedule": "one-cycle",
-        "lr": 1e-4,
-        "mix_prob": 0.0,
-        "erasing": 0.0,
-        "clean_epochs": 0,
-        "ema_end": 0.999,
-        "head_dropout": 0.1,
-    },
-    "vit-b16-last3": {
-        "epochs": 7,
-        "batch_size": 128,
-        "warmup": 3 / 7,  # 3 epochs
-        "lr": 1e-4,
-        "min_lr": 0.0,
-        "weight_decay": 0.01,
-        "train_last": 3,
-        "patience": 7,
-        "trivial_augment": False,
-        "jitter": 0.2,
-        "rotate": 15.0,
-        "mix_prob": 0.0,
-        "clean_epochs": 0,
-        "ema_end": 0.999,
-    },
-}
-DEFAULTS = {
-    "data": "cifar10",
-    "data_root": Path("data"),
-    "val_split": 0.02,
-    "subset": 0,
-    "skip_bad": False,
-    "preset": "cifar",
-    "device": "auto",
-    "threads": 0,
-    "teacher": None,
-    "teacher_epochs": None,
-    "pretrained": None,
-    "mean": None,
-    "std": None,
-}
 WEIGHTS = ("final", "final_ema", "best")
-TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
-MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
-OF_TRAINING = ("config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs")  # flags
-PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
-ARGUMENT_KINDS = {  # of config.json
-    **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
-    "image_size": whole(1),  # images of data sets are square
-    **kinds_of(TrainConfig),
-    **dict.fromkeys(("optimizer", "schedule", "amp", "padding"), text),  # TrainConfig says which there are
-    **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
-    **dict.fromkeys(("teacher", "pretrained"), optional(text)),
-    "teacher_epochs": optional(whole(1)),
-    "mean": optional(sequence(real, 3)),
-    "std": optional(sequence(positive, 3)),
-    "val_split": real,
-    "subset": whole(),
-    "skip_bad": flag,
-    "threads": whole(),
-}
 MOST_THREADS = 1024  # an operating system that cannot start more ends the process
-
-
-def hold_out_amount(value: object, where: str) -> None:
-    """A share of the training images, or a number of them."""
-    real(value, where)
-    if value < 0 or (value >= 1 and value != int(value)):
-        refuse(value, where, "a share from 0 to below 1, or a whole number of images")
-
-
-# What the arguments may be that are no settings of the model or of the training; machine: set_up_machine.
-OTHER_KINDS = {
-    "data": one_of(datasets.NAMES),
-    "val_split": hold_out_amount,
-    "subset": whole(),
-    "preset": one_of([*PRESETS, *RESNETS]),
-}
-OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std", "teacher_epochs")}
 
 
 def prepare(
@@ -225,28 +58,6 @@ def prepare(
     DataError, CheckpointError among them) for what cannot be used, before anything is written.
     """
     return prepare_run(*arguments(given), say, ranks, dataset)
-
-
-def arguments(given: dict) -> tuple[dict, bool]:
-    """Return all arguments, those that were given and the defaults, and whether the run goes on from its last.pt.
-
-    A run whose teacher is still to be trained has arguments and no checkpoint yet. ValueError as for `prepare`.
-    """
-    given = dict(given)
-    resume = given.pop("resume", None)
-    if resume and "config" in given:
-        raise TrainingError("--config does not go with --resume: a run continues with its own arguments")
-    if resume:
-        given = {**read_config(resume / "config.json"), **given, "out": resume}
-    elif "config" in given:
-        before = read_config(given.pop("config"))
-        other = {name: value for name, value in before.items() if name != "clean_epochs"}
-        if "epochs" in given and before.get("clean_epochs") == resolve(other)["clean_epochs"]:
-            before = other  # nobody gave the clean end: it is of that run's epochs
-        given = {**before, **given}
-    args = resolve(given)
-    waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
-    return args, bool(resume) and not waits
 
 
 def check(args: dict) -> tuple[TrainConfig, dict]:
@@ -378,25 +189,6 @@ def resume_from(trainer: Trainer, state: dict) -> None:
         ) from None
 
 
-def resolve(given: dict) -> dict:
-    """Fill in the arguments that were not given, from the preset's recipe and the defaults.
-
-    ValueError for those of OTHER_KINDS that are out of range.
-    """
-    preset = given.get("preset", DEFAULTS["preset"])
-    for name, kind in OTHER_KINDS.items():
-        kind(given.get(name, DEFAULTS[name]), flag_of(name))
-    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
-    args["sizes"] = tuple(args["sizes"])
-    if args["sizes"] and preset in PRESETS:
-        args["smaller_images"] = True
-    if "clean_epochs" not in given:  # a short run has a short clean end
-        args["clean_epochs"] = min(args["clean_epochs"], args["epochs"] // 10)
-    args.setdefault("out", Path("runs") / f"{args['data']}-{preset}")
-    return args
-
-
 def check_out(out: Path) -> None:
     """TrainingError if something else than a folder stands where the run is to be written."""
     there = next((path for path in (out, *out.parents) if path.exists()), None)
@@ -515,76 +307,6 @@ def describe_model(args: dict, model: nn.Module) -> dict:
     return {"preset": args["preset"], "overrides": overrides, **data}
 
 
-# ---- config.json ----------------------------------------------------------------------------------------
-
-
-def read_config(path: Path) -> dict:
-    """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
-    try:
-        check_regular(path, most=1 << 20)
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        fields(arguments=mapping(text, plain))(content, "its content")
-        args = content["arguments"]
-        unknown = sorted(args.keys() - ARGUMENT_KINDS.keys())
-        if unknown:
-            raise ValueError(f"arguments[{unknown[0]!r}] is not known to this version of the program: take it out")
-        fields(**{name: kind for name, kind in ARGUMENT_KINDS.items() if name in args})(args, "arguments")
-    except (FileNotFoundError, NotADirectoryError):
-        folder = Path(path).parent.parent  # of a checkpoint that was named in place of its run
-        hint = f"{folder} is one" if (folder / "config.json").is_file() else "or its config.json"
-        raise TrainingError(f"there is no {path}: name a run folder; {hint}") from None
-    except (ValueError, RecursionError) as error:  # JSON that is none, too
-        reason = one_line(error, 200)
-        raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None
-    return from_json({name: value for name, value in args.items() if name != "out"})
-
-
-def from_json(args: dict) -> dict:
-    """Arguments from JSON: lists become tuples, and the names of files and folders paths."""
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return {k: Path(v) if k in PATHS and v else v for k, v in tuples.items()}
-
-
-def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:
-    """Write config.json: every resolved argument, the model, and the machine."""
-    gpu = trainer.device.type == "cuda"
-    content = {
-        "arguments": plain_arguments(args),
-        "model": dataclasses.asdict(model.config) if hasattr(model, "config") else args["preset"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "precision": str(trainer.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(trainer.device) if gpu else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "processes": trainer.ranks.number,
-        "images": len(trainer.train_split),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
-    }
-    write_json(path, content)
-
-
-def write_arguments(path: Path, args: dict) -> None:
-    """Write a config.json of the arguments alone, for a run that has not begun."""
-    write_json(path, {"arguments": plain_arguments(args)})
-
-
-def plain_arguments(args: dict) -> dict:
-    """Arguments as JSON has them."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in args.items()}
-
-
-def commit() -> str | None:
-    """The commit of the code that runs, None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return answer.stdout.strip() or None
-
-
-# ---- the final report -----------------------------------------------------------------------------------
-
-
 def final_report(trainer: Trainer) -> dict:
     """Evaluate a finished run on the test images, once. Writes best.pt, result.json and report/, returns the result.
 
@@ -615,12 +337,6 @@ def final_report(trainer: Trainer) -> dict:
     )
     write_json(trainer.run / "result.json", result)
     return result
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write indented JSON, whole or not at all. ValueError for NaN and infinity, which JSON does not have."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def weights_of(trainer: Trainer) -> dict[str, nn.Module]:

@@ -23,15 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minivit import checkpoint, run
+from minivit import checkpoint, config, run
 from minivit.budget import Budget, epochs_within
 from minivit.distill import preset_to_train
-from minivit.files import write_atomically
+from minivit.files import write_atomically, write_json
 from minivit.reading import check_regular, fields, flag_of, mapping, optional, plain, positive, text
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
 from minivit.splits import Dataset
 from minivit.text import complain, count, csv_cell, markdown, one_line, say
-from minivit.train import Trainer, TrainingError
+from minivit.train import TrainConfig, Trainer, TrainingError
 
 PLAIN = {"crop": 0, "flip": False, "trivial_augment": False, "erasing": 0.0, "mix_prob": 0.0, "label_smoothing": 0.0}
 NOISE = {"trivial_augment": False, "jitter": 0.4, "drop_path": 0.1, "mixup": 0.8, "cutmix": 1.0}
@@ -77,7 +77,7 @@ STUDIES: dict[str, dict[str, dict]] = {
     },
 }
 EXAMPLE = '{"base": {"preset": "cifar-small"}, "variants": {"narrow": {"dim": 64}, "lr": {"lr": [5e-4, 1e-3, 2e-3]}}}'
-KEYS = run.ARGUMENT_KINDS.keys() - {"out", "seed", "threads", "device"}  # what a variant may say
+KEYS = config.ARGUMENT_KINDS.keys() - {"out", "seed", "threads", "device"}  # what a variant may say
 LISTS = ("sizes", "mean", "std")  # arguments that are lists themselves
 COLUMNS = ("variant", "test accuracy %", "std", "n", "parameters", "epochs", "images/s", "minutes", "CPU minutes")
 NUMBERS = {  # of Row, in the order of the columns after n, and how they are written
@@ -153,7 +153,7 @@ def load_study(name: str) -> dict[str, dict]:
             for each, settings in expand(variant, base | arguments):
                 if each in variants:
                     raise ValueError(f"two variants are called {each!r}: give one of them another name")
-                variants[each] = run.from_json(settings)
+                variants[each] = config.from_json(settings)
     except FileNotFoundError:
         raise StudyError(f"--study {name}: there is no such file") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -182,8 +182,8 @@ def expand(name: str, arguments: dict) -> list[tuple[str, dict]]:
     for values in itertools.product(*(arguments[key] for key in many)):
         own = dict(zip(many, values))
         label = ", ".join(filter(None, [name, *(f"{key.replace('_', ' ')} {value}" for key, value in own.items())]))
-        for key in KEYS & set(run.PATHS) & (arguments | own).keys():
-            run.ARGUMENT_KINDS[key]((arguments | own)[key], f"{label or 'base'!r}: {key}")
+        for key in KEYS & set(config.PATHS) & (arguments | own).keys():
+            config.ARGUMENT_KINDS[key]((arguments | own)[key], f"{label or 'base'!r}: {key}")
         found.append((label or "base", arguments | own))
     return found
 
@@ -235,7 +235,7 @@ def teacher_of(arguments: Mapping) -> str | None:
 def combine(given: dict, variant: dict) -> dict:
     """The arguments of a variant and, where it says nothing, those given; of ViTConfig's a ResNet takes none."""
     if variant.get("preset") in checkpoint.RESNETS:
-        given = {key: value for key, value in given.items() if key not in run.MODEL_FIELDS}
+        given = {key: value for key, value in given.items() if key not in config.MODEL_FIELDS}
     return {**given, **variant}
 
 
@@ -261,11 +261,11 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
             raise ValueError(f"its teacher {str(arguments['teacher'])!r} is no variant without a teacher of its own")
         if preset_to_train(arguments.get("teacher")):
             raise ValueError(f"--teacher {arguments['teacher']}: make it a variant of the study, and name it @VARIANT")
-        known = {key: kind for key, kind in run.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
-        fields(**{key: kind for key, kind in known.items() if key not in run.PATHS})(arguments, "it")
-        args = run.resolve(arguments)
-        run.TrainConfig(**{key: args[key] for key in run.TRAIN_FIELDS & args.keys()})
-        checkpoint.outline_model(args["preset"], 1, {key: args[key] for key in run.MODEL_FIELDS & args.keys()})
+        known = {key: kind for key, kind in config.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
+        fields(**{key: kind for key, kind in known.items() if key not in config.PATHS})(arguments, "it")
+        args = config.resolve(arguments)
+        TrainConfig(**{key: args[key] for key in config.TRAIN_FIELDS & args.keys()})
+        checkpoint.outline_model(args["preset"], 1, {key: args[key] for key in config.MODEL_FIELDS & args.keys()})
     except ValueError as error:
         raise StudyError(f"variant {name!r}: {one_line(error)}") from None
 
@@ -315,16 +315,16 @@ class Study:
         folders: of this variant's seeds, which have as many epochs under a budget as the first of them.
         """
         arguments = dict(arguments)
-        dataset = self.loader.load(run.resolve(arguments))
+        dataset = self.loader.load(config.resolve(arguments))
         if (arguments["out"] / "last.pt").exists():
             arguments = {"resume": arguments["out"]}
         elif self.budget:
             begun = [path for folder in folders if (path := folder / "config.json").exists()]
-            epochs = run.read_config(begun[0])["epochs"] if begun else epochs_within(self.budget, arguments, dataset)
+            epochs = config.read_config(begun[0])["epochs"] if begun else epochs_within(self.budget, arguments, dataset)
             arguments["epochs"] = epochs
             say(f"{count(epochs, 'epoch')} in {self.budget}")
         trainer, _ = run.prepare(arguments, say, dataset=dataset)
-        run.write_json(self.out / "study.json", asdict(self.budget))
+        write_json(self.out / "study.json", asdict(self.budget))
         try:
             if not self.fit(trainer):
                 return False
@@ -397,7 +397,7 @@ def is_done(arguments: dict) -> bool:
     folder = arguments["out"]
     if not (folder / "config.json").exists():
         return False
-    saved, wanted = run.read_config(folder / "config.json"), run.resolve(arguments)
+    saved, wanted = config.read_config(folder / "config.json"), config.resolve(arguments)
     settled = {"epochs", "clean_epochs", "mean", "std"}  # by the budget, the run's length or the pretrained file
     free = {"out", "device", "threads", "amp", *(settled - arguments.keys())}
     other = sorted(key for key in wanted.keys() - free if key in saved and saved[key] != wanted[key])
@@ -457,11 +457,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         names = ("result.json", "config.json", "metrics.jsonl")
         *texts, log = ((folder / name).read_text(encoding="utf-8") for name in names)
-        (result, config), rows = map(json.loads, texts), [json.loads(line) for line in log.splitlines()]
-        images, speeds = int(config["images"]), [float(row["images_per_s"]) for row in rows]
-        images -= images % min(int(config["arguments"]["batch_size"]), images)  # what fills no batch is left out
+        (result, settings), rows = map(json.loads, texts), [json.loads(line) for line in log.splitlines()]
+        images, speeds = int(settings["images"]), [float(row["images_per_s"]) for row in rows]
+        images -= images % min(int(settings["arguments"]["batch_size"]), images)  # what fills no batch is left out
         minutes = sum(images / speed for speed in speeds) / 60
-        found = {"accuracy": float(result["test_acc"]), "parameters": int(config["parameters"]), "epochs": len(rows)}
+        found = {"accuracy": float(result["test_acc"]), "parameters": int(settings["parameters"]), "epochs": len(rows)}
         found |= {"images_per_s": images * len(rows) / (60 * minutes), "minutes": minutes}
         optional_ones = {"held_out": result.get("val_acc"), "cpu_minutes": rows[-1].get("cpu_minutes")}
         found |= {key: None if value is None else float(value) for key, value in optional_ones.items()}
@@ -479,7 +479,7 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     rows = collect(study.variants, runs)
     if not any(row.accuracies for row in rows):
         return
-    args = run.resolve(runs[0][2])
+    args = config.resolve(runs[0][2])
     about = Path(args["data_root"]).resolve().name if args["data"] == "folder" else args["data"]
     about += f", {args['subset']} training images" if args["subset"] else ""
     title = f"Study {Path(study.name).stem} on {about}"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import train_cifar
-from minivit import chain, checkpoint, cli, run
+from minivit import chain, checkpoint, cli, config, run
 from minivit.distill import Teacher
 from minivit.resnet import resnet18
 from minivit.vit import VisionTransformer, ViTConfig
@@ -116,7 +116,7 @@ def test_what_the_student_cannot_use_is_told_before_the_teacher_is_trained(words
 
 
 def test_several_processes_are_told_to_train_the_teacher_first(tmp_path):
-    args, _ = run.arguments({"preset": "distilled", "teacher": Path("train:resnet50"), "out": tmp_path / "run"})
+    args, _ = config.arguments({"preset": "distilled", "teacher": Path("train:resnet50"), "out": tmp_path / "run"})
     with pytest.raises(ValueError, match=rf"first the teacher, --preset resnet50 --out {tmp_path / 'run' / 'teacher'}"):
         chain.teacher_of(args, processes=2)
 

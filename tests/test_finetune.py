@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from parity import formula_state
 from torch import nn
 
+from minivit import config, run
 from minivit import data as datasets
-from minivit import run
 from minivit.augment import apply_op, random_rotation
 from minivit.finetune import freeze, learning_share
 from minivit.losses import class_weights, soft_cross_entropy
@@ -249,7 +249,7 @@ def test_dropout_before_the_head_acts_in_training_alone():
 
 def test_the_recipes_of_the_references_are_the_presets_defaults():
     def recipe(preset: str, **wanted: object) -> None:
-        args = run.resolve({"preset": preset})
+        args = config.resolve({"preset": preset})
         assert {name: args[name] for name in wanted} == wanted
         run.check(args)
 
@@ -258,7 +258,7 @@ def test_the_recipes_of_the_references_are_the_presets_defaults():
     recipe("vit-b16", schedule="one-cycle", trivial_augment=True, label_smoothing=0.1, mix_prob=0.0, head_dropout=0.1)
     recipe("distilled", lr=6e-4, min_lr=0.0, warmup=0.05, batch_size=192, epochs=300, mixup=0.4, cutmix=1.0)
     recipe("distilled", label_smoothing=0.05, clean_epochs=15, ema_start=0.995, ema_end=0.9995, erasing=0.25)
-    assert run.resolve({"preset": "distilled", "epochs": 20})["clean_epochs"] == 2  # of a short run a tenth
-    assert run.resolve({"preset": "distilled", "epochs": 20, "clean_epochs": 15})["clean_epochs"] == 15
+    assert config.resolve({"preset": "distilled", "epochs": 20})["clean_epochs"] == 2  # of a short run a tenth
+    assert config.resolve({"preset": "distilled", "epochs": 20, "clean_epochs": 15})["clean_epochs"] == 15
     recipe("distilled", distill_temperature=2.0, distill_weight=0.5, weight_decay=0.05)
     recipe("resnet18", lr=1e-3, weight_decay=0.01, epochs=40, batch_size=256, schedule="cosine", mix_prob=0.0)

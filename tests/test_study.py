@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 import train_cifar
-from minivit import budget, checkpoint, cli, report, run, study
+from minivit import budget, checkpoint, cli, config, report, run, study
 from minivit import data as datasets
 from minivit.budget import Budget
+from minivit.files import write_json
 from minivit.folder import load as load_folder
 from minivit.splits import subset
 from minivit.study import STUDIES, Row, expand, folder_name, load_study, plan
-from minivit.train import Trainer
+from minivit.train import Trainer, TrainingError
 
 TINY = {"preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "image_size": 16, "batch_size": 20}
 
@@ -174,16 +175,16 @@ def test_a_study_trains_each_run_once_goes_on_after_a_stop_and_writes_one_table(
 
 def test_what_a_run_settles_by_itself_does_not_make_it_another_one(images, tmp_path, monkeypatch):
     settled = {"mean": [0.1] * 3, "std": [0.2] * 3, "epochs": 7}  # as a pretrained file and a budget do
-    monkeypatch.setattr(run, "final_report", lambda trainer: run.write_json(trainer.run / "result.json", {}))
+    monkeypatch.setattr(run, "final_report", lambda trainer: write_json(trainer.run / "result.json", {}))
     written({"base": TINY | {"data_root": str(images), "data": "folder"}, "variants": {"a": {"sizes": [8, 16]}}})
     given = {"device": "cpu", "threads": 1, "amp": "off", "val_split": 0, "preset": "shapes-demo"}
     ((_, _, arguments),) = plan(load_study("mine.json"), given, tmp_path / "out", 1)
     assert not study.is_done(arguments)
     folder = arguments["out"]
     folder.mkdir(parents=True)
-    saved = run.resolve(arguments) | settled
-    run.write_arguments(folder / "config.json", saved)
-    run.write_json(folder / "result.json", {})
+    saved = config.resolve(arguments) | settled
+    config.write_arguments(folder / "config.json", saved)
+    write_json(folder / "result.json", {})
     assert study.is_done(arguments)
     with pytest.raises(study.StudyError, match="another --mean"):
         study.is_done(arguments | {"mean": (0.3, 0.3, 0.3)})
@@ -211,11 +212,11 @@ def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_s
     seconds = {8: 1.0, 16: 3.0}
     monkeypatch.setattr(budget, "step_seconds", lambda trainer: seconds[trainer.side])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    dataset = run.load_data(run.resolve(given))
+    dataset = run.load_data(config.resolve(given))
     for limit, minutes in ((Budget(hours=1.0), 120), (Budget(cpu_minutes=5.0), 5)):  # of two threads
         assert budget.epochs_within(limit, given, dataset) == 60 * minutes // (2 * 3)  # 3 steps of 2 s on average
     assert budget.epochs_within(Budget(hours=1e-6), given, dataset) == 1
-    with pytest.raises(run.TrainingError, match="--cpu-minutes counts processor time, and cuda is no CPU"):
+    with pytest.raises(TrainingError, match="--cpu-minutes counts processor time, and cuda is no CPU"):
         Budget(cpu_minutes=1.0).seconds(torch.device("cuda"))
     monkeypatch.undo()
     monkeypatch.setattr(budget, "FEWEST", 2)
@@ -262,7 +263,7 @@ def test_seeds_of_the_named_and_the_best_variant_and_the_teachers_that_they_need
     folders = sorted(path.name for path in Path("out").iterdir() if path.is_dir())
     assert folders == ["a-seed0", "a-seed1", "b-seed0", "b-seed1", "c-seed0", "t-seed0", "t-seed1"]
     assert measured == [Budget(cpu_minutes=0.5)] * 4  # once a variant: its seeds have equal epochs
-    epochs = {name: run.read_config(Path("out") / name / "config.json")["epochs"] for name in folders}
+    epochs = {name: config.read_config(Path("out") / name / "config.json")["epochs"] for name in folders}
     assert epochs["b-seed0"] == epochs["b-seed1"] and epochs["a-seed0"] == epochs["a-seed1"] != epochs["b-seed0"]
     table = Path("out/table.md").read_text()
     assert (
@@ -293,7 +294,7 @@ def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path)
     for name, content in (("result.json", '{"test_acc": 2}'), ("config.json", json.dumps(config))):
         (folder / name).write_text(content)
     (folder / "metrics.jsonl").write_text('{"images_per_s": 3}\n')
-    with pytest.raises(run.TrainingError, match="x holds a damaged run .*out of range"):
+    with pytest.raises(TrainingError, match="x holds a damaged run .*out of range"):
         study.read_run(folder)
     (folder / "result.json").write_text('{"test_acc": 0.2}')
     (folder / "metrics.jsonl").write_text('{"images_per_s": 20}\n' * 3)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from minisam_glue import demo, load_models
 from minisam_glue.cli.console import Console, failed
-from minivit import cli, run
+from minivit import cli, parser, run
 from minivit.pretrained import load_pretrained
 from minivit.vit import VisionTransformer, ViTConfig
 
@@ -151,7 +151,7 @@ def unfinished(request, pictures, tmp_path_factory) -> Path:
     os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     words = f"--data folder --data-root {pictures} --out {out} --epochs 2 --batch-size 4 --val-split 4 {TINY}"
     words = f"{words} --optimizer {request.param}"
-    trainer, _ = run.prepare(vars(cli.parse_arguments(words.split(), "minivit")))
+    trainer, _ = run.prepare(vars(parser.parse_arguments(words.split(), "minivit")))
 
     def stop() -> None:
         trainer.stop_requested = trainer.step == 3

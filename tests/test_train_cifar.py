@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import train_cifar
-from minivit import cli, report, run, train, vit
+from minivit import cli, config, parser, report, run, train, vit
 from minivit.files import Claim
 from minivit.report import percent
 
@@ -165,7 +165,7 @@ def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it
 def given(images: Path, out: Path) -> dict:
     """The arguments of `command` without --amp."""
     words = [word for word in command(images, out) if word not in ("--amp", "off")]
-    return vars(cli.parse_arguments(words, "minivit"))
+    return vars(parser.parse_arguments(words, "minivit"))
 
 
 def test_help_explains_every_flag(capsys):
@@ -489,8 +489,8 @@ def test_a_data_set_too_small_for_the_default_hold_out_is_trained_on_without_one
 
 def test_a_shorter_run_by_the_settings_of_a_longer_one_has_a_clean_end_of_its_own_length(tmp_path):
     def clean(given: dict, **more) -> int:
-        (tmp_path / "config.json").write_text(json.dumps({"arguments": run.resolve(given)}, default=str))
-        return run.arguments({"config": tmp_path / "config.json", **more})[0]["clean_epochs"]
+        (tmp_path / "config.json").write_text(json.dumps({"arguments": config.resolve(given)}, default=str))
+        return config.arguments({"config": tmp_path / "config.json", **more})[0]["clean_epochs"]
 
     assert clean({"preset": "cifar"}) == 10 and clean({"preset": "cifar"}, epochs=10) == 1
     assert clean({"preset": "cifar", "clean_epochs": 7}, epochs=20) == 7

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train_cifar
-from minivit import cli
 from minivit import data as datasets
+from minivit import parser
 from minivit.fast import accelerate
 from minivit.reading import kinds_of, within
 from minivit.splits import DataError, hold_out
@@ -120,7 +120,7 @@ ROWS = {
 
 
 def flags() -> list[str]:
-    actions = cli.make_parser("minivit")._actions
+    actions = parser.make_parser("minivit")._actions
     return [action.option_strings[0] for action in actions if action.option_strings[0] != "-h"]
 
 

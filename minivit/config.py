@@ -1,0 +1,197 @@
+"""The arguments of a run: where each of them comes from, and the config.json that keeps them.
+
+An argument is looked for in this order: the command line, the file of --config, the preset's recipe,
+`TrainConfig` and `ViTConfig`.
+"""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minivit import data as datasets
+from minivit.checkpoint import RESNETS
+from minivit.distill import preset_to_train
+from minivit.files import write_json
+from minivit.reading import (
+    check_regular,
+    fields,
+    flag,
+    flag_of,
+    kinds_of,
+    mapping,
+    one_of,
+    optional,
+    plain,
+    positive,
+    real,
+    refuse,
+    sequence,
+    text,
+    whole,
+)
+from minivit.recipes import RECIPES
+from minivit.text import one_line
+from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.vit import PRESETS, ViTConfig
+
+DEFAULTS = {
+    "data": "cifar10",
+    "data_root": Path("data"),
+    "val_split": 0.02,
+    "subset": 0,
+    "skip_bad": False,
+    "preset": "cifar",
+    "device": "auto",
+    "threads": 0,
+    "teacher": None,
+    "teacher_epochs": None,
+    "pretrained": None,
+    "mean": None,
+    "std": None,
+}
+TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
+MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
+OF_TRAINING = ("config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs")  # flags
+PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
+ARGUMENT_KINDS = {  # of config.json
+    **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
+    "image_size": whole(1),  # images of data sets are square
+    **kinds_of(TrainConfig),
+    **dict.fromkeys(("optimizer", "schedule", "amp", "padding"), text),  # TrainConfig says which there are
+    **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
+    **dict.fromkeys(("teacher", "pretrained"), optional(text)),
+    "teacher_epochs": optional(whole(1)),
+    "mean": optional(sequence(real, 3)),
+    "std": optional(sequence(positive, 3)),
+    "val_split": real,
+    "subset": whole(),
+    "skip_bad": flag,
+    "threads": whole(),
+}
+
+
+def hold_out_amount(value: object, where: str) -> None:
+    """A share of the training images, or a number of them."""
+    real(value, where)
+    if value < 0 or (value >= 1 and value != int(value)):
+        refuse(value, where, "a share from 0 to below 1, or a whole number of images")
+
+
+# What the arguments may be that are no settings of the model or of the training; machine: set_up_machine.
+OTHER_KINDS = {
+    "data": one_of(datasets.NAMES),
+    "val_split": hold_out_amount,
+    "subset": whole(),
+    "preset": one_of([*PRESETS, *RESNETS]),
+}
+OTHER_KINDS |= {name: ARGUMENT_KINDS[name] for name in ("mean", "std", "teacher_epochs")}
+
+
+def arguments(given: dict) -> tuple[dict, bool]:
+    """Return all arguments, those that were given and the defaults, and whether the run goes on from its last.pt.
+
+    A run whose teacher is still to be trained has arguments and no checkpoint yet. ValueError as for `prepare`.
+    """
+    given = dict(given)
+    resume = given.pop("resume", None)
+    if resume and "config" in given:
+        raise TrainingError("--config does not go with --resume: a run continues with its own arguments")
+    if resume:
+        given = {**read_config(resume / "config.json"), **given, "out": resume}
+    elif "config" in given:
+        before = read_config(given.pop("config"))
+        other = {name: value for name, value in before.items() if name != "clean_epochs"}
+        if "epochs" in given and before.get("clean_epochs") == resolve(other)["clean_epochs"]:
+            before = other  # nobody gave the clean end: it is of that run's epochs
+        given = {**before, **given}
+    args = resolve(given)
+    waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
+    return args, bool(resume) and not waits
+
+
+def resolve(given: dict) -> dict:
+    """Fill in the arguments that were not given, from the preset's recipe and the defaults.
+
+    ValueError for those of OTHER_KINDS that are out of range.
+    """
+    preset = given.get("preset", DEFAULTS["preset"])
+    for name, kind in OTHER_KINDS.items():
+        kind(given.get(name, DEFAULTS[name]), flag_of(name))
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
+    args["sizes"] = tuple(args["sizes"])
+    if args["sizes"] and preset in PRESETS:
+        args["smaller_images"] = True
+    if "clean_epochs" not in given:  # a short run has a short clean end
+        args["clean_epochs"] = min(args["clean_epochs"], args["epochs"] // 10)
+    args.setdefault("out", Path("runs") / f"{args['data']}-{preset}")
+    return args
+
+
+def read_config(path: Path) -> dict:
+    """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
+    try:
+        check_regular(path, most=1 << 20)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields(arguments=mapping(text, plain))(content, "its content")
+        args = content["arguments"]
+        unknown = sorted(args.keys() - ARGUMENT_KINDS.keys())
+        if unknown:
+            raise ValueError(f"arguments[{unknown[0]!r}] is not known to this version of the program: take it out")
+        fields(**{name: kind for name, kind in ARGUMENT_KINDS.items() if name in args})(args, "arguments")
+    except (FileNotFoundError, NotADirectoryError):
+        folder = Path(path).parent.parent  # of a checkpoint that was named in place of its run
+        hint = f"{folder} is one" if (folder / "config.json").is_file() else "or its config.json"
+        raise TrainingError(f"there is no {path}: name a run folder; {hint}") from None
+    except (ValueError, RecursionError) as error:  # JSON that is none, too
+        reason = one_line(error, 200)
+        raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None
+    return from_json({name: value for name, value in args.items() if name != "out"})
+
+
+def from_json(args: dict) -> dict:
+    """Arguments from JSON: lists become tuples, and the names of files and folders paths."""
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+    return {k: Path(v) if k in PATHS and v else v for k, v in tuples.items()}
+
+
+def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:
+    """Write config.json: every resolved argument, the model, and the machine."""
+    gpu = trainer.device.type == "cuda"
+    content = {
+        "arguments": plain_arguments(args),
+        "model": dataclasses.asdict(model.config) if hasattr(model, "config") else args["preset"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "precision": str(trainer.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(trainer.device) if gpu else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": trainer.ranks.number,
+        "images": len(trainer.train_split),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()},
+    }
+    write_json(path, content)
+
+
+def write_arguments(path: Path, args: dict) -> None:
+    """Write a config.json of the arguments alone, for a run that has not begun."""
+    write_json(path, {"arguments": plain_arguments(args)})
+
+
+def plain_arguments(args: dict) -> dict:
+    """Arguments as JSON has them."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in args.items()}
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
