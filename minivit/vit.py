@@ -176,7 +176,7 @@ PRESETS: dict[str, ViTConfig] = {
     # Hybrids: a feature map of a convolutional network as patches.
     "hybrid-cnn": ViTConfig(dim=256, depth=6, heads=8, stem="cnn"),  # 5,970,634
     "hybrid-resnet18": ViTConfig(dim=256, depth=6, heads=8, stem="resnet18"),  # 7,599,434
-    # ImageNet's ViTs, as torchvision and timm have them. vit-b16-last3 has a recipe of its own (run.py).
+    # ImageNet's ViTs, as torchvision and timm have them. vit-b16-last3 has a recipe of its own (recipes.py).
     "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86,567,656
     "vit-b16-last3": ViTConfig(
         image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12, head_dropout=0.1
