@@ -37,7 +37,8 @@ def measure(last: int | None, checkpointing: bool, batch: int, steps: int, devic
     from minivit.checkpoint import build_model
     from minivit.finetune import learning_share
     from minivit.splits import Dataset, Split
-    from minivit.train import TrainConfig, Trainer
+    from minivit.train import Trainer
+    from minivit.train_config import TrainConfig
 
     pixels = torch.randint(0, 256, (batch, 3, 224, 224), dtype=torch.uint8)
     images = Split(pixels, torch.arange(batch) % 10)

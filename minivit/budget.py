@@ -19,7 +19,8 @@ import torch
 
 from minivit import config, run
 from minivit.splits import Dataset
-from minivit.train import Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainingError
 
 LEAST = 5.0  # seconds of measurement at each image size
 FEWEST, MOST = 6, 40  # steps of it

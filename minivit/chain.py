@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minivit import config, run
 from minivit.distill import preset_to_train, teacher_folder
-from minivit.train import TrainingError
+from minivit.train_config import TrainingError
 
 SHARED = (
     "data",

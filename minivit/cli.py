@@ -16,7 +16,8 @@ from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out
 from minivit.reading import flag_of, optional, whole, within
 from minivit.report import percent
 from minivit.text import LogLines, complain, count, one_line, printable, say, shell_word
-from minivit.train import Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainingError
 
 NO_MEMORY = {  # by task
     "study": "out of memory: lower --batch-size",

@@ -36,7 +36,8 @@ from minivit.reading import (
 )
 from minivit.recipes import RECIPES
 from minivit.text import one_line
-from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig, TrainingError
 from minivit.vit import PRESETS, ViTConfig
 
 DEFAULTS = {

@@ -9,7 +9,7 @@ from minivit import data as datasets
 from minivit.checkpoint import RESNETS
 from minivit.evaluate import TTA
 from minivit.study import EXAMPLE, STUDIES
-from minivit.train import TrainConfig
+from minivit.train_config import TrainConfig
 from minivit.vit import PRESETS, STEMS
 
 DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.

@@ -24,7 +24,7 @@ from minivit.images import image_size, read_image
 from minivit.report import csv_table, percent, write_report
 from minivit.splits import DataError, Split, some_of
 from minivit.text import complain, count, csv_cell, name_classes, one_line, say
-from minivit.train import TrainingError
+from minivit.train_config import TrainingError
 
 TABLES = (".csv", ".json")
 AT_ONCE = 32  # pictures that go through a model together

@@ -22,6 +22,7 @@ from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_json
+from minivit.precision import NARROW, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
 from minivit.reading import check_weights, whole
@@ -29,17 +30,8 @@ from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
 from minivit.text import count, name_classes, one_line, shell_word
-from minivit.train import (
-    LEAST_HOLD_OUT,
-    NARROW,
-    TrainConfig,
-    Trainer,
-    TrainingError,
-    bf16_is_faster,
-    check_crop,
-    choose_precision,
-    set_up_fine_tuning,
-)
+from minivit.train import LEAST_HOLD_OUT, Trainer, set_up_fine_tuning
+from minivit.train_config import TrainConfig, TrainingError, check_crop
 from minivit.vit import PRESETS
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from minivit.reading import check_regular, fields, flag_of, mapping, optional, p
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
 from minivit.splits import Dataset
 from minivit.text import complain, count, csv_cell, markdown, one_line, say
-from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig, TrainingError
 
 PLAIN = {"crop": 0, "flip": False, "trivial_augment": False, "erasing": 0.0, "mix_prob": 0.0, "label_smoothing": 0.0}
 NOISE = {"trivial_augment": False, "jitter": 0.4, "drop_path": 0.1, "mixup": 0.8, "cutmix": 1.0}

@@ -6,21 +6,19 @@ images and the augmentations, PyTorch's global one the dropout. The best epoch i
 the trainer never reads the test images.
 """
 
-import copy
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from minivit import checkpoint, files, reading
+from minivit import checkpoint, files
 from minivit.augment import Augment
 from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
@@ -32,151 +30,16 @@ from minivit.losses import class_weights, distillation_loss, soft_cross_entropy
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
 from minivit.optim import adamw, load_moments, one_cycle, warmup_cosine, warmup_linear
+from minivit.precision import choose_precision
+from minivit.reading import flag_of
+from minivit.resume import check_resumable
 from minivit.splits import Dataset, Split
-from minivit.text import name_classes, one_line
-from minivit.vit import MOST_BLOCKS, MOST_OTHERS, VisionTransformer
+from minivit.text import one_line
+from minivit.train_config import TrainConfig, TrainingError, check_crop, check_shares
+from minivit.vit import VisionTransformer
 
 NEXT = "best.next.pt"  # best.pt of an epoch whose last.pt is still to be written
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
-NARROW = 128  # channels: narrower models may lose more by conversion to bf16 than its products gain
-
-
-class TrainingError(ValueError):
-    """A run that cannot start or continue. The message is one line and says what to change."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Training settings. Learning rates are per step of a whole batch; an epoch is one pass over the training images.
-
-    TrainingError (a ValueError) names the setting that is out of range.
-    """
-
-    epochs: int = 300
-    batch_size: int = 192
-    accumulate: int = 1  # gradient accumulation: parts in which a batch goes through the model
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    schedule: Literal["cosine", "one-cycle", "linear"] = "cosine"
-    lr: float = 1e-3
-    adamw_lr: float = 3e-3  # of what Muon leaves to AdamW: biases, norms, positions, heads
-    min_lr: float = 1e-5
-    warmup: float = 0.04  # of cosine and linear: below 1 a share of all steps, from 1 on epochs
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0  # factor on the rate of each layer, from the head down to the embedding
-    train_last: int | None = None  # only the last blocks learn, with the final norm and the heads; None for all
-    checkpointing: bool = False  # gradient checkpointing: blocks are computed again in the backward pass
-    balance: Literal["none", "weights", "sampler"] = "none"  # classes of unequal size: weighted loss, or drawn equally
-    clip: float = 1.0  # gradient clipping: largest norm, 0 for none
-    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    compile: bool = False
-    patience: int = 0  # early stopping: epochs without a better hold-out accuracy, 0 for never
-    max_bad_steps: int = 20  # non-finite steps in a row
-    ema_start: float = 0.995
-    ema_end: float = 0.9995
-    sizes: tuple[int, ...] = ()  # image sides, each for an equal share of the epochs; () for the model's own
-    crop: int = 4
-    padding: Literal["zero", "reflect"] = "zero"
-    flip: bool = True
-    alternate_flip: bool = False  # mirror half of the images in one epoch and the other half in the next
-    trivial_augment: bool = True
-    jitter: float = 0.0
-    rotate: float = 0.0  # largest turn, in degrees
-    erasing: float = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mix_prob: float = 0.5
-    label_smoothing: float = 0.1
-    unsmoothed_epochs: int = 0  # last epochs without label smoothing, if more than the clean ones
-    clean_epochs: int = 10
-    distill_weight: float = 0.5
-    distill_temperature: float | None = None  # None or 0: the teacher's hard labels
-    seed: int = 0
-
-    def __post_init__(self):
-        try:
-            reading.check_config(self, TRAIN_KINDS, {field.name: reading.flag_of(field.name) for field in fields(self)})
-        except ValueError as error:
-            raise TrainingError(error) from None
-        if self.schedule == "cosine" and self.min_lr > self.lr:
-            raise TrainingError(f"--min-lr is {self.min_lr:g}, above --lr {self.lr:g}: lower --min-lr, or raise --lr")
-        if self.schedule != "one-cycle" and 1 <= self.warmup and self.warmup >= self.epochs:
-            raise TrainingError(
-                f"--warmup is {self.warmup:g} epochs, of --epochs {self.epochs}: give fewer, or a share below 1"
-            )
-        if self.layer_decay != 1 and self.optimizer == "muon":
-            raise TrainingError(f"--layer-decay {self.layer_decay:g} goes with --optimizer adamw, not with muon")
-
-
-# The ranges of those settings; of the others, the annotation says what they may be.
-TRAIN_KINDS: dict[str, reading.Kind] = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "max_bad_steps"), reading.whole(1)),
-    **dict.fromkeys(("patience", "clean_epochs", "unsmoothed_epochs"), reading.whole()),
-    **dict.fromkeys(("lr", "adamw_lr"), reading.positive),
-    **dict.fromkeys(("min_lr", "weight_decay", "clip", "warmup"), reading.within(0)),
-    **dict.fromkeys(("ema_start", "ema_end", "label_smoothing"), reading.within(0, 1, "[)")),
-    **dict.fromkeys(("erasing", "mix_prob", "distill_weight"), reading.within(0, 1)),
-    **dict.fromkeys(("mixup", "cutmix"), reading.within(0, 1000)),
-    "jitter": reading.within(0, 2),  # beyond, factors are cut at 0 and hues turn in full
-    "sizes": reading.sequence(reading.whole(1, MOST_OTHERS)),
-    "crop": reading.whole(0, MOST_OTHERS),  # below the side of the images: check_crop
-    "rotate": reading.within(0, 180),
-    "layer_decay": reading.within(0, 1, "(]"),
-    "train_last": reading.optional(reading.whole(0, MOST_BLOCKS)),
-    "distill_temperature": reading.optional(reading.within(0)),
-    "seed": reading.whole(1 - reading.LARGEST, reading.LARGEST - 1),
-}
-
-
-def check_crop(crop: int, side: int) -> None:
-    """TrainingError if a random crop may leave nothing of images of this side."""
-    if crop >= side:
-        raise TrainingError(f"--crop is {crop}, of {side}x{side} images: give a number of pixels from 0 to {side - 1}")
-
-
-def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
-    """TrainingError if a part of a batch has fewer images than there are processes to share it."""
-    smallest = min(len(part) for part in torch.empty(batch_size).chunk(accumulate))
-    if smallest < processes:
-        raise TrainingError(
-            f"{processes} processes can't share a batch of {batch_size} images in {accumulate} parts, one of which has "
-            f"{smallest}: raise --batch-size, or lower --accumulate or --nproc-per-node"
-        )
-
-
-def choose_precision(amp: str, device: torch.device) -> torch.dtype:
-    """Choose the dtype of autocast: for "auto" bf16 if the hardware computes in it, else fp16 on a GPU, else fp32."""
-    if amp != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 natively; where it does not, bf16 is far slower than fp32."""
-    try:
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    except (AttributeError, RuntimeError):  # a PyTorch without this call
-        return False
-
-
-def bf16_is_faster(model: nn.Module, images: Tensor, rounds: int = 3) -> bool:
-    """Whether a training step of `model` takes less time in bf16 than in fp32 on this CPU.
-
-    images: (B, 3, H, W), normalised. A copy of the model makes passes forward and backward, in turns; the fastest of
-    each kind counts.
-    """
-    model = accelerate(copy.deepcopy(model).to(memory_format=torch.channels_last)).train()
-    seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
-    for _ in range(rounds):
-        for dtype in seconds:
-            started = time.perf_counter()
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                scores = model(images)
-            scores.float().square().mean().backward()
-            seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
-    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 @contextmanager
@@ -199,7 +62,7 @@ def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1
     if not isinstance(model, VisionTransformer):
         for name, default in asked.items():
             if getattr(config, name) != default:
-                raise TrainingError(f"{reading.flag_of(name)} needs a Vision Transformer, not a {type(model).__name__}")
+                raise TrainingError(f"{flag_of(name)} needs a Vision Transformer, not a {type(model).__name__}")
         return
     model.checkpointing = config.checkpointing
     if config.train_last is not None:
@@ -564,22 +427,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a checkpoint of the same run. TrainingError if its settings differ: the schedule needs them."""
-        # A setting that is newer than the checkpoint had its default when the run began.
-        saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
-        changed = [k for k, v in asdict(self.config).items() if saved[k] != v]
-        if "epochs" in changed:
-            raise TrainingError(
-                f"--epochs {self.config.epochs}: the learning rate of this run ends with epoch {saved['epochs']}, so "
-                f"it can't be longer; train on from its weights: --pretrained {self.run / 'best.pt'}, another --out"
-            )
-        if changed:
-            raise TrainingError(
-                f"this run was started with another {', '.join(changed)}: resume it with the same settings"
-            )
-        self.check_progress(state)
-        for weights in ("model", "ema"):
-            reading.check_weights(state[weights], self.model.state_dict())
+        """Continue from a checkpoint of the same run. ValueError (TrainingError) if it is of another, or damaged."""
+        check_resumable(self, state)
         load_moments(self.optimizer, state["optimizer"])
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
@@ -595,63 +444,6 @@ class Trainer:
         self.order = state["order"].cpu()
         self.settle_best()
         self.write_metrics()
-
-    def check_same_data(self, state: dict) -> None:
-        """TrainingError unless a checkpoint is of the data at hand: its classes, numbers of images, normalisation."""
-        if state["classes"] != list(self.data.classes):
-            known, there = map(name_classes, (state["classes"], self.data.classes))
-            raise TrainingError(
-                f"this run was started with {known}, the data has {there}: resume it with the same data"
-            )
-        reading.optional(reading.sequence(reading.whole(), 2))(state.get("images"), "its numbers of images")
-        if state.get("images") not in (None, self.images):
-            raise TrainingError(
-                "this run was started with {} training and {} hold-out images, now there are {} and {}: resume it with "
-                "the same data, --subset and --val-split".format(*state["images"], *self.images)
-            )
-        for name in ("mean", "std"):
-            if not all(map(partial(math.isclose, rel_tol=1e-3), state[name], getattr(self.data, name))):
-                raise TrainingError(
-                    f"this run was started with another --{name}, or other images: resume it with the same"
-                )
-
-    def check_progress(self, state: dict) -> None:
-        """ValueError unless the numbers of a checkpoint, weights and moments aside, can be those of this run."""
-        r, images = reading, len(self.train_split)
-        self.check_same_data(state)
-        scaler = r.fields(
-            scale=r.positive,
-            growth_factor=r.positive,
-            backoff_factor=r.positive,
-            growth_interval=r.whole(1),
-            _growth_tracker=r.whole(),
-        )
-        r.fields(
-            model=r.mapping(r.text, r.any_tensor),
-            optimizer=r.anything,
-            scaler=scaler if self.scaler.is_enabled() else r.anything,
-            rng=r.numbers(torch.get_rng_state()),
-            generator=r.numbers(self.generator.get_state()),
-            rng_cuda=r.sequence(r.any_tensor),
-            epoch=r.whole(0, self.config.epochs),
-            batch=r.whole(0, self.steps_per_epoch),
-            order=r.any_tensor,
-            sums=r.sequence(r.measured, 3),
-            bad_steps=r.whole(),
-            bad_in_a_row=r.whole(),
-            best=r.optional(r.fields(score=r.real, epoch=r.whole(1, self.config.epochs))),
-            history=r.sequence(r.mapping(r.text, r.optional(r.measured))),
-        )(state, "the run")
-        r.sequence(r.fields(epoch=r.whole(1)))(state["history"], "its history")
-        r.real(state.get("cpu_seconds", 0.0), "its processor time")
-        every = torch.arange(images)
-        if state["batch"]:  # in the middle of an epoch
-            r.numbers(every)(state["order"], "the order of the images")
-            drawn = state["order"].sort().values
-            if self.config.balance == "sampler" and not 0 <= drawn[0] <= drawn[-1] < images:
-                raise ValueError("the order of the images has others than there are")
-            if self.config.balance != "sampler" and not torch.equal(drawn, every):
-                raise ValueError("the order of the images does not have each of them once")
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that the run can be resumed from, by any number of processes."""

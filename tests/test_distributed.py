@@ -21,7 +21,8 @@ from minivit import distributed
 from minivit.distributed import Ranks, SyncBatchNorm2d, WholeBatchDraws
 from minivit.fast import accelerate
 from minivit.splits import DataError
-from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig, TrainingError
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 SCRIPT = Path(train_cifar.__file__)

@@ -16,7 +16,8 @@ from minivit.losses import class_weights, soft_cross_entropy
 from minivit.optim import param_groups
 from minivit.resnet import resnet18
 from minivit.splits import hold_out
-from minivit.train import TrainConfig, Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig, TrainingError
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 TINY = ViTConfig(image_size=8, patch=4, classes=10, dim=16, depth=3, heads=2)

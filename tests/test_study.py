@@ -18,7 +18,8 @@ from minivit.files import write_json
 from minivit.folder import load as load_folder
 from minivit.splits import subset
 from minivit.study import STUDIES, Row, expand, folder_name, load_study, plan
-from minivit.train import Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TrainingError
 
 TINY = {"preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "image_size": 16, "batch_size": 20}
 

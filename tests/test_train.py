@@ -8,9 +8,11 @@ import torch
 
 from minivit import checkpoint, train
 from minivit import data as datasets
+from minivit.precision import choose_precision
 from minivit.run import final_report
 from minivit.splits import Split, hold_out
-from minivit.train import TrainConfig, Trainer, TrainingError, choose_precision
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig, TrainingError
 from minivit.vit import VisionTransformer, ViTConfig
 
 MODEL = ViTConfig(

@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(images, tmp_path):
 def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it(
     faster, amp, precision, images, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(train, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("minivit.precision.cpu_has_bf16", lambda: True)
     now, spent = [0.0], []
 
     def forward(self, x, *args, **options):  # the clock of this test goes on as the model works
@@ -151,7 +151,7 @@ def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it
     original = vit.VisionTransformer.forward
     with monkeypatch.context() as patch:
         patch.setattr(vit.VisionTransformer, "forward", forward)
-        patch.setattr(train.time, "perf_counter", lambda: now[0])
+        patch.setattr("minivit.precision.time.perf_counter", lambda: now[0])
         run.prepare(given(images, tmp_path / "r"))[0].fit(until=1)
     assert spent[:6] == [(False, 8), (True, 8)] * 3
     config = json.loads((tmp_path / "r" / "config.json").read_text())

@@ -12,7 +12,8 @@ from minivit.losses import distillation_loss
 from minivit.mix import one_hot
 from minivit.optim import one_cycle, warmup_linear
 from minivit.splits import Dataset
-from minivit.train import TrainConfig, Trainer
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig
 from minivit.vit import VisionTransformer, ViTConfig
 
 MODEL = ViTConfig(image_size=16, patch=4, dim=16, depth=1, heads=2)

@@ -13,7 +13,8 @@ from minivit import parser
 from minivit.fast import accelerate
 from minivit.reading import kinds_of, within
 from minivit.splits import DataError, hold_out
-from minivit.train import TRAIN_KINDS, TrainConfig, Trainer, TrainingError
+from minivit.train import Trainer
+from minivit.train_config import TRAIN_KINDS, TrainConfig, TrainingError
 from minivit.vit import FLAGS, MODEL_KINDS, VisionTransformer, ViTConfig
 
 GIVEN = ["--data", "folder", "--device", "cpu", "--preset", "cifar-small"]
