@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.cli.lock import FolderLock
-from minisam_glue.datasets import FORMATS, Categories, Pixels, yolo
+from minisam_glue.datasets import FORMATS, Categories, Pixels, voc, yolo
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -110,6 +110,29 @@ def test_pycocotools_reads_the_same_masks_boxes_areas_and_tracks(name, made, cap
     )
 
 
+def test_coco_says_which_frame_and_which_object_of_a_video_as_tao_and_as_cocovid_do(made):
+    folder, truth = made
+    content = json.loads((folder / "coco" / "annotations.json").read_text())
+    videos, tracks, images = ({one["id"]: one for one in content[key]} for key in ("videos", "tracks", "images"))
+    for image in images.values():
+        video, _, number = image["file_name"].rpartition("/")
+        assert bool(video) == ("video_id" in image) == ("frame_id" in image)
+        if video:
+            assert image["frame_id"] == image["frame_index"] == int(number.split(".")[0])
+            about = videos[image["video_id"]]
+            assert about["name"] == video and (about["width"], about["height"]) == (image["width"], image["height"])
+    for annotation in content["annotations"]:
+        image = images[annotation["image_id"]]
+        if "video_id" not in image:
+            assert not {"track_id", "instance_id", "video_id"} & annotation.keys()
+            continue
+        assert annotation["track_id"] == annotation["instance_id"] and annotation["video_id"] == image["video_id"]
+        track = tracks[annotation["track_id"]]
+        assert (track["video_id"], track["category_id"]) == (annotation["video_id"], annotation["category_id"])
+        true = truth[image["file_name"].split(".")[0]]
+        assert annotation["area"] in [o.mask.sum() for o in true.objects if o.id == track["object_id"]]
+
+
 def test_yolo_labels_fill_to_the_masks_and_their_boxes_are_the_masks_own(made):
     folder, truth = made
     names = json.loads((folder / "coco" / "annotations.json").read_text())["categories"]
@@ -169,6 +192,9 @@ def test_torchvision_reads_voc_masks_classes_and_boxes(made):
     )
     base = folder / "voc" / "VOCdevkit" / "VOC2012"
     classes = (base / "labels.txt").read_text().splitlines()
+    lines = [line.split(":") for line in (base / "labelmap.txt").read_text().splitlines()]
+    colours = {name.lower(): [*map(int, colour.split(","))] for name, colour, _, _ in lines}
+    assert list(colours) == ["background", *map(str.lower, classes)] and colours["background"] == [0, 0, 0]
     names = (base / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
     assert sorted(names) == sorted(truth) and len(masks) == len(boxes) == len(names)
     for number, name in enumerate(names):
@@ -179,6 +205,7 @@ def test_torchvision_reads_voc_masks_classes_and_boxes(made):
         for place, (held, listed) in enumerate(zip(true.seen, found), 1):
             assert np.array_equal(by_object == place, held.mask)
             assert {classes[n - 1].lower() for n in np.unique(np.array(by_class)[held.mask])} == {held.label.lower()}
+            assert (np.array(by_class.convert("RGB"))[held.mask] == colours[held.label.lower()]).all()  # as CVAT reads
             left, top, right, bottom = mask_box(held.mask)
             box = [int(listed["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")]
             assert listed["name"].lower() == held.label.lower() and box == [left + 1, top + 1, right, bottom]
@@ -420,6 +447,13 @@ def test_labels_that_differ_in_case_are_one_category_and_unknown_ones_are_refuse
     assert categories.names == ["Dog", "cat"] and categories.number("DOG") == 0
     with pytest.raises(ValueError, match="'bird' is none of the data set's"):
         categories.number("bird")
+
+
+def test_a_class_whose_name_a_label_map_can_not_hold_is_left_out_of_it_and_the_others_keep_their_colours(tmp_path):
+    voc.assemble(tmp_path, lambda: iter(()), Categories(["3:15 clock", "#1 dog", "background", "cat"]))
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    assert (base / "labelmap.txt").read_text().splitlines() == ["background:128,128,0::", "cat:0,0,128::"]
+    assert (base / "labels.txt").read_text().splitlines() == ["3:15 clock", "#1 dog", "background", "cat"]
 
 
 @pytest.mark.parametrize("name", ["dog \U0001f600", 'a "b" \\u0041', "Zürich\u2028\u0085", "\ufeff: #-"])

@@ -1,5 +1,6 @@
 """segment.py on inputs of every kind: what comes out has the size, times, sound and format that went in."""
 
+import glob
 import io
 import json
 import signal
@@ -168,7 +169,7 @@ def test_options_may_stand_anywhere(tmp_path):
         parse_arguments([source, "--save", "mask", "bright."])
 
 
-def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes():
+def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes_and_no_glob_mistakes():
     sources = [
         "a/x.jpg",
         "a/x.png",
@@ -182,6 +183,8 @@ def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_take
         'http://h/a:b*"<c>|.png',
         f"http://h/{'n' * 300}.png",
         f"http://h/{'n' * 300}m.png",
+        "clip [dQw4w9].mp4",  # as downloaders of videos name them
+        "clip _dQw4w9_.mp4",
         "v.2.mp4",
     ]
     names = [path.name for path in folders_of(sources, Path("out")).values()]
@@ -192,6 +195,7 @@ def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_take
         and names[-1] == "v.2"
     )
     assert all(0 < len(name) < 130 and not set(name) & set('\\/:*?"<>|') for name in names)
+    assert [glob.escape(name) for name in names] == names  # loaders of data sets look for files by globs
 
 
 def test_results_do_not_go_into_the_input(tmp_path, capsys, monkeypatch):

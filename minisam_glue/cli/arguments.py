@@ -202,12 +202,13 @@ def stem(source: str) -> str:
 
 
 def last_part(source: str) -> str:
-    """The name at the end of a path or URL, without what file systems do not take."""
+    """The name at the end of a path or URL, without what file systems do not take, and what a glob reads as a pattern:
+    loaders of data sets, such as DAVIS's own, look for files by globs."""
     if source == "-":
         return "stdin"
     name = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     name = name.split("?")[0] if "://" in source else name
-    name = re.sub(r'[\0-\x1f:*?"<>|]', "_", name).encode(errors="ignore")  # those of Windows are the most
+    name = re.sub(r'[\0-\x1f:*?"<>|[\]]', "_", name).encode(errors="ignore")  # Windows refuses the most
     if len(name) > LONGEST_NAME:
         name = name[: LONGEST_NAME // 2] + b"~" + name[-LONGEST_NAME // 2 :]
     return name.decode(errors="ignore").strip(". ") or "input"

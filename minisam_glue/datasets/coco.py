@@ -1,8 +1,11 @@
 """COCO instances (cocodataset.org, "Data format"): one annotations.json beside images/.
 
 Polygons follow the edges of the pixels, so that pycocotools gives the same masks; what has holes is one ring that
-enters and leaves them. With run lengths ("coco-rle") masks are in the compressed form of pycocotools. Frames of a video
-have its `video_id` and their `frame_id` from 0; their annotations have the `track_id` of one object, see `tracks`.
+enters and leaves them. With run lengths ("coco-rle") masks are in the compressed form of pycocotools.
+
+Videos are described in both ways that are in use. TAO (TrackEval, docs/TAO-format.txt): `videos`, `tracks`, the
+`frame_index` of an image, the `track_id` of an annotation. CocoVID (MMTracking, "Customize Datasets") calls the same
+numbers `frame_id` and `instance_id`, and gives annotations a `video_id`. Frames count from 0.
 """
 
 import json
@@ -61,7 +64,7 @@ def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
             if entry["frame"] is None:
                 break
             if not entry["frame"]:
-                videos.append({"id": len(videos) + 1, "name": name})
+                videos.append({"id": len(videos) + 1, "name": name} | _size(entry))
             for held in entry["objects"]:
                 known = {"video_id": len(videos), "category_id": held["category_id"], "object_id": held["track"]}
                 tracks.setdefault((name, held["track"]), {"id": len(tracks) + 1} | known)
@@ -94,7 +97,8 @@ def _numbered(entries: Entries) -> Iterator[tuple[int, str, dict]]:
 
 def _images(entries: Entries, videos: dict[str, int]) -> Iterator[dict]:
     for number, name, entry in _numbered(entries):
-        frame = {} if entry["frame"] is None else {"video_id": videos[name], "frame_id": entry["frame"]}
+        at = entry["frame"]
+        frame = {} if at is None else {"video_id": videos[name], "frame_id": at, "frame_index": at}
         yield {"id": number} | entry["image"] | frame
 
 
@@ -103,5 +107,14 @@ def _annotations(entries: Entries, tracks: dict[tuple[str, int], dict]) -> Itera
     for image, name, entry in _numbered(entries):
         for held in entry["objects"]:
             number += 1
-            track = {} if entry["frame"] is None else {"track_id": tracks[name, held["track"]]["id"]}
+            track = {} if entry["frame"] is None else _track(tracks[name, held["track"]])
             yield {"id": number, "image_id": image} | {k: v for k, v in held.items() if k != "track"} | track
+
+
+def _track(track: dict) -> dict:
+    """The fields of an annotation that say which object of which video it shows."""
+    return {"track_id": track["id"], "instance_id": track["id"], "video_id": track["video_id"]}
+
+
+def _size(entry: dict) -> dict:
+    return {side: entry["image"][side] for side in ("width", "height")}

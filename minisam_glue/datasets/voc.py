@@ -3,6 +3,9 @@
 It lies in VOCdevkit/VOC2012, where torchvision.datasets.VOCSegmentation and VOCDetection look for it. Classes are
 numbered from 1 in the order of labels.txt; the numbers of the objects are their places in the XML file. Boxes are
 counted from 1 with both ends in them, as VOC counts. Where masks overlap, the smallest lies on top. There is no void.
+
+VOC's own classes are fixed, so it has no file for others. CVAT and Datumaro read them from labelmap.txt beside the
+folders (docs.cvat.ai, "Pascal VOC"): name, colour in the palette, parts, actions.
 """
 
 from pathlib import Path
@@ -11,7 +14,7 @@ from xml.sax.saxutils import escape
 from ..support.files import whole_file
 from ..support.text import printable
 from .annotations import Categories, Entries, Picture
-from .palette import MOST, number_map, save
+from .palette import MOST, colours, number_map, save
 
 ROOT = "VOCdevkit/VOC2012"
 
@@ -57,12 +60,24 @@ def _xml(picture: Picture, categories: Categories) -> str:
 
 
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
-    """Write the lists of images and labels.txt."""
+    """Write the lists of images, labels.txt and labelmap.txt."""
     for task in ("Segmentation", "Main"):
         path = folder / ROOT / "ImageSets" / task / "train.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for _, found in entries():
                 file.writelines(f"{entry['name']}\n" for entry in found or ())
-    with whole_file(folder / ROOT / "labels.txt") as temporary:
-        temporary.write_text("".join(f"{printable(name)}\n" for name in categories.names), encoding="utf-8")
+    names = [printable(name) for name in categories.names]
+    for file_name, lines in (("labels.txt", names), ("labelmap.txt", _label_map(names))):
+        with whole_file(folder / ROOT / file_name) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _label_map(names: list[str]) -> list[str]:
+    """The lines of labelmap.txt. A name that would not be read back there, for a colon or a leading #, has none."""
+    table = colours()
+    return [
+        f"{name}:{','.join(map(str, table[3 * number : 3 * number + 3]))}::"
+        for number, name in enumerate(["background", *names])
+        if (number or "background" not in names) and ":" not in name and not name.startswith("#")
+    ]
