@@ -8,10 +8,15 @@ nearly a quadratic polynomial,
 
     f(x) = x^T A x + b^T x + c,
 
-and where f2(x) = f1(x - d) equal coefficients give A2 = A1 and b2 = b1 - 2 A1 d, so that A d = -(b2 - b1) / 2. In a
-window around each pixel this is solved for d by least squares, from coarse to fine. The names of the parameters, the
-weights at the edge of the picture, and how the pyramid is made are those of OpenCV's calcOpticalFlowFarneback. All
-computations are float32, on the device of the pictures. Left out: the initial flow as an argument.
+and where f2(x) = f1(x - d) equal coefficients give A2 = A1 and b2 = b1 - 2 A1 d, so that A d = -(b2 - b1) / 2. With a
+flow d' that is known so far the second picture is looked at where it leads, x' = x + d'(x):
+
+    A = (A1(x) + A2(x')) / 2,    b = -(b2(x') - b1(x)) / 2 + A d',    d = (sum w A^T A)^-1 sum w A^T b,
+
+least squares over a window w around each pixel, from coarse to fine. The names of the parameters, the weights at the
+edge of the picture, the constants and how the pyramid is made are those of OpenCV's calcOpticalFlowFarneback
+(modules/video/src/optflowgf.cpp). All computations are float32, on the device of the pictures. Left out: the initial
+flow as an argument.
 """
 
 from functools import lru_cache
@@ -109,7 +114,7 @@ def correlate(values: Tensor, taps: Tensor, dim: int) -> Tensor:
 
 @lru_cache
 def expansion_kernels(n: int, sigma: float) -> tuple[Tensor, Tensor]:
-    """Kernels (3, 1, 2n + 1, 1) and (5, 3, 1, 2n + 1): down the columns, then along the rows (section 2).
+    """Kernels (3, 1, 2n + 1, 1) and (5, 3, 1, 2n + 1): down the columns, then along the rows (the paper's section 2).
 
     Least squares with weights g(x) g(y) of the monomials m_i = 1, x, y, x^2, y^2, xy: coefficients G^-1 <m, f>, where
     G_ij = <m_i, m_j>. All inner products are separable: g, y g and y^2 g are applied down the columns, then g, x g and
@@ -139,17 +144,17 @@ def polynomial_expansion(pictures: Tensor, n: int, sigma: float) -> Tensor:
 
 
 def update_flow(first: Tensor, second: Tensor, flow: Tensor, window: Tensor) -> Tensor:
-    """One iteration (section 4.2): coefficients (B, 5, H, W) of both pictures and a flow -> a better flow."""
+    """One iteration: coefficients (B, 5, H, W) of both pictures and a flow d' (B, 2, H, W) -> a better flow d."""
     H, W = flow.shape[-2:]
     x, y = places(flow)
     inside = ((x >= 0) & (x < W - 1) & (y >= 0) & (y < H - 1)).float()[:, None]
     moved = sample(second, x, y)
-    # A = (A1(x) + A2(x + d)) / 2; beyond the edge nothing is known of the second picture, and A = A1.
+    # A = (A1(x) + A2(x')) / 2; beyond the edge nothing is known of the second picture, and A = A1.
     axx, ayy, axy = torch.lerp(first[:, 2:], moved[:, 2:], inside / 2).unbind(1)
-    axy = axy / 2
+    axy = axy / 2  # the coefficient of xy is twice the entry of A beside its diagonal
     bx, by = ((first[:, :2] - moved[:, :2] * inside) / 2).unbind(1)
     dx, dy = flow.unbind(1)
-    bx, by = bx + axx * dx + axy * dy, by + axy * dx + ayy * dy  # equations 9 to 11
+    bx, by = bx + axx * dx + axy * dy, by + axy * dx + ayy * dy  # + A d'
     products = first.new_empty(first.shape)
     for i, terms in enumerate(
         ((axx, axx, axy, axy), (axx, axy, axy, ayy), (axy, axy, ayy, ayy), (axx, bx, axy, by), (axy, bx, ayy, by))
@@ -158,7 +163,7 @@ def update_flow(first: Tensor, second: Tensor, flow: Tensor, window: Tensor) -> 
     products *= edge_weights(H, W, flow.device) ** 2
     g11, g12, g22, h1, h2 = average(products, window).unbind(1)
     determinant = g11 * g22 - g12**2 + REGULAR
-    return torch.stack(((g22 * h1 - g12 * h2) / determinant, (g11 * h2 - g12 * h1) / determinant), 1)  # equation 12
+    return torch.stack(((g22 * h1 - g12 * h2) / determinant, (g11 * h2 - g12 * h1) / determinant), 1)  # d
 
 
 def edge_weights(H: int, W: int, device: torch.device) -> Tensor:

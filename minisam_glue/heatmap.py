@@ -1,6 +1,6 @@
 """Heat maps to instances: a threshold, connected components, boxes, and points to seed a segmenter with.
 
-Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE Trans. SMC 9 (1979), chooses the threshold.
+Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE Trans. SMC 9(1), 1979, chooses the threshold.
 Confidences are used as the model gives them. They are not stretched to 0..1: an absent object lights up nothing.
 Left out: how the heat maps are made (clipseg/heat_mapper.py).
 """
@@ -79,8 +79,9 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     """The threshold that splits values of any shape into two classes of greatest variance between them.
 
     Floats are counted in `bins` bins from their least to their greatest, integers each in a bin of its own. Returns
-    the centre of the last bin of the lower class, or the value itself if all are the same. The upper class lies
-    strictly above the threshold. ValueError if there are no values, or some are not finite.
+    the centre of the last bin of the lower class, or the value itself if all are the same, as scikit-image's
+    threshold_otsu does. The upper class lies strictly above the threshold. ValueError if there are no values, or some
+    are not finite.
     """
     values = np.asarray(values).ravel()
     if not values.size or not np.isfinite(values).all():
@@ -101,7 +102,7 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     moments = counts * centres.astype(float)
     below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]  # pixels of each class, for each split
     mean_below, mean_above = np.cumsum(moments)[:-1] / below, np.cumsum(moments[::-1])[::-1][1:] / above
-    between = below * above * (mean_below - mean_above) ** 2.0  # equation 14, times the square of all pixels
+    between = below * above * (mean_below - mean_above) ** 2.0  # Otsu's between-class variance, times all^2
     return float(centres[between.argmax()])
 
 

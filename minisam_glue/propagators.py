@@ -312,8 +312,8 @@ class FlowPropagator(MemoryPropagator):
         size = self.now.shape[-2:]
         full = F.interpolate(logits.float().clamp(-MOST, MOST)[None], size, mode="bilinear", align_corners=False)
         moved = warp(full + MOST, back)[0] - MOST  # beyond the edge: no object
-        # Sundaram, Brox and Keutzer, "Dense Point Trajectories by GPU-accelerated Large Displacement Optical Flow"
-        # (ECCV 2010), equation 5.
+        # |there + back|^2 < 0.01 (|there|^2 + |back|^2) + 0.5: Sundaram, Brox and Keutzer, "Dense Point Trajectories by
+        # GPU-accelerated Large Displacement Optical Flow" (ECCV 2010).
         lengths = (back**2).sum(1) + (warp(there, back) ** 2).sum(1)
         good = inconsistency(there, back) ** 2 < 0.01 * lengths + 0.5
         change = warp(self.before[None, None], back)[:, 0] - self.now.float()

@@ -14,7 +14,7 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor |
 
     q: (B, h, Q, d); k, v: (B, h, N, d); bias broadcasts to (B, h, Q, N). Returns (B, h, Q, d).
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, Q, N)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, Q, N); q is the smaller one to divide
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1) @ v
@@ -34,8 +34,11 @@ class Attention(nn.Module):
     """Multi-head self-attention (section 3.2.2): tokens (B, N, C) -> (B, N, C).
 
     qk_norm: layer-normalise queries and keys per head (ViT-22B, arXiv 2302.05442, section 2).
-    qk_temperature: multiply the scores of each head by a learned number (LSA, arXiv 2112.13492, section 3.2).
-    biases: of both projections. ValueError if `heads` does not divide `dim`.
+    qk_temperature: multiply the scores of each head by a learned number: the learned temperature of locality
+    self-attention (LSA, Lee et al., arXiv 2112.13492), without its mask of the diagonal. LSA learns the whole factor,
+    which begins at 1 / sqrt(d); here 1 / sqrt(d) stays and the learned number begins at 1.
+    dropout: probability, of the output. biases: whether both projections have them.
+    ValueError if `heads` does not divide `dim`.
     """
 
     def __init__(

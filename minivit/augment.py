@@ -124,7 +124,9 @@ def random_rotation(x: Tensor, degrees: float, generator: torch.Generator) -> Te
 
 
 def magnitude_table() -> Tensor:
-    """Magnitudes (14 operations, 31 bins) of arXiv 2103.10158, table 1, "wide", as torchvision spaces them."""
+    """Magnitudes (14 operations, 31 bins) of the "wide" space of arXiv 2103.10158, as torchvision's
+    TrivialAugmentWide spaces them: shears as a slope, pixels, degrees, distances of an enhancement from factor 1, bits
+    that are kept, a threshold of grey levels."""
     enhance, degrees = torch.linspace(0, 0.99, BINS), torch.linspace(0, 135, BINS)
     pixels, none = torch.linspace(0, 32, BINS), torch.zeros(BINS)
     bits = 8 - (torch.arange(BINS) / ((BINS - 1) / 6)).round()
@@ -332,6 +334,7 @@ def color_jitter(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
 
 
 def _luma(x: Tensor) -> Tensor:
+    """Brightness (B, 1, H, W) of RGB (B, 3, H, W), with the weights of torchvision's rgb_to_grayscale."""
     return (x * x.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -361,7 +364,8 @@ def random_erasing(
 ) -> Tensor:
     """Set one box of each of the normalised images (B, 3, H, W) to 0, their mean, with probability p.
 
-    scale: the box's share of the area. ratio: its height over its width, log-uniform.
+    scale: the box's share of the area. ratio: its height over its width, log-uniform. The defaults are those of
+    torchvision's RandomErasing; the paper goes up to 0.4 of the area and fills boxes with random values.
     """
     boxes = draw_boxes(len(x), *x.shape[2:], generator, scale, ratio)
     boxes *= torch.rand(len(x), 1, generator=generator) < p

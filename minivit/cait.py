@@ -28,7 +28,10 @@ from minivit.layers import MLP, DropPath, make_layer_scale
 
 
 class TalkingHeadsAttention(Attention):
-    """Self-attention whose heads are mixed linearly before and after the softmax: (B, N, C) -> (B, N, C)."""
+    """Self-attention whose heads are mixed linearly before and after the softmax: (B, N, C) -> (B, N, C).
+
+    The position bias is added after the first mix. The paper's projections have no biases; CaiT's code has them.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,13 @@ def mix_heads(x: Tensor, linear: nn.Linear) -> Tensor:
 class ClassAttention(nn.Module):
     """Attention of the T special tokens to all tokens, themselves included: (B, T + N, C) -> (B, T, C).
 
-    Equations 3 to 5 of the paper, with T tokens in place of one. ValueError if `heads` does not divide `dim`.
+    With the paper's names, and x_class for all T tokens (the paper has one):
+
+        z = [x_class, x_patches]
+        Q = W_q x_class + b_q,   K = W_k z + b_k,   V = W_v z + b_v
+        A = softmax(Q K^T / sqrt(C / h)),   out = W_o A V + b_o
+
+    `q` is W_q, `kv` W_k and W_v, `proj` W_o. ValueError if `heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):

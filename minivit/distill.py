@@ -1,7 +1,7 @@
 """A teacher for distillation: a frozen model that is shown the views its student learns from.
 
 The teacher labels the same augmented and mixed images as the student sees (Beyer et al., "Knowledge distillation: a
-good teacher is patient and consistent", arXiv 2106.05237, section 3.1). It may have been trained on images of
+good teacher is patient and consistent", arXiv 2106.05237, section 3). It may have been trained on images of
 another size or normalisation; its views are converted. Losses: losses.py. A teacher trained first: chain.py.
 """
 

@@ -1,9 +1,11 @@
-"""Exponential moving average of the weights (Polyak averaging; used as in DeiT, arXiv 2012.12877).
+"""Exponential moving average (EMA) of the weights, which is evaluated in their place: averaged = d * averaged +
+(1 - d) * weights after each step, with a decay d near 1.
 
-The decay grows over training: early on the average follows the fast-moving weights (0.995 remembers
-about 200 steps), late it smooths out the noise (0.9995: 2,000 steps). In the first steps it is lower
-still, so that even a short run's average has forgotten the weights it began with. Left out: averages
-kept in another precision or on another device than the model.
+DeiT's code (arXiv 2012.12877) has a constant decay of 0.99996. Here it grows over training: early on the average
+follows the fast-moving weights (0.995 remembers about 1 / (1 - 0.995) = 200 steps), late it smooths out the noise
+(0.9995: 2,000 steps). In the first steps it is lower still, by the rule of TensorFlow's
+ExponentialMovingAverage, so that even a short run's average has forgotten the weights it began with. Left out:
+averages kept in another precision or on another device than the model.
 """
 
 import copy

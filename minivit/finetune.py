@@ -1,7 +1,8 @@
 """Fine-tuning: train the last blocks of a Vision Transformer alone, or its early layers at lower rates.
 
-Layer-wise decay of the learning rate: ELECTRA, arXiv 2003.10555, section 3.1 of its appendix; for images BEiT, arXiv
-2106.08254, appendix. Layers are the embedding, each block, and what follows them (norm and heads).
+Layer-wise decay of the learning rate: ELECTRA, Clark et al., arXiv 2003.10555; for images BEiT, Bao et al., arXiv
+2106.08254 (each in the appendix on fine-tuning). Layers are the embedding, each block, and what follows them (norm
+and heads).
 """
 
 import re

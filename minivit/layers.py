@@ -2,7 +2,8 @@
 
 Patch embedding: Dosovitskiy et al., arXiv 2010.11929, section 3.1. Convolutional stem: Xiao et al.,
 arXiv 2106.14881, and CCT, arXiv 2104.05704. Depth-wise convolution in the MLP: LocalViT, arXiv
-2104.05707. LayerScale: CaiT, arXiv 2103.17239. Stochastic depth: arXiv 1603.09382, one draw per sample.
+2104.05707. LayerScale: CaiT, arXiv 2103.17239, section 2. Stochastic depth: Huang et al., arXiv 1603.09382,
+with a draw for each sample, as timm has it (the paper: for each batch).
 Attribute names are timm's, so that its checkpoints load as they are.
 """
 
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Cut images into p x p patches and project each linearly: (B, 3, H, W) -> (B, H/p * W/p, dim)."""
+    """Cut images into p x p patches and project each linearly: (B, 3, H, W) -> (B, H/p * W/p, dim).
+
+    The products x_p E of ViT's equation 1, as a convolution whose stride is its kernel size.
+    """
 
     def __init__(self, patch: int, dim: int):
         super().__init__()
@@ -27,9 +31,10 @@ class PatchEmbed(nn.Module):
 class ConvStem(nn.Module):
     """Patch embedding by overlapping 3x3 convolutions: (B, 3, H, W) -> (B, H/p * W/p, dim).
 
-    The first convolution keeps the resolution; each further one halves it, until one position is one
-    patch; a 1x1 projection follows. Convolutions bring the locality that a transformer would have to
-    learn from more images than small data sets have. ValueError if p is not a power of two, or dim below 4.
+    The first convolution keeps the resolution (Xiao et al. halve from the first one on); each further one halves
+    it, until one position is one patch p x p; a 1x1 projection follows. Convolutions bring the locality that a
+    transformer would have to learn from more images than small data sets have. ValueError if p is not a power of
+    two, or `dim` too small for the narrowest convolution, which has dim / 4 channels (patch 2: dim / 2).
     """
 
     def __init__(self, patch: int, dim: int):
@@ -55,8 +60,9 @@ class ConvStem(nn.Module):
 class MLP(nn.Module):
     """Linear layer, activation, linear layer: (B, N, C) -> (B, N, C).
 
-    conv: add a residual 3x3 depth-wise convolution over the patch grid before the activation. Class and
-    distillation tokens, which come first in the sequence, have no place on the grid and skip it.
+    conv: add a residual 3x3 depth-wise convolution over the patch grid before the activation (LocalViT has it
+    without the residual). Class and distillation tokens, which come first in the sequence, have no place on the
+    grid and skip it.
     """
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv: bool = False, activation: str = "gelu"):
@@ -113,14 +119,18 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """The drop probability of each block: linear from 0 at the first to `rate` at the last."""
+    """The drop probability of each block: linear from 0 at the first to `rate` at the last, as in timm and DeiT.
+
+    The paper's rule is linear, too, and starts at rate / depth.
+    """
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     """Fixed 2-D position embedding (h * w, dim): sines and cosines of the column, then of the row.
 
-    As in MAE (arXiv 2111.06377) and MoCo v3 (arXiv 2104.02057). ValueError if 4 does not divide `dim`.
+    As in the code of MAE (arXiv 2111.06377) and MoCo v3 (arXiv 2104.02057). Each of the four parts has dim / 4
+    frequencies, from 1 to about 1 / 10000. ValueError if 4 does not divide `dim`.
     """
     if dim % 4:
         raise ValueError(f"a 2-D sine-cosine embedding needs a width divisible by 4, not {dim}")

@@ -31,8 +31,10 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch. logits, teacher: (B, C).
 
-    T^2 keeps the size of the gradient as T grows (arXiv 1503.02531, section 2). The published DeiT code
-    divides by the number of classes as well, which is the same as a C times smaller weight.
+    T^2 keeps the size of the gradient as T grows (arXiv 1503.02531, section 2). KL is the divergence of the student
+    from the teacher, as in Hinton's loss and in DeiT's code; DeiT's equation 2 writes its arguments in the other
+    order. That code (DistillationLoss in losses.py) divides by the number of classes as well, which is the same as
+    a C times smaller weight.
     """
     student = (logits.float() / temperature).log_softmax(-1)
     wanted = (teacher.float() / temperature).log_softmax(-1)
@@ -56,8 +58,9 @@ def distillation_loss(
 ) -> Tensor:
     """(1 - alpha) * cross-entropy of the class head + alpha * distillation of the distillation head.
 
-    All of (B, C). temperature None or 0: hard distillation (DeiT, equation 3); a number: soft (equation 2).
-    weight: of each class, (C,), in the cross-entropy with the labels.
+    All of (B, C). temperature None or 0: hard distillation (DeiT, equation 3, where alpha is 1/2); a number: soft
+    (equation 2, where alpha is lambda and the temperature tau). weight: of each class, (C,), in the cross-entropy
+    with the labels.
     """
     if not temperature:
         distilled = hard_distillation(dist_logits, teacher)

@@ -1,7 +1,8 @@
 """AdamW on the right parameters (arXiv 1711.05101), and learning rates as pure functions of the step.
 
-warmup_cosine follows arXiv 1608.03983 (one cycle, no restarts); one_cycle follows arXiv 1708.07120 with
-the phases of torch's OneCycleLR. A schedule holds no state, so resuming needs the step alone; steps
+warmup_cosine follows SGDR, arXiv 1608.03983, equation 5 (one cycle, no restarts; the warm-up is not its);
+one_cycle follows arXiv 1708.07120, with the two phases and the cosines of torch's OneCycleLR in place of the
+paper's straight lines. A schedule holds no state, so resuming needs the step alone; steps
 count from 0, and the value is what that step uses. Left out: momentum schedules. Muon: muon.py.
 """
 
@@ -32,7 +33,7 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
     """Two parameter groups: weight decay for weight matrices and convolutions; none for biases, norms and NO_DECAY.
 
     layer_decay below 1 makes two for each layer of a VisionTransformer, whose rates have the factor `gain`: 1 for norm
-    and heads, layer_decay for the last block, its square for the block before, and so on.
+    and heads, layer_decay for the last block, its square for the block before, and so on (see finetune.py).
     """
     groups = {(1.0, matrices): [] for matrices in (True, False)}
     for name, parameter in model.named_parameters():

@@ -44,7 +44,8 @@ class RelativePositionBias(nn.Module):
 class TokenBias(nn.Module):
     """Learned scores of the T special tokens, which have no place on the grid, to each other and to all patches.
 
-    forward returns (1, h, T, T + N): the rows that class-attention adds to its scores.
+    A token has one score per head for all N patches. forward returns (1, h, T, T + N): the rows that class-attention
+    adds to its scores.
     """
 
     def __init__(self, patches: int, heads: int, tokens: int):

@@ -231,10 +231,13 @@ PRESETS: dict[str, ViTConfig] = {
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C). ViT, equations 2 and 3.
+    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C). ViT, equations 2 and 3:
 
-    tokens: how many of the N are special tokens, which come first. forward takes the patch grid
-    (down, across) for the convolution inside the MLP and the position bias.
+        z' = MSA(LN(z)) + z,    z = MLP(LN(z')) + z'
+
+    with LayerScale and stochastic depth, where they are on, on both branches. tokens: how many of the N are special
+    tokens, which come first. forward takes the patch grid (down, across) for the convolution inside the MLP and the
+    position bias.
     """
 
     def __init__(self, config: ViTConfig, drop_path: float, tokens: int):
@@ -267,11 +270,11 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Map normalised images (B, 3, H, W) to class scores (B, classes).
 
-    With a distillation token there are two heads: `forward` averages their scores, and `forward(x,
-    each_head=True)` returns both, class head first, for a loss that treats them differently. `features`
-    returns the tokens (B, T + N, C) after the last block, normalised if pool is "cls" (else their mean is), with
-    the T special tokens (class, distillation) before the N patches. ValueError for images of a shape or type that
-    the model does not take.
+    With a distillation token there are two heads: `forward` averages their scores before the softmax, as DeiT's code
+    does (the paper adds their softmax outputs), and `forward(x, each_head=True)` returns both, class head first, for
+    a loss that treats them differently. `features` returns the tokens (B, T + N, C) after the last block, normalised
+    if pool is "cls" (else their mean is), with the T special tokens (class, distillation) before the N patches.
+    ValueError for images of a shape or type that the model does not take.
 
     checkpointing: in training, keep the input of each block alone and compute the block again in the backward pass
     (Chen et al., arXiv 1604.06174): less memory for a second forward pass.
@@ -434,12 +437,12 @@ def init_weights(model: VisionTransformer) -> None:
     | convolutions of the stem               | normal, variance 2 / fan-in                    |
     | depth-wise convolution in the MLP      | normal, std 0.1                                |
     | all biases                             | 0                                              |
-    | class, distillation, position          | normal, std 0.02                               |
+    | class, distillation, position          | normal, std 0.02, cut at two std               |
     | relative position bias                 | 0: no offset is preferred                      |
     | norms, LayerScale                      | as built: 1 and 0; the configured gain         |
 
     With `init` "norm" linear layers and convolutions are normal noise of Frobenius norm sqrt(rows), heads a
-    tenth of that.
+    tenth of that: the norm that minivit/muon.py keeps them at.
 
     The usual std of 0.02 for linear layers suits a width of 768; at 192 it makes the branches too faint
     to learn from at first.

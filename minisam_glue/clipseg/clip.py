@@ -51,7 +51,7 @@ class CLIPConfig:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """CLIP's approximation of GELU."""
+    """GELU as openai/CLIP approximates it (QuickGELU): x sigmoid(1.702 x)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -196,7 +196,7 @@ class CLIP(nn.Module):
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # log(1 / 0.07), section 2.5
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # log(1 / 0.07) at first, section 2.5
         self.text_model = TextTransformer(config.text)
         self.vision_model = VisionTransformer(config.vision)
         self.visual_projection = nn.Linear(config.vision.dim, config.projection_dim, bias=False)
@@ -211,6 +211,6 @@ class CLIP(nn.Module):
         return self.text_projection(self.text_model(ids))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """The fit of B images and T texts, (B, T): scaled cosines (figure 3)."""
+        """Logits (B, T), how well B images fit T texts: scaled cosines, as the pseudocode of the paper's figure 3."""
         image, text = (F.normalize(x, dim=-1) for x in (self.encode_image(images), self.encode_text(ids)))
         return self.logit_scale.exp() * image @ text.T

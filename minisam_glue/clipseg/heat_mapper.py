@@ -19,7 +19,7 @@ from ..support.recent import Recent
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
 
-SIZE = 352  # pixels, as officially
+SIZE = 352  # pixels, as in the official notebook and in transformers' processor
 TEXT_CACHE = 1024  # phrases
 PROMPTS_AT_ONCE = 16  # heat maps decoded together: they need about 20 MB each at 352 x 352 pixels
 
@@ -33,8 +33,10 @@ def preprocess(picture: np.ndarray, size: int) -> Tensor:
 def highlight(
     picture: Picture, mask: np.ndarray, brightness: float = 0.1, blur: float = 2.0, context: float = 0.5
 ) -> np.ndarray:
-    """A picture prompt that shows one object: background dark and blurred, cropped to the object (section 4).
+    """A picture prompt that shows one object: background dark and blurred, cropped to the object.
 
+    The paper calls this visual prompt engineering. Its code (img_preprocess in evaluation_utils.py) darkens by 0.1,
+    too, but blurs by 3 and leaves less around the object: blur and context are our choice.
     mask: bool (H, W). brightness: factor of the background. blur: deviation of its Gaussian in pixels. context: margin
     of the crop, as a share of the object's longer side. ValueError if the mask is empty or of another size.
     """
@@ -65,6 +67,7 @@ class HeatMapper:
 
     size: side in pixels of the square that pictures are stretched to; more shows smaller objects and costs more.
     templates: a phrase is put into each of them, and the mean of their embeddings stands for it (CLIP, section 3.1.4).
+    openai/CLIP brings each to length 1 before the mean; here they keep their lengths, which matter to CLIPSeg.
     ValueError if the model takes no such size, or a template has no {}.
     Threads: `heat_maps` may be called from several at once; the cache of phrases is made for it.
     """

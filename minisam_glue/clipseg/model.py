@@ -23,8 +23,10 @@ IGNORED_KEYS = ("clip.text_model.embeddings.position_ids", "clip.vision_model.em
 class CLIPSegConfig:
     """Sizes of a model.
 
-    reduce_dim: channels of the decoder. extract_layers: layers of the image encoder, from 0, whose outputs are decoded.
-    conditional_layer: step of the decoder at which the phrase comes in. refined: upsample in three steps, not in one.
+    reduce_dim: channels of the decoder (D in the paper). extract_layers: layers of the image encoder, from 0, whose
+    outputs are decoded (S in the paper; the published weights take 3, 6 and 9, the official experiments 3, 7 and 9).
+    conditional_layer: step of the decoder at which the phrase comes in. refined: a 3 x 3 convolution and two transposed
+    ones make pixels of patches, in place of one transposed convolution; not in the paper, but in the later weights.
     """
 
     clip: CLIPConfig = field(default_factory=CLIPConfig)
@@ -67,7 +69,7 @@ class DecoderLayer(EncoderLayer):
 
 
 def upsampling(channels: int, patch_size: int, refined: bool) -> nn.Module:
-    """Features of patches (B, R, h, w) -> logits of pixels (B, 1, H, W)."""
+    """Features of patches (B, R, h, w) -> logits of pixels (B, 1, H, W), with R channels (reduce_dim)."""
     if not refined:
         return nn.ConvTranspose2d(channels, 1, patch_size, stride=patch_size)
     first, second = patch_size // 4, 4
@@ -81,7 +83,11 @@ def upsampling(channels: int, patch_size: int, refined: bool) -> nn.Module:
 
 
 class Decoder(nn.Module):
-    """Activations and conditions -> logits of a heat map for each condition (figure 2 of the paper)."""
+    """Activations and conditions -> logits of a heat map for each of P conditions (figure 2 of the paper).
+
+    FiLM multiplies and adds to the channels of each token what linear layers make of the condition. Here R is
+    reduce_dim, D the size of CLIP's common space, and N = 1 + h * w: the class token is decoded, too, and dropped last.
+    """
 
     def __init__(self, config: CLIPSegConfig):
         super().__init__()

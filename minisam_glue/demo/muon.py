@@ -1,7 +1,7 @@
 """Muon: momentum whose update of each matrix is made orthogonal (Jordan et al., kellerjordan.github.io/posts/muon).
 
 A gradient is mostly a few strong directions, and AdamW leaves the weak ones to last. Muon replaces the singular values
-of the momentum by ones, by five turns of a polynomial that drives them there, so that all directions learn alike.
+of the momentum by numbers near 1, by five turns of a polynomial, so that all directions learn alike.
 """
 
 import math
@@ -13,11 +13,14 @@ import torch.nn as nn
 from torch import Tensor
 
 LEAST = 8  # rows and columns: of thinner matrices nothing is gained over AdamW
-A, B, C = 3.4445, -4.7750, 2.0315  # coefficients of the polynomial a x + b x^3 + c x^5 (Jordan et al.)
+A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a x + b x^3 + c x^5: KellerJordan/Muon
 
 
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Matrices (n, rows, columns) U S V^T -> about U V^T, by Newton-Schulz steps: singular values from 0.7 to 1.2."""
+    """Matrices (n, rows, columns) U S V^T -> about U V^T, by Newton-Schulz steps.
+
+    Five of them bring singular values above 1/600 of the Frobenius norm between 0.68 and 1.21.
+    """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
@@ -45,7 +48,11 @@ def matrices_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices_of(model). Updates are as large as AdamW's (arXiv 2502.16982), so `lr` is an AdamW's too."""
+    """Muon for matrices_of(model).
+
+    Updates are scaled by 0.2 sqrt(max(rows, columns)), which makes them as large as AdamW's (Liu et al., arXiv
+    2502.16982), so `lr` is an AdamW's too.
+    """
 
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
         super().__init__(weights, {"lr": lr, "momentum": momentum})
@@ -65,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(update.view_as(weight), alpha=scale)
 
     def nesterov(self, weight: nn.Parameter, momentum: float) -> Tensor:
-        """The momentum after this gradient, a step ahead, as a matrix."""
+        """The momentum after this gradient, a step ahead (Nesterov), as a matrix."""
         kept = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
         kept.lerp_(weight.grad, 1 - momentum)
         return flat(weight.grad.lerp(kept, momentum))

@@ -1,4 +1,4 @@
-"""Train the demo segmenter from nothing on generated scenes and clips (SAM 2, arXiv 2408.00714, appendix D.2).
+"""Train the demo segmenter from nothing on generated scenes and clips (SAM 2, arXiv 2408.00714).
 
     OMP_NUM_THREADS=1 python -m minisam_glue.demo.train_segmenter --out runs/demo-segmenter
     OMP_NUM_THREADS=1 python -m minisam_glue.demo.train_segmenter --out runs/demo-segmenter --minutes 90

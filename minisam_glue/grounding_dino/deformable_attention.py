@@ -4,8 +4,10 @@ Paper: Zhu et al., Deformable DETR, arXiv 2010.04159, section 4.1, equation 3:
 
     MSDeformAttn(z_q, p_q, x) = sum_m W_m [ sum_l sum_k A_mlqk . W'_m x_l(phi_l(p_q) + dp_mlqk) ]
 
-over the heads m, levels l and points k. Both offsets dp and weights A are linear in the query z_q; A sums to one
-over l and k. Left out: the CUDA kernel. A faster form of the sum on a CPU is in fast.py.
+over the heads m, levels l and points k (K in all). z_q is the content of query q, p_q its reference point from 0 to 1,
+phi_l the scaling to the cells of level l; here places stay fractions, and offsets dp are scaled instead. Offsets and
+weights A are linear in z_q; A, after a softmax, sums to one over l and k. Left out: the CUDA kernel. A faster form of
+the sum on a CPU is in fast.py.
 """
 
 import math
@@ -84,5 +86,6 @@ class MSDeformAttn(nn.Module):
         if reference.shape[-1] == 2:  # offsets in cells of the level
             cells = [[(width, height)] * self.points for height, width in shapes]  # (levels, K, 2)
             return reference + offsets / torch.tensor(cells, dtype=offsets.dtype, device=query.device), weights
-        # offsets in parts of half the box, so that K points fill it at first
+        # Reference boxes, as in the paper's appendix on iterative refinement: offsets in parts of half the box, so that
+        # the K points of a head reach from its centre to its edge at first.
         return reference[..., :2] + offsets / self.points * reference[..., 2:] * 0.5, weights

@@ -26,7 +26,7 @@ from .tokenizer import WordPieceTokenizer
 from .transformer import Text
 
 TEXT_CACHE = 256  # captions
-BOX_THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25  # the official defaults
+BOX_THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25  # those of the official util/inference.py; its demo script has 0.3 and 0.25
 log = logging.getLogger(__name__)
 
 
@@ -204,7 +204,8 @@ def merge(
 class Detector:
     """A model with its tokenizer and a cache of encoded captions.
 
-    min_size, max_size: pixels that the shorter side of an image is resized to, and that the longer may have at most.
+    min_size, max_size: pixels that the shorter side of an image is resized to, and that the longer may have at most;
+    the defaults are those of the official load_image.
     Threads: `detect` may be called from several at once; the caches of words and captions are made for it.
     """
 

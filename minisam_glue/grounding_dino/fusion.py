@@ -1,7 +1,7 @@
 """Feature enhancer's fusion: bi-directional attention between image tokens and text tokens.
 
-Paper: Grounding DINO, arXiv 2303.05499, section 3.1, after GLIP, arXiv 2112.03857, section 3.2. One score matrix of
-image tokens v and text tokens l is read in both directions, per head of d channels:
+Paper: Grounding DINO, arXiv 2303.05499, section 3.1, after GLIP, arXiv 2112.03857, section 3.2 (X-MHA). One score
+matrix of S image tokens v and L text tokens l is read in both directions, per head of d channels:
 
     scores = (v Wq) (l Wk)^T / sqrt(d)               v_proj and l_proj
     read_v = softmax over l (scores)   (l Wl) Ov     values_l_proj, out_v_proj: image tokens read text tokens
@@ -50,7 +50,8 @@ class BiMultiHeadAttention(nn.Module):
 
 
 class BiAttentionBlock(nn.Module):
-    """Pre-norm fusion with a learned scale; as in the official code the residual starts from the normalised tokens."""
+    """Pre-norm fusion with a learned scale, 1e-4 at first; as in the official code (BiAttentionBlock) the residual
+    starts from the normalised tokens."""
 
     def __init__(self, dim: int, inner: int, heads: int):
         super().__init__()

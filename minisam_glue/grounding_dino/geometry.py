@@ -1,9 +1,9 @@
 """Positions, reference points and proposals: all that follows from the shapes of the maps alone.
 
-Papers: Deformable DETR, arXiv 2010.04159, sections 4.1 (reference points) and A.4 (proposals of the first stage);
-DETR, arXiv 2005.12872 (sine positions); DINO, arXiv 2203.03605. Images of unequal sizes lie at the top left of one
-canvas; each of the four levels is a map of that canvas, and the cells of all levels stand in a row of S. Everything
-here is float32, whatever the precision of the model.
+Papers: Deformable DETR, arXiv 2010.04159, section 4.1 (reference points) and appendix A.4 (proposals of the first
+stage, of side 0.05 * 2^(l - 1) on level l); DETR, arXiv 2005.12872 (sine positions). Images of unequal sizes lie at the
+top left of one canvas; each of the four levels is a map of that canvas, and the cells of all levels stand in a row of
+S. Everything here is float32, whatever the precision of the model.
 """
 
 import math
@@ -80,7 +80,10 @@ def propose_boxes(centres: list[Tensor], inside: Tensor) -> tuple[Tensor, Tensor
 
 
 def sine_position(valid: Tensor, channels: int) -> Tensor:
-    """valid (B, H, W) -> (B, H, W, channels): each cell's row, then column, from 0 to 1 over the image."""
+    """valid (B, H, W) -> (B, H, W, channels): each cell's row, then column, from 0 to 1 over the image.
+
+    The temperature is the official configurations' (pe_temperatureH, pe_temperatureW).
+    """
     rows, columns = valid.cumsum(1), valid.cumsum(2)
     y = rows / (rows[:, -1:] + 1e-6)
     x = columns / (columns[:, :, -1:] + 1e-6)
@@ -88,7 +91,7 @@ def sine_position(valid: Tensor, channels: int) -> Tensor:
 
 
 def sine_embedding(x: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
-    """(...) -> (..., features): sine and cosine in turn, of 2 pi x / temperature^(2i / features)."""
+    """(...) -> (..., features): channels 2i and 2i + 1 are sine and cosine of 2 pi x / temperature^(2i / features)."""
     exponent = 2 * (torch.arange(features, device=x.device) // 2) / features
     angle = x[..., None].float() * (2 * math.pi) / temperature**exponent
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2)
@@ -100,6 +103,6 @@ def box_embedding(boxes: Tensor, channels: int) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
-    """log(x / (1 - x)), with x clamped to [0, 1] and both terms to at least 1e-3."""
+    """log(x / (1 - x)), with x clamped to [0, 1] and both terms to at least 1e-3 (official util/misc.py)."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=1e-3) / (1 - x).clamp(min=1e-3))

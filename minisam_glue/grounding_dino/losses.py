@@ -1,8 +1,9 @@
 """Training losses of Grounding DINO: Hungarian matching, then token similarity, L1 and GIoU.
 
-Paper: arXiv 2303.05499, section 3.5, with the weights of its appendix; matching after DETR, arXiv
-2005.12872; focal loss, arXiv 1708.02002. The official project published none of it. Left out: denoising
-queries, and the averaging of the number of boxes over several processes.
+Paper: arXiv 2303.05499, section 3.5, with the weights of its appendix on implementation; matching after DETR,
+arXiv 2005.12872; focal loss, arXiv 1708.02002; GIoU, arXiv 1902.09630. "similarity" is what the paper calls the
+contrastive or classification loss. The official project published none of it. Left out: denoising queries, and the
+averaging of the number of boxes over several processes.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ..assignment import hungarian
 from ..boxes import cxcywh_to_xyxy
 from .model import DetectorOutput
 
-ALPHA = 0.25  # focal loss: weight of the positives; the exponent is 2
+ALPHA = 0.25  # focal loss: weight of the positives; the exponent, gamma, is 2: both as in its paper
 MATCH_WEIGHTS = {"similarity": 2.0, "l1": 5.0, "giou": 2.0}
 LOSS_WEIGHTS = {"similarity": 1.0, "l1": 5.0, "giou": 2.0}
 
@@ -38,7 +39,10 @@ def token_map(spans: list[tuple[int, int]], labels: list[int], length: int) -> T
 
 
 def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Sigmoid focal loss of each logit against 0 or 1: easy ones count little."""
+    """Sigmoid focal loss of each logit against 0 or 1, of any equal shapes: easy ones count little.
+
+    alpha_t (1 - p_t)^2 (-log p_t), with p_t the probability of the right answer, 1 - `missed`.
+    """
     probability = logits.sigmoid()
     missed = wanted * (1 - probability) + (1 - wanted) * probability
     weight = wanted * ALPHA + (1 - wanted) * (1 - ALPHA)

@@ -1,7 +1,12 @@
 """The detector's transformer: feature enhancer, language-guided query selection, cross-modality decoder.
 
 Paper: Grounding DINO, arXiv 2303.05499, sections 3.1 to 3.3 and figure 3; boxes are refined as in DINO, arXiv
-2203.03605. Left out: dropout, denoising queries, and the options that no published weights use.
+2203.03605. B images, S image tokens (cells of all levels), L text tokens, Q queries, C channels. Left out: dropout,
+denoising queries, and the options that no published weights use.
+
+The order of steps is that of the official code, which the weights were trained with. It differs from the paper's text
+in two places: an encoder layer begins with the fusion, its self-attentions follow; and in a decoder layer the queries
+read the text before the image.
 
 The text tokens meet the image four times:
     Encoder              fusion in every layer: image tokens read text tokens, and text tokens read image tokens
@@ -191,7 +196,7 @@ class Transformer(nn.Module):
         return candidates, contrastive_logits(candidates, text).amax(-1)
 
     def select_queries(self, scores: Tensor, geometry: Geometry) -> Tensor:
-        """Indices (B, Q) of the Q image tokens of highest score (section 3.2).
+        """Indices (B, Q) of the Q image tokens of highest score (section 3.2, equation 1, with score_tokens).
 
         Padding comes last, so that a batch selects what each of its images alone would (not so in the official code).
         """
@@ -213,7 +218,7 @@ class Transformer(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Refine learned queries, which start at boxes (B, Q, 4) before the sigmoid; returns what Decoder does.
 
-        Only the place of a query comes from the selected tokens: its content is learned (DINO, mixed query selection).
+        Only the place of a query comes from the selected tokens, its content is learned: DINO's mixed query selection.
         """
         queries = self.tgt_embed.weight.expand(len(memory), -1, -1)
         return self.decoder(queries, boxes.detach().sigmoid(), memory, geometry, text)

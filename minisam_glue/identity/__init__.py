@@ -9,8 +9,8 @@ the decoder and the memory (VideoTracker.settle), and change nothing where no tw
     meeting.py     two look-alikes whose masks overlap: their union is cut between the places where they should be, and
                    the cut masks are written to memory
     search.py      a lost object is looked for by its appearance, with box prompts and without memory
-    rules.py       all of it in order; a mask that lies on another's object is taken away (from IoU 0.7, as in SAM 3,
-                   arXiv 2511.16719), and so is one that lies on something unlike its own
+    rules.py       all of it in order; a mask that lies on another's object is taken away (from IoU 0.7 of the two, the
+                   value of SAM 3's code, arXiv 2511.16719), and so is one that lies on something unlike its own
     notes.py       what the rules did on a frame, in words
 
 Masks and boxes are in pixels of the low-resolution masks, (s, s); boxes are (x, y, w, h) with their centre at (x, y).

@@ -1,7 +1,7 @@
 """The image encoder of SAM 2: Hiera trunk and feature pyramid neck.
 
 Hiera: Ryali et al., arXiv 2306.00989; absolute window position embedding: Bolya et al., arXiv 2311.05613; neck:
-Lin et al., arXiv 1612.03144; SAM 2: arXiv 2408.00714, appendix D.1. The trunk's maps are (B, H, W, C), the neck's
+Lin et al., arXiv 1612.03144; SAM 2: arXiv 2408.00714, section 4. The trunk's maps are (B, H, W, C), the neck's
 (B, C, H, W). Left out: stochastic depth, and the coarsest output of the neck, which SAM 2 computes and drops.
 """
 
@@ -147,6 +147,7 @@ class Hiera(nn.Module):
 class Neck(nn.Module):
     """1 x 1 convolutions to one width; the stride 16 map also gets the stride 32 map, enlarged.
 
+    A feature pyramid whose way down ends there (fpn_top_down_levels): the finer maps are their own convolutions alone.
     convs are kept in the official order, coarsest first.
     """
 

@@ -153,6 +153,6 @@ class ImagePredictor:
         tokens = self.model.without_memory(features)
         out = self.model.decode(tokens, features.high_res, xy, labels, mask, multimask)
         low = out.masks.float()
-        full = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)
+        full = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)  # as SAM2Transforms.postprocess_masks
         full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
         return MaskPrediction(full if logits else full > 0, out.ious.float(), low.clamp(-32, 32))

@@ -69,7 +69,7 @@ def pool_to(x: Tensor, side: int) -> Tensor:
 
 
 def sine_angles(position: Tensor, channels: int) -> Tensor:
-    """position (N,) -> angles (N, channels): neighbouring channels share a frequency, 1 to 1 / 10000."""
+    """position (N,) -> angles (N, channels): channels 2 i and 2 i + 1 share the frequency 10000^(-2 i / channels)."""
     index = torch.arange(channels, device=position.device)
     return position.float()[:, None] / 10000 ** (2 * (index // 2) / channels)
 
@@ -82,7 +82,7 @@ def sine_position_1d(position: Tensor, dim: int) -> Tensor:
 
 def sine_position_2d(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     """Encode the cells of a grid as (height * width, dim): y in the first half, x in the second; sines and cosines
-    take turns."""
+    take turns. Positions run from 2 pi / cells to 2 pi, as DETR's do when they are normalised."""
 
     def encode(cells: int) -> Tensor:
         position = torch.arange(1, cells + 1, device=device) / (cells + 1e-6) * 2 * math.pi

@@ -1,7 +1,11 @@
 """The mask decoder of SAM 2: a two-way transformer between prompt tokens and image tokens, and its heads.
 
-SAM: Kirillov et al., arXiv 2304.02643, appendix A; object score, high-resolution features and stability fallback:
-SAM 2, arXiv 2408.00714, appendix D.1. Left out: dropout.
+SAM: Kirillov et al., arXiv 2304.02643, appendix A; object score and high-resolution features: SAM 2, arXiv
+2408.00714, section 4. The fallback from an unstable single mask is in neither paper: it is that of the official
+MaskDecoder (_dynamic_multimask_via_stability), which its predictors switch on. Left out: dropout.
+
+Shapes: B prompts or objects, T tokens of a prompt, N = h * w image tokens, C channels, M masks; the decoder's maps are
+4 h x 4 w.
 """
 
 from typing import NamedTuple
@@ -13,9 +17,10 @@ from torch import Tensor
 from ..layers import MLP
 from .layers import Attention, LayerNorm2d
 
-# A single mask is stable if its area above +DELTA logits is at least this share of that above -DELTA.
+# A single mask is stable if its area above +DELTA logits is at least this share of that above -DELTA. The values are
+# those of build_sam2 in facebookresearch/sam2 (dynamic_multimask_stability_thresh and _delta).
 STABILITY, DELTA = 0.98, 0.05
-HEAD = 32  # channels per head of the tokens' attention to themselves; half of it between tokens and image
+HEAD = 32  # channels per head of the tokens' attention to themselves (officially 8 heads); half of it with the image
 
 
 class TwoWayBlock(nn.Module):

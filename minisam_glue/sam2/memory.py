@@ -1,7 +1,9 @@
 """Memory encoder and memory attention of SAM 2.
 
-arXiv 2408.00714, section 4 and appendix D.1; rotary position embedding: Su et al., arXiv 2104.09864, in its axial
-form of Heo et al., arXiv 2403.13298. Which memories a frame attends to: memory_bank.py. Left out: dropout.
+arXiv 2408.00714, section 4 and the appendix on its architecture; rotary position embedding: Su et al., arXiv
+2104.09864, in its axial form of Heo et al., arXiv 2403.13298. Which memories a frame attends to: memory_bank.py.
+S is the side of the model's image in pixels, N = (S / 16)^2 the number of image tokens, B the number of objects, M
+that of memory tokens. Left out: dropout.
 """
 
 import torch
@@ -13,7 +15,10 @@ from .layers import Attention, LayerNorm2d
 
 
 class MaskDownSampler(nn.Module):
-    """Mask (B, 1, S, S) -> (B, dim, S / 16, S / 16)."""
+    """Mask (B, 1, S, S) -> (B, dim, S / 16, S / 16): four convolutions of stride 2.
+
+    Each gives four times as many channels, 4, 16, 64, 256, but not more than `dim`.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -29,7 +34,7 @@ class MaskDownSampler(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Liu et al., arXiv 2201.03545, on (B, C, H, W)."""
+    """Block of ConvNeXt (Liu et al., arXiv 2201.03545): (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -46,7 +51,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class Fuser(nn.Module):
-    """Two ConvNeXt blocks that mix the frame and its mask."""
+    """Two ConvNeXt blocks that mix the frame and its mask: (B, C, h, w) -> (B, C, h, w)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -78,7 +83,8 @@ class MemoryEncoder(nn.Module):
 def axial_angles(grid: int, dim: int, device: torch.device) -> Tensor:
     """Rotary angles (N, dim / 2) of the N = grid * grid cells of a map: the first half turn with x, the others with y.
 
-    Both halves have the frequencies 1 to about 1 / 10000.
+    Both halves have the frequencies 10000^(-4 i / dim), i = 0, ..., dim / 4 - 1. The base is that of Su et al. and of
+    the official configurations (rope_theta); Heo et al. take 100.
     """
     frequency = 10000.0 ** -(torch.arange(0, dim, 4, device=device) / dim)  # (dim / 4,)
     cell = torch.arange(grid * grid, device=device)[:, None]
@@ -146,6 +152,7 @@ class MemoryAttention(nn.Module):
         """frame (B or 1, N, C) with position (N, C); memory (B, M, c) with memory_position (1, M, c), of which the last
         `pointers` tokens are object pointers -> (B, N, C)."""
         position, memory, memory_position = (t.to(frame.dtype) for t in (position, memory, memory_position))
+        # The factor is that of the official MemoryAttention, which has it for pos_enc_at_input.
         x, memory_with_position = frame + 0.1 * position, memory + memory_position
         for layer in self.layers:
             x = layer.attend_to_frame(x)

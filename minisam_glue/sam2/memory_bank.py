@@ -1,6 +1,7 @@
 """The memory bank of one object: what each frame leaves behind, and what a later frame attends to.
 
-arXiv 2408.00714, section 4 and appendix D.1. Frame t, with time running to the right and P a prompted frame, attends
+SAM 2, arXiv 2408.00714, section 4; the details are those of the official SAM2Base
+(_prepare_memory_conditioned_features). Frame t, with time running to the right and P a prompted frame, attends
 to the memory maps of all prompted frames (slot 0) and of six frames before it (slots 1 to 6), and to the object
 pointers of up to fifteen frames before it:
 
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from ..support.reading import Kind, fields, mapping, optional, tensor, whole
 
-SLOTS = 7  # temporal embeddings: one shared by all prompted frames, and six for the frames before
-POINTERS = 16  # pointers of frames less than this far back are attended to
+SLOTS = 7  # temporal embeddings (num_maskmem): one shared by all prompted frames, and six for the frames before
+POINTERS = 16  # pointers of frames less than this far back are attended to (max_obj_ptrs_in_encoder)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from .memory import MemoryAttention, MemoryEncoder
 from .memory_bank import POINTERS, SLOTS, MemorySelection
 from .prompt_encoder import NO_POINT, PromptEncoder
 
-ABSENT = -1024.0  # mask logit of an object that is not in the frame
+ABSENT = -1024.0  # mask logit of an object that is not in the frame (NO_OBJ_SCORE of the official SAM2Base)
 
 
 STRIDE = 32  # side of a cell of the coarsest map, in pixels of the image
@@ -235,14 +235,21 @@ class SAM2(nn.Module):
         return self.decode(features.tokens, features.high_res, mask=prompt)
 
     def as_given(self, mask: Tensor, out: Decoded) -> ObjectOutput:
-        """Take mask prompts (B, 1, S, S) as the output; only the pointers are the decoder's."""
+        """Take mask prompts (B, 1, S, S) as the output, as logits of +-10; only the pointers are the decoder's.
+
+        In the official code: _use_mask_as_output.
+        """
         logits = resize_antialiased(20 * mask - 10, self.config.image_size // 4)[:, 0]
         there = mask.flatten(1).any(1)
         pointer = torch.where(there[:, None], self.as_object(out).pointer, self.no_obj_ptr)
         return ObjectOutput(logits, pointer, 20.0 * there - 10)
 
     def encode_memory(self, features: ImageFeatures, out: ObjectOutput, prompted: bool) -> Tensor:
-        """Encode objects on a frame as memory maps (B, N, mem_dim) in bfloat16; prompted masks are made binary."""
+        """Encode objects on a frame as memory maps (B, N, mem_dim) in bfloat16; prompted masks are made binary.
+
+        Probabilities 0 to 1 go in as -10 to 10: sigmoid_scale_for_mem_enc and sigmoid_bias_for_mem_enc of the official
+        configurations.
+        """
         size = (self.config.image_size,) * 2
         logits = F.interpolate(out.logits[:, None], size=size, mode="bilinear", align_corners=False)
         masks = (logits > 0).float() if prompted else logits.sigmoid()

@@ -1,8 +1,9 @@
 """The prompt encoder of SAM 2: clicks, boxes and mask logits as tokens.
 
 SAM: Kirillov et al., arXiv 2304.02643, appendix A; random Fourier features: Tancik et al., arXiv 2006.10739.
-A box is two points with labels of their own, so there is one path for both. Left out: the separate box
-input of SAM 1, which SAM 2's predictors never use.
+A box is two points with labels of their own, so there is one path for both. S is the side of the model's image in
+pixels, N = (S / 16)^2 the number of image tokens, C their channels. Left out: the separate box input of SAM 1, which
+SAM 2's predictors never use.
 """
 
 import math
@@ -18,7 +19,11 @@ NO_POINT, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = range(-1, 4)
 
 
 class RandomFourier(nn.Module):
-    """Random Fourier features of positions in [0, 1] x [0, 1]: (..., 2) xy -> (..., dim)."""
+    """Random Fourier features of positions v in [0, 1] x [0, 1]: (..., 2) xy -> (..., dim).
+
+    gamma(v) = [sin(2 pi B (2 v - 1)), cos(2 pi B (2 v - 1))], with a fixed B of normal random numbers, dim / 2 pairs,
+    which the checkpoints hold. The paper of the features has the cosines first, and v itself in place of 2 v - 1.
+    """
 
     def __init__(self, dim: int):
         super().__init__()

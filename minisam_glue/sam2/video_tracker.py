@@ -6,8 +6,8 @@
     for frame in frames:
         masks = tracker.step(frame).masks()  # bool (objects, H, W)
 
-SAM 2, arXiv 2408.00714, sections 3 and 4. What is kept does not grow with the number of frames: see memory_bank.py.
-Left out: reading and writing of video.
+SAM 2, arXiv 2408.00714, sections 3 (the task) and 4 (the model). What is kept does not grow with the number of frames:
+see memory_bank.py. Left out: reading and writing of video.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,7 +81,8 @@ class VideoTracker:
     keep_all: keep every frame's memories, so that earlier frames can be corrected; memory then grows.
     sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction of a frame that
     was only tracked, as the official tracker does; that of a prompted frame stays (officially it is lost, too).
-    max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
+    max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed; 8
+    is what build_sam2_video_predictor sets (fill_hole_area), which removes nothing.
     non_overlap: each pixel of the output belongs to at most one object.
     max_prompted: of more prompted frames only the nearest are attended to, and kept.
     stride: memories of every stride-th frame, instead of the last six.
@@ -365,7 +366,7 @@ class VideoTracker:
         return bank.select_memories(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
 
     def clean(self, logits: Tensor) -> Tensor:
-        return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)
+        return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)  # 0.1: fill_holes_in_mask_scores
 
     def result(self) -> FrameResult:
         """The objects' masks on the current frame, as far as they are known."""
