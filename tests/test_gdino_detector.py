@@ -1,6 +1,10 @@
 """Prompts, batches, thresholds and pictures of the detector."""
 
+import json
+
 import numpy as np
+import own_numbers
+import parity
 import pytest
 import torch
 from helpers.gdino_tiny import TOKENIZER, tiny_model
@@ -8,7 +12,16 @@ from parity_groundingdino import VOCABULARY
 from PIL import Image
 
 from minisam_glue.boxes import cxcywh_to_xyxy
-from minisam_glue.grounding_dino.detector import Detector, PassedQueries, merge, pack_captions, preprocess, resized_size
+from minisam_glue.grounding_dino.detector import (
+    Detector,
+    PassedQueries,
+    merge,
+    pack_captions,
+    pass_limits,
+    preprocess,
+    resized_size,
+    score_limits,
+)
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
 from minisam_glue.pixels import to_rgb
 from minisam_glue.prompts import split_phrases
@@ -112,6 +125,41 @@ def test_encoded_captions_are_reused_until_the_weights_change(monkeypatch):
     with torch.no_grad():
         detector.model.feat_map.weight.mul_(1.5)
     assert not same(detector.detect(picture(0), "car. dog.", **EVERYTHING), first) and len(calls) == 2
+
+
+@pytest.mark.parametrize("swin", own_numbers.SWINS)
+def test_from_pixels_to_boxes_the_answer_is_what_it_was_before(swin):
+    found, before = own_numbers.detections(swin), json.loads(own_numbers.FILE.read_text())["detector"][swin]
+    assert found["labels"] == before["labels"] and found["scores"] == pytest.approx(before["scores"], abs=1e-4)
+    np.testing.assert_allclose(found["boxes"], before["boxes"], atol=0.01)
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_where_the_likest_word_is_of_a_phrase_scores_and_boxes_are_the_official_ones(bert_tokenizer, number):
+    with np.load(parity.ROOT / "golden" / "groundingdino" / "postprocess.npz") as file:
+        logits, boxes = (torch.from_numpy(file[f"in_{name}{number}"]) for name in ("logits", "boxes"))
+        cases = [case for case in json.loads(str(file["out_cases"])) if case.get("caption_index") == number]
+    official = next(case for case in cases if case["kind"] == "predict_with_caption")
+    words = next(case["phrases"] for case in cases if case.get("remove_combined") and case["box_threshold"] == 0.35)
+    phrases, similarity = split_phrases(official["caption"]), logits.sigmoid()
+    (caption,) = pack_captions(phrases, bert_tokenizer)
+    assert len(caption.ids) == logits.shape[1]
+    # Officially [CLS], [SEP] and full stops count like words; here the phrases' own words alone.
+    in_phrase = torch.tensor([any(a <= i < b for a, b in caption.spans) for i in similarity.argmax(1).tolist()])
+    limits = score_limits(phrases, official["box_threshold"], official["text_threshold"])
+    passed = pass_limits(similarity[in_phrase], boxes[in_phrase], caption, limits)
+    found = merge([passed], phrases, tuple(official["source_hw"]), None, False, 1.0)
+    rows = in_phrase[similarity.amax(1) > official["box_threshold"]].nonzero()[:, 0].tolist()
+    rows.sort(key=lambda row: -official["confidence"][row])
+    assert len(rows) > 3 and len(found) == len(rows)
+    h, w = official["source_hw"]
+    inside = np.array(official["xyxy"])[rows].clip(0, [w, h, w, h])
+    np.testing.assert_allclose(found.scores, np.array(official["confidence"])[rows], atol=1e-6)
+    np.testing.assert_allclose(found.boxes, inside, atol=1e-4)
+    for row, label in zip(rows, found.labels):
+        assert words[row].replace("##", "").split()[0] in label.replace(
+            "é", "e"
+        )  # official labels are parts of phrases
 
 
 # --- Batches -----------------------------------------------------------------------------------------------

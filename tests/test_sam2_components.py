@@ -50,7 +50,7 @@ def test_a_snake_longer_than_the_area_is_left_alone():
 def test_holes_are_filled_and_sprinkles_removed_but_the_rest_stays():
     logits = torch.full((1, 20, 20), -3.0)
     logits[:, 2:12, 2:12] = 5
-    logits[:, 5:7, 5:7] = -1  # a hole of 4
+    logits[:, 5:7, 5:7] = 0  # a hole of 4
     logits[:, 16, 16] = 2  # a sprinkle of 1
     got = clean(logits, 4, 1, 0.1, -0.1)
     want = logits.clone()

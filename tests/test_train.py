@@ -321,18 +321,19 @@ def test_precision_is_what_was_asked_for(amp, dtype):
     assert choose_precision(amp, torch.device("cpu")) == dtype
 
 
-def test_bf16_training_stays_close_to_fp32(data, tmp_path):
-    losses = []
-    for amp in ("off", "bf16"):
-        t = trainer(
-            data,
-            tmp_path / amp,
-            dataclasses.replace(CONFIG, epochs=1, amp=amp),
-            dataclasses.replace(MODEL, dropout=0.0),
-        )
+def test_bf16_and_fp16_training_stay_close_to_fp32_and_fp16_scales_the_loss(data, tmp_path):
+    losses, norms = {}, {}
+    for amp in ("off", "bf16", "fp16"):
+        config = dataclasses.replace(CONFIG, epochs=1, amp=amp, clip=0.01, optimizer="muon", lr=0.1)
+        t = trainer(data, tmp_path / amp, config, dataclasses.replace(MODEL, dropout=0.0))
+        assert t.scaler.is_enabled() == (amp == "fp16")
         t.fit()
-        losses.append(t.history[0]["train_loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+        losses[amp] = t.history[0]["train_loss"]
+        # What a step is made of has been scaled back and clipped.
+        norms[amp] = float(torch.cat([p.grad.flatten() for p in t.model.parameters() if p.grad is not None]).norm())
+    for amp in ("bf16", "fp16"):
+        assert losses[amp] == pytest.approx(losses["off"], rel=0.02) and losses[amp] != losses["off"]
+    assert list(norms.values()) == pytest.approx([0.01] * 3, rel=1e-3)
 
 
 @pytest.mark.slow

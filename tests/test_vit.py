@@ -1,7 +1,9 @@
 import dataclasses
+import json
 import re
 from pathlib import Path
 
+import own_numbers
 import pytest
 import torch
 
@@ -62,6 +64,20 @@ def test_the_comments_of_the_presets_state_the_number_of_parameters():
     presets = source[source.index("PRESETS:") : source.index("class Block")]
     stated = [int(number.replace(",", "")) for number in re.findall(r"# (\d[\d,]+)", presets)]
     assert stated == [PARAMETERS[name] for name in PRESETS]
+
+
+OWN = json.loads(own_numbers.FILE.read_text())["vit"]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_preset_gives_the_scores_that_it_gave_before_also_in_the_fast_form(name):
+    for scores in own_numbers.vit_scores(name):
+        assert scores == pytest.approx(OWN[name], abs=1e-4, rel=1e-4)
+
+
+def test_every_preset_has_numbers_of_its_own_or_is_another_with_dropout():
+    assert OWN.keys() == PRESETS.keys() - {own_numbers.SAME}
+    assert dataclasses.replace(PRESETS[own_numbers.SAME], head_dropout=0.0) == PRESETS["vit-b16"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
