@@ -376,6 +376,23 @@ def test_an_input_named_as_a_data_set_gets_another_folder(tmp_path):
     assert image["file_name"] == "coco-2.png"
 
 
+def test_a_result_that_one_format_can_not_hold_is_in_none_of_them(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    image = picture(height=20, width=16)
+    masks = np.eye(320, dtype=bool)[:255].reshape(-1, 20, 16)
+    for name, count in (("few", 3), ("many", 255)):
+        found = [Segment(i, "red circle", 0.5, (0, 0, 1, 1), mask) for i, mask in enumerate(masks[:count], 1)]
+        source = Path(save(image, tmp_path / f"{name}.png"))
+        write_result(tmp_path / "out" / name, source, [Segmented(image, found)], False)
+    assert run([str(tmp_path / "out"), "--to", "yolo", "labelme", "davis", "voc"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "error: many has 255 objects, and DAVIS holds 254: choose another data set\n"
+    assert said.out.splitlines()[-1].startswith("1 result -> ")
+    for name in ("yolo", "labelme", "davis", "voc"):
+        made = [file for file in files(tmp_path / "out" / name) if not file.startswith(".")]
+        assert any("few" in file for file in made) and not any("many" in file for file in made)
+
+
 def one_line(capsys) -> str:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines

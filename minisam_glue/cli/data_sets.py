@@ -108,14 +108,16 @@ def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -
     common = {name: first[name] for name in first if all(r.of.get(name) == first[name] for r in results)}
     labels = [label for result in results for label in result.labels()]
     sets = DataSets(out, args.to, labels, common, [folder.name for folder in folders])
+    taken = 0
     for result in results:
         try:
             sets.add(result.folder)
             console.say(f"{result.folder}: taken over")
+            taken += 1
         except (ValueError, OSError) as error:
             status = failed(error)
     sets.finish()
-    console.say(f"{count(len(results), 'result')} -> {', '.join(str(held.folder) for held in sets.sets)}")
+    console.say(f"{count(taken, 'result')} -> {', '.join(str(held.folder) for held in sets.sets)}")
     return status
 
 

@@ -91,19 +91,27 @@ class DataSet:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Callable[[Picture], None]]:
-        """Write an input by the function that this gives, picture by picture. What an earlier result had more goes."""
+        """Write an input by the function that this gives, picture by picture. What an earlier result had more goes; and
+        what was written of this one, if it fails: YOLO and labelme have no list of what belongs to the set."""
         before = {file for entry in self.entries_of(name) or () for file in entry["files"]}
-        part = self._part(name)
+        part, written = self._part(name), set()
 
         def put(picture: Picture) -> None:
             entry = self.how.write(self.folder, picture, self.categories)
-            before.difference_update(entry["files"])
+            written.update(entry["files"])
             file.write(json.dumps(entry) + "\n")
 
-        with whole_file(part) as temporary, open(temporary, "w", encoding="ascii") as file:
-            yield put
-        for stale in before:
-            (self.folder / stale).unlink(missing_ok=True)
+        try:
+            with whole_file(part) as temporary, open(temporary, "w", encoding="ascii") as file:
+                yield put
+        except Exception:
+            self._remove(written - before)
+            raise
+        self._remove(before - written)
+
+    def _remove(self, files: set[str]) -> None:
+        for file in files:
+            (self.folder / file).unlink(missing_ok=True)
 
     def entries_of(self, name: str) -> list[dict] | None:
         """The entries of an input; None if it is not complete here."""
