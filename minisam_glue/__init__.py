@@ -8,6 +8,7 @@ found = segment_image(models, read_image("street.jpg"), "car. person.")
 
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,4 +62,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names and the modules, which an interpreter then completes."""
+    return sorted({*__all__, "__version__", *(module.name for module in iter_modules(__path__))} - {"__main__"})

@@ -7,6 +7,7 @@ model = VisionTransformer(PRESETS["cifar"])
 
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,4 +29,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names and the modules, which an interpreter then completes."""
+    return sorted({*__all__, "__version__", *(module.name for module in iter_modules(__path__))} - {"__main__"})

@@ -27,7 +27,7 @@ class Evaluator:
 
     mean: Sequence[float]
     std: Sequence[float]
-    device: torch.device
+    device: torch.device | str
     dtype: torch.dtype = torch.float32
     batch_size: int = 500
 
@@ -40,19 +40,26 @@ class Evaluator:
             return self.scores(model, images)
         return mean_probability([self.scores(model, view) for view in make_views(images, tta)])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def scores(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Scores (N, classes), float32, of uint8 images (N, 3, H, W) as they are."""
+        """Scores (N, classes), float32, of uint8 images (N, 3, H, W) as they are. ValueError for other images."""
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"images are {kind}: give uint8 (N, 3, H, W); they are normalised here")
         model.eval()
-        scores = []
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for part in images.split(self.batch_size):
-                x = normalise(part.to(self.device), self.mean, self.std)
-                scores.append(model(resize_to_model(x, model)).float())
-        return torch.cat(scores)
+        device = torch.device(self.device)
+        autocast = torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            parts = [self.part(model, part.to(device)) for part in images.split(self.batch_size)]
+        return torch.cat(parts)  # outside of inference mode, whose tensors can't be learned from or changed
+
+    def part(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Scores of images that go through the model together."""
+        x = normalise(images, self.mean, self.std)
+        return model(resize_to_model(x, model)).float()
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
-        """Share in [0, 1] of the images of `split` that `model` classifies correctly (top-1)."""
+        """Share in [0, 1] of the images of `split` that `model` classifies correctly (top-1). ValueError for none."""
         return top1(self.predict(model, split.images), split.labels)
 
 
@@ -83,7 +90,9 @@ def make_views(images: Tensor, tta: str) -> list[Tensor]:
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of scores (N, classes) that are highest at the label (N,)."""
+    """Share in [0, 1] of scores (N, classes) that are highest at the label (N,). ValueError for N = 0."""
+    if not len(labels):
+        raise ValueError("no labels: the accuracy of no images is not defined")
     return (scores.argmax(1) == labels.to(scores.device)).sum().item() / len(labels)
 
 

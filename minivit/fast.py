@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.attention import Attention, merge_heads, split_heads
-from minivit.cait import ClassAttention
+from minivit.attention import Attention, Temperature, merge_heads, split_heads
+from minivit.cait import ClassAttention, TalkingHeadsAttention
+from minivit.layers import MLP, DropPath, LayerScale
+from minivit.position_bias import DecomposedPositionBias, RelativePositionBias, TokenBias
 from minivit.vit import Block, VisionTransformer
 
 
@@ -39,11 +41,11 @@ class FoldedClassAttention(ClassAttention):
 
     since the weights a_n sum to one. q . b_k is the same for all n, so the softmax takes it out. This
     moves both projections from T + N tokens to T * h vectors. bf16 on a CPU stays with the formula: its
-    few large matrix products are faster there than many small ones.
+    few large matrix products are faster there than many small ones. So do layers that is_as_built refuses.
     """
 
     def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
-        if in_low_precision_on_cpu(x):
+        if in_low_precision_on_cpu(x) or not is_as_built(self):
             return super().forward(x, tokens, bias)
         h, C = self.heads, x.shape[-1]
         q = split_heads(self.q(x[:, :tokens]), h)  # (B, h, T, d)
@@ -65,11 +67,13 @@ class HeadTokensTransformer(VisionTransformer):
 
     With pool "cls" and no class-attention tail the heads read the T special tokens alone. Outputs of the
     last block at the patches then reach no score, so their queries, output projections and MLP are not
-    computed. Keys and values of all tokens are. `features` still returns all tokens.
+    computed. Keys and values of all tokens are. `features` still returns all tokens, and a last block that
+    is_as_built refuses computes all of them.
     """
 
     def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:
-        if self.config.pool != "cls" or self.config.class_attention:
+        reads_few = self.config.pool == "cls" and not self.config.class_attention
+        if not (reads_few and len(self.blocks) and is_as_built(self.blocks[-1])):
             return super().forward(x, each_head)
         grid = self.grid_of(x)
         x = self.embed(x)
@@ -112,6 +116,28 @@ def accelerate(model: nn.Module) -> nn.Module:
         if type(module) in FORMS:
             module.__class__ = FORMS[type(module)]
     return model
+
+
+PARTS = {
+    *(Block, Attention, TalkingHeadsAttention, FusedAttention, ClassAttention, FoldedClassAttention, Temperature),
+    *(MLP, LayerScale, DropPath, RelativePositionBias, DecomposedPositionBias, TokenBias),
+    *(nn.Linear, nn.LayerNorm, nn.Conv2d, nn.Identity),
+}
+
+
+def is_as_built(module: nn.Module) -> bool:
+    """Whether all parts of a module are of its own classes, without hooks.
+
+    Forms that read the weights of layers, or compute fewer tokens, are equal for these alone. A layer with an adapter,
+    in int8 or pruned, a block of another kind, and one whose outputs are watched have to be called.
+    """
+    return all(type(part) in PARTS and not has_hooks(part) for part in module.modules())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks run before or after this module, forward or backward."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(map(len, hooks))
 
 
 def is_exporting() -> bool:

@@ -15,10 +15,10 @@ from minivit.vit import VisionTransformer
 def freeze(model: VisionTransformer, last: int) -> None:
     """Let only the last `last` blocks, the final norm and the heads of a model learn.
 
-    ValueError if the model has fewer blocks.
+    In a training loop of your own call keep_frozen after each model.train(). ValueError if the model has fewer blocks.
     """
     blocks = [*model.blocks, *model.class_blocks]
-    if last > len(blocks):
+    if not 0 <= last <= len(blocks):
         raise ValueError(f"--train-last is {last}, of a model with {len(blocks)} blocks: give 0 to {len(blocks)}")
     model.requires_grad_(False)
     for part in (*blocks[len(blocks) - last :], model.norm, model.fc_norm, model.head, model.head_dist):
@@ -34,12 +34,22 @@ def keep_frozen(model: nn.Module) -> None:
             module.eval()
 
 
-def layers_above(name: str, model: VisionTransformer) -> int:
-    """The number of layers behind the parameter of this name: 0 for norm and heads, depth + 1 for the embedding."""
-    block = re.match(r"(class_)?blocks\.(\d+)\.", name)
+def layers_above(name: str, model: nn.Module) -> int:
+    """The number of layers behind the parameter of this name: 0 for norm and heads, depth + 1 for the embedding.
+
+    model: a VisionTransformer, or what holds one: DDP, torch.compile, a model of yours, whose other parameters count
+    as heads. ValueError if there is none.
+    """
+    vits = [(prefix, vit) for prefix, vit in model.named_modules() if isinstance(vit, VisionTransformer)]
+    if not vits:
+        raise ValueError(f"layers are those of a VisionTransformer, and this {type(model).__name__} has none")
+    prefix, vit = vits[0]
+    inside = name.removeprefix(f"{prefix}." if prefix else "")
+    block = re.match(r"(class_)?blocks\.(\d+)\.", inside)
     if block:
-        return model.config.depth - int(block[2]) - (len(model.blocks) if block[1] else 0)
-    return 0 if re.match(r"(norm|fc_norm|head|head_dist)\.", name) else model.config.depth + 1
+        return vit.config.depth - int(block[2]) - (len(vit.blocks) if block[1] else 0)
+    outside = inside == name and prefix
+    return 0 if outside or re.match(r"(norm|fc_norm|head|head_dist)\.", inside) else vit.config.depth + 1
 
 
 def learning_share(model: nn.Module) -> tuple[int, int]:

@@ -12,11 +12,21 @@ from torch import Tensor
 def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean over the batch of -sum_c weight * target * log softmax(logits), a scalar.
 
-    logits, target: (B, C); weight: (C,), of each class, None for 1.
+    logits, target: (B, C); weight: (C,), of each class, None for 1. ValueError for other shapes.
     """
+    check_targets(target, logits.shape)
     if weight is not None:
         target = target * weight
     return -(target * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def check_targets(target: Tensor, shape: torch.Size) -> None:
+    """ValueError unless targets have the shape of the scores (B, C): indices would be broadcast where B equals C."""
+    if target.shape != shape:
+        raise ValueError(
+            f"targets have shape {tuple(target.shape)}, scores {tuple(shape)}: "
+            "minivit.mix.one_hot makes soft targets (B, C) of class indices"
+        )
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

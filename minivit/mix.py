@@ -61,8 +61,14 @@ def mix_batch(
     """Apply mixup or CutMix to a batch with probability `prob`; if both alphas are above 0, a fair coin decides which.
 
     x: float images (B, 3, H, W). target: soft targets (B, C) that sum to one; so do those returned.
-    An alpha of 0 switches that one off. generator: on the CPU. ValueError for a negative alpha.
+    An alpha of 0 switches that one off. generator: on the CPU. ValueError for a negative alpha, and for images or
+    targets of whole numbers.
     """
+    if not (x.is_floating_point() and target.is_floating_point() and target.ndim == 2):
+        raise ValueError(
+            f"images are {x.dtype}, targets {target.dtype} {tuple(target.shape)}: give float images, and soft targets "
+            "(B, C), which one_hot makes of class indices"
+        )
     if mixup_alpha < 0 or cutmix_alpha < 0:
         raise ValueError(f"mixup_alpha and cutmix_alpha are {mixup_alpha} and {cutmix_alpha}: use 0 (off) or more")
     happens, coin = torch.rand(2, generator=generator).tolist()

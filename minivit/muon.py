@@ -9,6 +9,7 @@ AdamW (arXiv 1711.05101) trains all other weights.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 # Coefficients of the polynomial a x + b x^3 + c x^5: zeropower_via_newtonschulz5 of KellerJordan/Muon. They make small
 # values grow fast; for that, large ones end near 1, not at it.
 A, B, C = 3.4445, -4.7750, 2.0315
+LEAST = 1e-7  # norm by which a matrix is divided
 
 
 def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
@@ -24,7 +26,7 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
     Three steps bring those above 1/50 of the Frobenius norm between 0.68 and 1.21, five steps those above 1/600.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)
     for _ in range(steps):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
@@ -32,12 +34,15 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear layers and full convolutions, without heads, frozen and depth-wise ones."""
+    """The weights of linear layers and full convolutions, without heads, frozen and depth-wise ones.
+
+    Heads are modules whose name begins with "head", also inside of a wrapper: DDP, torch.compile, a model of yours.
+    """
     return [
         module.weight
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
-        and not name.startswith("head")
+        and not any(part.startswith("head") for part in name.split("."))
         and getattr(module, "groups", 1) == 1
         and module.weight.requires_grad
     ]
@@ -47,7 +52,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for hidden_matrices(model), AdamW without decay for all other parameters.
 
     lr: relative change of a matrix in one step. adamw_lr: AdamW's rate; `gain` in its group is adamw_lr / lr, so that
-    one schedule of `lr` drives both. dtype: of the Newton-Schulz products.
+    one schedule of `lr` drives both. dtype: of the Newton-Schulz products. A matrix whose
+    gradients were all 0 so far has no direction to go, and its update is 0. ValueError for what is no module, or has
+    nothing that learns.
     """
 
     def __init__(
@@ -60,6 +67,10 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         dtype: torch.dtype = torch.float32,
     ):
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"Muon takes the model, whose layers tell which weights are whose, not a {type(model).__name__}"
+            )
         matrices = hidden_matrices(model)
         chosen = {id(weight) for weight in matrices}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
@@ -71,14 +82,19 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], {})
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of all parameters that have a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of all parameters that have a gradient. closure: computes these, and gives the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if "momentum" in group:
                 self.step_matrices(weights, group)
             else:
                 self.step_others(weights, group)
+        return loss
 
     def step_matrices(self, weights: list[nn.Parameter], group: dict) -> None:
         """w <- w sqrt(rows) / |w| - lr * update, the update of norm sqrt(rows); weights of one shape go together."""
@@ -89,8 +105,8 @@ class Muon(torch.optim.Optimizer):
             updates = torch.stack([self.nesterov(weight, group["momentum"]).flatten(1) for weight in same])
             updates = newton_schulz(updates.to(self.dtype), group["steps"]).to(same[0].dtype)
             for weight, update in zip(same, updates):
-                weight.mul_(shape[0] ** 0.5 / weight.norm())
-                weight.sub_(update.view_as(weight) * (group["lr"] * shape[0] ** 0.5 / update.norm()))
+                weight.mul_(shape[0] ** 0.5 / weight.norm().clamp(min=LEAST))
+                weight.sub_(update.view_as(weight) * (group["lr"] * shape[0] ** 0.5 / update.norm().clamp(min=LEAST)))
 
     def nesterov(self, weight: nn.Parameter, momentum: float) -> Tensor:
         """The momentum, an average of gradients, after this one, a step ahead (Nesterov); see KellerJordan/Muon."""

@@ -33,7 +33,8 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
     """Two parameter groups: weight decay for weight matrices and convolutions; none for biases, norms and NO_DECAY.
 
     layer_decay below 1 makes two for each layer of a VisionTransformer, whose rates have the factor `gain`: 1 for norm
-    and heads, layer_decay for the last block, its square for the block before, and so on (see finetune.py).
+    and heads, layer_decay for the last block, its square for the block before, and so on (see finetune.py). Your loop
+    multiplies by it: group["lr"] = rate * group["gain"]. ValueError if there is no VisionTransformer in the model.
     """
     groups = {(1.0, matrices): [] for matrices in (True, False)}
     for name, parameter in model.named_parameters():

@@ -312,10 +312,20 @@ def kinds_of(config: type) -> dict[str, Kind]:
 def check_config(config: object, kinds: Mapping[str, Kind], names: Mapping[str, str]) -> None:
     """ValueError unless each field of a dataclass is of its kind, or, without one, of what its annotation says.
 
-    names: how the message calls a field, where that is not its name.
+    Lists become tuples, and numbers of NumPy Python's own, so that a frozen configuration is hashable and goes into
+    JSON. names: how the message calls a field, where that is not its name.
     """
     for name, kind in {**kinds_of(type(config)), **kinds}.items():
-        kind(getattr(config, name), names.get(name, name))
+        value = as_plain(getattr(config, name))
+        kind(value, names.get(name, name))
+        object.__setattr__(config, name, value)  # also of a frozen one
+
+
+def as_plain(value: object) -> object:
+    """A list or torch.Size as a tuple, a number of NumPy as Python's; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(as_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def flag_of(name: str) -> str:

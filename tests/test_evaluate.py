@@ -84,3 +84,26 @@ def test_the_mean_of_probabilities_has_a_finite_log_where_all_are_zero():
     mean = mean_probability([scores, scores])
     assert mean.isfinite().all() and torch.equal(mean.argmax(1), torch.tensor([1, 0]))
     torch.testing.assert_close(mean[1].exp(), torch.tensor([0.5, 0.5]))
+
+
+def test_scores_can_be_learned_from_and_changed_afterwards():
+    model, images = model_and_images()
+    scores = Evaluator(MEAN, STD, "cpu").predict(model, images)
+    temperature = torch.ones(1, requires_grad=True)
+    (scores / temperature).logsumexp(1).sum().backward()
+    assert temperature.grad.isfinite().all() and not scores.requires_grad
+    scores.div_(2)
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, 3, 16, 16), torch.zeros(2, 3, 16, 16, dtype=torch.uint8).numpy()])
+def test_images_that_are_no_bytes_are_refused(images):
+    with pytest.raises(ValueError, match="give uint8"):
+        Evaluator(MEAN, STD, CPU).predict(VisionTransformer(TINY), images)
+
+
+def test_no_images_have_scores_of_that_shape_and_no_accuracy():
+    model, images = model_and_images()
+    evaluator = Evaluator(MEAN, STD, CPU)
+    assert evaluator.predict(model, images[:0], "flip").shape == (0, 3)
+    with pytest.raises(ValueError, match="no labels"):
+        evaluator.accuracy(model, Split(images[:0], torch.zeros(0, dtype=torch.long)))

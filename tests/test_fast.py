@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as prune_weights
 
 from minivit.attention import Attention
 from minivit.cait import ClassAttention, TalkingHeadsAttention
@@ -121,3 +122,67 @@ def test_prediction_in_bf16_on_a_cpu_takes_the_fused_kernel():
 
 def test_talking_heads_have_no_other_form_than_the_paper_s():
     assert type(accelerate(TalkingHeadsAttention(8, 2))) is TalkingHeadsAttention
+
+
+class WithAdapter(nn.Linear):
+    """A linear layer with something added beside its weights, as LoRA does."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__(layer.in_features, layer.out_features, dtype=layer.weight.dtype)
+        self.load_state_dict(layer.state_dict())
+
+    def forward(self, x):
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+def put_adapter(model):
+    block = [*model.blocks, *model.class_blocks][-1]
+    name = "qkv" if hasattr(block.attn, "qkv") else "kv"
+    setattr(block.attn, name, WithAdapter(getattr(block.attn, name)))
+
+
+def swap_block(model):
+    class Doubled(nn.Module):
+        def forward(self, x, grid):
+            return 2 * x
+
+    model.blocks[-1] = Doubled()
+
+
+def prune(model):
+    prune_weights.random_unstructured(model.blocks[-1].attn.qkv, "weight", 0.5)
+
+
+def drop_blocks(model):
+    model.blocks = model.blocks[:0]
+
+
+@pytest.mark.parametrize("change", [put_adapter, swap_block, prune, drop_blocks])
+@pytest.mark.parametrize("variant", ["plain", "tail"])
+def test_a_changed_part_is_called_by_an_accelerated_model_too(change, variant):
+    model = randomise(VisionTransformer(dataclasses.replace(TINY, **VARIANTS[variant]))).eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = model(x)
+    change(model)
+    after = model(x)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(accelerate(model)(x), after, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_hooks_see_every_block_of_an_accelerated_model_with_all_its_tokens(kind):
+    model, seen = accelerate(VisionTransformer(TINY)), []
+
+    def watch(module, given, out):
+        seen.append(tuple((out[0] if isinstance(out, tuple) else out).shape))
+
+    for block in model.blocks:
+        for part in (block, block.attn, block.mlp):
+            part.register_forward_hook(watch) if kind == "forward" else part.register_full_backward_hook(watch)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert seen == 9 * [(2, 5, 16)]
+
+
+def test_an_accelerated_model_is_compiled_in_one_piece():
+    model, x = accelerate(VisionTransformer(TINY).eval()), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))

@@ -73,6 +73,8 @@ def test_training_the_last_blocks_changes_them_the_norm_and_the_heads_alone(chan
 def test_more_blocks_than_there_are_and_models_without_blocks_are_refused(data, tmp_path):
     with pytest.raises(TrainingError, match="--train-last is 4, of a model with 3 blocks: give 0 to 3"):
         trainer(data, tmp_path, dataclasses.replace(SHORT, train_last=4))
+    with pytest.raises(ValueError, match="--train-last is -1"):
+        freeze(VisionTransformer(TINY), -1)
     for change, flag in (({"train_last": 1}, "--train-last"), ({"layer_decay": 0.5}, "--layer-decay")):
         with pytest.raises(TrainingError, match=f"{flag} needs a Vision Transformer, not a ResNet"):
             Trainer(resnet18(), data, dataclasses.replace(SHORT, **change), tmp_path, CPU)

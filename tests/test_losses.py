@@ -66,3 +66,8 @@ def test_each_head_has_its_own_loss_weighed_by_alpha(scores, temperature):
     torch.testing.assert_close(at[0.0], soft_cross_entropy(class_logits, target))
     torch.testing.assert_close(at[1.0], distilled)
     torch.testing.assert_close(at[0.3], 0.7 * at[0.0] + 0.3 * at[1.0])
+
+
+def test_class_indices_are_no_soft_targets_even_where_their_number_is_that_of_the_classes():
+    with pytest.raises(ValueError, match="one_hot makes soft targets"):
+        soft_cross_entropy(torch.randn(4, 4), torch.arange(4))

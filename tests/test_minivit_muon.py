@@ -108,3 +108,45 @@ def test_a_muon_that_was_saved_and_loaded_steps_on_bit_for_bit():
     run(model, optimizer, range(3, 6))
     run(again, other, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_a_network_with_gradients_or_matrices_of_zeros_learns_and_stays_finite():
+    torch.manual_seed(0)
+    x = torch.randn(4, 5)
+    for first in (False, True):  # no gradient reaches the first matrix while the second is 0, nor the other way round
+        model = nn.Sequential(nn.Linear(5, 6, bias=False), nn.Linear(6, 5, bias=False))
+        nn.init.zeros_(model[0 if first else 1].weight)
+        optimizer = Muon(model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(x) - x).square().sum().backward()
+            optimizer.step()
+        assert all(weight.isfinite().all() and weight.any() for weight in model.parameters())
+
+
+def test_muon_steps_by_a_closure_as_pytorchs_optimizers_do():
+    model, other = VisionTransformer(TINY), VisionTransformer(TINY)
+    other.load_state_dict(model.state_dict())
+    optimizer, plain, x = Muon(model), Muon(other), torch.randn(2, 3, 8, 8)
+
+    def closure():
+        loss = model(x).square().sum()
+        loss.backward()
+        return loss
+
+    want = other(x).square().sum()
+    want.backward()
+    plain.step()
+    assert torch.equal(optimizer.step(closure), want)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+def test_the_head_inside_a_wrapper_is_a_head():
+    model = VisionTransformer(TINY)
+    for wrapper in (torch.compile(model, backend="eager"), torch.nn.ModuleDict({"module": model})):
+        assert {id(w) for w in hidden_matrices(wrapper)} == {id(w) for w in hidden_matrices(model)}
+
+
+def test_parameters_in_place_of_the_model_are_refused():
+    with pytest.raises(ValueError, match="takes the model"):
+        Muon(VisionTransformer(TINY).parameters())

@@ -97,3 +97,12 @@ def test_smoothed_targets_give_torchs_label_smoothing():
 def test_negative_alphas_are_refused():
     with pytest.raises(ValueError, match="use 0"):
         mix_batch(*numbered_batch(2), -1.0, 0.0, 1.0, torch.Generator())
+
+
+@pytest.mark.parametrize("images, targets", [(torch.float32, torch.long), (torch.uint8, torch.float32)])
+def test_bytes_and_class_indices_are_not_mixed(images, targets):
+    for alphas in ((0.8, 0.0), (0.0, 1.0)):
+        with pytest.raises(ValueError, match="give float images, and soft targets"):
+            mix_batch(
+                torch.zeros(2, 3, 4, 4, dtype=images), torch.eye(2, dtype=targets), *alphas, 1.0, torch.Generator()
+            )

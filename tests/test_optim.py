@@ -150,3 +150,19 @@ def test_moments_come_into_the_layout_of_their_parameters_and_leave_the_settings
     moment = optimizer.state[model.weight]["exp_avg"]
     assert torch.equal(moment, expected) and moment.stride() == model.weight.stride() != expected.contiguous().stride()
     assert optimizer.param_groups[0]["lr"] == 1e-3 and optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_layers_inside_a_wrapper_have_the_rates_that_they_have_alone():
+    model = VisionTransformer(ViTConfig(image_size=8, dim=16, depth=2, heads=2))
+    want = {id(p): group["gain"] for group in param_groups(model, 0.1, 0.5) for p in group["params"]}
+    assert set(want.values()) == {1.0, 0.5, 0.25, 0.125}
+    own = nn.ModuleDict({"backbone": model, "extra": nn.Linear(16, 3)})
+    for wrapper in (torch.compile(model, backend="eager"), own):
+        found = {id(p): group["gain"] for group in param_groups(wrapper, 0.1, 0.5) for p in group["params"]}
+        extra = {id(p): 1.0 for p in own["extra"].parameters()} if wrapper is own else {}
+        assert found == want | extra
+
+
+def test_layer_decay_of_a_model_without_such_layers_is_refused():
+    with pytest.raises(ValueError, match="Sequential has none"):
+        param_groups(nn.Sequential(nn.Linear(3, 3)), 0.1, 0.5)

@@ -96,3 +96,11 @@ def test_the_oldest_versions_that_are_tested_are_the_lower_bounds():
     bounds = {name: version for name, version in re.findall(r'"([\w-]+)>=([\d.]+)"', listed) if name != "setuptools"}
     tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci/lowest.txt").read_text(), re.MULTILINE))
     assert {name: version.removesuffix(".0") for name, version in tested.items()} == bounds
+
+
+@pytest.mark.parametrize("package, modules", [(minivit, {"ema", "mix", "optim"}), (minisam_glue, {"sam2", "clipseg"})])
+def test_dir_lists_public_names_and_modules_alone_and_each_is_there(package, modules):
+    listed = dir(package)
+    assert {*package.__all__, *modules} <= set(listed)
+    assert not {"Any", "TYPE_CHECKING", "import_module", "PLACES"} & set(listed)
+    assert all(hasattr(package, name) for name in listed)

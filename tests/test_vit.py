@@ -3,6 +3,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import own_numbers
 import pytest
 import torch
@@ -242,3 +243,12 @@ def test_matrices_that_start_by_norm_have_norm_root_rows_and_faint_heads():
     ):
         assert weight.norm().item() == pytest.approx(len(weight) ** 0.5, rel=1e-5)
     assert model.head.weight.norm().item() == pytest.approx(0.1 * 10**0.5, rel=1e-5)
+
+
+def test_numbers_of_numpy_and_lists_make_the_same_configuration_as_pythons_own():
+    config = ViTConfig(image_size=[8, 12], classes=np.int64(3), dim=np.int32(16), heads=2, drop_path=np.float32(0.5))
+    assert config == ViTConfig(image_size=(8, 12), classes=3, dim=16, heads=2, drop_path=0.5)
+    assert len({config, dataclasses.replace(config)}) == 1  # hashable
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["classes"] == 3
+    with pytest.raises(ValueError, match="classes is 2.0, not a whole number"):
+        ViTConfig(classes=np.float64(2))
