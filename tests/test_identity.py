@@ -1,6 +1,7 @@
 """Rules that keep look-alikes apart: on scripted masks, where what is right is known, and in the tracker."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from helpers.sam2_tiny import frames, tiny_model
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame, Identity, state_kind
+from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import groups
+from minisam_glue.identity.search import Candidate, Search
 from minisam_glue.masks import mask_iou
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import VideoTracker, accelerate
@@ -265,6 +268,92 @@ def test_motion_is_a_line_through_the_last_places_and_leaks_do_not_enlarge_it():
     assert (x, y) == pytest.approx((24, -7)) and w == pytest.approx(15) and h == 8
     motion.correct(12, (100.0, 0.0))
     assert 24 < motion.predict(12)[0] < 27 and motion.velocity[0] > 2
+
+
+def test_motion_knows_the_last_frames_alone_and_what_is_far_from_them_does_not_fit():
+    motion = Motion()
+    for t in range(40):
+        x, w, area = 2.0 * max(0, t - 34), 10.0 if t < 32 else 12.0, 100 if t < 30 else 150
+        motion.observe(t, (x, 5.0, w, 8.0), area)
+    assert motion.predict(41) == pytest.approx((14, 5, 12, 8)) and motion.area == 150
+    assert [motion.fits(area) for area in (59, 60, 375, 376)] == [False, True, True, False]
+    for t in range(40, 60):
+        motion.observe(t, (10.0, 5.0, 1.0, 8.0), 150)
+    assert motion.size == pytest.approx((10 / 1.5, 8))  # a mask that shrinks to a sliver is no small object
+
+
+def standing(*places: float) -> Meeting:
+    """A meeting of objects 1, 2, ... of 10 x 10 pixels that stand still."""
+    motions = {}
+    for number, x in enumerate(places, 1):
+        motions[number] = Motion()
+        for t in range(5):
+            motions[number].observe(t, (x, 24.0, 10.0, 10.0), 100)
+    return Meeting(motions)
+
+
+def merged(union: torch.Tensor) -> Frame:
+    """A frame on which the decoder gave both objects one mask."""
+    return Frame(5, [1, 2], logits_of([union, union]), [0.9, 0.9], tokens_of(union, torch.zeros_like(union)))
+
+
+def test_in_a_meeting_each_has_its_part_of_the_union_and_what_is_far_from_both_goes():
+    frame = merged(square(14) | square(34) | square(44, 44, 6))
+    standing(14, 34).settle(frame)
+    assert torch.equal(frame.logits > 0, torch.stack([square(14), square(34)]))
+    assert frame.changed == {1, 2} and not frame.unwritten and not frame.absent
+
+
+def test_where_predictions_coincide_masks_stay_whole_and_are_not_written():
+    frame = merged(square(20) | square(21))
+    before = frame.logits > 0
+    standing(20, 21).settle(frame)
+    assert torch.equal(frame.logits > 0, before) and frame.unwritten == {1, 2} and not frame.absent
+
+
+def test_of_a_union_that_leaves_next_to_nothing_to_an_object_it_is_absent():
+    frame = merged(square(14) | square(34, size=2))
+    standing(14, 34).settle(frame)
+    assert frame.absent == {2} and torch.equal(frame.logits[0] > 0, square(14))
+
+
+def test_predictions_are_corrected_by_the_outer_sides_of_the_union():
+    meeting = standing(14, 34)
+    meeting.settle(merged(square(12) | square(36)))
+    one, other = meeting.boxes(5)
+    assert one[0] < 14 and other[0] > 34 and one[1] == other[1] == 24
+
+
+def test_a_meeting_ends_when_predictions_are_a_tenth_of_their_size_apart():
+    assert standing(14, 25.1).over(5) and not standing(14, 24.9).over(5)
+
+
+def test_every_bound_of_what_is_found_counts():
+    good = Candidate(torch.zeros(1), iou=0.75, likeness=0.93, colour=0.19, area=1.0, on_others=0.3)
+    within = ({}, {"area": 0.3}, {"area": 2.5})
+    beyond = ({"iou": 0.74}, {"likeness": 0.92}, {"colour": 0.2}, {"area": 0.29}, {"area": 2.51}, {"on_others": 0.31})
+    assert all(replace(good, **change).good for change in within)
+    assert not any(replace(good, **change).good for change in beyond)
+
+
+def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_places_and_stays_on_the_frame():
+    places, empty, asked = [(34, 14), (14, 34)], torch.zeros(SIDE, SIDE, dtype=torch.bool), []
+    squares, taken = [square(*place) for place in places], square(10, 10)
+    alike = squares[0] | squares[1] | taken
+    frame = Frame(9, [1, 2], logits_of([empty, taken]), [0.9, 0.9], tokens_of(alike, empty))
+    frame.measure()
+    motion = Motion()
+    motion.observe(5, (20.0, 20.0, 30.0, 30.0), 100)
+
+    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.extend(boxes.tolist())
+        right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
+        return logits_of([square(34, 14, 2) if r else squares[1] for r in right]), torch.full((len(boxes),), 0.9)
+
+    token = frame.tokens[(frame.tokens @ TWIN).argmax()]
+    found = Search(masks_of).find(frame, motion, token / token.norm(), torch.zeros(3))
+    assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
+    assert sorted(asked) == [[0, 19, 29, 48], [19, 0, 48, 29]]
 
 
 def test_joined_pairs_are_one_group():

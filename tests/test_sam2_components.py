@@ -1,29 +1,8 @@
 import pytest
 import torch
+from helpers.flood import flood
 
 from minisam_glue.sam2.components import clean, fill_holes, small_components
-
-
-def flood(mask: torch.Tensor, max_area: int) -> torch.Tensor:
-    """Reference: flood fill of one (H, W) mask, pixel by pixel, with 8 neighbours."""
-    small, seen = torch.zeros_like(mask), torch.zeros_like(mask)
-    for start in mask.nonzero().tolist():
-        if seen[tuple(start)]:
-            continue
-        component, queue = [], [start]
-        seen[tuple(start)] = True
-        while queue:
-            y, x = queue.pop()
-            component.append((y, x))
-            for b in range(max(y - 1, 0), min(y + 2, len(mask))):
-                for a in range(max(x - 1, 0), min(x + 2, mask.shape[1])):
-                    if mask[b, a] and not seen[b, a]:
-                        seen[b, a] = True
-                        queue.append([b, a])
-        if len(component) <= max_area:
-            for pixel in component:
-                small[pixel] = True
-    return small
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.6])

@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers.flood import flood
 from helpers.sam2_tiny import frames, tiny_model
 from PIL import Image
 
@@ -192,9 +193,17 @@ def test_low_resolution_logits_are_clamped_and_masks_are_not():
     assert got.low_res.abs().max() == 32 and got.masks.abs().max() > 40
 
 
-def test_holes_are_filled_when_asked():
-    plain, filled = (predictor(max_hole=area, max_sprinkle=area).predict(boxes=BOXES).masks for area in (0, 30))
-    assert (plain != filled).any()
+@pytest.mark.parametrize("hole, sprinkle", [(30, 0), (0, 30), (60, 6)])
+def test_holes_are_filled_and_sprinkles_removed_up_to_the_areas_that_were_asked_for(hole, sprinkle):
+    plain = predictor().predict(boxes=BOXES)
+    got = predictor(max_hole=hole, max_sprinkle=sprinkle).predict(boxes=BOXES)
+    want = plain.low_res.clone()
+    for logits, clean in zip(plain.low_res[:, 0], want[:, 0]):
+        clean[flood(logits <= 0, hole)] = 10
+        clean[flood(logits > 0, sprinkle)] = -10
+    masks = torch.nn.functional.interpolate(want, plain.masks.shape[2:], mode="bilinear", align_corners=False) > 0
+    assert torch.equal(got.masks, masks) and (got.masks != plain.masks).any()
+    assert torch.equal(got.low_res, plain.low_res)  # what goes back as a prompt is as it was
 
 
 @pytest.mark.parametrize("dtype, error", [(torch.bfloat16, 0.03), (torch.float16, 0.004)])

@@ -1,6 +1,6 @@
 """Each setting of training reaches what it is about: the functions themselves have their own tests."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -23,6 +23,54 @@ CONFIG = TrainConfig(epochs=4, batch_size=16, amp="off", clean_epochs=1, crop=0,
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     return datasets.shapes(0, 60, 20, image_size=16)
+
+
+TRAINING = {
+    "epochs": 300,
+    "batch_size": 192,
+    "accumulate": 1,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "lr": 1e-3,
+    "adamw_lr": 3e-3,
+    "min_lr": 1e-5,
+    "warmup": 0.04,
+    "weight_decay": 0.05,
+    "layer_decay": 1.0,
+    "train_last": None,
+    "checkpointing": False,
+    "balance": "none",
+    "clip": 1.0,
+    "amp": "auto",
+    "compile": False,
+    "patience": 0,
+    "max_bad_steps": 20,
+    "ema_start": 0.995,
+    "ema_end": 0.9995,
+    "sizes": (),
+    "crop": 4,
+    "padding": "zero",
+    "flip": True,
+    "alternate_flip": False,
+    "trivial_augment": True,
+    "jitter": 0.0,
+    "rotate": 0.0,
+    "erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "mix_prob": 0.5,
+    "label_smoothing": 0.1,
+    "unsmoothed_epochs": 0,
+    "clean_epochs": 10,
+    "distill_weight": 0.5,
+    "distill_temperature": None,
+    "seed": 0,
+}
+
+
+def test_defaults_stay_what_they_are_since_runs_from_before_a_setting_go_on_with_its_default():
+    now = asdict(TrainConfig())
+    assert {name: now[name] for name in TRAINING} == TRAINING  # newer settings may come
 
 
 def trainer(data, path, teacher=None, model=MODEL, **settings) -> Trainer:
