@@ -11,6 +11,7 @@ from helpers.sam2_tiny import frames, tiny_model
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame, Identity, state_kind
+from minisam_glue.identity.frame import appearances
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import groups
@@ -328,6 +329,13 @@ def test_a_meeting_ends_when_predictions_are_a_tenth_of_their_size_apart():
     assert standing(14, 25.1).over(5) and not standing(14, 24.9).over(5)
 
 
+def test_a_search_looks_in_the_corners_too():
+    corner, empty = square(3, 45), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    tokens = tokens_of(corner, empty)
+    ((x, y),) = Search(no_look).places(tokens, appearances(corner[None], tokens)[0], empty)
+    assert corner[int(y), int(x)]
+
+
 def test_every_bound_of_what_is_found_counts():
     good = Candidate(torch.zeros(1), iou=0.75, likeness=0.93, colour=0.19, area=1.0, on_others=0.3)
     within = ({}, {"area": 0.3}, {"area": 2.5})
@@ -337,10 +345,11 @@ def test_every_bound_of_what_is_found_counts():
 
 
 def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_places_and_stays_on_the_frame():
-    places, empty, asked = [(34, 14), (14, 34)], torch.zeros(SIDE, SIDE, dtype=torch.bool), []
+    places, empty, asked = [(34, 14), (18, 38)], torch.zeros(SIDE, SIDE, dtype=torch.bool), []
     squares, taken = [square(*place) for place in places], square(10, 10)
     alike = squares[0] | squares[1] | taken
-    frame = Frame(9, [1, 2], logits_of([empty, taken]), [0.9, 0.9], tokens_of(alike, empty))
+    tokens = tokens_of(alike, square(21, 38, 4))  # with something else on the second
+    frame = Frame(9, [1, 2], logits_of([empty, taken]), [0.9, 0.9], tokens)
     frame.measure()
     motion = Motion()
     motion.observe(5, (20.0, 20.0, 30.0, 30.0), 100)
@@ -350,10 +359,9 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
         return logits_of([square(34, 14, 2) if r else squares[1] for r in right]), torch.full((len(boxes),), 0.9)
 
-    token = frame.tokens[(frame.tokens @ TWIN).argmax()]
-    found = Search(masks_of).find(frame, motion, token / token.norm(), torch.zeros(3))
+    found = Search(masks_of).find(frame, motion, appearances(squares[0][None], tokens)[0], torch.zeros(3))
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
-    assert sorted(asked) == [[0, 19, 29, 48], [19, 0, 48, 29]]
+    assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
 
 
 def test_joined_pairs_are_one_group():
