@@ -2,8 +2,8 @@
 
 One `Trainer` holds the whole state of a run, so that a checkpoint is a copy of it and a resumed run
 continues bit for bit. Random numbers come from two places, both saved: `generator` draws the order of
-images and the augmentations, PyTorch's global one the dropout. The best epoch is chosen by the hold-out;
-the trainer never reads the test images.
+images and the augmentations, PyTorch's global one dropout and stochastic depth. The best epoch is chosen by
+the hold-out; the trainer never reads the test images.
 """
 
 import json

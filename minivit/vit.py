@@ -389,6 +389,7 @@ class VisionTransformer(nn.Module):
         pooled = [x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))]
         heads = [self.head]
         if self.head_dist is not None:
+            # The distillation token is the last special token.
             pooled, heads = [*pooled, self.fc_norm(x[:, T - 1])], [*heads, self.head_dist]
         pooled = [F.dropout(token, self.config.head_dropout, self.training) for token in pooled]
         return tuple(head(token) for head, token in zip(heads, pooled))

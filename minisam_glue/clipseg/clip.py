@@ -102,7 +102,7 @@ def encoder(config: VisionConfig | TextConfig) -> nn.ModuleDict:
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches as tokens behind a class token, with learned positions: (B, 3, H, W) -> (B, 1 + N, C).
+    """Patches as tokens behind a class token, with learned positions: (B, 3, H, W) -> (B, 1 + N, C), N = H W / patch^2.
 
     ValueError if H or W is no multiple of the patch size.
     """

@@ -33,7 +33,7 @@ from .scenes import KINDS, clip, scene
 
 EVALUATED = range(900_000, 900_040)  # seeds that training watches itself with; not those of the results
 EVALUATED_CLIPS = 8
-FOCAL = 20.0  # weight of the focal loss; those of the others are one
+FOCAL = 20.0  # weight of the focal loss; those of the others are one, as in the paper
 CROWDED = 0.25  # share of a mask on other objects from which it counts as a union with them
 
 

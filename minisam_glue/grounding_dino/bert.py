@@ -62,7 +62,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Self-attention and MLP (post-norm); the nested dictionaries spell the official key names."""
+    """Self-attention and MLP (post-norm), (B, L, C) -> (B, L, C); the nested dictionaries spell the official keys."""
 
     def __init__(self, config: BertConfig):
         super().__init__()

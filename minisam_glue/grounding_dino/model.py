@@ -95,7 +95,10 @@ class GroundingDINO(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Initialise as DINO does: matrices by Xavier, embeddings normal, box heads that move no box at first."""
+        """Initialise as DINO does: matrices by Xavier, embeddings normal, box heads that move no box at first.
+
+        BERT, Swin and the sampling points of deformable attention have their own initial values.
+        """
         for module in (self.transformer, self.feat_map, self.input_proj):
             for parameter in module.parameters():
                 if parameter.dim() > 1:

@@ -1,6 +1,7 @@
 """Swin Transformer backbone: an image -> maps at strides 8, 16 and 32.
 
-Paper: Liu et al., arXiv 2103.14030, section 3. Key names are those of the official detector's `backbone.0`. Left out:
+Paper: Liu et al., arXiv 2103.14030, section 3. N = w * w is the number of tokens of a window, h of heads, d of
+channels of a head. Key names are those of the official detector's `backbone.0`. Left out:
 absolute position embeddings, stochastic depth and the classification head. The padding that fills up windows is not
 masked, as in the official code.
 """
@@ -39,7 +40,10 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(windows, N, N): -100 between tokens that only the shift has brought into one window, else 0."""
+    """(windows, N, N): -100 between tokens that only the shift has brought into one window, else 0.
+
+    The value is the official code's: it is added to scores before the softmax, in place of minus infinity.
+    """
 
     def band(length: int) -> Tensor:  # 0, 1 or 2: before the last window, in it, and rolled around from the front
         position = torch.arange(length, device=device)
@@ -141,7 +145,8 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: the four tokens of each 2x2 square, concatenated, are projected to 2C channels."""
+    """Halve the map, (B, H, W, C) -> (B, H/2, W/2, 2C), rounded up: the four tokens of each 2x2 square, concatenated,
+    are projected to 2C channels."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -102,6 +102,7 @@ class Encoder(nn.Module):
     def __init__(self, dim: int, hidden: int, layers: int):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(dim, hidden) for _ in range(layers))
+        # Text and fusion have half of the image's heads and of its inner width, as in the official code.
         self.text_layers = nn.ModuleList(TextLayer(dim, HEADS // 2, hidden // 2) for _ in range(layers))
         self.fusion_layers = nn.ModuleList(BiAttentionBlock(dim, hidden // 2, HEADS // 2) for _ in range(layers))
 
@@ -140,7 +141,10 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Refine queries and their boxes layer by layer; `bbox_embed` is one head, shared by all layers."""
+    """Refine queries and their boxes layer by layer; `bbox_embed` is one head, shared by all layers.
+
+    The position of a query is made of its box (`ref_point_head`), as in DAB-DETR, arXiv 2201.12329.
+    """
 
     def __init__(self, dim: int, hidden: int, layers: int):
         super().__init__()
@@ -163,7 +167,9 @@ class Decoder(nn.Module):
             x = layer(x, position, boxes[:, :, None] * ratios, memory, geometry, text)
             hidden.append(self.norm(x))
             references.append((head(x).float() + inverse_sigmoid(boxes)).sigmoid())
-            boxes = references[-1].detach()  # no gradient from one layer to the next
+            # The next layer starts from these boxes without their gradient. Its answer is counted from the undetached
+            # ones (GroundingDINO.head), so that its loss teaches this layer, too: "look forward twice" in DINO.
+            boxes = references[-1].detach()
         return hidden, references
 
     def embed_boxes(self, boxes: Tensor, geometry: Geometry) -> Tensor:

@@ -24,7 +24,10 @@ HEAD = 32  # channels per head of the tokens' attention to themselves (officiall
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens attend to themselves, then to the image; then the image attends to the tokens."""
+    """Tokens attend to themselves, then to the image, and go through an MLP; then the image attends to the tokens.
+
+    Each step ends in a residual and a layer norm (post-norm). Between tokens and image attention has half the width.
+    """
 
     def __init__(self, dim: int, mlp_dim: int, first: bool):
         super().__init__()
@@ -142,6 +145,7 @@ class MaskDecoder(nn.Module):
         multimask: three masks. Otherwise one: the single mask, or where that is unstable, except in training, the
         best of the three.
         """
+        # Tokens of the decoder's own, 1 + 1 + 4, then those of the prompts: (B, 6 + P, C).
         own = torch.cat((self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight))
         tokens = torch.cat((own.expand(len(sparse), -1, -1), sparse), 1)
         tokens, image = self.transformer(image, image_pe, tokens)

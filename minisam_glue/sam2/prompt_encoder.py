@@ -46,7 +46,7 @@ class PromptEncoder(nn.Module):
         self.pe_layer = RandomFourier(dim)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, dim)
-        self.mask_downscaling = nn.Sequential(
+        self.mask_downscaling = nn.Sequential(  # (B, 1, S / 4, S / 4) -> (B, dim, S / 16, S / 16)
             nn.Conv2d(1, 4, 2, stride=2),
             LayerNorm2d(4),
             nn.GELU(),
