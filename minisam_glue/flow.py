@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Constants of OpenCV's implementation.
 SMALLEST = 32  # pixels of the shorter side of a level of the pyramid
 EDGE = (0.14, 0.14, 0.4472, 0.4472, 0.4472)  # confidence in the coefficients of the outermost pixels
 REGULAR = 1e-3  # added to the determinant: no texture, no motion

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# Coefficients of the polynomial a x + b x^3 + c x^5: zeropower_via_newtonschulz5 of KellerJordan/Muon. They make small
-# values grow fast; for that, large ones end near 1, not at it.
+# Coefficients of the polynomial a x + b x^3 + c x^5, from zeropower_via_newtonschulz5 of KellerJordan/Muon: small
+# singular values grow fast, and in return large ones end near 1, not at it.
 A, B, C = 3.4445, -4.7750, 2.0315
 LEAST = 1e-7  # norm by which a matrix is divided
 
@@ -51,8 +51,8 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 class Muon(torch.optim.Optimizer):
     """Muon for hidden_matrices(model), AdamW without decay for all other parameters.
 
-    lr: relative change of a matrix in one step. adamw_lr: AdamW's rate; `gain` in its group is adamw_lr / lr, so that
-    one schedule of `lr` drives both. dtype: of the Newton-Schulz products. A matrix whose
+    lr: relative change of a matrix in one step. steps: of Newton-Schulz. adamw_lr: AdamW's rate; `gain` in its group is
+    adamw_lr / lr, so that one schedule of `lr` drives both. dtype: of the Newton-Schulz products. A matrix whose
     gradients were all 0 so far has no direction to go, and its update is 0. ValueError for what is no module, or has
     nothing that learns.
     """

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class WhiteningStem(nn.Module):
     """Images (B, 3, H, W), normalised, to one token for each patch: (B, H/patch * W/patch, dim).
 
-    Whitened 2x2 neighbourhoods (H - 1) x (W - 1), then a stage for each halving down to the patches: of `width`
-    channels the first, of `dim` the others. ValueError for a patch other than 4, 8, 16, ...
+    Whitened 2x2 neighbourhoods, of which there are (H - 1) x (W - 1), then a stage for each halving down to the
+    patches: the first has `width` channels, the others `dim`. ValueError for a patch other than 4, 8, 16, ...
     """
 
     def __init__(self, patch: int, dim: int, depth: int = 1, width: int = 64):

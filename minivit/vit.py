@@ -78,7 +78,7 @@ class ViTConfig:
     dropout: float = 0.0
     head_dropout: float = 0.0  # of the pooled token, before each head
     drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
-    norm_eps: float = 1e-6
+    norm_eps: float = 1e-6  # of layer norms, as in Google's and timm's ViT
 
     def __post_init__(self):
         check_config(self, MODEL_KINDS, {name: flag_of(name) for name in FLAGS})

@@ -1,8 +1,9 @@
 """Text to boxes: prompts, pixels, thresholds and batching around the network.
 
 Paper: Grounding DINO, arXiv 2303.05499, section 3.4. Each phrase of a prompt is scored over its own tokens, so that a
-label is always one of the phrases, verbatim. Images of unequal sizes share a batch after the backbone, with the padding
-masked, which gives the same as one image at a time (the official backbone sees the padding). Left out: reading files.
+label is always one of the phrases, verbatim; the official predict puts it together of all words above text_threshold.
+Images of unequal sizes share a batch after the backbone, with the padding masked, which gives the same as one image at
+a time (the official backbone sees the padding). Left out: reading files.
 """
 
 import logging

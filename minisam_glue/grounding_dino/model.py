@@ -25,7 +25,7 @@ from .geometry import Geometry, Shapes, build_geometry, inverse_sigmoid, shapes_
 from .swin import Swin, SwinConfig
 from .transformer import Text, Transformer, contrastive_logits
 
-MAX_TEXT = 256  # tokens, [CLS] and [SEP] included
+MAX_TEXT = 256  # tokens, [CLS] and [SEP] included: max_text_len of the official configurations
 
 # Keys of published files that the model does without, and why.
 IGNORED_KEYS = {
@@ -38,7 +38,10 @@ IGNORED_KEYS = {
 
 @dataclass(frozen=True)
 class GroundingDINOConfig:
-    """Sizes of a model. `hidden_dim`: a multiple of 32 from 64 on; `separators`: ids of tokens that end a phrase."""
+    """Sizes of a model; the defaults are those of the official configurations (groundingdino/config).
+
+    `hidden_dim`: a multiple of 32 from 64 on; `separators`: ids of tokens that end a phrase.
+    """
 
     swin: SwinConfig
     bert: BertConfig = field(default_factory=BertConfig)

@@ -1,8 +1,9 @@
 """WordPiece tokenizer of uncased BERT: text -> token ids and back.
 
-Paper: Devlin et al., arXiv 1810.04805; the word-splitting rules are those of google-research/bert.
-The vocabulary is a text file with one token a line, the line number being the id; it comes with the
-weights. Left out: padding, truncation and sentence pairs, which the detector does not need.
+Paper: Devlin et al., arXiv 1810.04805; the rules are those of google-research/bert in the form that transformers'
+BertTokenizer gave them, which Grounding DINO was trained with: all characters of Unicode's class C are dropped, and a
+word has at most 100 characters, not 200. The vocabulary is a text file with one token a line, the line number being
+the id; it comes with the weights. Left out: padding, truncation and sentence pairs, which the detector does not need.
 """
 
 import re
@@ -22,7 +23,7 @@ CJK = (
     (0xF900, 0xFAFF),
     (0x2F800, 0x2FA1F),
 )
-# Spaces that decoding removes again, in the order in which they are looked for.
+# Spaces that decoding removes again, in the order in which they are looked for: transformers' clean_up_tokenization.
 CLEAN_UP = (
     (" .", "."),
     (" ?", "?"),

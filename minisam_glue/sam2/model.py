@@ -33,7 +33,7 @@ LARGEST_IMAGE = 4096  # pixels of a side: global attention over more takes tens 
 @dataclass(frozen=True)
 class SAM2Config:
     """Sizes of the trunk, the four switches that tell 2.1 (all true) from 2.0 (all false), and sizes that only the
-    demo changes."""
+    demo changes. The defaults are those of facebookresearch/sam2's sam2.1_hiera_t.yaml."""
 
     embed_dim: int = 96
     num_heads: int = 1
