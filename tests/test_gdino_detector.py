@@ -1,5 +1,6 @@
 """Prompts, batches, thresholds and pictures of the detector."""
 
+import inspect
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from minisam_glue.grounding_dino.detector import (
     PassedQueries,
     merge,
     pack_captions,
+    pad_texts,
     pass_limits,
     preprocess,
     resized_size,
@@ -175,6 +177,18 @@ def test_a_batch_of_unequal_images_and_prompts_equals_one_by_one(detector, batch
         assert len(want) and same(got, want)
 
 
+def test_a_shorter_caption_of_a_batch_is_padded_by_tokens_that_see_themselves_alone(detector):
+    short, long = (
+        detector.encode_caption(caption.ids)
+        for caption in pack_captions(["dog"], TOKENIZER) + pack_captions(["red car"], TOKENIZER)
+    )
+    text, words = pad_texts([short, long]), short.features.shape[1]
+    assert torch.equal(text.features[0, :words], short.features[0]) and not text.valid[0, words:].any()
+    padding = torch.eye(long.features.shape[1], dtype=torch.bool)[words:]
+    assert torch.equal(text.attention[0, 0, words:], padding)  # a row without any would be no softmax
+    assert not text.attention[0, 0, :words, words:].any() and torch.equal(text.attention[1], long.attention[0])
+
+
 def test_one_string_serves_all_images_and_a_wrong_number_of_prompts_is_an_error(detector):
     assert len(detector.detect([picture(0), picture(1)], "car. dog.")) == 2
     assert detector.detect([], "car") == []
@@ -201,6 +215,14 @@ def test_a_threshold_for_one_phrase_leaves_the_others(detector):
     assert "car" in before.labels and set(after.labels) == {"dog"} and len(after) >= before.labels.count("dog")
     with pytest.raises(ValueError, match=r"names \['cow'\]"):
         detector.detect(picture(5), "car. dog.", box_threshold={"cow": 0.5})
+
+
+def test_thresholds_and_sizes_that_are_not_given_are_the_official_ones():
+    options = inspect.signature(Detector.detect).parameters
+    assert (options["box_threshold"].default, options["text_threshold"].default) == (0.35, 0.25)
+    assert score_limits(["car", "dog"], {"car": 0.5}, 0.25).tolist() == pytest.approx([0.5, 0.35])
+    sizes = inspect.signature(Detector).parameters
+    assert (sizes["min_size"].default, sizes["max_size"].default) == (800, 1333)
 
 
 def test_nothing_found_has_shape_0_4_and_reports_the_best(detector, caplog):

@@ -10,6 +10,7 @@ import torch
 
 from minivit import vit
 from minivit.fast import accelerate
+from minivit.layers import DropPath
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=3, heads=2)
@@ -125,6 +126,23 @@ def test_the_tail_costs_less_than_full_blocks():
 def test_stochastic_depth_rises_linearly_over_all_blocks():
     model = VisionTransformer(dataclasses.replace(TINY, drop_path=0.2, class_attention=1))
     assert [b.drop_path.p for b in [*model.blocks, *model.class_blocks]] == pytest.approx([0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("changes", [{}, {"class_attention": 1}, {"talking_heads": True}, {"mlp_conv": True}])
+@pytest.mark.parametrize("form", [lambda model: model, accelerate], ids=["plain", "fast"])
+def test_dropout_follows_positions_attention_and_both_layers_of_each_mlp_and_whole_branches_are_dropped(
+    form, changes, monkeypatch
+):
+    drawn, branches = [], []
+    dropout = lambda x, p=0.5, training=True, inplace=False: drawn.append(p if training else 0.0) or x  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    monkeypatch.setattr(DropPath, "forward", lambda self, x: branches.append(self.p) or x)
+    model = form(VisionTransformer(dataclasses.replace(TINY, dropout=0.3, drop_path=0.2, **changes)))
+    model.train()(torch.randn(2, 3, 8, 8))
+    assert drawn.count(0.3) == 1 + 3 * TINY.depth and branches == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2])
+    drawn.clear()
+    model.eval()(torch.randn(2, 3, 8, 8))
+    assert not any(drawn)
 
 
 def test_images_that_are_normalised_alike_give_the_same_scores_alone_and_in_a_batch():
