@@ -50,20 +50,19 @@ def test_hard_distillation_follows_the_teachers_decision(scores):
     torch.testing.assert_close(hard_distillation(logits, teacher), F.cross_entropy(logits, teacher.argmax(1)))
 
 
-@pytest.mark.parametrize("temperature", [None, 2.0])
-def test_each_head_has_its_own_loss_weighed_by_alpha(scores, temperature):
+@pytest.mark.parametrize("temperature", [None, 0.0, 2.0])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0, 3, 10)])
+def test_each_head_has_its_own_loss_weighed_by_alpha_and_classes_are_weighed_in_the_labels(scores, temperature, weight):
     class_logits, dist_logits, teacher = scores
     target = F.one_hot(torch.arange(6), 10).float()
     at = {
-        alpha: distillation_loss(class_logits, dist_logits, teacher, target, alpha, temperature)
+        alpha: distillation_loss(class_logits, dist_logits, teacher, target, alpha, temperature, weight)
         for alpha in (0.0, 0.3, 1.0)
     }
     distilled = (
-        hard_distillation(dist_logits, teacher)
-        if temperature is None
-        else soft_distillation(dist_logits, teacher, temperature)
+        soft_distillation(dist_logits, teacher, temperature) if temperature else hard_distillation(dist_logits, teacher)
     )
-    torch.testing.assert_close(at[0.0], soft_cross_entropy(class_logits, target))
+    torch.testing.assert_close(at[0.0], soft_cross_entropy(class_logits, target, weight))
     torch.testing.assert_close(at[1.0], distilled)
     torch.testing.assert_close(at[0.3], 0.7 * at[0.0] + 0.3 * at[1.0])
 

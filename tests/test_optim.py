@@ -80,6 +80,13 @@ def test_one_cycle_equals_torchs_scheduler(total):
             scheduler.step()
 
 
+def test_what_a_schedule_is_not_told_is_what_torch_and_deit_have():
+    lr = [one_cycle(step, 100, 0.5) for step in range(100)]
+    assert lr[0] == 0.5 / 25 and max(lr) == lr[29] == 0.5 and lr[-1] == pytest.approx(0.5 / 25 / 1e4)
+    assert warmup_cosine(0, 100, 5, 0.1) == 1e-6 and warmup_cosine(100, 100, 5, 0.1) == 0
+    assert adamw(nn.Linear(1, 1), 0.1).param_groups[0]["weight_decay"] == 0.05
+
+
 @pytest.mark.parametrize("total", [1, 2, 3])
 def test_one_cycle_works_for_runs_of_very_few_steps(total):
     lr = [one_cycle(step, total, 0.1) for step in range(total)]
