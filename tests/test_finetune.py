@@ -101,7 +101,7 @@ def test_layer_decay_lowers_the_rate_from_the_head_down_to_the_embedding(data, t
 
 
 def test_warm_up_is_a_share_of_the_run_or_a_number_of_epochs(data, tmp_path):
-    for warmup, steps in ((0.5, 6), (2, 4), (1.5, 3)):
+    for warmup, steps in ((0.5, 6), (2, 4), (1.5, 3), (1, 2)):
         assert trainer(data, tmp_path, dataclasses.replace(SHORT, epochs=6, warmup=warmup)).warmup_steps == steps
     with pytest.raises(TrainingError, match="--warmup is 2 epochs, of --epochs 2: give fewer, or a share below 1"):
         dataclasses.replace(SHORT, warmup=2)

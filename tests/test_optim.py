@@ -134,6 +134,12 @@ def test_moments_of_another_shape_are_refused_before_a_fused_step_writes_beyond_
                 changed["state"][number][name] = value
                 with pytest.raises(ValueError, match=f"of parameter {number}"):
                     optim.load_moments(optimizer, changed)
+        beyond = {"step": lambda step: 0 * step, "exp_avg_sq": torch.neg, "square": torch.neg}  # what can't be
+        for name in moments.keys() & beyond.keys():
+            changed = copy.deepcopy(good)
+            changed["state"][number][name] = beyond[name](moments[name])
+            with pytest.raises(ValueError, match=f"of parameter {number}"):
+                optim.load_moments(optimizer, changed)
     for change in ({}, {"state": []}, {"param_groups": []}, {"param_groups": good["param_groups"][:1] * 2}):
         with pytest.raises(ValueError):
             optim.load_moments(optimizer, good | change if change else {})

@@ -1,10 +1,12 @@
 """Each setting of training reaches what it is about: the functions themselves have their own tests."""
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from minivit import checkpoint, train
 from minivit import data as datasets
 from minivit.augment import Augment
 from minivit.ema import decay_ramp
@@ -157,3 +159,42 @@ def test_a_teacher_teaches_at_the_temperature_that_was_asked_for(temperature, da
     assert torch.equal(scores, heads[0])
     other = distillation_loss(*heads, wanted, target, 0.7, 2.0 if temperature is None else None)
     assert abs(float(loss - other)) > 1e-3
+
+
+def test_the_row_of_an_epoch_has_the_means_over_its_images_and_the_speed_since_the_run_went_on(
+    data, tmp_path, monkeypatch
+):
+    t, seen, clock = trainer(data, tmp_path, accumulate=3), [], iter((10.0, 14.0))
+    loss = t.loss
+
+    def recorded(x, target):
+        value, scores = loss(x, target)
+        hits = (scores.argmax(1) == target.argmax(1)).sum().item()
+        seen.append((value.item() * len(x), hits, len(x)))
+        return value, scores
+
+    monkeypatch.setattr(t, "loss", recorded)
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(clock), process_time=lambda: 90.0))
+    t.clock, t.cpu_seconds = 60.0, 30.0
+    t.order, t.batch = t.draw_order(), 1  # as after a stop behind the first of three steps
+    t.train_epoch(lambda: None)
+    t.end_epoch()
+    (row,), (losses, hits, images) = t.history, map(sum, zip(*seen))
+    assert images == 32 and row["epoch"] == 1 and row["images_per_s"] == 32 / 4 and row["cpu_minutes"] == 1
+    assert (row["train_loss"], row["train_acc"]) == pytest.approx((losses / images, hits / images))
+
+
+def test_of_equal_hold_out_accuracies_the_earlier_epoch_and_the_average_count(data, tmp_path, monkeypatch):
+    held_out = data.train[torch.arange(100) % 60]
+    t = trainer(replace(data, val=held_out), tmp_path)
+    monkeypatch.setattr(t, "accuracy", lambda model, split: 0.5)
+    t.fit(until=2)
+    best = checkpoint.read(tmp_path / "best.pt")
+    assert t.best == {"score": 0.5, "epoch": best["epoch"]} == {"score": 0.5, "epoch": 1}
+    assert best["weights"] == "averaged" and t.can_choose
+    assert not trainer(replace(data, val=held_out[:99]), tmp_path).can_choose
+
+
+def test_the_products_of_muon_are_in_fp32_in_a_run_in_fp32(data, tmp_path):
+    kinds = {amp: trainer(data, tmp_path, optimizer="muon", amp=amp).optimizer.dtype for amp in ("off", "bf16")}
+    assert kinds == {"off": torch.float32, "bf16": torch.bfloat16}
