@@ -59,6 +59,7 @@ def test_the_copy_is_for_inference_and_shares_no_memory():
     model = small_model()
     before = [p.detach().clone() for p in model.parameters()]
     ema = EMA(model)
+    assert (ema.start, ema.end) == (0.995, 0.9995)
     average_(ema.module, nn.ModuleList([small_model()]), 0.0)
     assert not ema.module.training and model.training
     assert not any(p.requires_grad for p in ema.module.parameters())
