@@ -47,8 +47,8 @@ def quoted(name: str) -> str:
 
 
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
-    """Write data.yaml, whose paths are beside it."""
+    """Write data.yaml, whose paths are beside it. nc, the number of classes, is what older trainers read (YOLOv7)."""
     names = "".join(f"  {number}: {quoted(name)}\n" for number, name in enumerate(categories.names))
     with whole_file(folder / "data.yaml") as temporary:
-        text = f"train: images/train\nval: images/train  # the same: split it yourself\nnames:\n{names}"
-        temporary.write_text(text, encoding="utf-8")
+        head = f"train: images/train\nval: images/train  # the same: split it yourself\nnc: {len(categories.names)}\n"
+        temporary.write_text(f"{head}names:\n{names}", encoding="utf-8")
