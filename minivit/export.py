@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from minivit.text import one_line, say
 
 TOLERANCE = 1e-4  # largest difference between the scores of a file and those of the model, for scores up to 1
 BATCHES = (2, 1, 5)  # the first is traced, all are compared
+BATCH = "batch"  # name of the first dimension
 MOST_IMAGES = 1 << 20  # of a batch: PyTorch 2.6 traces none without a bound
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MOST_BYTES = (1 << 31) - (1 << 20)  # of the weights in one .onnx file: protobuf's limit, and room for the graph
@@ -121,7 +123,7 @@ def compare(model: nn.Module, scores_of: Scores, size: tuple[int, int]) -> float
 
 def trace(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """The program of a model for images of this size in batches of up to MOST_IMAGES."""
-    batch = torch.export.Dim("batch", max=MOST_IMAGES)
+    batch = torch.export.Dim(BATCH, max=MOST_IMAGES)
     return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
 
 
@@ -145,8 +147,19 @@ def write_onnx(model: nn.Module, example: Tensor, texts: dict[str, str], path: P
         raise ExportError(f"{size / 1e9:.1f} GB of weights are too many for one .onnx file: export to .pt2")
     names = {"input_names": ["images"], "output_names": ["scores"]}
     program = torch.onnx.export(trace(model, example), (example,), dynamo=True, verbose=False, **names)
+    name_batch(program.model.graph)
     program.model.metadata_props.update(texts)
     program.save(path, external_data=False)
+
+
+def name_batch(graph: Any) -> None:
+    """Call the first dimension of what goes into and comes out of an onnx_ir.Graph BATCH. Shapes in between are left
+    out, as readers infer them: PyTorch 2.6 states those of the traced batch, and others' names differ from ours."""
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None if value not in graph.outputs else value.shape
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = type(value.shape)((BATCH, *value.shape[1:]))
 
 
 def load_onnx(path: Path) -> Scores:

@@ -51,6 +51,8 @@ def compared(model: torch.nn.Module, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = [value.shape for value in (*session.get_inputs(), *session.get_outputs())]
+    assert shapes == [["batch", 3, *size], ["batch", wanted.shape[1]]]  # else onnxruntime warns at each other batch
     return abs(session.run(None, {"images": x.numpy()})[0] - wanted.numpy()).max()
 
 
