@@ -232,7 +232,8 @@ def seed_points(
 
 
 def spread(candidates: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
-    """Choose up to `count` pixels of bool (H, W), (n, 2) xy: that of highest value, then each far from the rest."""
+    """Choose up to `count` pixels of bool (H, W), (n, 2) xy: that of highest value, then each time the one that is
+    farthest from those chosen (farthest-point sampling)."""
     y, x = np.nonzero(candidates)
     step = -(-len(y) // MOST_CANDIDATES) or 1
     places, worth = np.stack((x, y), 1)[::step], value[y, x][::step]

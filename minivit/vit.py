@@ -270,11 +270,11 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Map normalised images (B, 3, H, W) to class scores (B, classes).
 
-    With a distillation token there are two heads: `forward` averages their scores before the softmax, as DeiT's code
-    does (the paper adds their softmax outputs), and `forward(x, each_head=True)` returns both, class head first, for
-    a loss that treats them differently. `features` returns the tokens (B, T + N, C) after the last block, normalised
-    if pool is "cls" (else their mean is), with the T special tokens (class, distillation) before the N patches.
-    ValueError for images of a shape or type that the model does not take.
+    With a distillation token there are two classifying heads: `forward` averages their scores before the softmax, as
+    DeiT's code does (the paper adds their softmax outputs), and `forward(x, each_head=True)` returns both, class head
+    first, for a loss that treats them differently. `features` returns the tokens (B, T + N, C) after the last block,
+    normalised if pool is "cls" (else their mean is), with the T special tokens (class, distillation) before the N
+    patches. ValueError for images of a shape or type that the model does not take.
 
     checkpointing: in training, keep the input of each block alone and compute the block again in the backward pass
     (Chen et al., arXiv 1604.06174): less memory for a second forward pass.

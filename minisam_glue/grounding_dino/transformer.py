@@ -1,8 +1,8 @@
 """The detector's transformer: feature enhancer, language-guided query selection, cross-modality decoder.
 
 Paper: Grounding DINO, arXiv 2303.05499, sections 3.1 to 3.3 and figure 3; boxes are refined as in DINO, arXiv
-2203.03605. B images, S image tokens (cells of all levels), L text tokens, Q queries, C channels. Left out: dropout,
-denoising queries, and the options that no published weights use.
+2203.03605. B images, S image tokens (cells of all levels), L text tokens, Q queries, C channels; "memory" is DETR's
+word for what the encoder gives. Left out: dropout, denoising queries, and the options that no published weights use.
 
 The order of steps is that of the official code, which the weights were trained with. It differs from the paper's text
 in two places: an encoder layer begins with the fusion, its self-attentions follow; and in a decoder layer the queries

@@ -11,7 +11,7 @@ PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas a
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
 GROWTH = 1.5  # of width and height, since the first frame
-GAIN, VELOCITY_GAIN, MOST_STEP = 0.3, 0.03, 0.3  # of the correction of places in meetings; its limit, in sizes
+GAIN, VELOCITY_GAIN, MOST_STEP = 0.3, 0.03, 0.3  # alpha and beta of the filter; its longest correction, in sizes
 
 Box = tuple[float, float, float, float]  # centre x, y, width, height
 
