@@ -35,6 +35,7 @@ from .sam2.mask_decoder import Decoded
 from .sam2.memory_bank import FrameMemory
 from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import Array, prompt_points
+from .sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from .sam2.video_tracker import TrackedObject
 from .support.reading import Kind, fields, optional, refuse, whole
 
@@ -135,7 +136,7 @@ class MemoryPropagator(VideoTracker):
         """Box prompts (n, 4), in pixels of the low-resolution mask, on the frame: logits (n, s, s), IoUs (n,)."""
         tokens, high_res = self.model.without_memory(self.features), self.features.high_res
         xy = (boxes * 4).view(-1, 2, 2).to(self.model.device)
-        labels = torch.tensor([2, 3], device=self.model.device).expand(len(xy), 2)
+        labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=self.model.device).expand(len(xy), 2)
         parts = [
             self.model.decode(tokens, high_res, a, b) for a, b in zip(xy.split(self.chunk), labels.split(self.chunk))
         ]
