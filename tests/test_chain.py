@@ -23,9 +23,10 @@ def normalised(x: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:
 
 
 def test_a_teacher_sees_the_students_images_under_its_own_normalisation_and_in_its_own_size():
-    model, pixels = VisionTransformer(TINY).eval(), torch.rand(2, 3, 8, 8)
+    model, pixels = VisionTransformer(TINY), torch.rand(2, 3, 8, 8)
     view = normalised(pixels, *OTHERS)
     scores = Teacher(model, HALVES, OTHERS)(view)
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(scores, model(normalised(pixels, *HALVES)))
     assert not scores.requires_grad
     same = Teacher(model, OTHERS, OTHERS)

@@ -144,6 +144,7 @@ def test_each_region_is_an_instance_with_its_box_in_pixels_of_the_picture():
     one, two = sorted(find_instances(logits, (704, 176), HeatSettings()), key=lambda i: i.box)
     assert one.box == (5, 40, 30, 160) and two.box == (100, 200, 150, 360)
     assert one.score == pytest.approx(0.9, abs=1e-3) and one.region.sum() == 50 * 60
+    assert ((one.points / (0.5, 2)) % 1 == 0.5).all()  # the middles of the map's pixels
 
 
 def test_the_most_confident_instance_comes_first():

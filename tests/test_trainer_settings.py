@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minivit import checkpoint, train
+from minivit import checkpoint, run, train
 from minivit import data as datasets
 from minivit.augment import Augment
+from minivit.config import DEFAULTS
 from minivit.ema import decay_ramp
 from minivit.losses import distillation_loss
 from minivit.mix import one_hot
 from minivit.optim import one_cycle, warmup_linear
-from minivit.splits import Dataset
+from minivit.splits import Dataset, hold_out, subset
 from minivit.train import Trainer
 from minivit.train_config import TrainConfig
 from minivit.vit import VisionTransformer, ViTConfig
@@ -198,3 +199,26 @@ def test_of_equal_hold_out_accuracies_the_earlier_epoch_and_the_average_count(da
 def test_the_products_of_muon_are_in_fp32_in_a_run_in_fp32(data, tmp_path):
     kinds = {amp: trainer(data, tmp_path, optimizer="muon", amp=amp).optimizer.dtype for amp in ("off", "bf16")}
     assert kinds == {"off": torch.float32, "bf16": torch.bfloat16}
+
+
+def test_all_draws_of_a_run_come_from_its_seed(data, tmp_path):
+    orders = []
+    for seed in (3, 4):
+        orders.append(trainer(data, tmp_path, seed=seed).draw_order())
+        assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(seed).get_state())
+    assert not torch.equal(*orders)
+
+
+def test_the_images_of_a_run_are_drawn_by_its_seed(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run.datasets, "load", lambda *arguments: asked.append(arguments) or data)
+    args = DEFAULTS | {"data": "shapes", "seed": 5, "subset": 40, "val_split": 10}
+    for seed in (5, 6):
+        got, want = run.load_data(args | {"seed": seed}), hold_out(subset(data, 40, seed), 10, seed)
+        assert torch.equal(got.train.images, want.train.images) and torch.equal(got.val.images, want.val.images)
+        assert asked[-1][3] == seed
+
+
+def test_a_run_is_evaluated_in_the_precision_of_its_training(data, tmp_path):
+    t = trainer(data, tmp_path, amp="bf16")
+    assert t.evaluator.dtype == torch.bfloat16 and t.about()["precision"] == "bfloat16"
