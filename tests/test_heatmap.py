@@ -223,6 +223,15 @@ def test_a_region_thinner_than_the_border_still_has_positives():
     assert len(points) == 8 and all(region[y, x] for x, y in points)
 
 
+def test_a_small_object_has_negatives_around_it_and_borders_grow_with_the_picture():
+    region = np.zeros((60, 60), bool)
+    region[30:33, 30:33] = True
+    points, signs = seed_points(region * 0.9, region, region, HeatSettings(), 5)
+    away = np.abs(points[signs == 0] - 31).max(1)
+    assert len(away) == 8 and 6 <= away.min() <= away.max() <= 13
+    assert [HeatSettings(border=5).scaled_border(side) for side in (176, 352, 704)] == [2, 5, 10]
+
+
 def test_no_negatives_are_made_up_where_the_object_fills_the_picture():
     region = np.ones((50, 50), bool)
     _, signs = seed_points(region * 0.9, region, region, HeatSettings(), 5)

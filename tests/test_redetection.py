@@ -13,6 +13,7 @@ from minisam_glue import redetection
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.records import Segment
+from minisam_glue.redetection import Redetection, confirm, is_cold, revive, sharing, strayed, unclaimed
 from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
 from minisam_glue.seeding import Seed, Seeds
@@ -215,3 +216,62 @@ def test_a_look_at_no_box_finds_nothing_also_in_the_fast_form():
     tracker = MemoryPropagator(tiny_model(fast=True))
     tracker.seek(0, picture(5))
     assert tracker.masks_for_boxes([]).logits.shape == (0, 16, 16)
+
+
+# --- The limits ---------------------------------------------------------------------------------------------
+
+
+def strips(*starts: int) -> torch.Tensor:
+    """Masks (n, 1, 40) of ten pixels in a row; those of starts 1, 2, 3 and 4 apart have IoU 0.82, 0.67, 0.54, 0.43."""
+    place = torch.arange(40)
+    return torch.stack([(place >= start) & (place < start + 10) for start in starts])[:, None]
+
+
+YES, NO = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+
+
+def test_half_of_the_union_confirms_a_track_of_the_same_phrase():
+    assert confirm(strips(0), strips(3), YES) == {0: 0}
+    assert confirm(strips(0), strips(4), YES) == confirm(strips(0), strips(3), NO) == {}
+
+
+def test_seven_tenths_of_the_union_are_one_mask():
+    assert sharing(strips(0, 1)) == [[0, 1]] and sharing(strips(0, 2)) == []
+
+
+def test_a_detection_is_new_if_half_of_it_is_free_and_no_other_phrase_has_its_mask():
+    assert unclaimed(strips(0), strips(5), YES, {}) == [0] and unclaimed(strips(0), strips(4), YES, {}) == []
+    assert unclaimed(strips(0), strips(2), NO, {}) == [0] and unclaimed(strips(0), strips(1), NO, {}) == []
+    assert (
+        unclaimed(strips(0) & False, strips(20), YES, {}) == [] and unclaimed(strips(0), strips(20), YES, {0: 0}) == []
+    )
+
+
+@pytest.mark.parametrize("alike, present, lost", [(0.79, 0.7, [0]), (0.8, 0.7, []), (0.8, 0.59, [0]), (0.8, 0.6, [])])
+def test_a_track_is_lost_under_an_unlike_detection_or_on_something_unlike(alike, present, lost):
+    alike, present = torch.tensor([[alike]], dtype=torch.float64), torch.tensor([present], dtype=torch.float64)
+    assert strayed(strips(0), strips(3), alike, {}, present) == lost
+    assert strayed(strips(0), strips(3), alike, {0: 0}, present) == []  # confirmed
+    assert strayed(strips(0), strips(3) & False, alike, {}, present) == []  # nowhere
+
+
+def test_what_is_alike_enough_is_found_again_as_many_as_may_be():
+    alike = torch.tensor([[0.8]], dtype=torch.float64)
+    assert revive(alike, YES) == {0: 0} and revive(alike - 0.01, YES) == revive(alike, NO) == {}
+    assert revive(torch.tensor([[0.99, 0.82], [0.82, 0.1]]), YES.expand(2, 2)) == {0: 1, 1: 0}
+
+
+def test_a_mask_is_cold_where_the_heat_map_of_its_phrase_shows_less_than_a_quarter():
+    for warm, cold in ((2, True), (3, False)):
+        heat = np.where(np.arange(40) < warm, 0.9, 0.1)[None]
+        maps = [SimpleNamespace(phrase="car", threshold=0.5, at=lambda size, heat=heat: heat)]
+        assert is_cold(strips(0)[0], "car", maps) == cold and not is_cold(strips(0)[0], "dog", maps)
+
+
+def test_an_appearance_is_learned_by_a_tenth_at_a_time():
+    tracker = SimpleNamespace(appearances=lambda masks, image: torch.full((len(masks), 2), float(image[0])))
+    detections, result = Redetection(tracker, {}), SimpleNamespace(ids=[4], low_res=torch.ones(1, 2, 2))
+    for shade in (1.0, 2.0):
+        detections.image = np.full(1, shade)
+        detections.learn_appearances({4}, result)
+    assert detections.appearances[4].tolist() == pytest.approx([1.1, 1.1])
