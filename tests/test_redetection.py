@@ -258,7 +258,8 @@ def test_a_track_is_lost_under_an_unlike_detection_or_on_something_unlike(alike,
 def test_what_is_alike_enough_is_found_again_as_many_as_may_be():
     alike = torch.tensor([[0.8]], dtype=torch.float64)
     assert revive(alike, YES) == {0: 0} and revive(alike - 0.01, YES) == revive(alike, NO) == {}
-    assert revive(torch.tensor([[0.99, 0.82], [0.82, 0.1]]), YES.expand(2, 2)) == {0: 1, 1: 0}
+    chain = 0.81 * torch.eye(6) + torch.eye(6).roll(1, 1).triu()  # six pairs that are alike, or five that are equal
+    assert revive(chain, YES.expand(6, 6)) == {i: i for i in range(6)}
 
 
 def test_a_mask_is_cold_where_the_heat_map_of_its_phrase_shows_less_than_a_quarter():
