@@ -125,10 +125,18 @@ def test_a_mask_that_collapses_or_explodes_is_doubted(change):
     assert not propagator.trusted(warped, warped, [16 * 9]).any() and not propagator.trusted(warped, warped, [1]).any()
 
 
-def test_a_mask_elsewhere_is_doubted():
-    one, other = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
-    one[0, :4, :4] = other[0, 8:12, 8:12] = True
-    assert not begin(*textured(20)).trusted(other, one, [16]).any()
+@pytest.mark.parametrize(
+    "start, count, known, good",
+    [
+        *((8, 20, 20, True), (9, 20, 20, False)),  # IoU 0.43, 0.38 with the warped mask
+        *((0, 40, 20, True), (0, 41, 20, False), (0, 10, 20, True), (0, 9, 20, False)),  # twice or half its area
+        *((0, 20, 160, True), (0, 20, 161, False), (0, 20, 3, True), (0, 20, 2, False)),  # eight times the known one
+    ],
+)
+def test_a_mask_elsewhere_or_of_another_size_is_doubted(start, count, known, good):
+    place = torch.arange(64)[None, None]
+    warped, refined = place < 20, (place >= start) & (place < start + count)
+    assert FlowPropagator.trusted(None, refined, warped, [known]).tolist() == [good]
 
 
 def test_a_look_with_the_sentence_is_asked_for_now_and_then_while_something_is_lost():
