@@ -18,7 +18,7 @@ from minisam_glue.heatmap import HeatSettings
 from minisam_glue.models import Models, load_models
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import SEED_PROMPTS, Seeding, Thresholds
-from minisam_glue.seeding import Seed, auto_threshold, find_seeds, points_of_box, segment_seed, show_more
+from minisam_glue.seeding import Seed, _mask_logits, auto_threshold, find_seeds, points_of_box, segment_seed, show_more
 
 CLIPSEG = ("--method", "clipseg", "--min-area", 100)
 
@@ -33,6 +33,24 @@ def test_each_bright_region_is_an_object_of_its_phrase_and_an_absent_one_is_none
     one, two = sorted(found.objects, key=lambda o: o.box)
     np.testing.assert_allclose(one.box, (5, 10, 15, 22), atol=1)
     np.testing.assert_allclose(two.box, (30, 10, 40, 22), atol=1)
+
+
+def test_objects_of_several_phrases_come_in_the_order_of_their_confidence(monkeypatch):
+    models, maps = heat_models(), torch.full((1, 3, 64, 64), 0.004)
+    for phrase, (confidence, column) in enumerate(((0.7, 5), (0.9, 25), (0.8, 45))):
+        maps[0, phrase, 10:40, column : column + 15] = confidence
+    monkeypatch.setattr(models.heat_mapper, "heat_maps", lambda images, phrases: maps.logit())
+    seeds = find_seeds(models, [picture(5)], "a. b. c.")[0]
+    assert [seed.label for seed in seeds.objects] == ["b", "c", "a"] and seeds.best == ("b", pytest.approx(0.9))
+
+
+def test_a_mask_prompt_is_logits_of_ten_with_the_shares_of_its_edge_between():
+    models, mask = heat_models(), np.zeros((64, 64), bool)
+    mask[:, :30] = True
+    logits = _mask_logits(mask, models)
+    side = models.sam.config.image_size // 4
+    assert logits.shape == (1, side, side) and logits[0, :, [0, -1]].tolist() == [pytest.approx([10, -10])] * side
+    assert logits.mean() == pytest.approx(20 * 30 / 64 - 10, abs=0.5)
 
 
 def test_nothing_is_found_where_the_confidence_is_low_and_that_is_said():

@@ -48,6 +48,16 @@ def test_seeds_of_a_sentence_may_have_points_too(monkeypatch):
     assert not np.array_equal(found.masks, boxes_alone)
 
 
+def test_the_detector_is_asked_with_the_thresholds_that_were_given(monkeypatch):
+    models, asked = tiny_models(), []
+    detect = models.detector.detect
+    monkeypatch.setattr(models.detector, "detect", lambda *a, **k: asked.append((a[2:], k)) or detect(*a, **k))
+    for box in (0.4, "auto"):
+        segment_images(models, [picture(5), picture()], "bright.", Thresholds(box, 0.3, 0.6, 0.5))
+    options = {"max_area": 0.5, "batch_size": 2}
+    assert asked == [((0.4, 0.3, 0.6), options), ((0.0, 0.0, 0.6), options)]  # auto has a threshold of its own
+
+
 def test_nothing_found_has_the_size_of_the_picture_and_says_the_best_score():
     found = segment_image(tiny_models(), picture(), "bright.")
     assert found.masks.shape == (0, H, W) and found.boxes.shape == (0, 4) and found.best == ("bright", 0.1)
