@@ -44,6 +44,7 @@ def test_small_images_are_enlarged_to_what_the_model_takes():
     x = normalise(images, MEAN, STD)
     assert resize_to_model(x, model).shape == (7, 3, 16, 16)
     assert Evaluator(MEAN, STD, CPU).predict(model, images).shape == (7, 3)
+    assert resize_to_model(x, model, 12).shape == resize_to_model(x, nn.Identity(), 12).shape == (7, 3, 12, 12)
     assert resize_to_model(x, nn.Identity()) is x  # a model without a size of its own
 
 
