@@ -168,6 +168,8 @@ def test_jitter_stays_in_its_bounds():
     for factor in factors:
         assert 0.6 <= factor.min() < 0.61 and 1.39 < factor.max() <= 1.4
     assert -0.1 <= hue.min() < -0.098 and 0.098 < hue.max() <= 0.1
+    *factors, hue = augment.draw_jitter(3000, 3.0, generator())
+    assert all(factor.min() == 0 for factor in factors) and hue.abs().max() <= 0.5
 
 
 # ---- random erasing ------------------------------------------------------------------------------------
@@ -204,6 +206,12 @@ def test_p_is_the_share_of_erased_images():
     for p in (0.0, 0.25, 1.0):
         share = (augment.random_erasing(x, p, generator()) == 0).flatten(1).any(1).float().mean()
         assert abs(share - p) < 0.025
+
+
+def test_erased_boxes_have_the_areas_and_shapes_of_the_paper():
+    x = torch.ones(64, 3, 32, 32)
+    boxes = augment.draw_boxes(64, 32, 32, generator(), (0.02, 0.33), (0.3, 3.3))
+    assert torch.equal(augment.random_erasing(x, 1.0, generator()), augment.erase(x, boxes, torch.zeros(())))
 
 
 # ---- all together --------------------------------------------------------------------------------------
