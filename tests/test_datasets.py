@@ -121,6 +121,7 @@ def test_coco_says_which_frame_and_which_object_of_a_video_as_tao_and_as_cocovid
             assert image["frame_id"] == image["frame_index"] == int(number.split(".")[0])
             about = videos[image["video_id"]]
             assert about["name"] == video and (about["width"], about["height"]) == (image["width"], image["height"])
+            assert about["neg_category_ids"] == about["not_exhaustive_category_ids"] == []  # TrackEval asks for them
     for annotation in content["annotations"]:
         image = images[annotation["image_id"]]
         if "video_id" not in image:

@@ -18,6 +18,7 @@ from .annotations import Annotation, Categories, Entries, Picture
 from .polygons import trace
 
 ANNOTATIONS = "annotations.json"
+WHOLE = {"neg_category_ids": [], "not_exhaustive_category_ids": []}  # TAO looks for some categories, we for all
 
 
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
@@ -64,7 +65,7 @@ def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
             if entry["frame"] is None:
                 break
             if not entry["frame"]:
-                videos.append({"id": len(videos) + 1, "name": name} | _size(entry))
+                videos.append({"id": len(videos) + 1, "name": name} | _size(entry) | WHOLE)
             for held in entry["objects"]:
                 known = {"video_id": len(videos), "category_id": held["category_id"], "object_id": held["track"]}
                 tracks.setdefault((name, held["track"]), {"id": len(tracks) + 1} | known)
@@ -117,4 +118,5 @@ def _track(track: dict) -> dict:
 
 
 def _size(entry: dict) -> dict:
+    """Width and height of a frame."""
     return {side: entry["image"][side] for side in ("width", "height")}
