@@ -35,7 +35,7 @@ ADDING = Lock()  # of one thread at a time to the seconds of a Models
 Model = TypeVar("Model")
 
 
-@dataclass
+@dataclass(repr=False)
 class Models:
     """A detector (None if prompts are boxes, points or masks only), SAM 2, and the seconds that each stage took.
 
@@ -45,6 +45,7 @@ class Models:
     Threads: several may use the same Models at once, and get the masks that each gets alone. What belongs to a picture
     or a video is kept by the call; caches of encoded phrases have locks. predictor.set_image and set_images are the
     exception, as their docstring says. Whoever changes weights, precision, device or SAM 2's image size must be alone.
+    copy.deepcopy and pickle give models of their own, for another process.
     """
 
     detector: Detector | None
@@ -58,6 +59,16 @@ class Models:
 
     def __post_init__(self):
         self.predictor = ImagePredictor(self.sam)
+
+    def __repr__(self) -> str:
+        parts = [type(part).__name__ for part in (self.detector, self.heat_mapper, self.sam) if part is not None]
+        return f"Models({', '.join(parts)}, {self.sam.config.image_size} pixels, {self.sam.device})"
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "ended"}  # whose lock can't be copied
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, ended=Event())
 
     def heat_settings(self, settings: HeatSettings) -> HeatSettings:
         """The settings, with the floor and the least area that suit these weights where it leaves them open."""

@@ -17,13 +17,13 @@ from PIL import Image
 
 from .masks import box_around
 from .models import Models
-from .pixels import Picture, to_rgb
+from .pixels import Picture, hint_for, own_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
 from .propagators import MEMORY
 from .records import Segment, Segmented
 from .sam2 import EncodedImages
-from .seeding import Seeds, find_seeds, seed_of_prompt, segment_seed
+from .seeding import Seeds, check_settings, find_seeds, seed_of_prompt, segment_seed
 
 
 def segment_image(
@@ -46,10 +46,11 @@ def segment_images(
 ) -> list[Segmented]:
     """Segment several pictures, of any sizes, that go through the models together. Arguments: see segment_image.
 
-    ValueError for an empty list; TypeError for a path.
+    ValueError for an empty list; TypeError for a path, or an argument of another kind.
     """
+    check_settings(models, thresholds, seeding)
     check_pictures(images)
-    arrays = [to_rgb(image) for image in images]
+    arrays = [own_rgb(image) for image in images]
     if isinstance(prompt, Clicks):
         return [_from_clicks(models, image, prompt) for image in arrays]
     found = find_seeds(models, arrays, prompt, thresholds, seeding)
@@ -95,10 +96,7 @@ def check_pictures(images: Sequence[Picture]) -> None:
         raise ValueError("images is empty: give at least one picture")
     for image in images:
         if not isinstance(image, (Image.Image, np.ndarray)):
-            raise TypeError(
-                f"a picture is a PIL image or an array, not a {type(image).__name__}: "
-                "minisam_glue.read_image(path) reads a file"
-            )
+            raise TypeError(f"a picture is a PIL image or an array, not a {type(image).__name__}{hint_for(image)}")
 
 
 def _from_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, row: int) -> list[Segment]:

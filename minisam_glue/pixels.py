@@ -1,5 +1,7 @@
 """Pictures in memory, of any kind that Pillow or numpy holds, as plain RGB; and as the models take them."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -21,17 +23,37 @@ def to_rgb(image: Picture) -> np.ndarray:
         return _from_pillow(image)
     if not isinstance(image, np.ndarray) or image.dtype.kind != "u" or image.dtype.itemsize > 2:
         kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
-        raise ValueError(
-            f"an image is a PIL image or an array of uint8 or uint16, not {kind}; "
-            "floats in 0..1 become one by (image * 255).astype(np.uint8)"
-        )
+        raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}{hint_for(image)}")
     grey = image[..., None] if image.ndim == 2 else image
     if grey.ndim != 3 or grey.shape[2] not in (1, 3, 4) or not grey.size:
-        raise ValueError(f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}")
+        hint = "; image.transpose(1, 2, 0) puts the channels last" if image.ndim == 3 and len(image) in (3, 4) else ""
+        raise ValueError(
+            f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}{hint}"
+        )
     pixels = eight_bits(grey) if grey.dtype.itemsize == 2 else grey
     if pixels.shape[2] == 4:
         pixels = on_white(pixels)
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+
+
+def hint_for(image: object) -> str:
+    """A hint that makes a picture of what is none; "" if its type tells nothing."""
+    if isinstance(image, (str, Path)):
+        return "; minisam_glue.read_image(path) reads a file"
+    if isinstance(image, Tensor):
+        return "; image.permute(1, 2, 0).cpu().numpy() is one of a uint8 tensor (3, H, W)"
+    is_float = isinstance(image, np.ndarray) and image.dtype.kind == "f"
+    return "; floats in 0..1 become one by (image * 255).astype(np.uint8)" if is_float else ""
+
+
+def own_rgb(image: Picture) -> np.ndarray:
+    """The picture as to_rgb gives it, in an array that may be written to and that the caller's picture does not share.
+
+    A program that reads each frame of a video into the same array thus leaves earlier results as they are.
+    """
+    pixels = to_rgb(image)
+    shared = isinstance(image, np.ndarray) and np.may_share_memory(pixels, image)
+    return pixels.copy() if shared or not pixels.flags.writeable else pixels
 
 
 def _from_pillow(image: Image.Image) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import fields as fields_of
 from itertools import count
 
 import numpy as np
+from torch import Tensor
 
 from .heatmap import HeatSettings
 from .masks import decode_rle, encode_rle, rle_size
@@ -186,6 +187,9 @@ class Clicks:
             given = getattr(self, name)
             if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
                 raise TypeError(f"{name} is a {type(given).__name__}: give a list")
+            if name != "objects" and any(np.ndim(entry) < (2 if name == "masks" else 1) for entry in given):
+                kind = "masks (H, W)" if name == "masks" else name
+                raise ValueError(f"{name} is one of them, or holds none: give a list of {kind}")
         if len(self.objects):
             self._check_objects()
             return
@@ -331,7 +335,9 @@ def is_relative(coordinates: Sequence[float]) -> bool:
 
 def check_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     """A mask as bool (H, W). ValueError if it is empty or not of the picture's size (height, width)."""
-    mask = np.array(mask, bool, order="C")  # a copy: torch takes no negative strides, and warns of read-only memory
+    mask = mask.cpu() if isinstance(mask, Tensor) else mask
+    # A copy: torch takes no negative strides, and warns of read-only memory.
+    mask = np.array(np.asarray(mask), bool, order="C")
     if mask.shape != tuple(size):
         raise ValueError(f"mask of {mask.shape} pixels (height, width) does not fit a picture of {tuple(size)}")
     if not mask.any():

@@ -15,14 +15,14 @@ from PIL import Image
 from .heatmap import label_components
 from .masks import box_around, mask_box
 from .models import Models
-from .pixels import Picture, to_rgb
+from .pixels import Picture, own_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
 from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
 from .redetection import Redetection
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
-from .seeding import Seed, Seeds, find_seeds, seed_of_prompt, segment_seed
+from .seeding import Seed, Seeds, check_settings, find_seeds, seed_of_prompt, segment_seed
 from .support.reading import fields, flag, optional, real, sequence, tensor, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -61,6 +61,9 @@ class Tracking:
         refine_every: int = 1,
         identity: bool = True,
     ):
+        check_settings(models, thresholds, seeding)
+        if not isinstance(identity, bool):
+            raise ValueError(f"identity is {identity!r}: give True or False")
         if propagate not in PROPAGATORS:
             raise ValueError(f"propagate {propagate!r}: choose one of {', '.join(PROPAGATORS)}")
         if refine_every != 1 and propagate != FLOW:
@@ -133,6 +136,8 @@ class Tracking:
 
     def _check_reached(self) -> None:
         """ValueError, after the first pass, for a frame that did not come."""
+        if self.next == 0:
+            raise ValueError("frames is empty: give at least one")
         if self.seed_frame is not None and self.seeded_at is None:
             raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
         removed = {prompt.id for prompt in self.prompts if prompt.remove}
@@ -161,7 +166,7 @@ class Tracking:
                 index, image = next(pairs, (None, None))
             if index is None:
                 return
-            result = self._step(index, to_rgb(image))
+            result = self._step(index, own_rgb(image))
             self.next = index - 1 if self.reverse else index + 1
             yield result
             if self.next < 0:

@@ -12,7 +12,7 @@ from .render.overlay import overlay
 from .support.reading import fields, real, sequence, text, whole
 
 
-@dataclass
+@dataclass(eq=False)  # arrays have no one answer to ==
 class Segment:
     """One object on one picture or frame. Ids count from 1; an object of a video keeps its id, label and colour."""
 
@@ -65,7 +65,7 @@ RECORD = fields(  # what a frame's JSON has at least, see Segmented.as_json
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class HeatMap:
     """A heat map of CLIPSeg for one phrase. logits (S, S) cover the whole picture, stretched."""
 
@@ -83,7 +83,7 @@ class HeatMap:
         return confidence(self.logits, size)
 
 
-@dataclass
+@dataclass(eq=False)
 class Segmented:
     """A picture, or frame number `frame`, with its objects.
 
@@ -92,7 +92,7 @@ class Segmented:
     notes: what the rules of identity/ did here; None without them, and for pictures.
     """
 
-    image: np.ndarray  # uint8 (H, W, 3)
+    image: np.ndarray  # uint8 (H, W, 3), a copy of the picture
     objects: list[Segment] = field(default_factory=list)
     frame: int = 0
     best: tuple[str, float] | None = None

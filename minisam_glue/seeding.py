@@ -76,6 +76,15 @@ class Seeds:
 # --- From sentences and prompts to seeds --------------------------------------------------------------------
 
 
+def check_settings(models: Models, thresholds: Thresholds, seeding: Seeding) -> None:
+    """TypeError for an object of another kind in one of these places."""
+    given = {"models": (models, Models), "thresholds": (thresholds, Thresholds), "seeding": (seeding, Seeding)}
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            makes = "minisam_glue.load_models()" if kind is Models else f"minisam_glue.{kind.__name__}(...)"
+            raise TypeError(f"{name} is a {type(value).__name__}: {makes} makes them")
+
+
 def find_seeds(
     models: Models,
     images: list[np.ndarray],

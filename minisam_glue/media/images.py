@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..pixels import to_rgb
+from ..pixels import own_rgb
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
 from .limits import MAX_BYTES, MAX_PIXELS, MediaError
@@ -162,7 +162,7 @@ def frame_of(image: Image.Image, index: int = 0) -> np.ndarray:
         warnings.simplefilter("ignore")
         if index or image.tell():
             image.seek(index)
-        return to_rgb(image)
+        return own_rgb(image)
 
 
 def page_count(source: str | Path | Image.Image) -> int:

@@ -69,17 +69,19 @@ class ImagePredictor:
         """Encode several images, of any sizes, as one batch; predict then takes image = 0, 1, ..."""
         self.encoded = self.encode(images)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not in inference mode, whose tensors can't be learned from: features may train a decoder
     def encode(self, images: list[np.ndarray | Image.Image]) -> EncodedImages:
         """Encode images, of any sizes, as one batch, and keep none of them. Raises ValueError as set_image does."""
-        if not images:
+        if isinstance(images, (Image.Image, np.ndarray)) and getattr(images, "ndim", 2) < 4:
+            raise ValueError("images is one image: give a list, or call set_image")
+        if not len(images):
             raise ValueError("no images: give at least one")
         arrays = [to_rgb(image) for image in images]
         size, device = self.model.config.image_size, self.model.device
         features = self.model.encode_image(torch.cat([image_pixels(a, size, device) for a in arrays]))
         return EncodedImages(features, [a.shape[:2] for a in arrays])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(
         self,
         boxes: Array | None = None,
@@ -107,9 +109,10 @@ class ImagePredictor:
         features, size = encoded.features[image : image + 1], encoded.sizes[image]
         xy, labels, mask = self.prompts(boxes, points, labels, mask, size)
         parts = []
-        for i in range(0, max(len(xy), 1), self.chunk):
-            chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
-            parts.append(self.decode(features, size, *chunk, multimask, logits))
+        with torch.inference_mode():  # faster for small images; what is joined outside of it is as any other tensor
+            for i in range(0, max(len(xy), 1), self.chunk):
+                chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
+                parts.append(self.decode(features, size, *chunk, multimask, logits))
         return MaskPrediction(*(torch.cat([getattr(p, k) for p in parts]) for k in ("masks", "scores", "low_res")))
 
     def prompts(

@@ -41,12 +41,14 @@ class FrameResult:
     ids: list[int]
     low_res: Tensor  # (O, S / 4, S / 4): logits
     object_score_logits: Tensor  # (O,): positive where the object is in the frame; else its mask is empty
-    size: tuple[int, int]  # (height, width) of the video
+    size: tuple[int, int] | None  # (height, width) of the video; None before the first frame
     non_overlap: bool
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self) -> Tensor:
-        """Mask logits (O, H, W) at the size of the video."""
+        """Mask logits (O, H, W) at the size of the video. ValueError before the first frame."""
+        if self.size is None:
+            raise ValueError("no frame yet: call step or seek first")
         if not self.ids:
             return self.low_res.new_zeros(0, *self.size)
         full = F.interpolate(self.low_res[:, None], size=self.size, mode="bilinear", align_corners=False)[:, 0]
@@ -206,11 +208,12 @@ class VideoTracker:
     ) -> FrameResult:
         """Mark an object, new or known, on the current frame, and get all objects' masks there.
 
-        box: (4,) xyxy, points: (P, 2) xy with labels (P,), 1 positive and 0 negative, in pixels of the video; or a
-        mask (H, W) of the whole object. Clicks on a known object correct the mask it has on this frame; keep_clicks
-        adds them to earlier clicks here. Raises ValueError for malformed prompts, and then changes nothing.
+        object_id: any whole number of yours. box: (4,) xyxy, points: (P, 2) xy with labels (P,), 1 positive and 0
+        negative, in pixels of the video; or a mask (H, W) of the whole object. Clicks on a known object correct the
+        mask it has on this frame; keep_clicks adds them to earlier clicks here. Raises ValueError for malformed
+        prompts, and then changes nothing.
         """
-        features = self.current()
+        features, object_id = self.current(), checked_id(object_id)
         obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
         if mask is not None:
             if box is not None or points is not None:
@@ -368,6 +371,8 @@ class VideoTracker:
     def clean(self, logits: Tensor) -> Tensor:
         return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)  # 0.1: fill_holes_in_mask_scores
 
+    @torch.inference_mode(False)  # tensors that may be learned from and written to, whoever calls
+    @torch.no_grad()
     def result(self) -> FrameResult:
         """The objects' masks on the current frame, as far as they are known."""
         side = self.model.config.image_size // 4
@@ -421,6 +426,13 @@ def state_kind(config: SAM2Config) -> Kind:
         passes=whole(),
         objects=sequence(fields(id=whole(-LARGEST), added_at=whole(), bank=bank)),
     )
+
+
+def checked_id(number: int) -> int:
+    """The number of an object as Python's own, as state() keeps it. ValueError for anything but a whole number."""
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or abs(int(number)) > LARGEST:
+        raise ValueError(f"object_id is {number!r:.80}: give a whole number")
+    return int(number)
 
 
 def indexable(frames: Iterable) -> bool:
