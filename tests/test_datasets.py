@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.cli.lock import FolderLock
-from minisam_glue.datasets import FORMATS, Categories, Pixels, voc, yolo
+from minisam_glue.datasets import FORMATS, Categories, Picture, Pixels, voc, yolo
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -473,6 +474,22 @@ def test_a_class_whose_name_a_label_map_can_not_hold_is_left_out_of_it_and_the_o
     base = tmp_path / "VOCdevkit" / "VOC2012"
     assert (base / "labelmap.txt").read_text().splitlines() == ["background:128,128,0::", "cat:0,0,128::"]
     assert (base / "labels.txt").read_text().splitlines() == ["3:15 clock", "#1 dog", "background", "cat"]
+
+
+def test_voc_names_are_single_words_of_its_lists_and_of_no_two_pictures_the_same(tmp_path):
+    names = ["IMG 1", "IMG%201", "a #1", "clip [x]/000003", "Zürich\u3000 ?", "-dash"]
+    entries, pixels = [], Pixels(lambda: picture(5, height=6, width=7))
+    for name in names:
+        entries.append(voc.write(tmp_path, Picture(name, (6, 7), [], pixels), Categories([])))
+    voc.assemble(tmp_path, lambda: iter([("all", entries)]), Categories([]))
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    listed = np.loadtxt(base / "ImageSets" / "Main" / "train.txt", dtype=str, encoding="utf-8").tolist()
+    assert listed[:2] == ["IMG%201", "IMG%25201"] and len(set(listed)) == len(names)
+    for name in listed:
+        about = (base / "Annotations" / f"{name}.xml").read_text(encoding="utf-8")
+        assert f"<filename>{name.split('/')[-1]}.jpg</filename>" in about
+        assert all((base / path).is_file() for path in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"))
+    assert [unquote(name) for name in listed] == names
 
 
 @pytest.mark.parametrize("name", ["dog \U0001f600", 'a "b" \\u0041', "Zürich\u2028\u0085", "\ufeff: #-"])

@@ -3,11 +3,13 @@
 It lies in VOCdevkit/VOC2012, where torchvision.datasets.VOCSegmentation and VOCDetection look for it. Classes are
 numbered from 1 in the order of labels.txt; the numbers of the objects are their places in the XML file. Boxes are
 counted from 1 with both ends in them, as VOC counts. Where masks overlap, the smallest lies on top. There is no void.
+The lists of images are read word by word (VOC's textread, NumPy's loadtxt), so that a blank in a name is written %20.
 
 VOC's own classes are fixed, so it has no file for others. CVAT and Datumaro read them from labelmap.txt beside the
 folders (docs.cvat.ai, "Pascal VOC"): name, colour in the palette, parts, actions.
 """
 
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -24,26 +26,32 @@ def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     for count, what in ((len(picture.annotations), "objects"), (len(categories.names), "classes")):
         if count > MOST:
             raise ValueError(f"{picture.name}: {count} {what}, and VOC holds {MOST}: choose another data set")
+    name = one_word(picture.name)
     files = {
-        "object": f"{ROOT}/SegmentationObject/{picture.name}.png",
-        "class": f"{ROOT}/SegmentationClass/{picture.name}.png",
-        "boxes": f"{ROOT}/Annotations/{picture.name}.xml",
-        "image": f"{ROOT}/JPEGImages/{picture.name}.jpg",
+        "object": f"{ROOT}/SegmentationObject/{name}.png",
+        "class": f"{ROOT}/SegmentationClass/{name}.png",
+        "boxes": f"{ROOT}/Annotations/{name}.xml",
+        "image": f"{ROOT}/JPEGImages/{name}.jpg",
     }
     found = picture.annotations
     save(folder / files["object"], number_map(picture.size, found, list(range(1, len(found) + 1))))
     save(folder / files["class"], number_map(picture.size, found, [a.category + 1 for a in found]))
     (folder / files["boxes"]).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / files["boxes"]) as temporary:
-        temporary.write_text(_xml(picture, categories), encoding="utf-8")
+        temporary.write_text(_xml(picture, name, categories), encoding="utf-8")
     picture.pixels.save(folder / files["image"])
-    return {"files": list(files.values()), "name": picture.name}
+    return {"files": list(files.values()), "name": name}
 
 
-def _xml(picture: Picture, categories: Categories) -> str:
-    """The description of one image."""
+def one_word(name: str) -> str:
+    """A name without blanks and #, which begins a comment in NumPy's lists: these and % as their bytes, such as %20."""
+    return re.sub(r"[\s#%]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
+
+
+def _xml(picture: Picture, name: str, categories: Categories) -> str:
+    """The description of one image, which is called `name` in the data set."""
     height, width = picture.size
-    place, _, file = f"{picture.name}.jpg".rpartition("/")
+    place, _, file = f"{name}.jpg".rpartition("/")
     objects = "".join(
         f"\t<object>\n\t\t<name>{escape(printable(categories.names[a.category]))}</name>\n"
         "\t\t<pose>Unspecified</pose>\n\t\t<truncated>0</truncated>\n\t\t<difficult>0</difficult>\n"
