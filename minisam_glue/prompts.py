@@ -187,9 +187,8 @@ class Clicks:
             given = getattr(self, name)
             if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
                 raise TypeError(f"{name} is a {type(given).__name__}: give a list")
-            if name != "objects" and any(np.ndim(entry) < (2 if name == "masks" else 1) for entry in given):
-                kind = "masks (H, W)" if name == "masks" else name
-                raise ValueError(f"{name} is one of them, or holds none: give a list of {kind}")
+            if name != "objects" and is_single(given, 2 if name == "masks" else 1):
+                raise ValueError(f"{name} is a single one: give a list of them, {name}=[...]")
         if len(self.objects):
             self._check_objects()
             return
@@ -267,6 +266,14 @@ def split_phrases(sentence: Sentence) -> list[str]:
 
 
 # --- Checks ------------------------------------------------------------------------------------------------
+
+
+def is_single(entries: Sequence, axes: int) -> bool:
+    """Whether numbers or rows of numbers stand where entries of so many axes are wanted: one entry in place of a list.
+
+    axes: 1 of boxes and points, 2 of masks.
+    """
+    return any(hasattr(entry, "__float__") and np.ndim(entry) < axes for entry in entries)
 
 
 def as_numbers(values: Sequence[float]) -> tuple[float, ...]:

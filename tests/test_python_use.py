@@ -93,11 +93,10 @@ def test_no_frames_are_one_error_whatever_they_would_have_come_in(models):
 
 
 @pytest.mark.parametrize(
-    "given",
-    [{"boxes": (5, 10, 15, 22)}, {"points": (9, 15, 1)}, {"masks": np.ones((40, 56), bool)}, {"boxes": torch.ones(4)}],
+    "given", [{"points": (9, 15, 1)}, {"masks": np.ones((40, 56), bool)}, {"boxes": torch.ones(4)}]
 )
 def test_one_box_point_or_mask_in_place_of_a_list_is_told(given):
-    with pytest.raises(ValueError, match=f"{next(iter(given))} is one of them.*give a list of"):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is a single one: give a list of them"):
         Clicks(**given)
 
 
