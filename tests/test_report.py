@@ -245,6 +245,21 @@ def test_calibration_error_is_the_weighted_gap_between_confidence_and_accuracy()
     assert error == pytest.approx(4 / 6 * (0.9 - 0.75) + 2 / 6 * (1 - 0.6))
 
 
+def test_the_lowest_two_of_fifteen_bins_are_two():
+    sure = torch.tensor([0.06, 0.1], dtype=torch.float64)  # of twenty classes
+    others = ((1 - sure) / 19).log()[:, None].expand(2, 19)
+    logits = torch.cat([sure.log()[:, None], others], dim=1)
+    error = report.expected_calibration_error(logits, torch.tensor([0, 1]))  # right, and wrong
+    assert error == pytest.approx((0.94 + 0.1) / 2)
+
+
+def test_top_5_counts_five_classes():
+    logits, target = torch.arange(7.0).flip(0).expand(7, 7), torch.arange(7)  # class 0 first, class 6 last
+    confusion = report.confusion_matrix(target, logits.argmax(1), 7)
+    found = report._metrics(logits, target, confusion, [*"abcdefg"])
+    assert (found["top1"], found["top5"]) == (pytest.approx(1 / 7), pytest.approx(5 / 7))
+
+
 def test_a_classifier_that_is_right_as_often_as_it_says_has_no_calibration_error():
     logits = torch.tensor([[0.75, 0.25]] * 4, dtype=torch.float64).log()
     assert report.expected_calibration_error(logits, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-12)
