@@ -14,12 +14,14 @@ from helpers.tiny_segment import tiny_models
 from minisam_glue import propagation, redetection
 from minisam_glue.demo.evaluate import evaluate_trackers
 from minisam_glue.demo.scenes import clip
+from minisam_glue.identity.rules import Track
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
 from minisam_glue.prompts import Clicks
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
-from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, boxes_of
+from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, MemoryPropagator, boxes_of, brightness
 from minisam_glue.records import HeatMap
+from minisam_glue.sam2 import SAM2, VideoTracker
 from minisam_glue.sam2.memory_bank import FrameMemory
 from minisam_glue.sam2.model import ObjectOutput
 
@@ -311,3 +313,66 @@ def test_heat_maps_seed_flow_and_a_lost_object_returns_with_its_id():
         [(1, False)],
     ]
     assert (1, True) in [(o.id, bool(o.mask.any())) for o in results[5].objects]
+
+
+# --- What SAM 2 is asked ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """The points and labels that SAM 2's decoder is given."""
+    given, decode = [], SAM2.decode
+
+    def recorded(self, tokens, high_res, *prompts):
+        given.append(prompts)
+        return decode(self, tokens, high_res, *prompts)
+
+    monkeypatch.setattr(SAM2, "decode", recorded)
+    return given
+
+
+def wide(kind) -> MemoryPropagator:
+    """A propagator on a frame twice as wide as high, whose masks are 16 x 16."""
+    propagator = kind(tiny_model())
+    propagator.seek(0, np.zeros((40, 80, 3), np.uint8))
+    return propagator
+
+
+def test_a_warped_mask_is_refined_with_the_box_around_it(asked):
+    warped = torch.full((1, 16, 16), -10.0)
+    warped[0, 2:6, 4:9] = 10
+    wide(FlowPropagator).refine_masks(warped)
+    ((points, labels, mask),) = asked
+    assert points.tolist() == [[[16, 8], [36, 24]]] and labels.tolist() == [[2, 3]]  # of 64 x 64 pixels
+    assert torch.equal(mask[:, 0], warped)
+
+
+def test_a_search_without_memory_asks_with_its_boxes(asked):
+    logits, ious = wide(MemoryPropagator).masks_without_memory(torch.tensor([[4.0, 2, 9, 6], [0, 0, 16, 16]]))
+    assert torch.cat([points for points, _ in asked]).tolist() == [[[16, 8], [36, 24]], [[0, 0], [64, 64]]]
+    assert all(labels.tolist() == [[2, 3]] * len(labels) for _, labels in asked)
+    assert logits.shape == (2, 16, 16) and ious.shape == (2,)
+
+
+def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
+    propagator = wide(MemoryPropagator)
+    track = Track()
+    track.motion.observe(0, (4.0, 8.0, 2.0, 4.0), 8)
+    propagator.identity.tracks, propagator.identity.meeting = {3: track}, {3}
+    result = SimpleNamespace(object_score_logits=torch.zeros(1), size=(40, 80), ids=[3], frame=0)
+    notes = propagator.notes(result)
+    assert notes.predicted == {3: (15, 15, 25, 25)} and notes.scores == {3: 0.5}
+
+
+def test_holes_shrink_with_the_masks_and_four_prompted_frames_are_kept(monkeypatch):
+    seen = []
+    monkeypatch.setattr(VideoTracker, "__init__", lambda self, model, **options: seen.append(options))
+    for side in (1024, 512, 256):
+        MemoryPropagator(SimpleNamespace(config=SimpleNamespace(image_size=side)))
+    assert [options.pop("max_hole") for options in seen] == [8, 2, 0]
+    assert seen == [{"max_prompted": 4, "forget": True}] * 3
+
+
+def test_flow_sees_pictures_of_at_most_512_pixels_in_their_proportions():
+    for size, seen in (((600, 1200), (256, 512)), ((1024, 256), (512, 128)), ((40, 80), (40, 80))):
+        assert brightness(np.zeros((*size, 3), np.uint8), torch.device("cpu")).shape == seen
