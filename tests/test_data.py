@@ -361,11 +361,13 @@ def small_dataset() -> Dataset:
     return Dataset(Split(images, labels), Split(images[:1], labels[:1]), ["a", "b", "c"], (0, 0, 0), (1, 1, 1))
 
 
-@pytest.mark.parametrize("amount, per_class", [(0.1, [1, 2, 7]), (10, [1, 2, 7]), (0.5, [5, 10, 35]), (13, [1, 3, 9])])
+@pytest.mark.parametrize(
+    "amount, per_class", [(0.1, [1, 2, 7]), (10, [1, 2, 7]), (0.5, [5, 10, 35]), (13, [1, 3, 9]), (1, [0, 0, 1])]
+)
 def test_hold_out_is_stratified_and_disjoint_from_the_rest(amount, per_class):
     whole = small_dataset()
     held = splits.hold_out(whole, amount, seed=1)
-    assert torch.bincount(held.val.labels).tolist() == per_class
+    assert torch.bincount(held.val.labels, minlength=3).tolist() == per_class
     kept, out = held.train.images[:, 0, 0, 0].tolist(), held.val.images[:, 0, 0, 0].tolist()
     assert not set(kept) & set(out) and sorted(kept + out) == list(range(100))
     for split in (held.train, held.val):
@@ -395,6 +397,11 @@ def test_a_subset_may_have_all_images_of_a_class():
 def test_a_second_hold_out_is_refused():
     with pytest.raises(DataError, match="already has a validation split"):
         splits.hold_out(splits.hold_out(small_dataset(), 0.1), 0.1)
+
+
+def test_images_of_one_colour_can_be_normalised():
+    mean, std = splits.channel_stats(torch.full((2, 3, 4, 4), 51, dtype=torch.uint8))
+    assert mean == pytest.approx((0.2,) * 3) and std == (1 / 255,) * 3
 
 
 def test_channel_stats_equal_numpy():

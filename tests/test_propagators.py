@@ -11,7 +11,7 @@ from helpers.squares import film, picture, save_film
 from helpers.tiny_heat import heat_models
 from helpers.tiny_segment import tiny_models
 
-from minisam_glue import propagation, redetection
+from minisam_glue import propagation, propagators, redetection
 from minisam_glue.demo.evaluate import evaluate_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity.rules import Track
@@ -313,6 +313,25 @@ def test_heat_maps_seed_flow_and_a_lost_object_returns_with_its_id():
         [(1, False)],
     ]
     assert (1, True) in [(o.id, bool(o.mask.any())) for o in results[5].objects]
+
+
+def test_a_warped_mask_needs_half_of_its_pixels_to_be_found_again(monkeypatch):
+    propagator = begin(*textured(20))
+    propagator.seek(1, textured(20)[0])
+    for share, kept in ((0.49, []), (0.5, [1])):
+        monkeypatch.setattr(propagator, "warp_masks", lambda logits, share=share: (logits, torch.tensor([share])))
+        assert list(propagator.refine([1])) == kept
+
+
+@pytest.mark.parametrize("brighter, there, share", [(31, 0, 1), (33, 0, 0), (0, 0.7, 1), (0, 0.75, 0)])
+def test_pixels_are_found_again_within_32_grey_levels_and_where_both_flows_agree(brighter, there, share, monkeypatch):
+    image, mask = textured(20)
+    propagator = begin(image // 2, mask)
+    propagator.seek(1, image // 2 + np.uint8(brighter))
+    flows = torch.zeros(2, 2, 160, 160)
+    flows[0, 0] = there  # and none back: |there|^2 may be 0.5 and a hundredth of it
+    monkeypatch.setattr(propagators, "farneback", lambda before, after: flows)
+    assert propagator.warp_masks(propagator.carried[1].logits[None])[1].tolist() == [share]
 
 
 # --- What SAM 2 is asked ------------------------------------------------------------------------------------
