@@ -323,13 +323,18 @@ def test_a_warped_mask_needs_half_of_its_pixels_to_be_found_again(monkeypatch):
         assert list(propagator.refine([1])) == kept
 
 
-@pytest.mark.parametrize("brighter, there, share", [(31, 0, 1), (33, 0, 0), (0, 0.7, 1), (0, 0.75, 0)])
-def test_pixels_are_found_again_within_32_grey_levels_and_where_both_flows_agree(brighter, there, share, monkeypatch):
-    image, mask = textured(20)
-    propagator = begin(image // 2, mask)
-    propagator.seek(1, image // 2 + np.uint8(brighter))
+@pytest.mark.parametrize(
+    "brighter, there, back, share",
+    [(31, 0, 0, 1), (33, 0, 0, 0), (0, 0.7, 0, 1), (0, 0.75, 0, 0), (0, 10, -8.6, 1), (0, 10, -8.4, 0)],
+)
+def test_pixels_are_found_again_within_32_grey_levels_and_where_both_flows_agree(
+    brighter, there, back, share, monkeypatch
+):
+    frame = np.full((160, 160, 3), 100, np.uint8)
+    propagator = begin(frame, textured(50)[1])
+    propagator.seek(1, frame + np.uint8(brighter))
     flows = torch.zeros(2, 2, 160, 160)
-    flows[0, 0] = there  # and none back: |there|^2 may be 0.5 and a hundredth of it
+    flows[0, 0], flows[1, 0] = there, back  # the square of their sum may be 0.5 and a hundredth of their squares
     monkeypatch.setattr(propagators, "farneback", lambda before, after: flows)
     assert propagator.warp_masks(propagator.carried[1].logits[None])[1].tolist() == [share]
 
