@@ -118,3 +118,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch, state):
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
         checkpoint.read(tmp_path / "bomb.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_weights_are_averaged_ones_unless_a_file_says_otherwise():
+    names = [checkpoint.name_weights(state) for state in ({"epoch": 12}, {"weights": "raw", "epoch": 3}, {"ema": {}})]
+    assert names == ["averaged weights of epoch 12", "raw weights of epoch 3", "averaged weights"]
