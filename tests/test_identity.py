@@ -14,7 +14,7 @@ from minisam_glue.identity import Frame, Identity, state_kind
 from minisam_glue.identity.frame import appearances
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
-from minisam_glue.identity.rules import groups
+from minisam_glue.identity.rules import Track, groups
 from minisam_glue.identity.search import Candidate, Search
 from minisam_glue.masks import mask_iou
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
@@ -181,7 +181,7 @@ def test_what_is_found_has_the_colour_of_the_lost_object_and_may_be_half_as_larg
     assert found == any("#1 found" in words for words in identity.done())
 
 
-@pytest.mark.parametrize("shade, stays", [(1.0, True), (0.5, False)])
+@pytest.mark.parametrize("shade, stays", [(1.0, True), (0.84, True), (0.81, False), (0.5, False)])
 def test_a_mask_that_moves_on_to_something_alike_of_another_colour_is_taken_away(shade, stays):
     identity = Identity()
     for t in range(12):
@@ -281,6 +281,63 @@ def test_motion_knows_the_last_frames_alone_and_what_is_far_from_them_does_not_f
     for t in range(40, 60):
         motion.observe(t, (10.0, 5.0, 1.0, 8.0), 150)
     assert motion.size == pytest.approx((10 / 1.5, 8))  # a mask that shrinks to a sliver is no small object
+
+
+def test_an_object_is_known_after_four_frames_of_which_the_decoder_is_sure():
+    identity, empty, clean = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool), []
+    for t, iou in enumerate([0.6, 0.6, 0.5, 0.6, 0.6]):
+        settled(identity, Frame(t, [1], logits_of([square(20)]), [iou], tokens_of(square(20), empty)))
+        clean.append((identity.tracks[1].clean, identity.tracks[1].known))
+    assert clean == [(1, False), (2, False), (2, False), (3, False), (4, True)]
+
+
+@pytest.mark.parametrize("shift, begins", [(9, False), (8, True)])  # they share a tenth, a fifth
+def test_look_alikes_meet_when_they_share_about_a_seventh(shift, begins):
+    masks = [square(15), square(15 + shift)]
+    frame = Frame(0, [1, 2], logits_of(masks), [0.9, 0.9], tokens_of(masks[0] | masks[1], masks[0] & False))
+    frame.measure()
+    identity = Identity()
+    identity.tracks = {number: Track(appearance=TWIN) for number in (1, 2)}
+    assert identity.begins(frame, 1, 2) == begins
+    identity.tracks[2].appearance = OTHER
+    assert not identity.begins(frame, 1, 2)
+
+
+def test_a_contact_ends_after_four_frames_apart():
+    identity, known = Identity(), []
+    for t, place in enumerate((18, 40, 40, 40, 40)):
+        masks = [square(10), square(place)]
+        settled(identity, Frame(t, [1, 2], logits_of(masks), [0.9, 0.9], tokens_of(*masks)))
+        known.append(bool(identity.contacts))
+    assert known == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("shift, stays", [(1, False), (2, True)])  # IoU 0.82, 0.67
+def test_masks_coincide_from_an_iou_of_seven_tenths(shift, stays):
+    identity = Identity()
+    for t in range(8):
+        masks = [square(30), square(21 if t < 7 else 30 + shift)]
+        tokens = tokens_of(masks[0] | masks[1], masks[0] & False)
+        seen = settled(identity, Frame(t, [1, 2], logits_of(masks), [0.9, 0.9], tokens))
+    assert seen[0].any() and bool(seen[1].any()) == stays
+
+
+def test_a_lost_object_is_looked_for_after_two_frames_and_found_in_place_of_a_stranger():
+    identity, empty, asked = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool), []
+    there, stranger = square(20, 12), square(36, 36)
+
+    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(t)
+        iou = 0.9 if t == 9 else 0.1
+        return logits_of([there] * len(boxes)), torch.full((len(boxes),), iou)
+
+    for t in range(10):
+        mask = square(10 + t) if t < 6 else empty if t < 9 else stranger
+        tokens = tokens_of(mask if t < 6 else there, stranger if t == 9 else empty)
+        frame = Frame(t, [1], logits_of([mask]), [0.9], tokens)
+        found = identity.settle(frame, masks_of)
+    assert asked == [8, 9] and found.keys() == {1}
+    assert not frame.absent and frame.changed == {1} and torch.equal(frame.logits[0] > 0, there)
 
 
 def standing(*places: float) -> Meeting:
