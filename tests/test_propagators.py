@@ -14,6 +14,7 @@ from helpers.tiny_segment import tiny_models
 from minisam_glue import propagation, propagators, redetection
 from minisam_glue.demo.evaluate import evaluate_trackers
 from minisam_glue.demo.scenes import clip
+from minisam_glue.identity import Frame
 from minisam_glue.identity.rules import Track
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
@@ -23,7 +24,7 @@ from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, 
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2 import SAM2, VideoTracker
 from minisam_glue.sam2.memory_bank import FrameMemory
-from minisam_glue.sam2.model import ObjectOutput
+from minisam_glue.sam2.model import ABSENT, ObjectOutput
 
 FLOW = {"propagate": "flow"}
 
@@ -376,6 +377,17 @@ def test_a_search_without_memory_asks_with_its_boxes(asked):
     assert torch.cat([points for points, _ in asked]).tolist() == [[[16, 8], [36, 24]], [[0, 0], [64, 64]]]
     assert all(labels.tolist() == [[2, 3]] * len(labels) for _, labels in asked)
     assert logits.shape == (2, 16, 16) and ious.shape == (2,)
+
+
+def test_what_the_rules_find_counts_as_there_and_what_they_hide_as_absent():
+    propagator, scores = wide(MemoryPropagator), torch.tensor([-3.0, 5.0, 2.0])
+    out = ObjectOutput(torch.zeros(3, 16, 16), torch.ones(3, propagator.model.config.dim), scores)
+    frame = Frame(0, [1, 2, 3], torch.full((3, 16, 16), 7.0), [0.9] * 3, torch.zeros(1, 1))
+    frame.changed, frame.absent = {1, 2}, {2}
+    after = propagator.changed([SimpleNamespace(id=number) for number in (1, 2, 3)], out, frame)
+    assert after.object_score_logits.tolist() == [1, -1, 2] and scores.tolist() == [-3, 5, 2]
+    assert [mask.unique().tolist() for mask in after.logits] == [[7], [ABSENT], [0]]
+    assert torch.equal(after.pointer[1], propagator.model.no_obj_ptr[0]) and (after.pointer[[0, 2]] == 1).all()
 
 
 def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
