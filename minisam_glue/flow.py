@@ -69,7 +69,7 @@ def farneback(
 
 def grey(pictures: Tensor) -> Tensor:
     """RGB (B, H, W, 3), uint8 -> brightness (B, H, W), float32, 0 to 255."""
-    return pictures.float() @ torch.tensor(LUMA, device=pictures.device)
+    return pictures.float() @ torch.tensor(LUMA, dtype=torch.float32, device=pictures.device)
 
 
 # --- Polynomials -------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def pyramid(size: tuple[int, int], pyr_scale: float, levels: int) -> list[tuple[
 def smooth(pictures: Tensor, sigma: float) -> Tensor:
     """Pictures (N, H, W) under a Gaussian of 5 sigma pixels, at least the 3 pixels 1/4, 1/2, 1/4."""
     half = max(round(5 * sigma) | 1, 3) // 2
-    x = torch.arange(-half, half + 1.0)
+    x = torch.arange(-half, half + 1, dtype=torch.float32)
     taps = torch.exp(-(x**2) / (2 * sigma**2)) if sigma else torch.tensor([0.25, 0.5, 0.25])
     mode = "reflect" if min(pictures.shape[-2:]) > half else "replicate"
     padded = F.pad(pictures[:, None], (half, half, half, half), mode=mode)[:, 0]
@@ -171,7 +171,8 @@ def edge_weights(H: int, W: int, device: torch.device) -> Tensor:
     """(H, W): 1, less towards the edge, where the polynomials are fitted to pixels that are not there."""
     sides = []
     for length in (H, W):
-        weights, edge = torch.ones(length, device=device), torch.tensor(EDGE[:length], device=device)
+        edge = torch.tensor(EDGE[:length], dtype=torch.float32, device=device)
+        weights = edge.new_ones(length)
         weights[: len(edge)] *= edge
         weights[length - len(edge) :] *= edge.flip(0)
         sides.append(weights)
@@ -182,7 +183,7 @@ def edge_weights(H: int, W: int, device: torch.device) -> Tensor:
 def window_taps(winsize: int, gaussian: bool) -> Tensor:
     """The weights (2 * (winsize // 2) + 1,) of a window along one axis."""
     half = winsize // 2
-    x = torch.arange(-half, half + 1.0)
+    x = torch.arange(-half, half + 1, dtype=torch.float32)
     weights = torch.exp(-(x**2) / (2 * (0.3 * half) ** 2)) if gaussian and half else torch.ones_like(x)
     return weights / weights.sum()
 

@@ -30,6 +30,15 @@ class MLP(nn.Module):
         return last(x)
 
 
+def as_built(*layers: nn.Module) -> bool:
+    """Whether these are linear layers of PyTorch's own class, without hooks.
+
+    A form that reads their weights is equal for these alone: a layer with an adapter (LoRA), in int8, pruned or
+    watched has to be called.
+    """
+    return all(type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in layers)
+
+
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Modules made inside are on the meta device: shapes without numbers, for weights that are loaded at once."""

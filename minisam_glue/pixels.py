@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -112,5 +111,5 @@ def on_white(pixels: np.ndarray) -> np.ndarray:
 
 def normalise(pixels: Tensor) -> Tensor:
     """RGB (..., 3, H, W) in 0..1 -> zero mean and unit deviation per channel, by the statistics of ImageNet."""
-    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std

@@ -326,7 +326,7 @@ class FlowPropagator(MemoryPropagator):
     def refine_masks(self, warped: Tensor) -> ObjectOutput:
         """SAM 2's masks for mask prompts, logits (n, s, s), and the boxes around them."""
         side = warped.shape[-1]
-        scale = torch.tensor([self.size[1] / side, self.size[0] / side] * 2, device=warped.device)
+        scale = torch.tensor([self.size[1] / side, self.size[0] / side] * 2, dtype=torch.float32, device=warped.device)
         prompts = prompt_points(boxes_of(warped > 0) * scale, None, None, self.size, self.model.config.image_size)
         xy, labels = (t.to(self.model.device) for t in prompts)
         features, tokens = self.current(), self.model.without_memory(self.current())

@@ -181,6 +181,7 @@ def load_model(path: Path, device: torch.device) -> tuple[nn.Module, dict]:
     """
     state = read(path)
     check_fits(path, state)
-    model = build_model(state["describe"]["preset"], len(state["classes"]), state["describe"]["overrides"])
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay: initial weights are replaced at once
+        model = build_model(state["describe"]["preset"], len(state["classes"]), state["describe"]["overrides"])
     model.load_state_dict(weights_of(state))
     return accelerate(model.to(device, memory_format=torch.channels_last)).eval(), state

@@ -9,13 +9,22 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import clipseg_tiny, gdino_tiny, sam2_tiny
 from helpers.squares import film, picture
 from helpers.tiny_segment import tiny_models
 from PIL import Image
+from torch import nn
 
-from minisam_glue import Clicks, ObjectPrompt, segment_image, segment_images, segment_video
+from minisam_glue import Clicks, ObjectPrompt, sam2, segment_image, segment_images, segment_video
+from minisam_glue.clipseg import HeatMapper
+from minisam_glue.flow import window_taps
+from minisam_glue.grounding_dino import Detector, accelerate
+from minisam_glue.grounding_dino.detector import pack_captions
 from minisam_glue.media import read_image
+from minisam_glue.models import Models
+from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import ImagePredictor, VideoTracker
+from minisam_glue.sam2.fast import rotary_table, sine_table
 
 BOX = Clicks(boxes=[(5, 10, 15, 22)])
 
@@ -185,3 +194,93 @@ def test_a_call_leaves_random_numbers_threads_modes_and_warnings_as_they_are(mod
     list(frames)
     segment_images(models, [picture(5)], BOX)
     assert surroundings() == before and threading.active_count() == 1
+
+
+def test_another_default_precision_of_pytorch_changes_nothing():
+    sam, grounding, clipseg = sam2_tiny.tiny_model(fast=True), gdino_tiny.tiny_model(), clipseg_tiny.tiny_model()
+
+    def run() -> list:
+        for table in (sine_table, rotary_table, window_taps):
+            table.cache_clear()
+        detector = Detector(accelerate(grounding), gdino_tiny.TOKENIZER, 64, 96)
+        found = detector.detect(picture(5), "red car. dog.", box_threshold=0.0, text_threshold=0.0)
+        heat = HeatMapper(clipseg, clipseg_tiny.TOKENIZER, 32).heat_maps([picture(5)], ["dog"])
+        logits = []
+        for tracker in (MemoryPropagator(sam), FlowPropagator(sam), VideoTracker(sam, max_hole=8)):
+            tracker.seek(0, picture(5))
+            tracker.prompt(1, points=[(9, 15)], labels=[1])
+            tracker.prompt(2, box=(20, 10, 40, 30))
+            tracker.seek(1, picture(8))
+            logits.append(tracker.track().low_res)
+        clicks = Clicks(boxes=[(5, 10, 15, 22), (20, 10, 40, 30)])
+        masks = segment_image(Models(None, sam), picture(5), clicks).masks
+        return [found.boxes, found.scores, heat, *logits, torch.from_numpy(masks)]
+
+    want = run()
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [tensor.dtype for tensor in got] == [tensor.dtype for tensor in want]
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# --- Models that are changed -------------------------------------------------------------------------------
+
+
+class WithAdapter(nn.Linear):
+    """A linear layer with something added beside its weights, as LoRA does."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x.mean(-1, keepdim=True)
+
+
+def with_adapters(model: nn.Module) -> nn.Module:
+    """A copy of a model whose linear layers all have an adapter."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = WithAdapter
+    return model
+
+
+def track_two_frames(sam) -> torch.Tensor:
+    tracker = VideoTracker(sam)
+    tracker.step(picture(5))
+    tracker.prompt(1, box=(5, 10, 15, 22))
+    return tracker.step(picture(8)).low_res
+
+
+def similarities(grounding) -> torch.Tensor:
+    detector = Detector(grounding, gdino_tiny.TOKENIZER, 64, 96)
+    captions = pack_captions(["red car", "dog"], gdino_tiny.TOKENIZER)
+    return detector.run([picture(5)], [captions], 1)[0][0][1]
+
+
+@pytest.mark.parametrize(
+    "answer, model, switch",
+    [(track_two_frames, sam2_tiny.tiny_model, sam2.accelerate), (similarities, gdino_tiny.tiny_model, accelerate)],
+)
+def test_adapters_in_linear_layers_act_in_the_fast_forms_too(answer, model, switch):
+    plain = model()
+    changed = with_adapters(plain)
+    want = answer(changed)
+    assert (want - answer(plain)).abs().max() > 1e-3
+    torch.testing.assert_close(answer(switch(copy.deepcopy(changed))), want, atol=1e-4, rtol=1e-4)
+
+
+def test_the_memory_alone_can_be_trained_in_the_fast_form():
+    plain, gradients = sam2_tiny.tiny_model(), []
+    for model in (plain, sam2.accelerate(copy.deepcopy(plain))):
+        attention = model.memory_attention.layers[0].cross_attn_image
+        side, dim = model.config.image_size // 16, model.config.dim
+        generator = torch.Generator().manual_seed(0)
+        q = torch.randn(1, side**2, dim, generator=generator)
+        memory = torch.randn(1, side**2, model.config.mem_dim, generator=generator)
+        memory.requires_grad_()
+        attention.requires_grad_(False)
+        attention(q, memory.detach(), memory).square().sum().backward()
+        gradients.append(memory.grad)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)

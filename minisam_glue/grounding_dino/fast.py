@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import as_built
 from .deformable_attention import MSDeformAttn
 from .fusion import BiAttentionBlock, BiMultiHeadAttention
 from .geometry import Geometry, Shapes
@@ -43,6 +44,8 @@ class FoldedBiMultiHeadAttention(BiMultiHeadAttention):
     """
 
     def forward(self, v: Tensor, l: Tensor, valid_v: Tensor | None, valid_l: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not as_built(self.v_proj, self.values_v_proj, self.out_v_proj):
+            return super().forward(v, l, valid_v, valid_l)
         (B, L, _), h = l.shape, self.heads
         scores = self.scores(v, l)  # (B, h * L, S)
         over_text = scores.view(B, h, L, -1)

@@ -35,7 +35,7 @@ def build_geometry(shapes: Shapes, image_shapes: tuple[Shapes, ...], channels: i
     sizes = torch.tensor(image_shapes, device=device)  # (B, levels, 2), (h, w)
     valid = [valid_cells(*shape, sizes[:, level]) for level, shape in enumerate(shapes)]  # (B, H, W) each
     position = torch.cat([sine_position(mask, channels).flatten(1, 2) for mask in valid], 1)
-    sizes, canvas = sizes.flip(-1), torch.tensor(shapes, device=device).flip(-1)  # (w, h)
+    sizes, canvas = sizes.flip(-1), torch.tensor(shapes, dtype=torch.float32, device=device).flip(-1)  # (w, h)
     ratios = sizes / canvas  # (B, levels, 2)
     centres = [cell_centres(*shape, device) / sizes[:, level, None] for level, shape in enumerate(shapes)]
     reference = torch.cat(centres, 1)[:, :, None] * ratios[:, None]  # of the image -> of the canvas of each level
@@ -65,7 +65,7 @@ def valid_cells(height: int, width: int, size: Tensor) -> Tensor:
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     """(height * width, 2): (x, y) of the cell centres, in cells."""
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-    return torch.stack((x, y), -1).flatten(0, 1) + 0.5
+    return torch.stack((x, y), -1).flatten(0, 1).float() + 0.5
 
 
 def propose_boxes(centres: list[Tensor], inside: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def sine_position(valid: Tensor, channels: int) -> Tensor:
 
     The temperature is the official configurations' (pe_temperatureH, pe_temperatureW).
     """
-    rows, columns = valid.cumsum(1), valid.cumsum(2)
+    rows, columns = (valid.cumsum(axis, dtype=torch.float32) for axis in (1, 2))
     y = rows / (rows[:, -1:] + 1e-6)
     x = columns / (columns[:, :, -1:] + 1e-6)
     return torch.cat([sine_embedding(axis, channels // 2, temperature=20.0) for axis in (y, x)], -1)
@@ -92,7 +92,7 @@ def sine_position(valid: Tensor, channels: int) -> Tensor:
 
 def sine_embedding(x: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
     """(...) -> (..., features): channels 2i and 2i + 1 are sine and cosine of 2 pi x / temperature^(2i / features)."""
-    exponent = 2 * (torch.arange(features, device=x.device) // 2) / features
+    exponent = (2 * (torch.arange(features, device=x.device) // 2)).float() / features
     angle = x[..., None].float() * (2 * math.pi) / temperature**exponent
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2)
 

@@ -73,6 +73,6 @@ class Meeting:
 
 def distances(boxes: list[Box], like: Tensor) -> Tensor:
     """Distances of pixels from the centres of n boxes, in widths or heights, the larger of both: (n, s, s)."""
-    place = torch.arange(like.shape[-1], device=like.device) + 0.5
-    x, y, w, h = torch.tensor(boxes, device=like.device).T[..., None]
+    place = torch.arange(like.shape[-1], dtype=torch.float32, device=like.device) + 0.5
+    x, y, w, h = torch.tensor(boxes, dtype=torch.float32, device=like.device).T[..., None]
     return torch.maximum(((place - x).abs() / w)[:, None], ((place - y).abs() / h)[..., None])

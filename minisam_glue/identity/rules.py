@@ -324,7 +324,7 @@ def touching_pairs(boxes: dict[int, Box]) -> list[tuple[int, int]]:
     """The pairs of ids whose boxes overlap."""
     if len(boxes) < 2:
         return []
-    numbers, table = list(boxes), torch.tensor(list(boxes.values()))
+    numbers, table = list(boxes), torch.tensor(list(boxes.values()), dtype=torch.float32)
     gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - (table[:, None, 2:] + table[:, 2:])
     return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]
 

@@ -58,7 +58,8 @@ class Search:
         if not places:
             return None
         w, h = motion.size
-        boxes = torch.tensor([(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]).clamp(0, side)
+        around = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]
+        boxes = torch.tensor(around, dtype=torch.float32).clamp(0, side)
         logits, ious = self.masks_of(boxes)
         masks = logits > 0
         areas = masks.flatten(1).sum(1)

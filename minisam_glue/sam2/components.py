@@ -29,7 +29,7 @@ def small_components(mask: Tensor, max_area: int) -> Tensor:
     lowest = -F.max_pool2d(torch.where(inside, -label, -torch.inf), 3, stride=1, padding=1)
     open_pixel = inside & ((highest != label) | (lowest != label))
     index = label.long().flatten(1)
-    area = torch.zeros(len(index), H * W + 1, device=mask.device).scatter_add_(1, index, inside.flatten(1).float())
+    area = number.new_zeros(len(index), H * W + 1).scatter_add_(1, index, inside.flatten(1).float())
     area.scatter_add_(1, index, open_pixel.flatten(1).float() * max_area)  # too large, as soon as one pixel is open
     return (inside.flatten(1) & (area.gather(1, index) <= max_area)).view(mask.shape)
 

@@ -4,7 +4,8 @@
 
 Each class here has the parameters and the arguments of the plain class that it stands for, and gives the same
 numbers up to rounding; its docstring says why. They are made for inference: gradients pass, but where that would
-need another path the plain one is taken.
+need another path the plain one is taken; so it is where a linear layer was replaced (LoRA, int8) or has a hook.
+Convolutions of the neck and the decoder are read, not called: give them no hooks.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers import as_built
 from .hiera import Hiera, HieraBlock, from_windows, max_pool, to_windows
 from .layers import Attention, LayerNorm2d, sine_position_2d
 from .mask_decoder import STABILITY, MaskDecoder, stability
@@ -37,6 +39,8 @@ class FewTokensAttention(Attention):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not len(q) or not len(k):  # no prompts at all: there is nothing to save
+            return super().forward(q, k, v)
+        if not as_built(self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             return super().forward(q, k, v)
         if q.shape[1] <= FEW and q.shape[1] < k.shape[1] and len(k) in (1, len(q)):  # else q is one small image
             return self.token_to_image(q, k, v)
@@ -106,7 +110,8 @@ class FastRotaryAttention(RotaryAttention):
         table = rotary_table(round(N**0.5), dim, q.device)
         maps = rotate_complex(k[:, :M].unflatten(1, (-1, N)), table)  # (B, F * N, d) -> (B, F, N, d)
         q, k = rotate_complex(q, table), torch.cat((maps.flatten(1, 2), k[:, M:]), 1)
-        if q.is_cuda or q.requires_grad or v.shape[2] == dim:
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, self.v_proj.weight))
+        if q.is_cuda or wanted or v.shape[2] == dim:
             return self.attend(q, k, self.v_proj(v))
         return self.out_proj(self.v_proj(weighted_sum(q * dim**-0.5, k, v)))
 
@@ -121,7 +126,7 @@ def weighted_sum(q: Tensor, k: Tensor, v: Tensor, rows: int = 512, columns: int 
     for b in range(len(k)):
         tiles = list(zip(k[b].split(columns), v[b].split(columns)))
         for i, queries in enumerate(q[b % len(q)].split(rows)):
-            top = torch.full((len(queries), 1), -torch.inf, device=q.device)
+            top = torch.full((len(queries), 1), -torch.inf, dtype=torch.float32, device=q.device)
             total, result = torch.zeros_like(top), 0.0
             for keys, values in tiles:
                 scores = (queries @ keys.T).float()
@@ -151,7 +156,7 @@ class SeparableHiera(Hiera):
 
 def bicubic_matrix(x: Tensor, axis: int, length: int) -> Tensor:
     """The matrix (length, n) that stretches this axis of x, of length n, as F.interpolate does."""
-    identity = torch.eye(x.shape[axis], device=x.device)[None, None]
+    identity = torch.eye(x.shape[axis], dtype=x.dtype, device=x.device)[None, None]
     return F.interpolate(identity, size=(length, x.shape[axis]), mode="bicubic")[0, 0]
 
 
@@ -172,14 +177,14 @@ class StripHieraBlock(HieraBlock):
 
     def update(self, x: Tensor) -> Tensor:
         """The plain block. Its sums and norms are in the precision of x, its products in that of their weights."""
-        precision = self.attn.qkv.weight.dtype
+        precision = next(self.attn.qkv.parameters()).dtype
         y = self.norm1(x).to(precision)
         x = (max_pool(self.proj(y)).to(x.dtype) if self.q_pool else x) + self.attend(y)
         return x + self.mlp(self.norm2(x).to(precision))
 
     def attend(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
-        if not self.window or not (H % self.window or W % self.window):
+        if not self.window or not (H % self.window or W % self.window) or not as_built(self.attn.qkv):
             return super().attend(x)
         qkv = to_windows(F.linear(x, self.attn.qkv.weight), self.window) + self.attn.qkv.bias
         H, W = (side // 2 if self.q_pool else side for side in (H, W))

@@ -133,7 +133,7 @@ class ImagePredictor:
         if mask is None and (found is None or not found[0].shape[1]):
             raise ValueError("no prompt: give boxes, points with labels, or a mask")
         if found is None:
-            found = torch.zeros(len(mask), 0, 2), torch.zeros(len(mask), 0, dtype=torch.long)
+            found = mask.new_zeros(len(mask), 0, 2), torch.zeros(len(mask), 0, dtype=torch.long)
         xy, labels = (t.to(device) for t in found)
         if mask is not None and len(mask) != len(xy):
             if len(mask) != 1 and len(xy) != 1:

@@ -71,7 +71,7 @@ def pool_to(x: Tensor, side: int) -> Tensor:
 def sine_angles(position: Tensor, channels: int) -> Tensor:
     """position (N,) -> angles (N, channels): channels 2 i and 2 i + 1 share the frequency 10000^(-2 i / channels)."""
     index = torch.arange(channels, device=position.device)
-    return position.float()[:, None] / 10000 ** (2 * (index // 2) / channels)
+    return position.float()[:, None] / 10000 ** ((2 * (index // 2)).float() / channels)
 
 
 def sine_position_1d(position: Tensor, dim: int) -> Tensor:
@@ -85,7 +85,7 @@ def sine_position_2d(height: int, width: int, dim: int, device: torch.device) ->
     take turns. Positions run from 2 pi / cells to 2 pi, as DETR's do when they are normalised."""
 
     def encode(cells: int) -> Tensor:
-        position = torch.arange(1, cells + 1, device=device) / (cells + 1e-6) * 2 * math.pi
+        position = torch.arange(1, cells + 1, dtype=torch.float32, device=device) / (cells + 1e-6) * 2 * math.pi
         angle = sine_angles(position, dim // 2)
         return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), -1).flatten(1)  # (cells, dim / 2)
 

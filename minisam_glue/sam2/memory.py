@@ -86,7 +86,7 @@ def axial_angles(grid: int, dim: int, device: torch.device) -> Tensor:
     Both halves have the frequencies 10000^(-4 i / dim), i = 0, ..., dim / 4 - 1. The base is that of Su et al. and of
     the official configurations (rope_theta); Heo et al. take 100.
     """
-    frequency = 10000.0 ** -(torch.arange(0, dim, 4, device=device) / dim)  # (dim / 4,)
+    frequency = 10000.0 ** -(torch.arange(0, dim, 4, dtype=torch.float32, device=device) / dim)  # (dim / 4,)
     cell = torch.arange(grid * grid, device=device)[:, None]
     return torch.cat((cell % grid * frequency, cell // grid * frequency), 1)
 

@@ -213,7 +213,7 @@ class SAM2(nn.Module):
         """
         if points is None:
             count = len(tokens) if mask is None else len(mask)
-            points = torch.zeros(count, 1, 2, device=self.device)
+            points = torch.zeros(count, 1, 2, dtype=torch.float32, device=self.device)
             labels = torch.full((count, 1), NO_POINT, device=self.device)
         sparse, dense = self.sam_prompt_encoder(points, labels, mask)
         image_pe = self.sam_prompt_encoder.image_position()
@@ -279,7 +279,7 @@ class SAM2(nn.Module):
         # Slot 0 has the last embedding, the newest memory the first.
         position = [place + self.maskmem_tpos_enc[SLOTS - 1 - slot, 0] for slot, _ in first.maps]
         if first.pointers:
-            offsets = torch.tensor([float(offset) for offset, _ in first.pointers], device=self.device)
+            offsets = torch.tensor([offset for offset, _ in first.pointers], dtype=torch.float32, device=self.device)
             pointer_position = self.pointer_position(offsets / max(pointer_count - 1, 1))
             position.append(pointer_position.repeat_interleave(pieces, 0))  # all pieces of a pointer have its position
         return memory, torch.cat(position)[None], len(first.pointers) * pieces

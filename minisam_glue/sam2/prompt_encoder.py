@@ -71,7 +71,7 @@ class PromptEncoder(nn.Module):
     def image_position(self) -> Tensor:
         """The positions of the image tokens, encoded as points are: (1, N, C)."""
         weight = self.no_mask_embed.weight
-        centre = (torch.arange(self.grid, device=weight.device) + 0.5) / self.grid
+        centre = (torch.arange(self.grid, dtype=torch.float32, device=weight.device) + 0.5) / self.grid
         y, x = torch.meshgrid(centre, centre, indexing="ij")
         return self.pe_layer(torch.stack((x, y), -1)).flatten(0, 1)[None].to(weight.dtype)
 

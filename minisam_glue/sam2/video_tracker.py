@@ -376,7 +376,7 @@ class VideoTracker:
     def result(self) -> FrameResult:
         """The objects' masks on the current frame, as far as they are known."""
         side = self.model.config.image_size // 4
-        absent = torch.full((side, side), ABSENT, device=self.model.device)
+        absent = torch.full((side, side), ABSENT, dtype=torch.float32, device=self.model.device)
         memories = [obj.bank.get(self.frame) for obj in self.objects.values()]
         logits = [absent if m is None or m.logits is None else m.logits for m in memories]
         scores = [absent[0, 0] if m is None else m.object_score_logits.float() for m in memories]
