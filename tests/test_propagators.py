@@ -390,6 +390,16 @@ def test_what_the_rules_find_counts_as_there_and_what_they_hide_as_absent():
     assert torch.equal(after.pointer[1], propagator.model.no_obj_ptr[0]) and (after.pointer[[0, 2]] == 1).all()
 
 
+def test_memories_of_frames_without_an_object_go_when_the_rules_find_it(monkeypatch):
+    propagator, frame = wide(MemoryPropagator), np.zeros((40, 80, 3), np.uint8)
+    propagator.prompt(1, box=[10, 10, 40, 30])
+    propagator.step(frame)
+    for found, kept in (({}, [1, 2]), ({1: None}, [3])):
+        monkeypatch.setattr(propagator.identity, "settle", lambda frame, masks_of, found=found: found)
+        propagator.step(frame)
+        assert sorted(propagator.objects[1].bank.tracked) == kept
+
+
 def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
     propagator = wide(MemoryPropagator)
     track = Track()
