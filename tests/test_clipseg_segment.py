@@ -18,7 +18,16 @@ from minisam_glue.heatmap import HeatSettings
 from minisam_glue.models import Models, load_models
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import SEED_PROMPTS, Seeding, Thresholds
-from minisam_glue.seeding import Seed, _mask_logits, auto_threshold, find_seeds, points_of_box, segment_seed, show_more
+from minisam_glue.seeding import (
+    Seed,
+    _enlarged,
+    _mask_logits,
+    auto_threshold,
+    find_seeds,
+    points_of_box,
+    segment_seed,
+    show_more,
+)
 
 CLIPSEG = ("--method", "clipseg", "--min-area", 100)
 
@@ -105,6 +114,9 @@ def test_of_the_proposed_masks_the_one_that_agrees_with_the_heat_map_is_taken_no
 def test_a_region_between_the_pixels_of_a_tiny_picture_still_has_a_mask_prompt():
     seeds = find_seeds(heat_models(), [picture(0, height=24)[:, :2]], "bright.", seeding=Seeding(("mask",)))[0]
     assert all(seed.mask.any() for seed in seeds.objects)
+    region = np.zeros((64, 64), bool)
+    region[41, 10] = True  # between the rows and columns of the picture
+    assert np.argwhere(_enlarged(region, (24, 20))).tolist() == [[15, 3]]
 
 
 # --- The same prompts from a detector ----------------------------------------------------------------------
@@ -124,6 +136,8 @@ def test_a_detector_s_boxes_may_become_points_and_masks_too():
 def test_points_of_a_box_are_its_middle_and_what_lies_around_it_in_the_picture():
     thin = show_more(Seed("a", 1.0, (10, 99.6, 30, 100)), (100, 100), Seeding(("mask",)))
     assert thin.mask.sum() == 20 and thin.mask[99, 10:30].all()
+    between = show_more(Seed("a", 1.0, (10.6, 20.4, 30.6, 40.4)), (100, 100), Seeding(("mask",)))
+    assert between.mask.sum() == 20 * 20 and between.mask[20:40, 11:31].all()
     points, labels = points_of_box((40, 40, 80, 60), (352, 352), HeatSettings(border=5))
     assert points[0] == (60, 50) and labels == [1] + [0] * 8
     assert all(x in (35, 60, 85) and y in (35, 50, 65) for x, y in points[1:])

@@ -61,16 +61,19 @@ def test_the_detector_is_asked_with_the_thresholds_that_were_given(monkeypatch):
 def test_one_click_alone_is_answered_by_the_best_of_three_masks(monkeypatch):
     models, asked, image = tiny_models(), [], picture(5)
     predict = models.predictor.predict
-    monkeypatch.setattr(
-        models.predictor, "predict", lambda **given: asked.append(given["multimask"]) or predict(**given)
-    )
-    found = segment_image(models, image, Clicks(points=[(9, 15, 1)])).objects
+
+    def recorded(**given):
+        asked.append(predict(**given))
+        if given["multimask"]:
+            asked[-1].scores = torch.tensor([[0.2, 0.3, 0.9]])
+        return asked[-1]
+
+    monkeypatch.setattr(models.predictor, "predict", recorded)
+    (found,) = segment_image(models, image, Clicks(points=[(9, 15, 1)])).objects
     segment_image(models, image, Clicks(points=[(9, 15, 1), (40, 30, 0)]))
     segment_image(models, image, Clicks(boxes=[(5, 10, 15, 22)], points=[(9, 15, 1)]))
-    assert asked == [True, False, False]
-    models.predictor.set_image(image)
-    three = predict(points=[(9, 15)], labels=[1], multimask=True)
-    assert np.array_equal(found[0].mask, three.masks[0, three.scores[0].argmax()].numpy())
+    assert [one.masks.shape[1] for one in asked] == [3, 1, 1]
+    assert np.array_equal(found.mask, asked[0].masks[0, 2].numpy()) and found.score == pytest.approx(0.9)
 
 
 def test_nothing_found_has_the_size_of_the_picture_and_says_the_best_score():
