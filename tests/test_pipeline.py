@@ -88,6 +88,7 @@ def test_pictures_of_unequal_sizes_together_equal_one_by_one():
     for image, result in zip(images, together):
         alone = segment_image(tiny_models(), image, "bright.")
         assert same(result, alone) and np.array_equal(result.boxes, alone.boxes)
+        assert result.best == alone.best
 
 
 def test_boxes_points_and_masks_take_the_place_of_a_text():
