@@ -85,8 +85,12 @@ class ClassAttention(nn.Module):
         """x: (B, T + N, C), the special tokens first; tokens: T; bias: broadcastable to (B, h, T, T + N)."""
         q = split_heads(self.q(x[:, :tokens]), self.heads)  # (B, h, T, d): queries of the special tokens only
         k, v = (split_heads(t, self.heads) for t in self.kv(x).chunk(2, dim=-1))  # each (B, h, T + N, d)
-        out = scaled_dot_product_attention(q, k, v, bias)  # (B, h, T, d)
+        out = self.attend(q, k, v, bias)  # (B, h, T, d)
         return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """q: (B, h, T, d); k, v: (B, h, T + N, d) -> (B, h, T, d)."""
+        return scaled_dot_product_attention(q, k, v, bias)
 
 
 class ClassBlock(nn.Module):

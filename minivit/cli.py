@@ -30,12 +30,12 @@ NO_MEMORY = {  # by task
 
 TASKS = ("resume", "eval", "predict", "export", "study")  # beside training
 OF_TRAINING = {*config.TRAIN_FIELDS, *config.MODEL_FIELDS, *config.OF_TRAINING}
-FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",)}
+FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",), "save_attention": ("predict",)}
 FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "repeat", "hours", "cpu_minutes"), ("study",))
 OF_THE_MACHINE = ("device", "threads")
 FLAGS_READ = {  # by the tasks that train nothing
     "eval": {"data", "data_root", "subset", "skip_bad", "tta", "out", *OF_THE_MACHINE},
-    "predict": {"tta", "save_predictions", *OF_THE_MACHINE},
+    "predict": {"tta", "save_predictions", "save_attention", *OF_THE_MACHINE},
     "export": set(),
 }
 ENDS = ("epochs", "hours", "cpu_minutes")  # of a run

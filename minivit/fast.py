@@ -118,6 +118,14 @@ def accelerate(model: nn.Module) -> nn.Module:
     return model
 
 
+def decelerate(model: nn.Module) -> nn.Module:
+    """Give each part of `model` its formula back, in place, and return the model."""
+    formulas = {fast: plain for plain, fast in FORMS.items()}
+    for module in model.modules():
+        module.__class__ = formulas.get(type(module), type(module))
+    return model
+
+
 PARTS = {
     *(Block, Attention, TalkingHeadsAttention, FusedAttention, ClassAttention, FoldedClassAttention, Temperature),
     *(MLP, LayerScale, DropPath, RelativePositionBias, DecomposedPositionBias, TokenBias),

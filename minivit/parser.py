@@ -28,6 +28,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --predict runs/cifar10-cifar/best.pt cat.png pictures/ --save-predictions answers.csv
     {command} --export runs/cifar10-cifar/best.pt model.onnx
     {command} --predict demo cat.png                    # demo: weights that are installed with this program
+    {command} --predict demo cat.png --save-attention maps   # what it looks at
 
     {command} --study ladder --seeds 3 --cpu-minutes 30
     {command} --study mine.json --subset 5000
@@ -140,6 +141,12 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "with --predict: write class and probabilities of each image to a .csv or .json",
         metavar="FILE",
         type=file_name,
+    )
+    flag(
+        "--save-attention",
+        "with --predict: write a PNG of each image beside itself, lit where a Vision Transformer looks (rollout)",
+        metavar="FOLDER",
+        type=output_folder,
     )
 
 

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from minivit import checkpoint, config, run
 from minivit import data as datasets
-from minivit.evaluate import Evaluator, mean_probability, top1
+from minivit.augment import normalise
+from minivit.evaluate import Evaluator, mean_probability, resize_to_model, top1
+from minivit.explain import relevance, spotlight
 from minivit.files import write_atomically
 from minivit.folder import find_images, is_split_by_seed
 from minivit.images import image_size, read_image
@@ -25,9 +28,12 @@ from minivit.report import csv_table, percent, write_report
 from minivit.splits import DataError, Split, some_of
 from minivit.text import complain, count, csv_cell, name_classes, one_line, say
 from minivit.train_config import TrainingError
+from minivit.vit import VisionTransformer
 
 TABLES = (".csv", ".json")
 AT_ONCE = 32  # pictures that go through a model together
+EXPLAINED_AT_ONCE = 8  # of which the attention of all blocks is held
+LEAST_SIDE = 256  # pixels that a saved picture of attention is enlarged to, by whole factors
 
 
 @dataclass(frozen=True)
@@ -150,14 +156,21 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
         check_table(table)
     device = run.set_up_machine(given)
     (member,) = load_members([path], device)
+    folder, names = given.get("save_attention"), set()
+    if folder:
+        check_attention(folder, member)
     rows, failed = [], 0
-    for answer in answers(member, find_pictures(words), given.get("tta")):
+    for answer in answers(member, find_pictures(words), given.get("tta"), bool(folder)):
         rows.append(answer)
         failed += "error" in answer
         say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
+        if "attention" in answer:
+            save_picture(folder / free_name(Path(answer["file"]).stem, names), answer.pop("attention"))
     if table:
         write_table(table, rows, member.state["classes"])
         say(f"predictions: {table}")
+    if names:
+        say(f"attention: {folder}")
     return 2 if failed else 0
 
 
@@ -177,16 +190,22 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
             yield word
 
 
-def answers(member: Member, files: Iterator[Path | str], tta: str | None) -> Iterator[dict]:
-    """The answer of a model to each file: probabilities (C,) and the picture's size, or an error."""
+def answers(member: Member, files: Iterator[Path | str], tta: str | None, explained: bool = False) -> Iterator[dict]:
+    """The answer of a model to each file: probabilities (C,) and the picture's size, or an error.
+
+    explained: with a picture of what the model looks at, uint8 (3, S, 2 S).
+    """
     waiting: list[dict] = []
     pictures: list[Tensor] = []
 
     def classified() -> list[dict]:
         if pictures:
             scores = member.evaluator.predict(member.model, torch.stack(pictures), tta).softmax(1).cpu()
-            for row, probabilities in zip((row for row in waiting if "error" not in row), scores):
+            good = [row for row in waiting if "error" not in row]
+            for row, probabilities in zip(good, scores):
                 row |= {"probabilities": probabilities, "classes": member.state["classes"], "side": member.side}
+            for row, picture in zip(good, attention(member, torch.stack(pictures)) if explained else ()):
+                row["attention"] = picture
         return waiting
 
     for file in files:
@@ -202,6 +221,40 @@ def answers(member: Member, files: Iterator[Path | str], tta: str | None) -> Ite
             yield from classified()
             waiting, pictures = [], []
     yield from classified()
+
+
+def attention(member: Member, images: Tensor) -> Iterator[Tensor]:
+    """For each of the images, uint8 (B, 3, S, S), the image beside itself in the light of its patches' shares."""
+    for part in images.split(EXPLAINED_AT_ONCE):
+        x = normalise(part.to(member.evaluator.device), member.state["mean"], member.state["std"])
+        yield from map(spotlight, part, relevance(member.model, resize_to_model(x, member.model)))
+
+
+def check_attention(folder: Path, member: Member) -> None:
+    """TrainingError unless a model has attention, and pictures of it can be written to this folder."""
+    if not isinstance(member.model, VisionTransformer) or not member.model.config.depth:
+        raise TrainingError(f"--save-attention needs a Vision Transformer with blocks, and {member.path} holds none")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TrainingError(f"--save-attention {folder} can't be written: {there} is no folder for it")
+
+
+def free_name(stem: str, names: set[str]) -> str:
+    """A file name for a picture that none of `names` is, in capitals or not; it joins them."""
+    number = 1
+    while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png").casefold() in names:
+        number += 1
+    names.add(name.casefold())
+    return name
+
+
+def save_picture(path: Path, pixels: Tensor) -> None:
+    """Write uint8 (3, H, W), enlarged by a whole factor if it is small, as a PNG file; its folder is made."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    factor = -(-LEAST_SIDE // image.height)
+    image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
 
 
 def say_answer(answer: dict) -> None:

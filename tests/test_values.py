@@ -45,6 +45,7 @@ ROWS = {
     "--study": (("", "foo", "nowhere.json"), (), ""),
     "--tta": (("", "foo", "None", "flip"), (), ""),  # flip: of a training
     "--save-predictions": (("", "x.csv"), (), ""),
+    "--save-attention": (("", "maps"), (), ""),
     "--seeds": (("0", "-1", "1.5", "1"), (), ""),
     "--repeat": (("", "baseline"), (), ""),
     "--cpu-minutes": (("0", "-1", "nan", "1"), (), ""),
