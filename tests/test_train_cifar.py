@@ -366,9 +366,9 @@ def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images,
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_weights_of_the_best_epoch_that_were_changed_are_told_at_the_end(tmp_path, capsys):
-    import torch
-
+def test_weights_of_the_best_epoch_that_were_changed_are_told_at_the_end(tmp_path, monkeypatch, capsys):
+    draw = run.datasets.shapes
+    monkeypatch.setattr(run.datasets, "shapes", lambda seed, image_size: draw(seed, 600, 20, image_size=image_size))
     words = ["--data", "shapes", "--out", str(tmp_path / "run"), *SMALL[:-1], "100", "--batch-size", "512"]
     assert train_cifar.main([*words, "--epochs", "1", "--clean-epochs", "0"]) == 0
     capsys.readouterr()
