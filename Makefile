@@ -13,7 +13,7 @@ demo: $(VENV)/.ready
 	$(RUN) train_cifar.py --data shapes --preset shapes-demo --out runs/demo
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest -q --numprocesses auto --dist loadfile  # a process per core
+	$(RUN) -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder  # a process per core
 
 # Each row of the study's tables for one epoch on 500 generated images: ten minutes of one core.
 study-smoke: $(VENV)/.ready

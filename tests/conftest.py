@@ -26,6 +26,14 @@ for name, default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
         signal.signal(getattr(signal, name), default)
 
 
+SLOWEST_FILES = ("test_demo_weights.py", "test_demo_end_to_end.py", "test_package.py", "test_other_devices.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files come first: a process that began one last would keep the others waiting."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST_FILES)
+
+
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,11 +1,13 @@
 """Rules that keep look-alikes apart: on scripted masks, where what is right is known, and in the tracker."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.sam2_tiny import frames, tiny_model
 
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
@@ -81,6 +83,28 @@ def test_look_alikes_that_cross_keep_their_own_masks():
     identity = Identity()
     right = [both_right(settled(identity, frame), true) for _, true, frame in crossing()]
     assert all(right[:10]) and all(right[-6:]) and sum(right) >= 20
+
+
+def with_memory(last: torch.Tensor, before: list[torch.Tensor], true: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What a decoder makes of two look-alikes: of each that its last mask lay on, and of both where they touch."""
+    touching = bool((F.max_pool2d(true[0][None].float(), 3, 1, 1) > 0)[0].logical_and(true[1]).any())
+    on = (last[:, None] & torch.stack(before)).sum((2, 3)) >= 30  # of 100 pixels: (masks, squares)
+    on |= touching & on.any(1, keepdim=True)
+    return [(torch.stack(true) & row[:, None, None]).any(0) for row in on]
+
+
+@pytest.mark.parametrize("nearest", [0, 2, 3, 4])  # half their distance when they turn back; 0: they pass
+def test_look_alikes_pass_or_bounce_back_with_their_own_masks(nearest):
+    identity, masks, before, right = Identity(), None, None, []
+    for t in range(26):
+        half = math.hypot(18.5 - 1.5 * t, nearest) if nearest else 18.5 - 1.5 * t
+        true = [square(24.5 - half), square(24.5 + half, 26)]
+        seen = with_memory(masks, before, true) if t else true
+        tokens = tokens_of(true[0] | true[1], torch.zeros_like(true[0]))
+        masks = settled(identity, Frame(t, [1, 2], logits_of(seen), [0.9, 0.9], tokens))
+        before = true
+        right.append(both_right(masks, true))
+    assert all(right[:8]) and all(right[-8:]), right
 
 
 def test_objects_that_do_not_look_alike_are_left_to_the_tracker():

@@ -66,14 +66,14 @@ class Frame:
         self.changed.add(number)
 
 
-def main_parts(masks: Tensor) -> Tensor:
-    """Bool masks (n, s, s) without the connected parts of less than MAIN of the largest one."""
+def main_parts(masks: Tensor, least: float | None = None) -> Tensor:
+    """Bool masks (n, s, s) without the connected parts of less than `least` pixels: MAIN of the largest one."""
     kept = []
     for mask in masks.cpu().numpy():
         parts = label_components(mask)
         areas = np.bincount(parts.ravel())
         areas[0] = 0  # what is outside
-        kept.append((areas >= max(1, MAIN * areas.max()))[parts])
+        kept.append((areas >= max(1, MAIN * areas.max() if least is None else least))[parts])
     return torch.from_numpy(np.stack(kept)).to(masks.device)
 
 

@@ -9,6 +9,8 @@ from .motion import Box, Motion, box_iou, touch
 REACH = 0.65  # from the centre, in widths and heights of the predicted box: a mask is kept within
 MARGIN = 1.1  # times their size, two predicted boxes that no longer touch end a meeting
 HIDDEN = 0.6  # IoU of predicted boxes from which a mask can't be told apart, and is not written
+PART = 0.3  # of the smallest median area: smaller parts of a union tell nothing of where its members are
+TOLD = 0.15  # distance of two predictions, in sizes, below which nobody can say whose a side is
 GONE = 0.1  # share of the median area below which a cut mask is absent
 OFF = -10.0  # logit outside a cut mask, as of masks that may not overlap
 
@@ -51,19 +53,39 @@ class Meeting:
         return [motion.predict(number) for motion in self.motions]
 
     def correct(self, number: int, union: Tensor, distance: Tensor) -> None:
-        """Where a prediction is the outermost, that side of the union is its own: the difference is its error."""
-        mask = (union > 0) & (distance <= REACH).any(0)
+        """Where a prediction is the outermost, that side of the union is its own: the difference is its error.
+
+        What opposite sides of two members have in common is a turn: these two bounce back, which both show at once,
+        and before their predictions coincide.
+        """
+        near = (union > 0) & (distance <= REACH).any(0)
+        mask = main_parts(near[None], PART * min(motion.area for motion in self.motions))
         if not mask.any():
             return
-        x, y, w, h = mask_boxes(main_parts(mask[None]))[0]
-        errors = [[[], []] for _ in self.members]
+        x, y, w, h = mask_boxes(mask)[0]
+        boxes = self.boxes(number)
+        drifts, turns = ([[0.0, 0.0] for _ in self.members] for _ in range(2))
         for axis, centre, side in ((0, x, w), (1, y, h)):
-            for sign in (-1, 1):
-                edges = [sign * box[axis] + box[2 + axis] / 2 for box in self.boxes(number)]
-                outermost = max(range(len(edges)), key=edges.__getitem__)
-                errors[outermost][axis].append(sign * (sign * centre + side / 2 - edges[outermost]))
-        for motion, sides in zip(self.motions, errors):
-            motion.correct(number, tuple(sum(side) / len(side) if side else 0.0 for side in sides))
+            (low, one), (high, other) = found = [
+                self.outermost(number, axis, sign, sign * centre + side / 2) for sign in (-1, 1)
+            ]
+            (a, size), (b, other_size) = ((boxes[member][axis], boxes[member][2 + axis]) for member in (low, high))
+            told = abs(a - b) >= TOLD * min(size, other_size) and one * other > 0
+            turn = min(one, other, key=abs) if told else 0.0
+            for sign, (member, error) in zip((-1, 1), found):
+                drifts[member][axis] += sign * (error - turn) / (2 if low == high else 1)
+                turns[member][axis] += sign * turn
+        for motion, drift, turn in zip(self.motions, drifts, turns):
+            motion.correct(number, tuple(drift), tuple(turn))
+
+    def outermost(self, number: int, axis: int, sign: int, edge: float) -> tuple[int, float]:
+        """The member whose prediction reaches furthest to a side, and how far the edge of the union is beyond it.
+
+        axis, sign: 0 and -1 for the left side. edge: its place times the sign.
+        """
+        edges = [sign * box[axis] + box[2 + axis] / 2 for box in self.boxes(number)]
+        member = max(range(len(edges)), key=edges.__getitem__)
+        return member, edge - edges[member]
 
     def over(self, number: int) -> bool:
         """Whether no two of the predicted boxes touch any more."""

@@ -11,7 +11,8 @@ PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas a
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
 GROWTH = 1.5  # of width and height, since the first frame
-GAIN, VELOCITY_GAIN, MOST_STEP = 0.3, 0.03, 0.3  # alpha and beta of the filter; its longest correction, in sizes
+DRIFT, TURN = (0.3, 0.03), (0.7, 0.15)  # alpha and beta of the filter, for errors that are small or a turn
+MOST_STEP = 0.3  # its longest correction, in sizes
 
 Box = tuple[float, float, float, float]  # centre x, y, width, height
 
@@ -50,13 +51,16 @@ class Motion:
         (x, y), (u, v), dt = self.place, self.velocity, frame - self.at
         return x + u * dt, y + v * dt, *self.size
 
-    def correct(self, frame: int, error: tuple[float, float]) -> None:
-        """Move the place, and a little the velocity, towards what a frame shows: error (x, y) of the prediction."""
-        x, y, w, h = self.predict(frame)
-        sign = 1 if frame >= self.at else -1
-        step = [max(-MOST_STEP * side, min(MOST_STEP * side, e)) for e, side in zip(error, (w, h))]
-        self.at, self.place, self.places = frame, (x + GAIN * step[0], y + GAIN * step[1]), []
-        self.velocity = tuple(v + sign * VELOCITY_GAIN * e for v, e in zip(self.velocity, step))
+    def correct(self, frame: int, drift: tuple[float, float], turn: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Move place and velocity towards what a frame shows: the error (x, y) of the prediction is drift + turn."""
+        x, y, *size = self.predict(frame)
+        place, velocity, sign = [x, y], list(self.velocity), 1 if frame >= self.at else -1
+        for (alpha, beta), error in ((DRIFT, drift), (TURN, turn)):
+            for axis, side in enumerate(size):
+                step = max(-MOST_STEP * side, min(MOST_STEP * side, error[axis]))
+                place[axis] += alpha * step
+                velocity[axis] += sign * beta * step
+        self.at, self.places, self.place, self.velocity = frame, [], tuple(place), tuple(velocity)
 
     @property
     def size(self) -> tuple[float, float]:
