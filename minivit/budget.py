@@ -74,7 +74,7 @@ def epoch_seconds(trainer: Trainer, epoch: int, least: float = LEAST) -> float:
     steps = []
     while len(steps) < FEWEST or (sum(steps) < least and len(steps) < MOST):
         steps.append(step_seconds(trainer))
-    step = statistics.quantiles(steps, n=4)[0]
+    step = statistics.quantiles(steps, n=4)[0] or statistics.fmean(steps)  # 0 between two ticks of a coarse clock
     return trainer.steps_per_epoch * step + evaluation_seconds(trainer)
 
 

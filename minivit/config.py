@@ -103,16 +103,34 @@ def arguments(given: dict) -> tuple[dict, bool]:
     if resume and "config" in given:
         raise TrainingError("--config does not go with --resume: a run continues with its own arguments")
     if resume:
-        given = {**read_config(resume / "config.json"), **given, "out": resume}
+        before = read_config(resume / "config.json")
+        check_same_files(before, given)
+        given = {**before, **given, "out": resume}
     elif "config" in given:
         before = read_config(given.pop("config"))
         other = {name: value for name, value in before.items() if name != "clean_epochs"}
         if "epochs" in given and before.get("clean_epochs") == resolve(other)["clean_epochs"]:
             before = other  # nobody gave the clean end: it is of that run's epochs
+        if given.get("pretrained", before.get("pretrained")) != before.get("pretrained"):
+            before = {name: value for name, value in before.items() if name not in ("mean", "std")}  # of that file
         given = {**before, **given}
     args = resolve(given)
     waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
     return args, bool(resume) and not waits
+
+
+def check_same_files(before: dict, given: dict) -> None:
+    """TrainingError if a run that goes on would have another teacher, or other weights to start from.
+
+    A teacher's file may lie in another place by now.
+    """
+    for name in ("teacher", "pretrained"):
+        was, now = (args.get(name) and Path(args[name]) for args in (before, {**before, **given}))
+        moved = name == "teacher" and was and now and was.name == now.name
+        if was != now and not moved:
+            raise TrainingError(
+                f"--{name} {now or 'none'}: this run was started with {was or 'none'}; resume it with the same"
+            )
 
 
 def resolve(given: dict) -> dict:
@@ -125,7 +143,7 @@ def resolve(given: dict) -> dict:
         kind(given.get(name, DEFAULTS[name]), flag_of(name))
     defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
-    args["sizes"] = tuple(args["sizes"])
+    args |= {name: tuple(args[name]) for name in ("sizes", "mean", "std") if args[name] is not None}
     if args["sizes"] and preset in PRESETS:
         args["smaller_images"] = True
     if "clean_epochs" not in given:  # a short run has a short clean end
@@ -158,7 +176,7 @@ def read_config(path: Path) -> dict:
 def from_json(args: dict) -> dict:
     """Arguments from JSON: lists become tuples, and the names of files and folders paths."""
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return {k: Path(v) if k in PATHS and v else v for k, v in tuples.items()}
+    return {k: Path(v) if k in PATHS and v and not str(v).startswith("@") else v for k, v in tuples.items()}
 
 
 def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:

@@ -115,7 +115,7 @@ def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     join(ours, r"^blocks\.\d+\.attn\.", "q", "k", "v")
     join(ours, r"^class_blocks\.\d+\.attn\.", "k", "v")
     positions = ours.get("pos_embed")
-    if "pos_embedding" in state and "cls_token" in ours and positions.ndim == 3:
+    if "pos_embedding" in state and "cls_token" in ours and positions is not None and positions.ndim == 3:
         ours["pos_embed"] = F.pad(positions, (0, 0, 1, 0))  # big_vision adds none to the class token
     if any(re.match(r"pre_logits\b", name) for name in ours):  # this head reads that layer's output
         ours = {name: tensor for name, tensor in ours.items() if not name.startswith("head.")}

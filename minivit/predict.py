@@ -157,10 +157,11 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
     device = run.set_up_machine(given)
     (member,) = load_members([path], device)
     folder, names = given.get("save_attention"), set()
+    files = list(find_pictures(words))
     if folder:
-        check_attention(folder, member)
+        check_attention(folder, member, files)
     rows, failed = [], 0
-    for answer in answers(member, find_pictures(words), given.get("tta"), bool(folder)):
+    for answer in answers(member, files, given.get("tta"), bool(folder)):
         rows.append(answer)
         failed += "error" in answer
         say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
@@ -190,7 +191,7 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
             yield word
 
 
-def answers(member: Member, files: Iterator[Path | str], tta: str | None, explained: bool = False) -> Iterator[dict]:
+def answers(member: Member, files: Sequence[Path | str], tta: str | None, explained: bool = False) -> Iterator[dict]:
     """The answer of a model to each file: probabilities (C,) and the picture's size, or an error.
 
     explained: with a picture of what the model looks at, uint8 (3, S, 2 S).
@@ -230,13 +231,20 @@ def attention(member: Member, images: Tensor) -> Iterator[Tensor]:
         yield from map(spotlight, part, relevance(member.model, resize_to_model(x, member.model)))
 
 
-def check_attention(folder: Path, member: Member) -> None:
-    """TrainingError unless a model has attention, and pictures of it can be written to this folder."""
+def check_attention(folder: Path, member: Member, files: Sequence[Path | str]) -> None:
+    """TrainingError unless a model has attention, and pictures of it can be written to a folder without these files."""
     if not isinstance(member.model, VisionTransformer) or not member.model.config.depth:
         raise TrainingError(f"--save-attention needs a Vision Transformer with blocks, and {member.path} holds none")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise TrainingError(f"--save-attention {folder} can't be written: {there} is no folder for it")
+    beside = next(
+        (file for file in files if isinstance(file, Path) and file.parent.resolve() == folder.resolve()), None
+    )
+    if beside:
+        raise TrainingError(
+            f"--save-attention {folder}: {beside} lies there, and is not overwritten; choose another one"
+        )
 
 
 def free_name(stem: str, names: set[str]) -> str:

@@ -46,10 +46,14 @@ SAFETENSORS_ENTRY = fields(dtype=text, shape=sequence(whole(1)), data_offsets=se
 
 @dataclass(frozen=True)
 class Loaded:
-    """A line that says what was loaded, and the normalisation (mean, std) of the images the weights were made with."""
+    """A line that says what was loaded, and the normalisation (mean, std) of the images the weights were made with.
+
+    checkpoint: what the file holds, if it is one of this program.
+    """
 
     line: str
     normalisation: Normalisation
+    checkpoint: dict | None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -152,6 +156,11 @@ def is_other_kind(ours: Tensor, theirs: Tensor) -> bool:
     return ours.is_floating_point() != theirs.is_floating_point()
 
 
+def is_checkpoint(content: object) -> bool:
+    """Whether a file's content is a checkpoint of this program."""
+    return isinstance(content, dict) and "describe" in content
+
+
 def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
     """Initialise `model` from a file of published weights, or from a checkpoint of this program.
 
@@ -174,7 +183,7 @@ def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
         line += f" ({layout}'s names{f' behind {prefix!r}' if prefix else ''})"
     for words, names in (("; new, to be trained: ", fresh), ("; not used: ", unused)):
         line += words + ", ".join(names) if names else ""
-    return Loaded(line, normalisation)
+    return Loaded(line, normalisation, content if is_checkpoint(content) else None)
 
 
 # ---- normalisation --------------------------------------------------------------------------------------
@@ -187,7 +196,7 @@ HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 TIMM_HALVES = re.compile(
     r"augreg|in21k|jx_vit|vit_[a-z]+_(r\d+_(s\d+_)?)?patch\d+"
 )  # Google's weights, under its names
-TIMM_IMAGENET = re.compile(r"deit|cait|dino|mae")
+IMAGENET_NAMES = re.compile(r"(?<![a-z])(deit3?|cait|dino(v\d)?|mae)(?![a-z])")  # as words: not "ismael", "dinosaurs"
 
 
 def normalisation_of(path: Path, content: object, layout: str) -> Normalisation:
@@ -197,16 +206,18 @@ def normalisation_of(path: Path, content: object, layout: str) -> Normalisation:
     layout tells: torchvision's are ImageNet's, Google's 0.5, and so are timm's ports of Google's, which their name
     tells (timm's default_cfgs). ValueError if a description is damaged.
     """
-    if isinstance(content, dict) and "describe" in content:
+    if is_checkpoint(content):
         fields(mean=sequence(real, 3), std=sequence(positive, 3))(content, "the checkpoint")
         return tuple(content["mean"]), tuple(content["std"])
     described = described_normalisation(path) if path.name in HUB_NAMES else None
     if described:
         return described
-    name = f"{path.parent.name}/{path.name}".lower()
+    # The folder counts where the file has the name that all files of the Hub have.
+    name = (f"{path.parent.name}/{path.name}" if path.name in HUB_NAMES else path.name).lower()
+    imagenet = IMAGENET_NAMES.search(name)
     if layout == "timm":
-        return HALVES if TIMM_HALVES.search(name) and not TIMM_IMAGENET.search(name) else IMAGENET
-    return HALVES if layout in ("Google", "Hugging Face") and "deit" not in name else IMAGENET
+        return HALVES if TIMM_HALVES.search(name) and not imagenet else IMAGENET
+    return HALVES if layout in ("Google", "Hugging Face") and not imagenet else IMAGENET
 
 
 def described_normalisation(path: Path) -> Normalisation | None:

@@ -22,6 +22,7 @@ from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_json
+from minivit.folder import is_split_by_seed
 from minivit.precision import NARROW, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
@@ -32,7 +33,7 @@ from minivit.stem import WhiteningStem
 from minivit.text import count, name_classes, one_line, shell_word
 from minivit.train import LEAST_HOLD_OUT, Trainer, set_up_fine_tuning
 from minivit.train_config import TrainConfig, TrainingError, check_crop
-from minivit.vit import PRESETS
+from minivit.vit import PRESETS, VisionTransformer
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,18 @@ def prepare(
     return prepare_run(*arguments(given), say, ranks, dataset)
 
 
-def check(args: dict) -> tuple[TrainConfig, dict]:
+def check(args: dict, resume: bool = False) -> tuple[TrainConfig, dict]:
     """The settings of training and of the model, checked before any data is read. ValueError as for `prepare`."""
     check_out(args["out"])
     config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
-    set_up_fine_tuning(checkpoint.outline_model(args["preset"], 1, overrides), config)
+    model = checkpoint.outline_model(args["preset"], 1, overrides)
+    set_up_fine_tuning(model, config)
+    check_sizes(config.sizes, model, "the model")
+    if args["pretrained"] and not resume:
+        check_pretrained(checkpoint.find(args["pretrained"]), model)
+    if not args["val_split"] and args["data"] != "folder":  # which may bring a hold-out of its own
+        check_patience(config)
     check_crop(config.crop, image_side(args))
     return config, overrides
 
@@ -79,13 +86,13 @@ def prepare_run(
     if state:
         check_same_model(args, state)
     device = set_up_machine(args)
-    config, overrides = check(args)
+    config, overrides = check(args, resume)
     dataset = dataset or load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
     model = build_model(args["preset"], len(dataset.classes), overrides)
-    check_sizes(config.sizes, model, "the model")
     if args["pretrained"] and not resume:
         loaded = load_pretrained(model, checkpoint.find(args["pretrained"]))
+        check_unseen("--pretrained", loaded.checkpoint, args)
         args |= {name: args[name] or value for name, value in zip(("mean", "std"), loaded.normalisation)}
         say(loaded.line)
     dataset = dataclasses.replace(dataset, mean=args["mean"] or dataset.mean, std=args["std"] or dataset.std)
@@ -96,7 +103,7 @@ def prepare_run(
     if not resume:  # which keeps its precision
         args["amp"] = settle_amp(config, model, dataset, device, measure=ranks.number == 1)
         config = dataclasses.replace(config, amp=args["amp"])
-    teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device) if args["teacher"] else None
+    teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device, args) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
     if ranks.first:
         claim = claim or make_folder(out)
@@ -118,6 +125,8 @@ def check_new(out: Path) -> None:
         raise TrainingError(
             f"{out} holds a run already: continue it with --resume {shell_word(out)}, or choose another --out"
         )
+    if (out / "best.pt").exists() or (out / "result.json").exists():
+        raise TrainingError(f"{out} holds what is left of a run: choose another --out, or move it away")
 
 
 def make_folder(out: Path) -> Claim:
@@ -139,10 +148,24 @@ def claim_folder(out: Path) -> Claim:
         raise TrainingError(f"another run is at work in {out}: wait for it, stop it, or choose another --out") from None
 
 
+def check_pretrained(path: Path, model: nn.Module) -> None:
+    """TrainingError unless there is such a file, and the model is one that takes published weights."""
+    if not isinstance(model, VisionTransformer):
+        raise TrainingError("--pretrained starts Vision Transformers alone: choose another --preset, or leave it out")
+    if not path.exists():
+        raise TrainingError(f"--pretrained: there is no weights file {path}")
+
+
+def check_patience(config: TrainConfig) -> None:
+    """TrainingError if early stopping has no hold-out to go by."""
+    if config.patience:
+        raise TrainingError(f"--patience {config.patience} needs a hold-out: give --val-split above 0, or --patience 0")
+
+
 def check_hold_out(val: Split | None, config: TrainConfig, say: Callable[[str], None]) -> None:
     """Say that a small hold-out chooses nothing. TrainingError if early stopping has none to go by."""
-    if val is None and config.patience:
-        raise TrainingError(f"--patience {config.patience} needs a hold-out: give --val-split above 0, or --patience 0")
+    if val is None:
+        check_patience(config)
     if val is not None and len(val) < LEAST_HOLD_OUT:
         say(
             f"the hold-out has {count(len(val), 'image')}, too few to choose weights by ({LEAST_HOLD_OUT} are needed): "
@@ -211,7 +234,7 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # the last of a plug-in that is not installed
         reason = str(error).splitlines()[0]
         raise TrainingError(f"--device {name!r} cannot be used here ({reason}): try --device cpu") from None
     return device
@@ -281,15 +304,33 @@ def settle_amp(
     )
 
 
-def load_teacher(path: Path, dataset: Dataset, device: torch.device) -> Teacher:
+def load_teacher(path: Path, dataset: Dataset, device: torch.device, args: dict) -> Teacher:
     """The model of a checkpoint whose labels are to be learned. Raises ValueError if it does not fit."""
     teacher, state = checkpoint.load_model(path, device)
+    check_unseen("--teacher", state, args)
     if state["classes"] != dataset.classes:
         raise TrainingError(
             f"the teacher {path} knows {name_classes(state['classes'])}, the data has "
             f"{name_classes(dataset.classes)}: choose a teacher that was trained on the same classes"
         )
     return Teacher(teacher, (state["mean"], state["std"]), (dataset.mean, dataset.std)).to(device)
+
+
+def check_unseen(name: str, state: dict | None, args: dict) -> None:
+    """TrainingError if a checkpoint was trained on images that are test images here.
+
+    So it is where class folders without a test/ were split by another seed.
+    """
+    if state is None or not is_split_by_seed(args["data"], args["data_root"]):
+        return
+    about, seed = state.get("describe", {}), state.get("config", {}).get("seed", args["seed"])
+    same = about.get("data") == args["data"] and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve()
+    if same and seed != args["seed"]:
+        raise TrainingError(
+            f"{name} {args[name.removeprefix('--')]}: {args['data_root']} has no test/, so its class folders are split "
+            f"by the seed, and this checkpoint saw test images of seed {args['seed']}: give --seed {seed}, or make a "
+            "test/"
+        )
 
 
 def describe_model(args: dict, model: nn.Module) -> dict:

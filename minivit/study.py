@@ -32,7 +32,7 @@ from minivit.report import BLUE, GREY, csv_table, draw_png, percent
 from minivit.splits import Dataset
 from minivit.text import complain, count, csv_cell, markdown, one_line, say
 from minivit.train import Trainer
-from minivit.train_config import TrainConfig, TrainingError
+from minivit.train_config import TrainingError
 
 PLAIN = {"crop": 0, "flip": False, "trivial_augment": False, "erasing": 0.0, "mix_prob": 0.0, "label_smoothing": 0.0}
 NOISE = {"trivial_augment": False, "jitter": 0.4, "drop_path": 0.1, "mixup": 0.8, "cutmix": 1.0}
@@ -265,8 +265,7 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
         known = {key: kind for key, kind in config.ARGUMENT_KINDS.items() if key in arguments and key in KEYS}
         fields(**{key: kind for key, kind in known.items() if key not in config.PATHS})(arguments, "it")
         args = config.resolve(arguments)
-        TrainConfig(**{key: args[key] for key in config.TRAIN_FIELDS & args.keys()})
-        checkpoint.outline_model(args["preset"], 1, {key: args[key] for key in config.MODEL_FIELDS & args.keys()})
+        run.check(args)
     except ValueError as error:
         raise StudyError(f"variant {name!r}: {one_line(error)}") from None
 
@@ -318,7 +317,8 @@ class Study:
         arguments = dict(arguments)
         dataset = self.loader.load(config.resolve(arguments))
         if (arguments["out"] / "last.pt").exists():
-            arguments = {"resume": arguments["out"]}
+            machine = {key: arguments[key] for key in ("device", "threads") if key in arguments}
+            arguments = {"resume": arguments["out"]} | machine
         elif self.budget:
             begun = [path for folder in folders if (path := folder / "config.json").exists()]
             epochs = config.read_config(begun[0])["epochs"] if begun else epochs_within(self.budget, arguments, dataset)

@@ -68,7 +68,8 @@ def test_one_command_trains_a_teacher_keeps_it_and_teaches_with_it(small, tmp_pa
     assert (out / "result.json").exists() and (out / "teacher" / "result.json").exists()
 
     kept = (out / "teacher" / "best.pt").read_bytes()
-    (out / "last.pt").unlink()  # as if it had been killed before the first checkpoint
+    for name in ("last.pt", "best.pt", "result.json"):  # as if it had been killed before the first checkpoint
+        (out / name).unlink()
     assert train_cifar.main(["--resume", str(out)]) == 0
     assert "first the teacher" not in capsys.readouterr().out and (out / "teacher" / "best.pt").read_bytes() == kept
     assert train_cifar.main([*STUDENT, "--out", str(out)]) == 2  # the student is there

@@ -156,6 +156,7 @@ def test_attention_of_a_resnet_and_a_folder_that_is_none_are_refused_before_a_pi
     for words, told in (
         (["--predict", none, "x.png", "--save-attention", "maps"], "needs a Vision Transformer with blocks"),
         (["--predict", vit, "x.png", "--save-attention", "file/maps"], "--save-attention file/maps can't be written"),
+        (["--predict", vit, "x.png", "--save-attention", "."], "x.png lies there, and is not overwritten"),
         (["--eval", vit, "--save-attention", "maps"], "--save-attention goes with --predict"),
     ):
         assert train_cifar.main([*words, "--device", "cpu"]) == 2

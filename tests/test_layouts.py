@@ -122,6 +122,7 @@ MISFITS = [
     ("two.pth", behind("student.", STATE) | behind("teacher.", STATE), "models, under 'student.' and 'teacher.'"),
     ("twice.npz", google(STATE) | renamed(google(STATE), BIG_VISION), "stand for the same weights, pos_embed"),
     ("half.pth", without("head.bias", STATE), "lacks head.bias"),
+    ("vit-pytorch.pth", {"pos_embedding": torch.ones(1, 5, 16), "cls_token": torch.ones(1, 1, 16)}, "lacks"),
 ]
 
 
@@ -206,9 +207,15 @@ def test_arrays_are_read_to_the_bit_in_any_order_and_type(tmp_path):
         ("vit_base_patch16_224.dino.pth", STATE, IMAGENET),
         ("deit_base_patch16_224-b5f2ef4d.pth", {"model": STATE}, IMAGENET),
         ("google-vit.bin", hugging_face(STATE), HALVES),
+        ("ismael/vit_base_patch16_224.augreg_in21k.pth", STATE, HALVES),  # neither MAE nor DINO
+        ("dinosaurs/vit_base_patch16_224.augreg_in21k.pth", STATE, HALVES),
+        ("augreg/vit.pth", STATE, IMAGENET),
+        ("vit_small_patch14_dinov2.lvd142m.pth", STATE, IMAGENET),
+        ("deit3-base/pytorch_model.bin", hugging_face(STATE), IMAGENET),
     ],
 )
 def test_the_file_says_how_its_images_were_normalised(name, content, normalisation, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     assert load_pretrained(VisionTransformer(TINY), save(tmp_path / name, content)).normalisation == normalisation
 
 

@@ -189,6 +189,7 @@ def test_what_a_run_settles_by_itself_does_not_make_it_another_one(images, tmp_p
     assert study.is_done(arguments)
     with pytest.raises(study.StudyError, match="another --mean"):
         study.is_done(arguments | {"mean": (0.3, 0.3, 0.3)})
+    assert study.is_done(arguments | {"mean": [0.1] * 3, "std": [0.2] * 3})  # as the command line gives them
 
 
 def test_a_variant_with_epochs_of_its_own_has_no_budget(capsys):

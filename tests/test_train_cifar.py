@@ -388,6 +388,80 @@ def test_a_run_is_not_resumed_with_another_model(finished, tmp_path, capsys):
     assert train_cifar.main(["--resume", str(tmp_path / "run"), "--dim", "16", "--mlp-ratio", "2"]) == 0
 
 
+def test_a_run_is_not_resumed_with_another_teacher_or_other_weights_to_start_from(finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    for flag in ("--teacher", "--pretrained"):
+        assert train_cifar.main(["--resume", str(tmp_path / "run"), flag, "other.pt"]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {flag} other.pt: this run was started with none; resume it with the same\n"
+        )
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_teacher_that_was_moved_still_teaches_a_run_that_goes_on(tmp_path):
+    was = {"teacher": Path("a/best.pt"), "pretrained": None}
+    config.check_same_files(was, {"teacher": tmp_path / "best.pt"})
+    for other in (tmp_path / "last.pt", None):
+        with pytest.raises(ValueError, match="this run was started with a/best.pt"):
+            config.check_same_files(was, {"teacher": other})
+
+
+def test_a_run_from_a_config_has_the_normalisation_of_its_own_weights(tmp_path):
+    settled = {"mean": (0.1,) * 3, "std": (0.2,) * 3, "pretrained": Path("a.pth")}
+    config.write_arguments(tmp_path / "config.json", config.resolve(settled))
+    same, _ = config.arguments({"config": tmp_path / "config.json"})
+    other, _ = config.arguments({"config": tmp_path / "config.json", "pretrained": Path("b.npz")})
+    given, _ = config.arguments({"config": tmp_path / "config.json", "pretrained": Path("b.npz"), "mean": [0.3] * 3})
+    assert (same["mean"], other["mean"], given["mean"]) == ((0.1,) * 3, None, (0.3,) * 3)
+
+
+def test_what_is_left_of_a_run_is_not_overwritten(finished, images, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "last.pt").unlink()
+    kept = (tmp_path / "run" / "best.pt").read_bytes()
+    assert train_cifar.main(command(images, tmp_path / "run", "--epochs", "1")) == 2
+    assert "holds what is left of a run" in capsys.readouterr().err
+    assert (tmp_path / "run" / "best.pt").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--preset", "resnet18", "--pretrained", "demo"], "--pretrained starts Vision Transformers alone"),
+        (["--pretrained", "nowhere.pth"], "--pretrained: there is no weights file nowhere.pth"),
+        (["--sizes", "25"], "--sizes 25: the model takes no 25x25 images"),
+        (["--patience", "5", "--val-split", "0"], "--patience 5 needs a hold-out"),
+        (["--study", "ladder", "--checkpointing"], "variant 'ResNet-18, the teacher': "),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_data_are_read_or_a_teacher_is_trained(
+    words, told, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.datasets, "load", lambda *_: pytest.fail("the data were read"))
+    teacher = (
+        [] if "--preset" in words or "--study" in words else ["--preset", "cifar-fast", "--teacher", "train:resnet18"]
+    )
+    assert train_cifar.main([*words, *teacher, "--data", "shapes"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_saw_the_test_images_of_another_split_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    args = {"data": "folder", "data_root": tmp_path, "seed": 0, "teacher": Path("best.pt")}
+    state = {"describe": {"data": "folder", "data_root": str(tmp_path)}, "config": {"seed": 1}}
+    with pytest.raises(ValueError, match=r"--teacher best.pt: .* saw test images of seed 0: give --seed 1, or make a"):
+        run.check_unseen("--teacher", state, args)
+    elsewhere = {"describe": {"data": "folder", "data_root": str(tmp_path / "a")}, "config": {"seed": 1}}
+    for fine in (state | {"config": {"seed": 0}}, elsewhere, None):
+        run.check_unseen("--teacher", fine, args)
+    (tmp_path / "test").mkdir()  # whose images are nobody's training images
+    run.check_unseen("--teacher", state, args)
+
+
 def test_a_second_run_in_one_folder_is_refused_at_once_and_touches_nothing(finished, images, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "new").mkdir()

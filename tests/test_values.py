@@ -73,7 +73,7 @@ ROWS = {
     "--dropout": number("-0.1 1 2", "0 0.999"),
     "--head-dropout": number("-0.1 1 2", "0 0.999"),
     "--drop-path": number("-0.1 1 2", "0 0.999"),
-    "--pretrained": ((), ("anything",), ""),
+    "--pretrained": (("anything",), ("demo",), ""),
     "--epochs": whole("-1 0", "1 1000000"),
     "--batch-size": whole("-1 0", "1 1000000"),
     "--accumulate": whole("-1 0", "1 1000"),

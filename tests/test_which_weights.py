@@ -64,6 +64,8 @@ def test_the_report_eval_and_the_teacher_agree(seed, images, tmp_path, capsys):
     assert f": {shown} of 81 test images" in told
     assert f"{result['weights']} weights of epoch {result['epoch']}" in told
     trainer, _ = run.prepare({"resume": tmp_path})
-    teacher = run.load_teacher(tmp_path / "best.pt", trainer.data, torch.device("cpu"))
+    teacher = run.load_teacher(
+        tmp_path / "best.pt", trainer.data, torch.device("cpu"), {"data": "folder", "data_root": images}
+    )
     evaluator = evaluator_of(checkpoint.read(tmp_path / "best.pt"), torch.device("cpu"))
     assert evaluator.accuracy(teacher, trainer.data.test) == result["test_acc"]
