@@ -480,10 +480,7 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     rows = collect(study.variants, runs)
     if not any(row.accuracies for row in rows):
         return
-    args = config.resolve(runs[0][2])
-    about = Path(args["data_root"]).resolve().name if args["data"] == "folder" else args["data"]
-    about += f", {args['subset']} training images" if args["subset"] else ""
-    title = f"Study {Path(study.name).stem} on {about}"
+    title = f"Study {Path(study.name).stem} on {told_data([config.resolve(arguments) for _, _, arguments in runs])}"
     if study.budget:
         title += f", {study.budget} a run"
     seeds = sorted({seed for _, seed, _ in runs})
@@ -501,6 +498,16 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
         files["table.png"] = picture
     for file, content in files.items():
         write_atomically(study.out / file, lambda path, content=content: path.write_bytes(content))
+
+
+def told_data(runs: list[dict]) -> str:
+    """The data of runs in words, from their resolved arguments: what they have in common."""
+    names = {Path(args["data_root"]).resolve().name if args["data"] == "folder" else args["data"] for args in runs}
+    subsets = {args["subset"] for args in runs}
+    told = names.pop() if len(names) == 1 else "several data sets"
+    if subsets == {0}:
+        return told
+    return told + (f", {subsets.pop()} training images" if len(subsets) == 1 else ", of unequal size")
 
 
 def cells(row: Row) -> list[str]:

@@ -282,6 +282,20 @@ def test_seeds_of_the_named_and_the_best_variant_and_the_teachers_that_they_need
     assert "out/study.json is damaged (it['hours'] is 'x'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "subsets, roots, told",
+    [
+        ((0, 0), ("a/img", "a/img"), "img"),
+        ((20, 20), ("img", "img"), "img, 20 training images"),
+        ((20, 0), ("img", "img"), "img, of unequal size"),
+        ((0, 0), ("img", "more"), "several data sets"),
+    ],
+)
+def test_the_title_of_a_table_says_what_holds_for_all_its_rows(subsets, roots, told):
+    runs = [{"data": "folder", "data_root": root, "subset": subset} for subset, root in zip(subsets, roots)]
+    assert study.told_data(runs) == told
+
+
 def test_a_row_has_the_mean_and_the_standard_deviation_of_its_runs_and_dashes_for_what_is_not_there():
     row = Row("a", (0.5, 0.6, 0.64), 1200, 3, 99.6, 1.25)
     assert row.mean == pytest.approx(0.58) and row.std == pytest.approx(statistics.stdev([0.5, 0.6, 0.64]))
