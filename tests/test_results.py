@@ -144,6 +144,38 @@ def test_an_unfinished_video_of_something_else_is_refused_in_one_line_and_stays(
     assert command(*film, "bright.", "--resume", models=models) == 0 and "finished before" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fault", ["emptied", "the user's own", "in use"])
+def test_resume_tells_of_a_result_that_it_can_not_look_at_and_does_the_others(
+    fault, tmp_path, monkeypatch, capsys, models
+):
+    first, last = save_film(tmp_path / "film", 2), save(picture(5), tmp_path / "last.png")
+    words = ["bright.", "--frames", "--format", "gif", "--out", tmp_path / "out", "--quiet"]
+    assert command(first, *words, models=models) == 0
+    folder = tmp_path / "out" / "film"
+    waiting = folder / ".unfinished" / "results"
+    if fault == "emptied":
+        for path in Path(first).iterdir():
+            path.unlink()
+    elif fault == "the user's own":
+        shutil.copytree(folder, waiting)
+        (folder / "masks").write_text("dear")
+    else:
+        shutil.copytree(folder, waiting)
+        replace = folders.replace
+
+        def in_use(source: Path, target: Path) -> None:
+            if source == folder / "annotated.gif":
+                raise PermissionError(13, "it is in use", str(source))
+            replace(source, target)
+
+        monkeypatch.setattr(folders, "replace", in_use)
+    assert command(first, last, *words, "--resume", models=models) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "film" in error and error.count("\n") == 1
+    assert (tmp_path / "out" / "last" / "result.json").exists() and (folder / "result.json").exists()
+    assert waiting.exists() == (fault != "emptied")
+
+
 def test_other_weights_are_other_results_and_a_published_file_is_not_hashed(tmp_path, monkeypatch):
     args, models = parse_arguments(["a.png", "x."]), tiny_models()
     source, file = str(save(picture(5), tmp_path / "a.png")), tmp_path / "tiny.pt"

@@ -241,13 +241,13 @@ class Run:
     def finished(self, source: str, moving: bool) -> bool:
         """Whether a complete result of just this is there; that, and what another one is of, is said."""
         folder = self.folders[source]
-        complete(folder)
-        before = finished_of(folder)
-        if before is None:
-            return False
         try:
+            complete(folder)
+            before = finished_of(folder)
+            if before is None:
+                return False
             changed = differences(before, self.job.result_of(source, moving))
-        except OSError:  # told when it is its turn
+        except (ValueError, OSError):  # told when it is its turn
             return False
         if not before:
             self.console.say(f"{source}: the result in {folder} does not say what it is of: done again")
@@ -275,6 +275,8 @@ class Run:
             images, of, status = self.read(group, console)
             return max(status, self.pictures(images, of, console)) if images else status
         try:
+            if self.args.resume:
+                complete(self.folders[group[0]])  # what still can't be put in its place is not made again
             status = VideoRun(self.job, group[0], self.folders[group[0]]).segment()
             return status or self.into_data_sets(group[0], console)
         except FAULTS as error:
