@@ -176,6 +176,28 @@ def test_resume_tells_of_a_result_that_it_can_not_look_at_and_does_the_others(
     assert waiting.exists() == (fault != "emptied")
 
 
+@pytest.mark.parametrize("how", ["finished before", "of another process"])
+def test_flags_of_videos_are_judged_by_all_inputs_also_those_that_are_not_this_process_s_to_do(
+    how, tmp_path, monkeypatch, capsys, models
+):
+    film, image = save_film(tmp_path / "film", 3), save(picture(5), tmp_path / "image.png")
+    words = ["bright.", "--frames", "--fps", 5, "--story", "--format", "gif", "--save", "masks"]
+    if how == "finished before":
+        assert command(film, *words, "--out", tmp_path / "out", models=models) == 0
+    else:
+        for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+    assert command(film, image, *words, "--out", tmp_path / "out", "--resume", models=models) == 0
+    assert (tmp_path / "out" / "image" / "result.json").exists()
+    assert "nothing" not in capsys.readouterr().out
+    assert command(image, *words, "--out", tmp_path / "other", models=models) == 2
+    assert "no input is one" in capsys.readouterr().err
+    words.remove("--story")
+    assert command(image, image, *words, "--out", tmp_path / "other", models=models) == 0
+    if how == "finished before":
+        assert "--format does nothing for pictures" in capsys.readouterr().out
+
+
 def test_other_weights_are_other_results_and_a_published_file_is_not_hashed(tmp_path, monkeypatch):
     args, models = parse_arguments(["a.png", "x."]), tiny_models()
     source, file = str(save(picture(5), tmp_path / "a.png")), tmp_path / "tiny.pt"

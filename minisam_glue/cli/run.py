@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from functools import cache, partial
 from pathlib import Path
 from threading import Semaphore
 
@@ -77,6 +78,11 @@ def load(args: Namespace, clicked: bool) -> Models:
     )
 
 
+def is_video_run(source: str, pages: bool) -> bool:
+    """Whether an input is segmented as a video; it is opened to tell. pages: whether those of a TIFF are frames."""
+    return Path(source).is_dir() or media.is_moving(source) or (pages and media.page_count(source) > 1)
+
+
 def told_of(folder: Path) -> str | None:
     """Words for what the result in a folder has found; None if it is damaged."""
     result = read_result(folder / "result.json")
@@ -97,6 +103,7 @@ class Run:
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
         inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
+        self.moving = cache(partial(is_video_run, pages=args.frames))  # of an input
         self.slots = Semaphore()  # of threads that are in the models
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
         taken = FORMATS.keys() & set(args.save) | ({index_page.NAME} if args.html else set())
@@ -137,7 +144,7 @@ class Run:
         status, begun = 0, time.perf_counter()
         with on_signals(self.stop):
             groups = self.groups()
-            if self.args.story and groups and not any(moving for moving, _ in groups):
+            if self.args.story and not self.has_video():
                 raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
             self.note(groups)
             for source in self.lacking:
@@ -197,10 +204,9 @@ class Run:
 
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
         """Say what has no effect: flags, and words that the weights do not know."""
-        inputs = [source for _, group in groups for source in group]
         if not self.lock.held:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
-        for note in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
+        for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.has_video):
             self.console.say(f"note: {note}")
         sam = self.job.models.sam
         moving = any(moving for moving, _ in groups)
@@ -227,8 +233,7 @@ class Run:
         usual = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
         most = self.args.batch or usual
         for source in self.inputs:
-            pages = self.args.frames and media.page_count(source) > 1
-            moving = Path(source).is_dir() or media.is_moving(source) or pages
+            moving = self.moving(source)
             if self.args.resume and self.finished(source, moving):
                 if self.sets is not None and not self.sets.has(self.folders[source]):
                     self.lacking.append(source)
@@ -237,6 +242,10 @@ class Run:
                 groups.append((moving, []))
             groups[-1][1].append(source)
         return groups
+
+    def has_video(self) -> bool:
+        """Whether any input is a video, also one that is finished or another process's."""
+        return any(map(self.moving, self.folders))
 
     def finished(self, source: str, moving: bool) -> bool:
         """Whether a complete result of just this is there; that, and what another one is of, is said."""
