@@ -1,6 +1,7 @@
 """One command: inputs in order, pictures in batches, videos one by one, results into folders."""
 
 import itertools
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def load(args: Namespace, clicked: bool) -> Models:
 
 def is_video_run(source: str, pages: bool) -> bool:
     """Whether an input is segmented as a video; it is opened to tell. pages: whether those of a TIFF are frames."""
-    return Path(source).is_dir() or media.is_moving(source) or (pages and media.page_count(source) > 1)
+    return os.path.isdir(source) or media.is_moving(source) or (pages and media.page_count(source) > 1)
 
 
 def told_of(folder: Path) -> str | None:
