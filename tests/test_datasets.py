@@ -1,6 +1,7 @@
 """Data sets out of results: what independent readers read is what the masks were; and how a data set grows."""
 
 import json
+import signal
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.cli.lock import FolderLock
-from minisam_glue.datasets import FORMATS, Categories, Picture, Pixels, voc, yolo
+from minisam_glue.datasets import FORMATS, Categories, DataSets, Picture, Pixels, voc, yolo
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -354,6 +355,23 @@ def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp
     expected = data_sets(tmp_path / "out")
     for name in ("coco/annotations.json", "yolo/labels/train/film/000002.txt", "yolo/images/train/p0.png"):
         assert data_sets(tmp_path / "plain")[name] == expected[name]
+
+
+def test_ctrl_c_stops_the_taking_over_of_results_that_are_there_and_resume_does_the_others(tmp_path, monkeypatch):
+    words = [*(save(picture(5), tmp_path / f"{n}.png") for n in range(3)), "bright.", "--quiet", "--out", tmp_path]
+    assert command(*words) == 0
+    add = DataSets.add
+
+    def press(self, *args):
+        add(self, *args)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataSets, "add", press)
+        assert command(*words, "--resume", "--save", "coco") == 130
+    taken = tmp_path / "coco" / ".parts"
+    assert [path.name for path in taken.iterdir()] == ["0.jsonl"]
+    assert command(*words, "--resume", "--save", "coco") == 0 and len(list(taken.iterdir())) == 3
 
 
 def test_frames_that_come_once_are_kept_for_the_data_set(tmp_path, monkeypatch):

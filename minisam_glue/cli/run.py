@@ -148,9 +148,11 @@ class Run:
             if self.args.story and not self.has_video():
                 raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
             self.note(groups)
+            left = len(self.lacking) + sum(len(group) for _, group in groups)
             for source in self.lacking:
-                status = max(status, self.into_data_sets(source, self.console))
-            left = sum(len(group) for _, group in groups)
+                if self.job.stopped:
+                    break
+                status, left = max(status, self.into_data_sets(source, self.console)), left - 1
             with InputProgress(not self.args.quiet, len(self.inputs) - left, len(self.inputs)) as progress:
                 self.console.aside = progress.aside
                 with closing(self.outcomes(groups)) as outcomes:  # its threads end with it
