@@ -374,6 +374,25 @@ def test_ctrl_c_stops_the_taking_over_of_results_that_are_there_and_resume_does_
     assert command(*words, "--resume", "--save", "coco") == 0 and len(list(taken.iterdir())) == 3
 
 
+def test_the_data_set_of_a_run_with_a_failed_input_can_be_made_again_of_its_results(tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    sources, out = [save(picture(5), tmp_path / f"{n}.png") for n in range(2)], tmp_path / "out"
+    words = ["bright.", "--save", "coco", "--quiet", "--out", out]
+
+    def names() -> list[str]:
+        images = json.loads((out / "coco" / "annotations.json").read_text())["images"]
+        return [image["file_name"] for image in images]
+
+    assert command(sources[0], tmp_path / "broken.jpg", sources[1], *words) == 2
+    capsys.readouterr()
+    assert run([str(out), "--to", "coco", "--quiet"]) == 0 and not capsys.readouterr().err
+    assert names() == ["0.png", "1.png"]
+    save(picture(5), tmp_path / "broken.jpg")
+    assert command(sources[0], tmp_path / "broken.jpg", sources[1], *words, "--resume") == 0
+    assert names() == ["0.png", "broken.jpg", "1.png"]
+    assert command(*sources, *words) == 2 and "which is no input now" in capsys.readouterr().err
+
+
 def test_frames_that_come_once_are_kept_for_the_data_set(tmp_path, monkeypatch):
     import io
     import sys
