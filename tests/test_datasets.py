@@ -215,6 +215,22 @@ def test_torchvision_reads_voc_masks_classes_and_boxes(made):
             assert listed["name"].lower() == held.label.lower() and box == [left + 1, top + 1, right, bottom]
 
 
+def test_yolo_labels_of_a_video_called_images_lie_where_ultralytics_looks(tmp_path):
+    image, places = picture(5), set()
+    found = [Segmented(image, [Segment(1, "red circle", 0.5, (0, 0, 1, 1), image.min(2) > 139)], 0)]
+    (tmp_path / "out").mkdir()
+    for name in ("images", "Images_", "images__", "images-2"):
+        (tmp_path / name).mkdir()
+        save(image, tmp_path / name / "0.png")
+        write_result(tmp_path / "out" / name, tmp_path / name, found, True)
+    assert run([str(tmp_path / "out"), "--to", "yolo", "--quiet"]) == 0
+    for path in map(str, (tmp_path / "out" / "yolo").rglob("*.jpg")):
+        label = Path("/labels/".join(path.rsplit("/images/", 1))).with_suffix(".txt")  # ultralytics: img2label_paths
+        assert label.is_file(), label
+        places.add(label.parent.name.casefold())
+    assert len(places) == 4 and "images" not in places
+
+
 @pytest.mark.parametrize("name", ["yolo", "labelme"])
 def test_the_loaders_of_ultralytics_and_labelme_read_the_same_masks(name, made):
     folder, truth = made
