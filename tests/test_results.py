@@ -411,6 +411,26 @@ def test_what_a_user_put_between_the_results_stays_and_the_next_run_says_so(tmp_
     assert tree(tmp_path / "out") == before
 
 
+def test_what_a_file_manager_put_between_the_results_is_nobody_s_and_goes_with_its_folder(tmp_path, capsys, models):
+    words = [save_film(tmp_path / "film", 3), "bright.", "--frames", "--format", "png", "--out", tmp_path / "out"]
+    assert command(*words, "--save", "masks", "crops", "coco", models=models) == 0
+    folder, names = tmp_path / "out" / "film", (".DS_Store", "Thumbs.db", "desktop.ini", "._000000.png")
+    for place in (folder, folder / "masks", folder / "masks" / "001_bright", folder / "annotated"):
+        for name in names:
+            (place / name).write_bytes(b"")
+    (folder / ".unfinished").mkdir()
+    (folder / ".unfinished" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "out" / "yolo").mkdir()
+    (tmp_path / "out" / "yolo" / ".DS_Store").write_bytes(b"")
+    assert command(*words, "--save", "yolo", models=models) == 0 and not capsys.readouterr().err
+    annotated = [f"annotated/{number:06d}.png" for number in range(3)]
+    assert sorted(files(folder)) == sorted([*names, *annotated, "result.json", "result.jsonl"])
+    (tmp_path / "new" / "film").mkdir(parents=True)
+    (tmp_path / "new" / "film" / ".DS_Store").write_bytes(b"")
+    folders.clear(tmp_path / "new" / "film")
+    assert not (tmp_path / "new" / "film").exists()
+
+
 def test_a_result_lists_its_files_and_lists_of_others_are_not_believed(tmp_path, models):
     words = [save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out", "--html"]
     assert command(*words, "--save", "crops", models=models) == 0

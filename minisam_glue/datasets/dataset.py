@@ -14,7 +14,7 @@ from threading import Lock
 
 import numpy as np
 
-from ..support.files import is_temporary, whole_file
+from ..support.files import is_of_the_system, is_temporary, whole_file
 from ..support.reading import check_regular, fields, mapping, plain, sequence, text
 from .annotations import Categories, Picture, Result
 from .formats import FORMATS
@@ -55,7 +55,8 @@ class DataSet:
         mend = "move it away, or choose another --out"
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise ValueError(f"{self.folder} is no folder: {mend}")
-        if not self.folder.exists() or all(is_temporary(path.name) for path in self.folder.iterdir()):
+        inside = self.folder.iterdir() if self.folder.exists() else ()
+        if all(is_temporary(path.name) or is_of_the_system(path) for path in inside):
             return
         try:
             before = read_about(self.folder)
