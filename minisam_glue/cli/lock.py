@@ -13,6 +13,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from ..support.files import NO_LOCKS
 from ..support.processes import rank_and_number
 
 try:
@@ -57,7 +58,7 @@ class FolderLock:
         try:
             self.held = self._first() or self._after_others()
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            if error.errno in NO_LOCKS:
                 return True  # there are no locks here
             raise
         finally:

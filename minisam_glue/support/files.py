@@ -1,5 +1,6 @@
 """Writing files so that a reader, a crash or a full disk never leaves half of one."""
 
+import errno
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+\.tmp")  # names that whole_file gives
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # where there are none
 OF_THE_SYSTEM = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|\._.*")  # in small letters
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a file that another process holds
 
