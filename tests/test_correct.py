@@ -97,6 +97,11 @@ def test_a_result_without_states_is_tracked_again_from_the_first_frame_to_the_sa
     assert (result / "result.jsonl").read_bytes() == (other / "result.jsonl").read_bytes()
 
 
+def test_a_correction_keeps_no_states_where_they_have_no_room(result, models):
+    correct(result, CLICK, models=models, flags=("--states", 0))
+    assert not (result / "states").exists()
+
+
 def test_with_both_the_corrected_object_alone_is_tracked_back_too(result, models):
     before = lines(result / "result.jsonl")
     after = correct(result, CLICK, "box=25,10,35,22 at=2 label=new", models=models, flags=("--direction", "both"))

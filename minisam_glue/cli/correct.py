@@ -390,7 +390,7 @@ class Correction(VideoRun):
     def keep_files(self, output: VideoOutput) -> None:
         """Copy what stays of the old result and is not made again: earlier states, heat maps."""
         for number, path in listed(self.folder / "states"):
-            if number <= self.first:
+            if number <= self.first and self.args.states:
                 (output.new / "states").mkdir(exist_ok=True)
                 shutil.copyfile(path, output.new / "states" / path.name)
         if (self.folder / "heatmaps").is_dir():
