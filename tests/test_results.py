@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from subprocess import PIPE
 
@@ -21,6 +23,7 @@ from minisam_glue.cli.lock import FolderLock, run_name
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.provenance import CHANGE_NOTHING, STATED_OTHERWISE, differences, facts_of, weights_hash
+from minisam_glue.cli.run import Run
 
 TESTS = Path(__file__).parent
 CASES = TESTS / "cases" / "resume"
@@ -328,6 +331,44 @@ def test_processes_of_one_torchrun_share_the_folder_and_another_torchrun_does_no
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert run_name() != run_name()
+
+
+@posix
+def test_a_process_of_several_that_failed_ends_after_the_others_lest_torchrun_ends_them(tmp_path, monkeypatch, models):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(lock, "STARTUP", 0.3)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = [tmp_path / "broken.png", save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    ended, others = [], []
+
+    def begin_late():
+        others.append(FolderLock(tmp_path / "out"))
+        time.sleep(1.0)
+        ended.append("other")
+        others[0].release()
+
+    late = threading.Timer(0.0, begin_late)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "read", lambda *_: (late.start(), ({}, {}, 2))[1])
+        assert command(*words, models=models) == 2
+    ended.append("failed")
+    late.join()
+    assert ended == ["other", "failed"] and not (tmp_path / "out" / lock.NAME).exists()
+
+    def wait(held: FolderLock) -> None:
+        held.wait_for_others()
+        held.release()
+
+    both = [FolderLock(tmp_path / "out") for _ in range(2)]
+    waiting = [threading.Thread(target=wait, args=(held,), daemon=True) for held in both]
+    for thread in waiting:  # two that failed do not wait for each other
+        thread.start()
+    for thread in waiting:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not (tmp_path / "out" / lock.NAME).exists()
 
 
 @posix

@@ -135,7 +135,10 @@ class Run:
     def all(self) -> int:
         """Do every input; one that can't be read does not stop the others. Returns the exit status."""
         try:
-            return self.each()
+            status = self.each()
+            if status and not self.job.stopped and rank_and_number()[1] > 1:
+                self.lock.wait_for_others()  # torchrun ends them all when one ends so
+            return status
         finally:
             self.job.models.ended.clear()
             self.lock.release()
