@@ -14,7 +14,7 @@ from helpers.squares import picture, save, save_film
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import frames, load_models
-from minisam_glue.cli import states
+from minisam_glue.cli import folders, states
 from minisam_glue.cli.correct import Correction, flags_of, touched
 from minisam_glue.cli.data_sets import find_results
 from minisam_glue.cli.outputs import VideoOutput
@@ -95,6 +95,11 @@ def test_a_result_without_states_is_tracked_again_from_the_first_frame_to_the_sa
     assert "tracking again from the first frame" in capsys.readouterr().out and not (other / "states").exists()
     correct(result, CLICK, models=models)
     assert (result / "result.jsonl").read_bytes() == (other / "result.jsonl").read_bytes()
+
+
+def test_a_correction_keeps_no_states_where_they_have_no_room(result, models):
+    correct(result, CLICK, models=models, flags=("--states", 0))
+    assert not (result / "states").exists()
 
 
 def test_with_both_the_corrected_object_alone_is_tracked_back_too(result, models):
@@ -327,3 +332,27 @@ def test_a_correction_that_was_killed_leaves_the_result_whole(finished, result, 
     assert find_results(result.parent, SimpleNamespace(warn=pytest.fail)) == [result]
     after = correct(result, CLICK, models=models)
     assert of(after, 1) == of(before, 1) and not (result / ".unfinished").exists()
+
+
+@pytest.mark.parametrize("words", [["box=25,10,35,22 at=2 label=new"], [CLICK, "at=2 point=30,15"]])
+def test_a_correction_that_could_not_be_put_in_place_is_made_once_when_it_is_asked_again(words, result, models, capsys):
+    objects = [word for correction in words for word in ("--object", correction)]
+
+    def in_use(source: Path, target: Path) -> None:
+        if source == result / "annotated.gif":
+            raise PermissionError(13, "it is in use", str(source))
+        replace(source, target)
+
+    replace = folders.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders, "replace", in_use)
+        assert command("--correct", result, *objects, "--direction", "both", models=models) == 2
+    assert "the next --correct, then goes on" in capsys.readouterr().err
+    other = Path(shutil.copytree(result, result.parent / "other"))
+    assert command("--correct", result, *objects, "--direction", "both", models=models) == 0
+    assert "in its place now" in capsys.readouterr().out and not (result / ".unfinished").exists()
+    content = json.loads((result / "result.json").read_text())
+    assert sorted(o["id"] for o in content["objects"]) == [1, 2, 3] and len(content["corrections"]) == len(words)
+    after = correct(other, "id=1 at=3 remove", models=models)  # another one comes after it
+    assert of(after, 3) == of(lines(result / "result.jsonl"), 3) and len(of(after, 1)) == 3
+    assert of(correct(result, *words, models=models), 4)  # asked for once more

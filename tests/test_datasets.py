@@ -1,6 +1,7 @@
 """Data sets out of results: what independent readers read is what the masks were; and how a data set grows."""
 
 import json
+import signal
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.cli.lock import FolderLock
-from minisam_glue.datasets import FORMATS, Categories, Picture, Pixels, voc, yolo
+from minisam_glue.datasets import FORMATS, Categories, DataSets, Picture, Pixels, voc, yolo
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -214,6 +215,22 @@ def test_torchvision_reads_voc_masks_classes_and_boxes(made):
             assert listed["name"].lower() == held.label.lower() and box == [left + 1, top + 1, right, bottom]
 
 
+def test_yolo_labels_of_a_video_called_images_lie_where_ultralytics_looks(tmp_path):
+    image, places = picture(5), set()
+    found = [Segmented(image, [Segment(1, "red circle", 0.5, (0, 0, 1, 1), image.min(2) > 139)], 0)]
+    (tmp_path / "out").mkdir()
+    for name in ("images", "Images_", "images__", "images-2"):
+        (tmp_path / name).mkdir()
+        save(image, tmp_path / name / "0.png")
+        write_result(tmp_path / "out" / name, tmp_path / name, found, True)
+    assert run([str(tmp_path / "out"), "--to", "yolo", "--quiet"]) == 0
+    for path in map(str, (tmp_path / "out" / "yolo").rglob("*.jpg")):
+        label = Path("/labels/".join(path.rsplit("/images/", 1))).with_suffix(".txt")  # ultralytics: img2label_paths
+        assert label.is_file(), label
+        places.add(label.parent.name.casefold())
+    assert len(places) == 4 and "images" not in places
+
+
 @pytest.mark.parametrize("name", ["yolo", "labelme"])
 def test_the_loaders_of_ultralytics_and_labelme_read_the_same_masks(name, made):
     folder, truth = made
@@ -354,6 +371,42 @@ def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp
     expected = data_sets(tmp_path / "out")
     for name in ("coco/annotations.json", "yolo/labels/train/film/000002.txt", "yolo/images/train/p0.png"):
         assert data_sets(tmp_path / "plain")[name] == expected[name]
+
+
+def test_ctrl_c_stops_the_taking_over_of_results_that_are_there_and_resume_does_the_others(tmp_path, monkeypatch):
+    words = [*(save(picture(5), tmp_path / f"{n}.png") for n in range(3)), "bright.", "--quiet", "--out", tmp_path]
+    assert command(*words) == 0
+    add = DataSets.add
+
+    def press(self, *args):
+        add(self, *args)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataSets, "add", press)
+        assert command(*words, "--resume", "--save", "coco") == 130
+    taken = tmp_path / "coco" / ".parts"
+    assert [path.name for path in taken.iterdir()] == ["0.jsonl"]
+    assert command(*words, "--resume", "--save", "coco") == 0 and len(list(taken.iterdir())) == 3
+
+
+def test_the_data_set_of_a_run_with_a_failed_input_can_be_made_again_of_its_results(tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    sources, out = [save(picture(5), tmp_path / f"{n}.png") for n in range(2)], tmp_path / "out"
+    words = ["bright.", "--save", "coco", "--quiet", "--out", out]
+
+    def names() -> list[str]:
+        images = json.loads((out / "coco" / "annotations.json").read_text())["images"]
+        return [image["file_name"] for image in images]
+
+    assert command(sources[0], tmp_path / "broken.jpg", sources[1], *words) == 2
+    capsys.readouterr()
+    assert run([str(out), "--to", "coco", "--quiet"]) == 0 and not capsys.readouterr().err
+    assert names() == ["0.png", "1.png"]
+    save(picture(5), tmp_path / "broken.jpg")
+    assert command(sources[0], tmp_path / "broken.jpg", sources[1], *words, "--resume") == 0
+    assert names() == ["0.png", "broken.jpg", "1.png"]
+    assert command(*sources, *words) == 2 and "which is no input now" in capsys.readouterr().err
 
 
 def test_frames_that_come_once_are_kept_for_the_data_set(tmp_path, monkeypatch):

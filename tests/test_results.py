@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from subprocess import PIPE
 
@@ -21,6 +23,7 @@ from minisam_glue.cli.lock import FolderLock, run_name
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.provenance import CHANGE_NOTHING, STATED_OTHERWISE, differences, facts_of, weights_hash
+from minisam_glue.cli.run import Run
 
 TESTS = Path(__file__).parent
 CASES = TESTS / "cases" / "resume"
@@ -142,6 +145,60 @@ def test_an_unfinished_video_of_something_else_is_refused_in_one_line_and_stays(
     (source / "zz.png").rename(frame)
     assert command(*film, "bright.", "--resume", models=models) == 0
     assert command(*film, "bright.", "--resume", models=models) == 0 and "finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", ["emptied", "the user's own", "in use"])
+def test_resume_tells_of_a_result_that_it_can_not_look_at_and_does_the_others(
+    fault, tmp_path, monkeypatch, capsys, models
+):
+    first, last = save_film(tmp_path / "film", 2), save(picture(5), tmp_path / "last.png")
+    words = ["bright.", "--frames", "--format", "gif", "--out", tmp_path / "out", "--quiet"]
+    assert command(first, *words, models=models) == 0
+    folder = tmp_path / "out" / "film"
+    waiting = folder / ".unfinished" / "results"
+    if fault == "emptied":
+        for path in Path(first).iterdir():
+            path.unlink()
+    elif fault == "the user's own":
+        shutil.copytree(folder, waiting)
+        (folder / "masks").write_text("dear")
+    else:
+        shutil.copytree(folder, waiting)
+        replace = folders.replace
+
+        def in_use(source: Path, target: Path) -> None:
+            if source == folder / "annotated.gif":
+                raise PermissionError(13, "it is in use", str(source))
+            replace(source, target)
+
+        monkeypatch.setattr(folders, "replace", in_use)
+    assert command(first, last, *words, "--resume", models=models) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "film" in error and error.count("\n") == 1
+    assert (tmp_path / "out" / "last" / "result.json").exists() and (folder / "result.json").exists()
+    assert waiting.exists() == (fault != "emptied")
+
+
+@pytest.mark.parametrize("how", ["finished before", "of another process"])
+def test_flags_of_videos_are_judged_by_all_inputs_also_those_that_are_not_this_process_s_to_do(
+    how, tmp_path, monkeypatch, capsys, models
+):
+    film, image = save_film(tmp_path / "film", 3), save(picture(5), tmp_path / "image.png")
+    words = ["bright.", "--frames", "--fps", 5, "--story", "--format", "gif", "--save", "masks"]
+    if how == "finished before":
+        assert command(film, *words, "--out", tmp_path / "out", models=models) == 0
+    else:
+        for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+    assert command(film, image, *words, "--out", tmp_path / "out", "--resume", models=models) == 0
+    assert (tmp_path / "out" / "image" / "result.json").exists()
+    assert "nothing" not in capsys.readouterr().out
+    assert command(image, *words, "--out", tmp_path / "other", models=models) == 2
+    assert "no input is one" in capsys.readouterr().err
+    words.remove("--story")
+    assert command(image, image, *words, "--out", tmp_path / "other", models=models) == 0
+    if how == "finished before":
+        assert "--format does nothing for pictures" in capsys.readouterr().out
 
 
 def test_other_weights_are_other_results_and_a_published_file_is_not_hashed(tmp_path, monkeypatch):
@@ -277,6 +334,44 @@ def test_processes_of_one_torchrun_share_the_folder_and_another_torchrun_does_no
 
 
 @posix
+def test_a_process_of_several_that_failed_ends_after_the_others_lest_torchrun_ends_them(tmp_path, monkeypatch, models):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(lock, "STARTUP", 0.3)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = [tmp_path / "broken.png", save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    ended, others = [], []
+
+    def begin_late():
+        others.append(FolderLock(tmp_path / "out"))
+        time.sleep(1.0)
+        ended.append("other")
+        others[0].release()
+
+    late = threading.Timer(0.0, begin_late)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "read", lambda *_: (late.start(), ({}, {}, 2))[1])
+        assert command(*words, models=models) == 2
+    ended.append("failed")
+    late.join()
+    assert ended == ["other", "failed"] and not (tmp_path / "out" / lock.NAME).exists()
+
+    def wait(held: FolderLock) -> None:
+        held.wait_for_others()
+        held.release()
+
+    both = [FolderLock(tmp_path / "out") for _ in range(2)]
+    waiting = [threading.Thread(target=wait, args=(held,), daemon=True) for held in both]
+    for thread in waiting:  # two that failed do not wait for each other
+        thread.start()
+    for thread in waiting:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not (tmp_path / "out" / lock.NAME).exists()
+
+
+@posix
 def test_the_lock_of_a_process_that_was_killed_holds_nobody_up(tmp_path):
     held = f"held = FolderLock(Path({str(tmp_path)!r})); print(flush=True); input()"
     script = f"from minisam_glue.cli.lock import FolderLock, Path; {held}"
@@ -355,6 +450,26 @@ def test_what_a_user_put_between_the_results_stays_and_the_next_run_says_so(tmp_
     before = tree(tmp_path / "out")
     assert command(*words, models=models) == 2 and "masks/notes.txt was not made" in capsys.readouterr().err
     assert tree(tmp_path / "out") == before
+
+
+def test_what_a_file_manager_put_between_the_results_is_nobody_s_and_goes_with_its_folder(tmp_path, capsys, models):
+    words = [save_film(tmp_path / "film", 3), "bright.", "--frames", "--format", "png", "--out", tmp_path / "out"]
+    assert command(*words, "--save", "masks", "crops", "coco", models=models) == 0
+    folder, names = tmp_path / "out" / "film", (".DS_Store", "Thumbs.db", "desktop.ini", "._000000.png")
+    for place in (folder, folder / "masks", folder / "masks" / "001_bright", folder / "annotated"):
+        for name in names:
+            (place / name).write_bytes(b"")
+    (folder / ".unfinished").mkdir()
+    (folder / ".unfinished" / ".DS_Store").write_bytes(b"")
+    (tmp_path / "out" / "yolo").mkdir()
+    (tmp_path / "out" / "yolo" / ".DS_Store").write_bytes(b"")
+    assert command(*words, "--save", "yolo", models=models) == 0 and not capsys.readouterr().err
+    annotated = [f"annotated/{number:06d}.png" for number in range(3)]
+    assert sorted(files(folder)) == sorted([*names, *annotated, "result.json", "result.jsonl"])
+    (tmp_path / "new" / "film").mkdir(parents=True)
+    (tmp_path / "new" / "film" / ".DS_Store").write_bytes(b"")
+    folders.clear(tmp_path / "new" / "film")
+    assert not (tmp_path / "new" / "film").exists()
 
 
 def test_a_result_lists_its_files_and_lists_of_others_are_not_believed(tmp_path, models):

@@ -17,6 +17,7 @@ import segment
 from minisam_glue.cli import outputs, run, video
 from minisam_glue.cli.console import Console
 from minisam_glue.cli.job import Job
+from minisam_glue.datasets import DataSets
 
 
 def files(folder: Path) -> list[str]:
@@ -211,6 +212,35 @@ def test_memory_that_runs_out_is_one_line_and_the_other_inputs_go_on(error, tmp_
     line = capsys.readouterr().err
     assert line.startswith(f"error: {sources[0]}: out of memory: take a smaller --sam") and line.count("\n") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("what", ["prompt", "folder", "data set"])
+def test_a_batch_loses_no_picture_for_what_is_wrong_with_another(what, tmp_path, monkeypatch, capsys):
+    names = ("a", "b", "bad", "c")
+    sources = {name: save(picture(5, height=30 if name == "bad" else 40), tmp_path / f"{name}.png") for name in names}
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+
+    def refuse(function, place):
+        def instead(*args):
+            if args[place].name == "bad":
+                raise ValueError("bad can't be held")
+            return function(*args)
+
+        return instead
+
+    if what == "folder":
+        monkeypatch.setattr(run, "save_picture", refuse(run.save_picture, 0))
+    if what == "data set":
+        monkeypatch.setattr(DataSets, "add", refuse(DataSets.add, 1))
+    point = f"9,{35 if what == 'prompt' else 12}"
+    words = [*sources.values(), tmp_path / "broken.png", "--point", point, "--batch", 5, "--save", "coco"]
+    assert command(*words, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    errors = printed.err.splitlines()
+    assert len(errors) == 2 and "broken.png" in errors[0] and errors[1].startswith(f"error: {sources['bad']}: ")
+    done = [name for name in names if f"{sources[name]}: 1 object" in printed.out]
+    assert done == ["a", "b", "c"] and all((tmp_path / "out" / name / "result.json").exists() for name in done)
+    assert not (tmp_path / "out" / "coco" / ".parts" / "bad.jsonl").exists()
 
 
 def test_another_error_of_pytorch_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):

@@ -155,6 +155,12 @@ def test_a_prompt_that_does_not_fit_one_of_many_pictures_names_it(tmp_path, caps
     assert (tmp_path / "out" / "a" / "result.json").exists() and not (tmp_path / "out" / "b").exists()
 
 
+def test_a_url_longer_than_any_file_name_does_not_stop_the_others(tmp_path, capsys):
+    url = f"http://127.0.0.1:9/{'x' * 5000}.png"
+    assert command(url, save(picture(5), tmp_path / "a.png"), "bright.", "--out", tmp_path / "out", "--quiet") == 2
+    assert "127.0.0.1" in capsys.readouterr().err and (tmp_path / "out" / "a" / "result.json").exists()
+
+
 def test_options_may_stand_anywhere(tmp_path):
     source = save(picture(5), tmp_path / "one.png")
     assert command("--quiet", source, "--out", tmp_path / "out", "bright.", "--html") == 0

@@ -171,6 +171,19 @@ def test_the_lock_keeps_a_second_download_waiting(server, publish, tmp_path):
     assert_whole(tmp_path / "tiny.pt")
 
 
+@pytest.mark.parametrize("code", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def test_where_a_file_system_has_no_locks_a_file_is_downloaded_without(code, publish, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    publish("/ranges")
+    weights.fetch("tiny", tmp_path)
+    assert_whole(tmp_path / "tiny.pt")
+
+
 def test_a_folder_that_takes_no_files_is_named(server, publish, tmp_path):
     publish("/ranges")
     (tmp_path / "file").write_text("in the way")

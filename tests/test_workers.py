@@ -13,7 +13,7 @@ from helpers.squares import picture, save
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue.cli import progress, run
-from minisam_glue.cli.progress import InputProgress, time_left
+from minisam_glue.cli.progress import InputProgress, Progress, time_left
 from minisam_glue.cli.workers import in_order, shared_cores
 
 
@@ -146,6 +146,22 @@ def test_the_line_over_all_inputs_has_rate_and_time_left(monkeypatch, capsys):
         now[0] += 80
         quiet.step(1)
     assert capsys.readouterr().err == ""
+
+
+def test_the_line_of_a_video_has_no_negative_number_where_its_frames_are_more_than_estimated(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress("a.mp4", True, -2, 20) as shown:
+        for done in (-1, 0, 10, 25):
+            now[0] += 20
+            shown.step(1, done, 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "a.mp4: frame 0 of 20, 1 object",
+        "a.mp4: frame 0 of 20, 1 object",
+        "a.mp4: frame 10 of 20, 60 s left, 0.2 frames/s, 1 object",
+        "a.mp4: frame 25 of 20, 0 s left, 0.3 frames/s, 1 object",
+    ]
+    assert Progress("a.mp4", False, 9, 20).line(1) == "a.mp4: frame 9 of 20, 1 object"
 
 
 def test_a_bar_makes_room_for_lines(monkeypatch):

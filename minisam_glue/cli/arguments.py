@@ -139,8 +139,8 @@ def check_no_sentence(words: list[str]) -> None:
         raise ValueError(f"{words[-1]!r} is no input: boxes, points and masks take the place of a sentence")
 
 
-def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[bool]) -> list[str]:
-    """Notes on flags that change nothing for these inputs. moving: whether there are videos, pictures or both."""
+def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Callable[[], bool]) -> list[str]:
+    """Notes on flags that change nothing for these inputs. has_video: is asked only if it matters."""
     defaults, folders = parse_arguments([]), any(map(os.path.isdir, inputs))
     given = [name for name, value in vars(args).items() if value != getattr(defaults, name)]
 
@@ -148,11 +148,11 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: set[b
         flags = ["--" + name.replace("_", "-") for name in given if name in names]
         return [f"{', '.join(flags)} {'does' if len(flags) == 1 else 'do'} nothing {why}"] if flags else []
 
-    notes = []
-    if moving == {False}:
-        notes += note(VIDEO_FLAGS, "for pictures")
-        notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
-        notes += ["--save frames does nothing for pictures"] if "frames" in args.save else []
+    notes = note(VIDEO_FLAGS, "for pictures")
+    notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
+    notes += ["--save frames does nothing for pictures"] if "frames" in args.save else []
+    if notes and has_video():
+        notes = []
     if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):
         notes += note(("frames",), "without a folder, or a TIFF of many pages")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")

@@ -31,7 +31,7 @@ from ..support.reading import fields, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
 from .console import Console, count
-from .folders import CORRECTION, complete, is_unfinished, read_result
+from .folders import CORRECTION, UNFINISHED, complete, is_unfinished, read_result
 from .job import Job
 from .lock import FolderLock
 from .objects import read_objects
@@ -69,10 +69,14 @@ def correct(args: Namespace, models: Models | None) -> int:
         raise ValueError("--direction reverse: a correction goes forward, or with both also back")
     lock, begun = lock_of(folder), time.perf_counter()
     try:
+        waits = (folder / UNFINISHED / CORRECTION).exists()
         result = finished(folder)
         source = source_of(args, result)
         settings = flags_of(args, result)
         corrections = read_corrections(args, result)
+        if waits and not (folder / UNFINISHED).exists() and are_last(corrections, args.direction, result):
+            Console(args.quiet, bool(args.json)).say(f"{folder}: this correction waited, and is in its place now")
+            return 0
         job = job_of(settings, result, models)
         changed = differences(result["of"], facts_now(source, settings, job.models, result["of"]))
         if changed:
@@ -201,6 +205,20 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
 def ids_of(result: dict) -> set[int]:
     """The ids of all objects that a result knows."""
     return {o["id"] for name in ("objects", "prompts", "corrections") for o in result.get(name, [])}
+
+
+def records_of(corrections: list[ObjectPrompt], direction: str) -> list[dict]:
+    """The corrections as a result.json holds them."""
+    both = {"both": True} if direction == BOTH else {}
+    return [prompt.as_json() | both for prompt in corrections]
+
+
+def are_last(corrections: list[ObjectPrompt], direction: str, result: dict) -> bool:
+    """Whether these are the last corrections of a result; an object that they add has another number there."""
+    known, last = ids_of(result), result.get("corrections", [])[-len(corrections) :]
+    asked = records_of(corrections, direction)
+    numbered = [now if now["id"] in known else now | {"id": then["id"]} for now, then in zip(asked, last)]
+    return numbered == last and len(last) == len(asked)
 
 
 def check_correction(prompt: ObjectPrompt, frames: int, labels: dict[int, str], new: bool) -> None:
@@ -359,8 +377,7 @@ class Correction(VideoRun):
                 output.abort()
                 self.console.say(f"stopped: the result in {self.folder} stays as it was")
                 return 128 + self.job.stopped
-            both = {"both": True} if self.direction == BOTH else {}
-            records = [*self.earlier, *(prompt.as_json() | both for prompt in self.corrections)]
+            records = [*self.earlier, *records_of(self.corrections, self.direction)]
             facts = self.job.facts() | {"corrections": records}
             old.close()  # a file that is open can't be replaced on Windows
             result = output.finish(self.source, facts)
@@ -373,7 +390,7 @@ class Correction(VideoRun):
     def keep_files(self, output: VideoOutput) -> None:
         """Copy what stays of the old result and is not made again: earlier states, heat maps."""
         for number, path in listed(self.folder / "states"):
-            if number <= self.first:
+            if number <= self.first and self.args.states:
                 (output.new / "states").mkdir(exist_ok=True)
                 shutil.copyfile(path, output.new / "states" / path.name)
         if (self.folder / "heatmaps").is_dir():

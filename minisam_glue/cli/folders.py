@@ -1,7 +1,8 @@
 """The folder of one result: which files in it runs have made, and how new ones take their place.
 
 result.json lists them. Nothing else is ever removed: a file, a folder or a link of the user's own where results go is
-refused. A result of a version that listed nothing counts as made where the names are ones that this program gives.
+refused. A result of a version that listed nothing counts as made where the names are ones that this program gives. What
+a file manager put into a folder (.DS_Store, Thumbs.db) is nobody's, and goes with the folder.
 
 What is not complete lies in `.unfinished`. When it is, `publish` moves the earlier files there, result.json first, and
 the new ones to their place, result.json last: a kill in between leaves lists of all of them, and `complete` does the
@@ -17,7 +18,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ..support.files import is_temporary, replace
+from ..support.files import is_of_the_system, is_temporary, remove_if_empty, replace
 from ..support.reading import check_regular, sequence, text
 
 UNFINISHED, EARLIER, ASIDE = ".unfinished", "earlier.json", "aside"
@@ -75,7 +76,7 @@ def _walk(entry: os.DirEntry, name: str) -> Iterator[str]:
         yield name
         return
     with os.scandir(entry.path) as entries:
-        inside = list(entries)
+        inside = [entry for entry in entries if not is_of_the_system(entry)]
     if not inside:
         yield name + "/"
     for child in inside:
@@ -115,7 +116,8 @@ def check_own(folder: Path) -> None:
     unfinished = folder / UNFINISHED
     if unfinished.is_symlink() or (unfinished.exists() and not unfinished.is_dir()):
         raise ValueError(f"{unfinished} was not made by this program: {mend}")
-    inside = os.listdir(unfinished) if unfinished.exists() else []
+    entries = unfinished.iterdir() if unfinished.exists() else ()
+    inside = [path.name for path in entries if not is_of_the_system(path)]
     foreign = [f"{UNFINISHED}/{name}" for name in inside if name not in IN_UNFINISHED and not is_temporary(name)]
     own = set(own_files(folder))
     foreign += [name for name in list_files(folder) if name not in own]
@@ -176,7 +178,7 @@ def remove_empty(folder: Path, names: Iterable[str]) -> None:
     parents |= {Path(name) for name in names if name.endswith("/")}
     for parent in sorted(parents - {Path(".")}, key=lambda path: -len(path.parts)):
         with suppress(OSError):
-            (folder / parent).rmdir()
+            remove_if_empty(folder / parent)
 
 
 def remove_own(folder: Path) -> None:
@@ -195,4 +197,4 @@ def clear(folder: Path) -> None:
             remove_own(folder)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     with suppress(OSError):
-        folder.rmdir()
+        remove_if_empty(folder)

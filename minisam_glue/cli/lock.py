@@ -13,6 +13,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from ..support.files import NO_LOCKS
 from ..support.processes import rank_and_number
 
 try:
@@ -22,6 +23,7 @@ except ImportError:  # Windows
 
 NAME = ".minisam.lock"
 PATIENCE = 2.0  # seconds for another process of this run to write its name, or for one that is leaving
+STARTUP = 10.0  # seconds within which the processes of one run begin
 BUSY = (errno.EACCES, errno.EAGAIN)
 LONGEST_NAME = 200  # bytes of the name of a run
 
@@ -43,6 +45,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, run: str | None = None):
         self.path, self.run, self.file, self.held = folder / NAME, (run or run_name()).encode(), -1, False
+        self.begun = time.monotonic()
         if fcntl is None:
             return
         until = time.monotonic() + PATIENCE
@@ -57,7 +60,7 @@ class FolderLock:
         try:
             self.held = self._first() or self._after_others()
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            if error.errno in NO_LOCKS:
                 return True  # there are no locks here
             raise
         finally:
@@ -100,6 +103,14 @@ class FolderLock:
         return ValueError(
             f"--out {self.path.parent}: another run writes into this folder: wait for its end, or choose another --out"
         )
+
+    def wait_for_others(self) -> None:
+        """Return when no other process of this run works in the folder; those that wait here don't count."""
+        if self.held:
+            time.sleep(max(0.0, self.begun + STARTUP - time.monotonic()))
+            self._lock(fcntl.LOCK_UN)  # two that wait would wait for each other
+            while not self._lock(fcntl.LOCK_EX):
+                time.sleep(0.2)
 
     def release(self) -> None:
         """Let go of the folder; whoever is the last removes the file."""

@@ -16,10 +16,12 @@ class Progress:
     """Frames done of `total` (None: unknown), frames per second, objects, time left; all on standard error.
 
     done: frames of an earlier run, which do not count for the speed. Use it as a context manager and call step after
-    each frame.
+    each frame. `done` is below 0 while a video that is read from its end has more frames than were estimated: it counts
+    as 0 then.
     """
 
     def __init__(self, name: str, shown: bool, done: int = 0, total: int | None = None):
+        done = max(done, 0)
         self.name, self.shown, self.first, self.done, self.total = name, shown, done, done, total
         self.start = self.last = time.monotonic()
         self.bar = self._bar() if shown and sys.stderr.isatty() else None
@@ -35,6 +37,7 @@ class Progress:
 
     def step(self, objects: int, done: int, total: int | None) -> None:
         """A frame with so many objects on it; `done` of `total` frames are done now."""
+        done = max(done, 0)
         more, self.done, self.total = done - self.done, done, total
         if self.bar is not None:
             self.bar.total = total
@@ -46,9 +49,11 @@ class Progress:
 
     def line(self, objects: int) -> str:
         """ "clip.mp4: frame 20 of 90, 35 s left, 2.0 frames/s, 1 object"."""
-        fps = (self.done - self.first) / max(time.monotonic() - self.start, 1e-3)
-        of = f" of {self.total}, {max(self.total - self.done, 0) / fps:.0f} s left" if self.total else ""
-        return f"{self.name}: frame {self.done}{of}, {fps:.1f} frames/s, {count(objects, 'object')}"
+        fps = max(self.done - self.first, 0) / max(time.monotonic() - self.start, 1e-3)
+        of = f" of {self.total}" if self.total else ""
+        left = f", {max(self.total - self.done, 0) / fps:.0f} s left" if self.total and fps else ""
+        rate = f", {fps:.1f} frames/s" if fps else ""
+        return f"{self.name}: frame {self.done}{of}{left}{rate}, {count(objects, 'object')}"
 
     def __enter__(self) -> "Progress":
         return self

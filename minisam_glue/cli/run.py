@@ -1,19 +1,23 @@
 """One command: inputs in order, pictures in batches, videos one by one, results into folders."""
 
 import itertools
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from functools import cache, partial
 from pathlib import Path
 from threading import Semaphore
 
+import numpy as np
 import torch
 
 from .. import demo, media, weights
 from ..datasets import FORMATS
 from ..models import DETECTOR, DETECTORS, Models, load_models
 from ..prompts import Clicks, Thresholds, split_phrases
+from ..records import Segmented
 from ..render import index_page
 from ..render.index_page import Entry, check_index, write_index
 from ..seeding import check_sentence
@@ -37,6 +41,7 @@ LARGE = 1024  # pixels of SAM 2's images, from which a CPU takes seconds for a f
 SLOTS = 2  # pictures, or batches of them, that are in the models of a CPU at the same time
 LABELS = fields(objects=sequence(fields(label=text)))  # what the index needs of a result.json
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
+FAULTS = (ValueError, OSError, RuntimeError, MemoryError)  # what an input may end with; see Run.failed
 
 
 def download(args: Namespace) -> int:
@@ -74,6 +79,11 @@ def load(args: Namespace, clicked: bool) -> Models:
     )
 
 
+def is_video_run(source: str, pages: bool) -> bool:
+    """Whether an input is segmented as a video; it is opened to tell. pages: whether those of a TIFF are frames."""
+    return os.path.isdir(source) or media.is_moving(source) or (pages and media.page_count(source) > 1)
+
+
 def told_of(folder: Path) -> str | None:
     """Words for what the result in a folder has found; None if it is damaged."""
     result = read_result(folder / "result.json")
@@ -94,6 +104,7 @@ class Run:
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
         inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
+        self.moving = cache(partial(is_video_run, pages=args.frames))  # of an input
         self.slots = Semaphore()  # of threads that are in the models
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
         taken = FORMATS.keys() & set(args.save) | ({index_page.NAME} if args.html else set())
@@ -124,7 +135,10 @@ class Run:
     def all(self) -> int:
         """Do every input; one that can't be read does not stop the others. Returns the exit status."""
         try:
-            return self.each()
+            status = self.each()
+            if status and not self.job.stopped and rank_and_number()[1] > 1:
+                self.lock.wait_for_others()  # torchrun ends them all when one ends so
+            return status
         finally:
             self.job.models.ended.clear()
             self.lock.release()
@@ -134,12 +148,14 @@ class Run:
         status, begun = 0, time.perf_counter()
         with on_signals(self.stop):
             groups = self.groups()
-            if self.args.story and groups and not any(moving for moving, _ in groups):
+            if self.args.story and not self.has_video():
                 raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
             self.note(groups)
+            left = len(self.lacking) + sum(len(group) for _, group in groups)
             for source in self.lacking:
-                status = max(status, self.into_data_sets(source, self.console))
-            left = sum(len(group) for _, group in groups)
+                if self.job.stopped:
+                    break
+                status, left = max(status, self.into_data_sets(source, self.console)), left - 1
             with InputProgress(not self.args.quiet, len(self.inputs) - left, len(self.inputs)) as progress:
                 self.console.aside = progress.aside
                 with closing(self.outcomes(groups)) as outcomes:  # its threads end with it
@@ -194,10 +210,9 @@ class Run:
 
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
         """Say what has no effect: flags, and words that the weights do not know."""
-        inputs = [source for _, group in groups for source in group]
         if not self.lock.held:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
-        for note in idle_flags(self.args, self.job.prompt, inputs, {moving for moving, _ in groups}):
+        for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.has_video):
             self.console.say(f"note: {note}")
         sam = self.job.models.sam
         moving = any(moving for moving, _ in groups)
@@ -224,8 +239,7 @@ class Run:
         usual = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
         most = self.args.batch or usual
         for source in self.inputs:
-            pages = self.args.frames and media.page_count(source) > 1
-            moving = Path(source).is_dir() or media.is_moving(source) or pages
+            moving = self.moving(source)
             if self.args.resume and self.finished(source, moving):
                 if self.sets is not None and not self.sets.has(self.folders[source]):
                     self.lacking.append(source)
@@ -235,16 +249,20 @@ class Run:
             groups[-1][1].append(source)
         return groups
 
+    def has_video(self) -> bool:
+        """Whether any input is a video, also one that is finished or another process's."""
+        return any(map(self.moving, self.folders))
+
     def finished(self, source: str, moving: bool) -> bool:
         """Whether a complete result of just this is there; that, and what another one is of, is said."""
         folder = self.folders[source]
-        complete(folder)
-        before = finished_of(folder)
-        if before is None:
-            return False
         try:
+            complete(folder)
+            before = finished_of(folder)
+            if before is None:
+                return False
             changed = differences(before, self.job.result_of(source, moving))
-        except OSError:  # told when it is its turn
+        except (ValueError, OSError):  # told when it is its turn
             return False
         if not before:
             self.console.say(f"{source}: the result in {folder} does not say what it is of: done again")
@@ -268,24 +286,29 @@ class Run:
 
     def one_group(self, moving: bool, group: list[str], console: Console) -> int:
         """A batch of pictures, or a video. What can't be done is told to `console`; returns the exit status."""
+        if not moving:
+            images, of, status = self.read(group, console)
+            return max(status, self.pictures(images, of, console)) if images else status
         try:
-            if not moving:
-                return self.pictures(group, console)
+            if self.args.resume:
+                complete(self.folders[group[0]])  # what still can't be put in its place is not made again
             status = VideoRun(self.job, group[0], self.folders[group[0]]).segment()
             return status or self.into_data_sets(group[0], console)
-        except OSError as error:  # while writing: "No space left on device" names no file
-            if not out_of_memory(error):
-                return console.fail(error if error.filename else f"{self.folders[group[0]]}: {error.strerror or error}")
-        except ValueError as error:
-            text = with_flag(error)
-            return console.fail(text if len(self.folders) == 1 or group[0] in text else f"{group[0]}: {text}")
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        if len(group) > 1:  # pictures that may fit one by one
-            return max(self.one_group(False, [source], console) for source in group)
-        console.ran_out = True
-        return console.fail(f"{group[0]}: {too_large(self.args)}")
+        except FAULTS as error:
+            return self.failed(group[0], error, console)
+
+    def failed(self, source: str, error: Exception, console: Console) -> int:
+        """Tell what is wrong with one input. Returns the exit status. A RuntimeError for another reason than memory is
+        raised."""
+        if out_of_memory(error):
+            console.ran_out = True
+            return console.fail(f"{source}: {too_large(self.args)}")
+        if isinstance(error, OSError):  # while writing: "No space left on device" names no file
+            return console.fail(error if error.filename else f"{self.folders[source]}: {error.strerror or error}")
+        if isinstance(error, RuntimeError):
+            raise error
+        text = with_flag(error)
+        return console.fail(text if len(self.folders) == 1 or source in text else f"{source}: {text}")
 
     def into_data_sets(self, source: str, console: Console) -> int:
         """Put the result of an input into the data sets. What can't be done is told; returns the exit status."""
@@ -297,25 +320,39 @@ class Run:
                 return console.fail(error)
         return 0
 
-    def pictures(self, group: list[str], console: Console) -> int:
-        """Pictures that go through the models together, each into its folder. Returns the exit status."""
-        job, (images, of, status) = self.job, self.read(group, console)
-        with self.slots:
-            begun = time.perf_counter()
-            results = job.segment_images(list(images.values())) if images else []
-            seconds = (time.perf_counter() - begun) / max(len(images), 1)
+    def pictures(self, images: dict[str, np.ndarray], of: dict[str, Facts], console: Console) -> int:
+        """Pictures that go through the models together, each into its folder; one by one if together they can't.
+        Returns the exit status. Arguments: see read."""
+        results, status = None, 0
+        try:
+            with self.slots:
+                begun = time.perf_counter()
+                results = self.job.segment_images(list(images.values()))
+                seconds = (time.perf_counter() - begun) / len(images)
+        except FAULTS as error:
+            if len(images) == 1 or (isinstance(error, RuntimeError) and not out_of_memory(error)):
+                return self.failed(next(iter(images)), error, console)
+        if results is None:  # out of the `except`, which holds what is in memory
+            return max(self.pictures({source: image}, of, console) for source, image in images.items())
         for source, result in zip(images, results):
-            folder = self.folders[source]
-            with job.models.stage("write"):
-                save_picture(folder, result, source, job.facts() | {"of": of[source]}, self.args.save, self.args.html)
-                if self.sets is not None:
-                    self.sets.add(folder, result.image)
-            console.record({"source": source} | result.as_json())
-            text = summary([o.label for o in result.objects], result.best, job.hints)
-            console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
+            try:
+                self.write(source, result, of[source], seconds, console)
+            except FAULTS as error:
+                status = self.failed(source, error, console)
         return status
 
-    def read(self, group: list[str], console: Console) -> tuple[dict, dict[str, Facts], int]:
+    def write(self, source: str, result: Segmented, of: Facts, seconds: float, console: Console) -> None:
+        """Write the result of a picture, and tell it. ValueError or OSError if that can't be done."""
+        folder, job = self.folders[source], self.job
+        with job.models.stage("write"):
+            save_picture(folder, result, source, job.facts() | {"of": of}, self.args.save, self.args.html)
+            if self.sets is not None:
+                self.sets.add(folder, result.image)
+        console.record({"source": source} | result.as_json())
+        text = summary([o.label for o in result.objects], result.best, job.hints)
+        console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
+
+    def read(self, group: list[str], console: Console) -> tuple[dict[str, np.ndarray], dict[str, Facts], int]:
         """The pictures that can be read, by name, what the result of each is of, and the exit status: the others are
         told."""
         images, of, status = {}, {}, 0
@@ -326,7 +363,7 @@ class Run:
                     image = media.read_image(source, console.warn)
                     of[source] = self.job.result_of(source, False)
                     images[source] = image
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, MemoryError) as error:
                 console.ran_out |= isinstance(error.__cause__, MemoryError)
-                status = console.fail(error)
+                status = self.failed(source, error, console) if out_of_memory(error) else console.fail(error)
         return images, of, status

@@ -14,7 +14,7 @@ from threading import Lock
 
 import numpy as np
 
-from ..support.files import is_temporary, whole_file
+from ..support.files import is_of_the_system, is_temporary, whole_file
 from ..support.reading import check_regular, fields, mapping, plain, sequence, text
 from .annotations import Categories, Picture, Result
 from .formats import FORMATS
@@ -40,7 +40,8 @@ class DataSet:
     """A data set of one run. ValueError if the folder holds another one's, or something else; nothing is changed then.
 
     name: of the format, see formats.py. of: what the run is of, plain values. inputs: the names of all its inputs, in
-    order: a data set may grow by some, and not lose one. Threads may add different inputs at the same time.
+    order: a data set may grow by some, and not lose one that it holds. Threads may add different inputs at the same
+    time.
     """
 
     def __init__(self, folder: Path, name: str, categories: Categories, of: dict[str, object], inputs: list[str]):
@@ -54,7 +55,8 @@ class DataSet:
         mend = "move it away, or choose another --out"
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise ValueError(f"{self.folder} is no folder: {mend}")
-        if not self.folder.exists() or all(is_temporary(path.name) for path in self.folder.iterdir()):
+        inside = self.folder.iterdir() if self.folder.exists() else ()
+        if all(is_temporary(path.name) or is_of_the_system(path) for path in inside):
             return
         try:
             before = read_about(self.folder)
@@ -67,7 +69,7 @@ class DataSet:
         ]
         categories = before["categories"]  # which keep their numbers; more may follow
         changed += [] if categories == self.about["categories"][: len(categories)] else ["other categories"]
-        lost = [name for name in before["inputs"] if name not in set(self.inputs)]
+        lost = [name for name in before["inputs"] if name not in set(self.inputs) and self._part(name).exists()]
         changed += [f"it has {lost[0]!r}, which is no input now"] if lost else []
         if changed:
             raise ValueError(f"{self.folder} holds the data set of another run ({'; '.join(changed[:3])}): {mend}")

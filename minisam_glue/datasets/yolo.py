@@ -4,10 +4,12 @@ A label file has a line for each object: its class, then the corners of one ring
 (docs.ultralytics.com/datasets/segment). The corners lie just inside their pixels: Ultralytics cuts them off to whole
 pixels, which then gives the mask, and the box around them is the mask's own to a tenth of a pixel. An object in pieces
 is one ring, joined by lines that Ultralytics fills too; where these would be more than a hundredth of its area, it is
-a line for each piece. There is one split, `train`, and `val` is the same: split it yourself.
+a line for each piece. There is one split, `train`, and `val` is the same: split it yourself. The labels of a picture
+are looked for where the last `images` of its path is `labels`, so no video's folder is called so.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +25,13 @@ LONGEST_JOINT = 0.01  # of the area
 
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     """Write the label file and then the image: one without labels would count as empty."""
-    label = f"labels/train/{picture.name}.txt"
+    name = re.sub(r"^images_*(?=/)", r"\g<0>_", picture.name, flags=re.IGNORECASE)  # no two become the same
+    label = f"labels/train/{name}.txt"
     lines = [line for annotation in picture.annotations for line in _lines(annotation, picture.size)]
     (folder / label).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / label) as temporary:
         temporary.write_text("".join(lines), encoding="ascii")
-    image = f"images/train/{picture.name}{picture.pixels.suffix}"
+    image = f"images/train/{name}{picture.pixels.suffix}"
     picture.pixels.save(folder / image)
     return {"files": [label, image]}
 

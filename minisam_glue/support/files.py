@@ -1,5 +1,6 @@
 """Writing files so that a reader, a crash or a full disk never leaves half of one."""
 
+import errno
 import os
 import re
 import sys
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+\.tmp")  # names that whole_file gives
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # where there are none
+OF_THE_SYSTEM = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|\._.*")  # in small letters
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a file that another process holds
 
 
@@ -39,6 +42,21 @@ def replace(source: Path, target: Path) -> None:
 def is_temporary(name: str) -> bool:
     """Whether a file is called as whole_file calls what it has not put in place yet."""
     return bool(TEMPORARY.fullmatch(name))
+
+
+def is_of_the_system(entry: Path | os.DirEntry) -> bool:
+    """Whether it is a file that a file manager of macOS or Windows puts into any folder that it shows."""
+    return bool(OF_THE_SYSTEM.fullmatch(entry.name.lower())) and entry.is_file() and not entry.is_symlink()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder, with what a file manager put there, unless there is more. OSError if it can't be removed."""
+    with os.scandir(folder) as entries:
+        inside = list(entries)
+    if all(map(is_of_the_system, inside)):
+        for entry in inside:
+            os.unlink(entry)
+        folder.rmdir()
 
 
 def clear_temporaries(folder: Path, name: str) -> None:

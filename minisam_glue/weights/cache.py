@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..support.files import replace
+from ..support.files import NO_LOCKS, replace
 from . import transfer
 from .table import Checkpoint, WeightsError, how_to_get, look_up
 
@@ -99,7 +99,8 @@ def _download(name: str, checkpoint: Checkpoint, folder: Path, progress: Progres
 
 @contextmanager
 def _locked(path: Path, waiting: str | None = None) -> Iterator[None]:
-    """Hold an operating-system lock: it goes with its process, so that a crash never leaves one.
+    """Hold an operating-system lock: it goes with its process, so that a crash never leaves one. A file system that has
+    no locks keeps nobody waiting.
 
     waiting: what to say on standard error if another process holds it.
     """
@@ -126,7 +127,8 @@ def _try_lock(file) -> bool:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False
-        raise
+        if error.errno not in NO_LOCKS:
+            raise
     return True
 
 
