@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -281,6 +282,15 @@ def test_a_folder_with_nothing_says_what_is_there_instead(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(MediaError, match="no pictures or videos in this folder, only sub/"):
         expand_inputs([str(tmp_path)])
+
+
+def test_a_folder_of_thousands_of_pictures_is_listed_at_once(tmp_path):
+    for number in range(6000):
+        (tmp_path / f"{number}.png").touch()
+    (tmp_path / "notes.txt").touch()
+    begun, told = time.process_time(), []
+    assert len(expand_inputs([str(tmp_path)], told.append)) == 6000 and "1 left out" in told[0]
+    assert time.process_time() - begun < 2
 
 
 # --- With the demo's weights, on the pictures of tests/cases --------------------------------------------------------

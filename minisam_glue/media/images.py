@@ -115,8 +115,10 @@ def list_folder(
         )
     except OSError as error:
         raise MediaError(f"{folder}: {error.strerror}") from error
-    found = [path for path in entries if os.path.isfile(path) and takes(path)]  # a pipe would be waited for
-    others = [path for path in entries if path not in set(found)]
+    found, others = [], []
+    for path in entries:
+        taken = os.path.isfile(path) and takes(path)  # a pipe would be waited for
+        (found if taken else others).append(path)
     names = [f"{path.name}/" if os.path.isdir(path) else path.name for path in others]
     listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     if not found:
