@@ -143,17 +143,17 @@ def test_colours_survive_the_video(tmp_path):
     assert np.abs(read - colours).max() <= 12
 
 
-def with_sound(path: Path, codec: str) -> Path:
-    """Two seconds of numbered video with a tone."""
+def with_sound(path: Path, codec: str, rate: int = 8000) -> Path:
+    """Two seconds of numbered video with a tone of rate / 10 pi Hz."""
     with av.open(str(path), "w") as output:
-        video, sound = output.add_stream("libx264", rate=FPS), output.add_stream(codec, rate=8000)
+        video, sound = output.add_stream("libx264", rate=FPS), output.add_stream(codec, rate=rate)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for index in range(2 * FPS):
             output.mux(video.encode(av.VideoFrame.from_ndarray(numbered(index), format="rgb24")))
         tone = av.AudioFrame.from_ndarray(
-            (np.sin(np.arange(16000) / 5) * 9000).astype(np.int16)[None], format="s16", layout="mono"
+            (np.sin(np.arange(2 * rate) / 5) * 9000).astype(np.int16)[None], format="s16", layout="mono"
         )
-        tone.sample_rate, tone.pts = 8000, 0
+        tone.sample_rate, tone.pts = rate, 0
         for stream, last in ((sound, tone), (sound, None), (video, None)):
             output.mux(stream.encode(last))
     return path
@@ -174,6 +174,20 @@ def test_sound_is_kept_and_in_step(tmp_path, codec, suffix, start, seconds):
         sound = list(container.decode(audio=0))
     heard = np.concatenate([frame.to_ndarray()[0] for frame in sound])
     assert abs(sound[0].time) < 0.15 and abs(len(heard) / 8000 - seconds) < 0.3 and np.abs(heard).max() > 0.1
+
+
+@pytest.mark.parametrize("rate", [11_000, 37_800, 192_000])
+def test_sound_of_a_rate_that_aac_does_not_have_is_resampled_and_keeps_its_pitch_and_length(tmp_path, rate):
+    source, path = with_sound(tmp_path / "source.mov", "pcm_s16le", rate), tmp_path / "out.mp4"
+    with VideoWriter(path, FPS, (WIDTH, HEIGHT), audio_from=source) as writer:
+        for frame in frames(source):
+            writer.write(frame)
+    with av.open(str(path)) as container:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        assert container.streams.audio[0].codec_context.sample_rate == 48_000
+    assert abs(len(heard) / 48_000 - 2) < 0.1
+    loudest = np.abs(np.fft.rfft(heard)).argmax() * 48_000 / len(heard)
+    assert loudest == pytest.approx(rate / (10 * np.pi), rel=0.01)
 
 
 def test_sound_of_a_silent_video_is_none(clips, tmp_path):
