@@ -549,7 +549,7 @@ def test_inputs_are_found_in_natural_order(tmp_path):
 
 def test_frames_are_read_only_when_asked_for(clips, monkeypatch):
     seen = []
-    monkeypatch.setattr(sources, "read_image", lambda path: seen.append(path) or numbered(len(seen)))
+    monkeypatch.setattr(sources, "read_image", lambda path, levels: seen.append(path) or numbered(len(seen)))
     reading = iter(frames(clips["folder"]))
     for expected in (1, 2, 3):  # one for the size
         assert len(seen) == expected

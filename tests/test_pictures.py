@@ -1,24 +1,27 @@
 """Pictures as people have them: depths, alpha, pages, HEIC, masks, folders, views of arrays."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from helpers.commands import command, lines
 from helpers.picture_cases import CASES as TABLE
-from helpers.picture_cases import Case
+from helpers.picture_cases import Case, png_of_16_bits
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
 from minisam_glue import Clicks, load_models, segment_image, segment_video
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, read_masks
 from minisam_glue.media.images import is_picture, page_count
+from minisam_glue.media.sources import SAMPLES
 from minisam_glue.pixels import to_rgb
 
 CASES = Path(__file__).parent / "cases"
@@ -33,6 +36,51 @@ def test_every_kind_of_picture_is_read_as_the_table_says_or_refused_by_name(case
             read_image(path)
     else:
         assert np.array_equal(read_image(path), case.expected)
+
+
+def grey_page(peak: int) -> np.ndarray:
+    """uint16 (24, 32) of 800, with a square of another value."""
+    page = np.full((24, 32), 800, np.uint16)
+    page[8:16, 8:16] = peak
+    return page
+
+
+@pytest.mark.parametrize("kind", ["grey", "colours", "stack"])
+@pytest.mark.parametrize("peaks", [(4000, 4095, 4096, 4200), (4200, 4100, 4095, 4000), (900, 2100, 4000, 3900)])
+def test_one_scale_serves_all_pictures_of_more_than_8_bits_of_one_source(kind, peaks, tmp_path):
+    source, pages = tmp_path / "in", [grey_page(peak) for peak in peaks]
+    if kind == "stack":
+        first, *others = map(Image.fromarray, pages)
+        first.save(source, "TIFF", save_all=True, append_images=others)
+    else:
+        source.mkdir()
+        for number, page in enumerate(pages):
+            png_of_16_bits(np.repeat(page[..., None], 1 if kind == "grey" else 3, 2))(source / f"{number}.png")
+    bits = 14 if max(peaks) > 4095 else 12
+    values = [np.uint16(page) >> 8 << 8 if kind == "colours" else page for page in pages]
+    white = (2**bits - 1) >> 8 << 8 if kind == "colours" else 2**bits - 1
+    expected = [page.astype(int) * 255 // white for page in values]
+    clip = frames(source)
+    assert [image[..., 0].tolist() for image in clip] == [page.tolist() for page in expected]
+    assert np.array_equal(clip[2][..., 0], expected[2])
+
+
+def test_what_is_brighter_than_all_samples_of_a_source_is_clipped(tmp_path):
+    peaks = [1000] * 2 * SAMPLES
+    peaks[2] = 2000  # between two samples
+    for number, peak in enumerate(peaks):
+        Image.fromarray(grey_page(peak)).save(tmp_path / f"{number}.png")
+    pictures = list(frames(tmp_path))
+    assert {int(image[0, 0, 0]) for image in pictures} == {800 * 255 // 1023}
+    assert [int(image[10, 10, 0]) for image in pictures] == [min(peak * 255 // 1023, 255) for peak in peaks]
+
+
+def test_a_pipe_of_more_than_8_bits_keeps_the_widest_scale_so_far(monkeypatch):
+    data = io.BytesIO()
+    for peak in (4095, 4096, 4095, 4096):
+        Image.fromarray(grey_page(peak)).save(data, "PNG")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data.getvalue())))
+    assert [int(image[0, 0, 0]) for image in frames("-")] == [800 * 255 // 4095] + [800 * 255 // (2**14 - 1)] * 3
 
 
 # --- Views of arrays -----------------------------------------------------------------------------------------------

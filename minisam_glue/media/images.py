@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..pixels import own_rgb
+from ..pixels import Levels, levels_of, own_rgb
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
 from .limits import MAX_BYTES, MAX_PIXELS, MediaError
@@ -43,12 +43,15 @@ VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object i
 NAMED = 5  # files that are left out, of which a message gives the name
 
 
-def read_image(source: str | Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+def read_image(
+    source: str | Path, warn: Callable[[str], None] = log.warning, levels: Levels | None = None
+) -> np.ndarray:
     """A file or http(s) URL -> uint8 RGB (H, W, 3). MediaError if there is no picture or one above MAX_PIXELS.
 
-    warn: is told in one line if a TIFF has more pages than the first, which is the one that is read.
+    warn: is told in one line if a TIFF has more pages than the first, which is the one that is read. levels: see
+    pixels.to_rgb.
     """
-    return decode(_download(str(source)) if is_url(source) else source, str(source), warn)
+    return decode(_download(str(source)) if is_url(source) else source, str(source), warn, levels)
 
 
 def read_masks(source: str | Path) -> list[np.ndarray]:
@@ -156,15 +159,29 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     return image
 
 
-def frame_of(image: Image.Image, index: int = 0) -> np.ndarray:
-    """Frame `index` of an open picture as RGB. Any exception if it is damaged, but no warning on standard error."""
+def frame_of(image: Image.Image, index: int = 0, levels: Levels | None = None) -> np.ndarray:
+    """Frame `index` of an open picture as RGB. Any exception if it is damaged, but no warning on standard error.
+
+    levels: see pixels.to_rgb.
+    """
     # Pillow takes memory piece by piece and leaves other threads none before it fails; one piece fails at once.
     np.empty((image.height, image.width, 4), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if index or image.tell():
             image.seek(index)
-        return own_rgb(image)
+        return own_rgb(image, levels)
+
+
+def levels_of_frame(source: str | Path | io.BytesIO, index: int = 0) -> Levels | None:
+    """The levels of frame `index` of a picture file, see pixels.levels_of; None for 8 bits, and for damage."""
+    try:
+        with open_picture(source) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.seek(index)
+            return levels_of(image)
+    except Exception:  # as in decode, where it is told; Pillow does not open HEIC
+        return None
 
 
 def page_count(source: str | Path | Image.Image) -> int:
@@ -178,14 +195,16 @@ def page_count(source: str | Path | Image.Image) -> int:
         return 1
 
 
-def decode(source: str | Path | io.BytesIO, name: str, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+def decode(
+    source: str | Path | io.BytesIO, name: str, warn: Callable[[str], None] = log.warning, levels: Levels | None = None
+) -> np.ndarray:
     """A file or its bytes -> uint8 RGB (H, W, 3). MediaError, which begins with `name`, if that can't be."""
     try:
         if is_heic(source):
             return read_heif(_content(source))
         with open_picture(source) as image:
             pages = page_count(image)
-            picture = frame_of(image)
+            picture = frame_of(image, 0, levels)
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise _error(name, error, source) from error
     if pages > 1:

@@ -11,14 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from ..pixels import Levels, join_levels
 from .images import (
     IMAGE_SUFFIXES,
     decode,
     frame_of,
     is_heic,
     is_picture,
+    levels_of_frame,
     list_folder,
     looks_like_picture,
     open_picture,
@@ -29,6 +32,7 @@ from .limits import MAX_BYTES, MediaError, load_av
 from .reader import TOLERANCE, Reader, Timed, every, same_size
 from .video import Video, film_stream
 
+SAMPLES = 8  # pictures of a source, spread over it, that fix the scale of values of more than 8 bits
 NO_DURATION = 100  # milliseconds that browsers show a frame of an animation whose duration is stated as 0
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
 
@@ -51,17 +55,29 @@ def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     return Video(path)
 
 
+def _common_levels(levels: Callable[[int], Levels | None], count: int) -> Levels | None:
+    """One scale for all frames, so that brightness does not jump within a source. None if the first has 8 bits.
+
+    levels: gives those of the frame of a number.
+    """
+    first = levels(0)
+    others = range(1, count, max(1, count // SAMPLES)) if first else ()
+    return join_levels([first, *map(levels, others)])
+
+
 class _Pictures(Reader):
     """The files of a folder."""
 
     def __init__(self, name: str, paths: list[Path], fps: float):
         self.name, self.fps, self.paths, self.count = name, fps, paths, len(paths)
-        self.size = read_image(self.paths[0]).shape[1::-1]
+        self.levels = _common_levels(lambda number: levels_of_frame(paths[number]), self.count)
+        self.size = read_image(paths[0], levels=self.levels).shape[1::-1]
 
     def read(self, first: int, stride: int) -> Iterator[Timed]:
         for number in range(first, self.count, stride):
             path = self.paths[number]
-            yield Timed(self.time(number), stride / self.fps, same_size(read_image(path), self.size, path))
+            picture = same_size(read_image(path, levels=self.levels), self.size, path)
+            yield Timed(self.time(number), stride / self.fps, picture)
 
 
 class _Animation(Reader):
@@ -75,6 +91,7 @@ class _Animation(Reader):
                 self.length = 1000 / fps if image.format == "TIFF" else NO_DURATION
                 self.hidden = self._hidden(image)
                 self.count -= self.hidden
+            self.levels = _common_levels(lambda number: levels_of_frame(path, number + self.hidden), self.count)
             with open_picture(path) as image:
                 self.size = frame_of(image, self.hidden).shape[1::-1]
         except Exception as error:  # as in decode
@@ -102,7 +119,7 @@ class _Animation(Reader):
             for number in range(min(first, len(self.starts) - 1), self.count):
                 wanted, known = number >= first and (number - first) % stride == 0, number < len(self.starts) - 1
                 try:
-                    frame = None if known and not wanted else frame_of(image, number + self.hidden)
+                    frame = None if known and not wanted else frame_of(image, number + self.hidden, self.levels)
                 except MemoryError:
                     raise
                 except Exception:  # the file ends early: what came before is good
@@ -222,8 +239,13 @@ class _Pipe(_Live):
     def __init__(self, fps: float):
         self.fps, self.data = fps, bytearray()
         self.stream = getattr(sys.stdin, "buffer", sys.stdin)
+        self.levels: Levels | None = None  # of all pictures so far: those to come are not known
         pictures = enumerate(iter(self._picture, b""))
-        self._begin(Timed(self.time(n), 1 / fps, decode(io.BytesIO(picture), self.name)) for n, picture in pictures)
+        self._begin(Timed(self.time(number), 1 / fps, self._decode(picture)) for number, picture in pictures)
+
+    def _decode(self, picture: bytes) -> np.ndarray:
+        self.levels = join_levels([self.levels, levels_of_frame(io.BytesIO(picture))])
+        return decode(io.BytesIO(picture), self.name, levels=self.levels)
 
     def time(self, number: int) -> float:
         return number / self.fps
