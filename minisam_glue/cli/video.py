@@ -1,6 +1,7 @@
 """One video of a command: frame by frame into its output, saved from time to time, continued if it was interrupted."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .. import media
@@ -47,6 +48,13 @@ class VideoRun:
                     return 128 + self.job.stopped
                 with stage("write"):
                     result = output.finish(self.source, self.job.facts())
+            except media.ReadError as error:
+                if video.seekable and output.journal.places:
+                    with suppress(OSError):  # this disk may be the one that fails
+                        self.save(tracking, output)
+                output.abort()
+                hint = "; continue with the same command and --resume" if output.state_path.is_file() else ""
+                raise media.ReadError(f"{error}{hint}") from error
             except BaseException:
                 output.abort()
                 raise

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from ..pixels import Levels, levels_of, own_rgb
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
-from .limits import MAX_BYTES, MAX_PIXELS, MediaError
+from .limits import MAX_BYTES, MAX_PIXELS, MediaError, ReadError, is_read_error
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _error(name: str, error: Exception, source: str | Path | io.BytesIO | None =
     text = reason(error)
     if isinstance(error, Image.UnidentifiedImageError) and source is not None and _content(source, 4) in TIFF_MAGIC:
         text = "a TIFF with values of a kind that Pillow does not read: save it with 8 or 16 bits a channel"
-    return MediaError(f"{name}: {text}")
+    return (ReadError if is_read_error(error) else MediaError)(f"{name}: {text}")
 
 
 def reason(error: Exception) -> str:

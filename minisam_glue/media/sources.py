@@ -28,7 +28,7 @@ from .images import (
     read_image,
     reason,
 )
-from .limits import MAX_BYTES, MediaError, load_av
+from .limits import MAX_BYTES, MediaError, ReadError, is_read_error, load_av
 from .reader import TOLERANCE, Reader, Timed, every, same_size
 from .video import Video, film_stream
 
@@ -122,7 +122,10 @@ class _Animation(Reader):
                     frame = None if known and not wanted else frame_of(image, number + self.hidden, self.levels)
                 except MemoryError:
                     raise
-                except Exception:  # the file ends early: what came before is good
+                except Exception as error:
+                    if is_read_error(error):
+                        raise ReadError(f"{self.name}: {reason(error)}") from error
+                    # the file ends early: what came before is good
                     self.damaged += 1
                     return
                 if not known:

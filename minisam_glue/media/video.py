@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .images import reason
-from .limits import MAX_PIXELS, MediaError, load_av
+from .limits import MAX_PIXELS, MediaError, ReadError, is_read_error, load_av
 from .reader import TOLERANCE, Reader, Timed, every, resized
 
 DEFAULT_FPS = 25.0  # of sources that state no rate
@@ -235,12 +235,18 @@ class Video(Reader):
                     continue
                 except self.av.error.EOFError:
                     return
-                except (self.av.FFmpegError, OSError):
-                    self.damaged += 1
+                except (self.av.FFmpegError, OSError) as error:
+                    self._end_early(error)
                     return
                 yield from decoded
         finally:
             packets.close()
+
+    def _end_early(self, error: Exception) -> None:
+        """Count the damage behind which nothing can be read. ReadError if it is none: the rest may be whole."""
+        if is_read_error(error):
+            raise ReadError(f"{self.name}: {reason(error)}") from error
+        self.damaged += 1
 
     def _packets(self, entry: Entry | None) -> Iterator:
         """The film's packets from a key frame's on, or (None) all.
@@ -284,13 +290,14 @@ class Video(Reader):
         """Learn the time stamps of all frames from the packets, if those tell them; `indexed` says so."""
         if self.scanned:
             return
-        self.scanned, packets = True, []
+        packets = []
         try:
             for packet in self._packets(None):
                 if packet.size:
                     packets.append((packet.pts, packet.dts, packet.is_keyframe, self._shown(packet)))
-        except (self.av.FFmpegError, OSError):
-            self.damaged += 1
+        except (self.av.FFmpegError, OSError) as error:
+            self._end_early(error)
+        self.scanned = True
         self.entries = sorted({Entry(pts, dts) for pts, dts, key, _ in packets if key and None not in (pts, dts)})
         stamps, decoding = [pts for pts, _, _, shown in packets if shown], [dts for _, dts, _, _ in packets]
         self.indexed = (
@@ -333,7 +340,10 @@ class Video(Reader):
 
     @property
     def lost(self) -> list[int] | None:
-        self._scan()
+        try:
+            self._scan()
+        except ReadError:  # without an index frames are counted from the start
+            return None
         return sorted(self._lost) if self.indexed else None
 
     def forget(self, lost: list[int] | None) -> None:
