@@ -336,6 +336,42 @@ def test_a_pipe_that_breaks_off_or_is_no_pipe_of_pictures_is_noticed(monkeypatch
             frames("-")
 
 
+@pytest.mark.parametrize("damage", ["structure", "content", "between"])
+def test_a_damaged_picture_in_a_pipe_is_counted_and_left_out_and_the_others_keep_their_times(monkeypatch, damage):
+    parts = [encoded(index, "PNG" if index == 3 and damage == "content" else "JPEG") for index in range(6)]
+    if damage == "structure":
+        parts[3] = parts[3][:20] + bytes(400) + parts[3][420:]
+    elif damage == "content":
+        parts[3] = parts[3][:60] + bytes(20) + parts[3][80:]
+    else:
+        parts[3] = b"hello, world"
+    pipe(monkeypatch, b"".join(parts))
+    clip = frames("-", fps=FPS)
+    seen = [round((float(frame.mean()) - 4) / 8) for frame in clip]
+    assert seen == [0, 1, 2, 4, 5] and clip.damaged == 1
+    assert [clip.time(number) for number in range(5)] == [index / FPS for index in seen]
+
+
+def test_a_pipe_that_fails_has_the_pictures_so_far_and_tells_its_end(monkeypatch):
+    class Failing(io.BufferedReader):
+        def read1(self, size):
+            data = super().read1(size)
+            if not data:
+                raise OSError(5, "Input/output error")
+            return data
+
+    for count in (2, 0):
+        data = io.BytesIO(b"".join(encoded(index, "JPEG") for index in range(count)))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Failing(data)))
+        told = []
+        if count:
+            assert len(list(frames("-", warn=told.append))) == 2
+            assert told == ["standard input: the recording ends here: Input/output error"]
+        else:
+            with pytest.raises(MediaError, match="standard input: Input/output error"):
+                frames("-", warn=told.append)
+
+
 def test_pictures_of_every_kind_become_rgb(tmp_path):
     grey16 = (np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) * 42).astype(np.uint16)
     for name, picture in {
