@@ -130,6 +130,14 @@ class Frames:
         """The time of frame `index`, in seconds after the first frame of the source."""
         return self.reader.time(self.first + index * self.stride)
 
+    def lacks(self, index: int) -> bool:
+        """Whether it is known that there is no frame `index`: no frame before it need be decoded to tell."""
+        if self.reader.lacks(self.first + index * self.stride):
+            return True
+        if not self.seekable or self.max_seconds is None or index + 1 < self.max_seconds * self.fps:
+            return False
+        return self.time(index) >= self.time(0) + self.max_seconds - TOLERANCE
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.forward()
 

@@ -325,6 +325,12 @@ class Video(Reader):
             return False
         return packet.stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & VP8_SHOWN)
 
+    def lacks(self, number: int) -> bool:
+        if self.count is not None and number < self.count:
+            return False
+        self._scan()
+        return self.indexed and number >= len(self.stamps)
+
     def exact_count(self, first: int = 0) -> int:
         self._scan()
         if not self.indexed and not self.checked:
