@@ -143,6 +143,22 @@ def test_colours_survive_the_video(tmp_path):
     assert np.abs(read - colours).max() <= 12
 
 
+@pytest.mark.parametrize("codec,kind", [("qtrle", "argb"), ("prores_ks", "yuva444p10le"), ("png", "rgba")])
+def test_transparency_of_a_video_is_laid_on_white_as_that_of_a_picture(tmp_path, codec, kind):
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[8:24, 8:24], pixels[:, :4] = (255, 0, 0, 255), (0, 0, 255, 128)
+    with av.open(str(tmp_path / "a.mov"), "w") as output:
+        stream = output.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, kind
+        for picture in (av.VideoFrame.from_ndarray(pixels, format="rgba"), None):
+            output.mux(stream.encode(picture))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    [frame] = frames(tmp_path / "a.mov")
+    for row, column in ((16, 16), (28, 28), (16, 1)):
+        expected = read_image(tmp_path / "a.png")[row, column].astype(int)
+        assert np.abs(frame[row, column] - expected).max() <= 6
+
+
 def with_sound(path: Path, codec: str, rate: int = 8000) -> Path:
     """Two seconds of numbered video with a tone of rate / 10 pi Hz."""
     with av.open(str(path), "w") as output:

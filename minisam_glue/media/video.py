@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..pixels import on_white
 from .images import reason
 from .limits import MAX_PIXELS, MediaError, ReadError, is_read_error, load_av
 from .reader import TOLERANCE, Reader, Timed, every, resized
@@ -279,7 +280,9 @@ class Video(Reader):
     def _to_rgb(self, frame) -> np.ndarray:
         if frame.width * frame.height > MAX_PIXELS:
             raise MediaError(f"{self.name}: {frame.width}x{frame.height} pixels are more than {MAX_PIXELS}")
-        turned = upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
+        alpha = any(component.is_alpha for component in frame.format.components)
+        pixels = on_white(frame.to_ndarray(format="rgba")) if alpha else frame.to_ndarray(format="rgb24")
+        turned = upright(pixels, _display_matrix(frame))
         if self.size not in (None, turned.shape[1::-1]):  # the size changes in the middle
             turned = resized(turned, self.size)
         return np.ascontiguousarray(turned)
