@@ -248,6 +248,17 @@ def test_masks_of_every_kind(tmp_path):
         read_masks(many)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("quality", [75, 90])
+def test_a_mask_does_not_grow_by_the_noise_of_its_compression(kind, quality, tmp_path):
+    rows, columns = np.mgrid[:200, :200]
+    disc = (rows - 100) ** 2 + (columns - 90) ** 2 < 50**2
+    Image.fromarray(disc.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "mask", kind, quality=quality)
+    assert (np.asarray(Image.open(tmp_path / "mask")).any(2) & ~disc).sum() > 500
+    [found] = read_masks(tmp_path / "mask")
+    assert not (disc & ~found).any() and (found & ~disc).sum() < 5
+
+
 def test_a_palette_mask_becomes_two_objects_and_an_alpha_mask_one(tmp_path):
     for mask, count in (("davis.png", 2), ("alpha-mask.png", 1)):
         words = (CASES / "masks" / "a.png", "--mask", CASES / "masks" / mask, "--out", tmp_path / mask, "--quiet")

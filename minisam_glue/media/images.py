@@ -38,6 +38,8 @@ VIDEO_SUFFIXES = {
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD = 128  # bytes that tell a HEIC picture
 OPAQUE = 128  # alpha from which a mask counts
+LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", None}  # Pillow's names, None for HEIC: black has noise in them
+LEAST_LIGHT = 32  # value of a channel from which a pixel of a lossy mask is not black
 MOST_COLOURS = 64  # objects that a palette mask may hold
 VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object in PASCAL VOC's masks
 NAMED = 5  # files that are left out, of which a message gives the name
@@ -58,12 +60,13 @@ def read_masks(source: str | Path) -> list[np.ndarray]:
     """A file or URL -> masks bool (H, W) of the objects in it. MediaError, as of read_image.
 
     A palette picture has an object for each colour but black, in the order of its palette. The alpha of a picture that
-    has some is the shape of one object. Of any other picture, what is not black is one object.
+    has some is the shape of one object. Of any other picture, what is not black is one object; in formats that compress
+    with loss, what has a channel of at least LEAST_LIGHT.
     """
     name = str(source)
     try:
-        with _open_mask(_download(name) if is_url(source) else source) as image:
-            image = ImageOps.exif_transpose(image)
+        with _open_mask(_download(name) if is_url(source) else source) as opened:
+            image = ImageOps.exif_transpose(opened)
             if image.mode == "P":
                 return _of_palette(image, name)
             if image.has_transparency_data:
@@ -72,7 +75,7 @@ def read_masks(source: str | Path) -> list[np.ndarray]:
                     return [alpha >= OPAQUE]
             if image.mode[0] in "IF":
                 return [np.asarray(image) != 0]
-            return [np.asarray(image.convert("RGB")).any(2)]
+            return [np.asarray(image.convert("RGB")).max(2) >= (LEAST_LIGHT if opened.format in LOSSY else 1)]
     except Exception as error:  # as in decode
         raise _error(name, error) from error
 
