@@ -89,7 +89,7 @@ class VideoRun:
                 output.check_next(tracking.next)
             except ValueError as error:
                 raise output.damaged(error) from error
-        states = States(output.new / "states", self.args.states * 1e6, output.of)
+        states = States(output.new / "states", self.args.states * 1e6, output.of, self.note)
         kept = video.seekable and self.args.direction == FORWARD  # for --correct
         best, saved = None, time.monotonic()
         with Progress(self.source, not self.args.quiet, *tracking.counted(video.count)) as progress:
@@ -107,6 +107,10 @@ class VideoRun:
                     self.save(tracking, output)
                     saved = time.monotonic()
         return best
+
+    def note(self, text: str) -> None:
+        """Say what is worth knowing about this video, in one line."""
+        self.console.say(f"note: {self.source}: {text}")
 
     def save(self, tracking: Tracking, output: VideoOutput) -> None:
         """Save the state that --resume continues from."""
