@@ -1,6 +1,8 @@
 """Pictures in memory, of any kind that Pillow or numpy holds, as plain RGB; and as the models take them."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,14 +14,25 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits a value of cameras, scanners and microscope
 LEAST_WHITE = 16  # floats above 1 whose largest is less than this are no grey levels of any depth
 
 
-def to_rgb(image: Picture) -> np.ndarray:
+class Levels(NamedTuple):
+    """The values that become black (0) and white (255) in 8 bits."""
+
+    black: float
+    white: float
+
+
+GREY_LEVELS = [Levels(0, 2**bits - 1) for bits in DEPTHS]
+
+
+def to_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
     """An image -> uint8 (H, W, 3), turned as its EXIF says, alpha laid on white, of an animation the current frame.
 
-    Values of more than 8 bits are scaled by `eight_bits`. Arrays: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or
-    (H, W, 4), RGB, in any byte order and memory layout. ValueError for anything else.
+    Arrays: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB, in any byte order and memory layout. Values
+    of more than 8 bits are scaled by `eight_bits`; levels: those of the video that a PIL image is of. ValueError for
+    anything else.
     """
     if isinstance(image, Image.Image):
-        return _from_pillow(image)
+        return _from_pillow(image, levels)
     if not isinstance(image, np.ndarray) or image.dtype.kind != "u" or image.dtype.itemsize > 2:
         kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
         raise ValueError(f"an image is a PIL image or an array of uint8 or uint16, not {kind}{hint_for(image)}")
@@ -45,30 +58,30 @@ def hint_for(image: object) -> str:
     return "; floats in 0..1 become one by (image * 255).astype(np.uint8)" if is_float else ""
 
 
-def own_rgb(image: Picture) -> np.ndarray:
+def own_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
     """The picture as to_rgb gives it, in an array that may be written to and that the caller's picture does not share.
 
     A program that reads each frame of a video into the same array thus leaves earlier results as they are.
     """
-    pixels = to_rgb(image)
+    pixels = to_rgb(image, levels)
     shared = isinstance(image, np.ndarray) and np.may_share_memory(pixels, image)
     return pixels.copy() if shared or not pixels.flags.writeable else pixels
 
 
-def _from_pillow(image: Image.Image) -> np.ndarray:
+def _from_pillow(image: Image.Image, levels: Levels | None) -> np.ndarray:
     """Modes I and F hold any numbers; an RGB picture of 16 bits a channel is read by Pillow as its high bytes."""
     high_bytes = is_deep_colour(image)
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
-        return np.repeat(eight_bits(np.asarray(image))[..., None], 3, 2)
+        return np.repeat(eight_bits(np.asarray(image), levels)[..., None], 3, 2)
     if image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
         colours, alpha = pixels[..., :3], pixels[..., 3:]
     else:
         colours, alpha = np.asarray(image.convert("RGB")), None
     if high_bytes:
-        bits = next(depth - 8 for depth in DEPTHS[1:] if colours.max() < 2 ** (depth - 8))
-        colours = (colours.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+        white = max(int((levels or _levels_of_high_bytes(colours)).white), GREY_LEVELS[1].white) >> 8
+        colours = (np.minimum(colours, white).astype(np.uint16) * 255 // white).astype(np.uint8)
     return np.ascontiguousarray(colours) if alpha is None else on_white(np.concatenate((colours, alpha), 2))
 
 
@@ -77,30 +90,59 @@ def is_deep_colour(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def eight_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers of any kind -> uint8, scaled by what they hold.
+def levels_of(image: Image.Image) -> Levels | None:
+    """The levels by which to_rgb makes 8 bits of a picture's values; None if they are of 8 bits."""
+    if is_deep_colour(image):
+        return _levels_of_high_bytes(np.asarray(image.convert("RGB")))
+    return _levels_of_values(_finite(np.asarray(image))) if image.mode[0] in "IF" else None
+
+
+def join_levels(found: Iterable[Levels | None]) -> Levels | None:
+    """The levels that hold the values of several pictures; None if all have 8 bits."""
+    deep = [levels for levels in found if levels is not None]
+    return Levels(min(one.black for one in deep), max(one.white for one in deep)) if deep else None
+
+
+def eight_bits(values: np.ndarray, levels: Levels | None = None) -> np.ndarray:
+    """Numbers of any kind -> uint8, scaled by what they hold, or by `levels`: what is beyond them is clipped.
 
     Floats in 0..1 are shares of white. Other numbers from 0 on are grey levels of the least of DEPTHS that holds the
     largest: 12 bits in a file of 16 are 12 bits. Negative ones and what is above 16 bits are stretched from the least
     to the greatest. Values that are not finite are as dark as the least. ValueError if none is finite.
     """
-    if values.dtype.kind == "f":
-        finite = np.isfinite(values)
-        if not finite.any():
-            raise ValueError("none of its pixels is a finite number")
-        low, high = float(values[finite].min()), float(values[finite].max())
-        values = np.where(finite, values, low).astype(np.float64)
+    values = _finite(values)
+    black, white = levels = levels or _levels_of_values(values)
+    if levels not in GREY_LEVELS:
+        scaled = (values.astype(np.float64) - black) * (255 / max(white - black, 1e-300))
+    elif values.dtype.kind == "f":
+        scaled = values * 255 / white
     else:
-        low, high = int(values.min()), int(values.max())
-    if values.dtype.kind == "f" and 0 <= low and high <= 1:
-        return np.rint(values * 255).astype(np.uint8)
-    whole = values.dtype.kind != "f" or high >= LEAST_WHITE
-    depth = next((bits for bits in DEPTHS if whole and 0 <= low and high < 2**bits), None)
-    if depth is None:
-        return np.rint((values.astype(np.float64) - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
-    if values.dtype.kind == "f":
-        return np.rint(values * 255 / (2**depth - 1)).clip(0, 255).astype(np.uint8)
-    return (values.astype(np.uint32) * 255 // (2**depth - 1)).astype(np.uint8)
+        return (values.clip(0, white).astype(np.uint32) * 255 // white).astype(np.uint8)
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Floats in double precision, with the least in place of what is not finite; other numbers as they are."""
+    if values.dtype.kind != "f":
+        return values
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("none of its pixels is a finite number")
+    return np.where(finite, values, values[finite].min()).astype(np.float64)
+
+
+def _levels_of_values(values: np.ndarray) -> Levels:
+    """The levels of finite numbers, see eight_bits."""
+    floats, low, high = values.dtype.kind == "f", values.min().item(), values.max().item()
+    if floats and 0 <= low and high <= 1:
+        return Levels(0, 1)
+    grey = low >= 0 and (not floats or high >= LEAST_WHITE)
+    return next((levels for levels in GREY_LEVELS if grey and high < levels.white + 1), Levels(low, high))
+
+
+def _levels_of_high_bytes(colours: np.ndarray) -> Levels:
+    """The levels of 16 bits a channel, of which the high bytes are known."""
+    return next(levels for levels in GREY_LEVELS[1:] if colours.max() <= levels.white >> 8)
 
 
 def on_white(pixels: np.ndarray) -> np.ndarray:

@@ -43,7 +43,8 @@ class Tracking:
     lost objects are looked for again now and then, also without redetect.
     refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
     identity: keep look-alikes apart where they meet, and look for lost objects: see identity/. For memory.
-    Memory does not grow with the number of frames. state() and restore() let another process go on. One Tracking
+    Memory and time do not grow with the number of frames, but with that of the objects: each that was ever seen is
+    kept, so with redetect they grow as new ones come. state() and restore() let another process go on. One Tracking
     belongs to one thread; the models may serve several.
     ValueError for arguments that make no sense together.
     """
@@ -106,6 +107,7 @@ class Tracking:
                 f"direction {self.direction} needs frames that can be read backward: a list, an array or "
                 "a file, no camera or pipe"
             )
+        self._check_known(frames)
         yield from self._pass(frames)
         self._check_reached()
         if self.direction == BOTH and not self.reverse and self.turn:
@@ -134,19 +136,30 @@ class Tracking:
         self.corrections, self.repeated, self.direction, self.held = list(corrections), list(repeated), direction, []
         self.number_of = number_of or self.next_number
 
+    def _check_known(self, frames: Iterable[Picture]) -> None:
+        """ValueError, before the first frame, for one that the video is known to lack."""
+        if self.seed_frame is not None and self.seeded_at is None and lacks(frames, self.seed_frame):
+            raise no_frame(f"seed_frame {self.seed_frame}")
+        for mark in [*self._missed(), *self.corrections]:
+            if mark.at is not None and lacks(frames, mark.at):
+                raise no_frame(f"object {mark.id}: at={mark.at}")
+
     def _check_reached(self) -> None:
         """ValueError, after the first pass, for a frame that did not come."""
         if self.next == 0:
             raise ValueError("frames is empty: give at least one")
         if self.seed_frame is not None and self.seeded_at is None:
-            raise ValueError(f"seed_frame {self.seed_frame}: the video has no such frame, it ends before")
-        removed = {prompt.id for prompt in self.prompts if prompt.remove}
-        missed = [mark for mark in self.marks if mark.id not in self.known.keys() | removed]
+            raise no_frame(f"seed_frame {self.seed_frame}")
+        missed = self._missed()
         if self.next is not None and not self.reverse:
             missed += [mark for mark in self.corrections if mark.at >= self.next]
         if missed:
-            mark = missed[0]
-            raise ValueError(f"object {mark.id}: at={mark.at}: the video has no such frame, it ends before")
+            raise no_frame(f"object {missed[0].id}: at={missed[0].at}")
+
+    def _missed(self) -> list[ObjectPrompt]:
+        """The marked objects that have not come so far, without those that are removed."""
+        removed = {prompt.id for prompt in self.prompts if prompt.remove}
+        return [mark for mark in self.marks if mark.id not in self.known.keys() | removed]
 
     @property
     def turn(self) -> int:
@@ -386,6 +399,18 @@ def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Ite
     if hasattr(frames, "forward"):
         return enumerate(frames.forward(start), start)
     return islice(enumerate(frames), start, None)
+
+
+def lacks(frames: Iterable[Picture], index: int) -> bool:
+    """Whether it is known, before they are read, that there is no frame `index`."""
+    if hasattr(frames, "lacks"):  # media.Frames
+        return frames.lacks(int(index))
+    return hasattr(frames, "__len__") and index >= len(frames)
+
+
+def no_frame(words: str) -> ValueError:
+    """The error for a frame, named by `words`, beyond the end."""
+    return ValueError(f"{words}: the video has no such frame, it ends before")
 
 
 def without_specks(mask: np.ndarray) -> np.ndarray:

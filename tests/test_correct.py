@@ -190,6 +190,18 @@ def test_states_take_no_more_room_than_they_may(tmp_path, monkeypatch):
         assert [number for number, _ in listed(held.folder)] == sorted(kept, reverse=True)
 
 
+def test_a_state_that_needs_more_room_than_there_is_is_told_in_one_line(tmp_path, monkeypatch, models, capsys):
+    monkeypatch.setattr(states, "EVERY", 2)
+    (tmp_path / "film").mkdir()
+    for t in range(COUNT):
+        save(picture(4 + 2 * t, seed=t), tmp_path / "film" / f"{t}.png")
+    words = [tmp_path / "film", "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
+    assert command(*words, "--states", 0.001, models=models) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "--states" in line]
+    assert line.startswith(f"note: {tmp_path / 'film'}: a state takes ") and "--states 0.001 allows less" in line
+    assert not (tmp_path / "out" / "film" / "states").exists()
+
+
 @pytest.mark.parametrize("step", [401, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["states/000002.pt", "result.json", "result.jsonl"])
 def test_a_changed_file_of_a_result_ends_in_one_line_or_a_result(name, step, result, tmp_path, models, capsys):

@@ -143,17 +143,33 @@ def test_colours_survive_the_video(tmp_path):
     assert np.abs(read - colours).max() <= 12
 
 
-def with_sound(path: Path, codec: str) -> Path:
-    """Two seconds of numbered video with a tone."""
+@pytest.mark.parametrize("codec,kind", [("qtrle", "argb"), ("prores_ks", "yuva444p10le"), ("png", "rgba")])
+def test_transparency_of_a_video_is_laid_on_white_as_that_of_a_picture(tmp_path, codec, kind):
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[8:24, 8:24], pixels[:, :4] = (255, 0, 0, 255), (0, 0, 255, 128)
+    with av.open(str(tmp_path / "a.mov"), "w") as output:
+        stream = output.add_stream(codec, rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, kind
+        for picture in (av.VideoFrame.from_ndarray(pixels, format="rgba"), None):
+            output.mux(stream.encode(picture))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    [frame] = frames(tmp_path / "a.mov")
+    for row, column in ((16, 16), (28, 28), (16, 1)):
+        expected = read_image(tmp_path / "a.png")[row, column].astype(int)
+        assert np.abs(frame[row, column] - expected).max() <= 6
+
+
+def with_sound(path: Path, codec: str, rate: int = 8000) -> Path:
+    """Two seconds of numbered video with a tone of rate / 10 pi Hz."""
     with av.open(str(path), "w") as output:
-        video, sound = output.add_stream("libx264", rate=FPS), output.add_stream(codec, rate=8000)
+        video, sound = output.add_stream("libx264", rate=FPS), output.add_stream(codec, rate=rate)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for index in range(2 * FPS):
             output.mux(video.encode(av.VideoFrame.from_ndarray(numbered(index), format="rgb24")))
         tone = av.AudioFrame.from_ndarray(
-            (np.sin(np.arange(16000) / 5) * 9000).astype(np.int16)[None], format="s16", layout="mono"
+            (np.sin(np.arange(2 * rate) / 5) * 9000).astype(np.int16)[None], format="s16", layout="mono"
         )
-        tone.sample_rate, tone.pts = 8000, 0
+        tone.sample_rate, tone.pts = rate, 0
         for stream, last in ((sound, tone), (sound, None), (video, None)):
             output.mux(stream.encode(last))
     return path
@@ -174,6 +190,20 @@ def test_sound_is_kept_and_in_step(tmp_path, codec, suffix, start, seconds):
         sound = list(container.decode(audio=0))
     heard = np.concatenate([frame.to_ndarray()[0] for frame in sound])
     assert abs(sound[0].time) < 0.15 and abs(len(heard) / 8000 - seconds) < 0.3 and np.abs(heard).max() > 0.1
+
+
+@pytest.mark.parametrize("rate", [11_000, 37_800, 192_000])
+def test_sound_of_a_rate_that_aac_does_not_have_is_resampled_and_keeps_its_pitch_and_length(tmp_path, rate):
+    source, path = with_sound(tmp_path / "source.mov", "pcm_s16le", rate), tmp_path / "out.mp4"
+    with VideoWriter(path, FPS, (WIDTH, HEIGHT), audio_from=source) as writer:
+        for frame in frames(source):
+            writer.write(frame)
+    with av.open(str(path)) as container:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+        assert container.streams.audio[0].codec_context.sample_rate == 48_000
+    assert abs(len(heard) / 48_000 - 2) < 0.1
+    loudest = np.abs(np.fft.rfft(heard)).argmax() * 48_000 / len(heard)
+    assert loudest == pytest.approx(rate / (10 * np.pi), rel=0.01)
 
 
 def test_sound_of_a_silent_video_is_none(clips, tmp_path):
@@ -320,6 +350,42 @@ def test_a_pipe_that_breaks_off_or_is_no_pipe_of_pictures_is_noticed(monkeypatch
         pipe(monkeypatch, data)
         with pytest.raises(MediaError, match=words):
             frames("-")
+
+
+@pytest.mark.parametrize("damage", ["structure", "content", "between"])
+def test_a_damaged_picture_in_a_pipe_is_counted_and_left_out_and_the_others_keep_their_times(monkeypatch, damage):
+    parts = [encoded(index, "PNG" if index == 3 and damage == "content" else "JPEG") for index in range(6)]
+    if damage == "structure":
+        parts[3] = parts[3][:20] + bytes(400) + parts[3][420:]
+    elif damage == "content":
+        parts[3] = parts[3][:60] + bytes(20) + parts[3][80:]
+    else:
+        parts[3] = b"hello, world"
+    pipe(monkeypatch, b"".join(parts))
+    clip = frames("-", fps=FPS)
+    seen = [round((float(frame.mean()) - 4) / 8) for frame in clip]
+    assert seen == [0, 1, 2, 4, 5] and clip.damaged == 1
+    assert [clip.time(number) for number in range(5)] == [index / FPS for index in seen]
+
+
+def test_a_pipe_that_fails_has_the_pictures_so_far_and_tells_its_end(monkeypatch):
+    class Failing(io.BufferedReader):
+        def read1(self, size):
+            data = super().read1(size)
+            if not data:
+                raise OSError(5, "Input/output error")
+            return data
+
+    for count in (2, 0):
+        data = io.BytesIO(b"".join(encoded(index, "JPEG") for index in range(count)))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Failing(data)))
+        told = []
+        if count:
+            assert len(list(frames("-", warn=told.append))) == 2
+            assert told == ["standard input: the recording ends here: Input/output error"]
+        else:
+            with pytest.raises(MediaError, match="standard input: Input/output error"):
+                frames("-", warn=told.append)
 
 
 def test_pictures_of_every_kind_become_rgb(tmp_path):
@@ -535,7 +601,7 @@ def test_inputs_are_found_in_natural_order(tmp_path):
 
 def test_frames_are_read_only_when_asked_for(clips, monkeypatch):
     seen = []
-    monkeypatch.setattr(sources, "read_image", lambda path: seen.append(path) or numbered(len(seen)))
+    monkeypatch.setattr(sources, "read_image", lambda path, levels: seen.append(path) or numbered(len(seen)))
     reading = iter(frames(clips["folder"]))
     for expected in (1, 2, 3):  # one for the size
         assert len(seen) == expected

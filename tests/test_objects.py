@@ -6,12 +6,14 @@ from itertools import islice
 import numpy as np
 import pytest
 from helpers.commands import command, lines
-from helpers.squares import picture, save, save_film
+from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import Clicks, ObjectPrompt, segment_image, segment_video
 from minisam_glue.cli.objects import objects_of, parse_object, read_prompts
 from minisam_glue.masks import decode_rle
+from minisam_glue.media.writer import VideoWriter
+from minisam_glue.propagation import Tracking
 
 FILM = [picture(4 + 2 * t, 40, seed=t) for t in range(3)]
 LEFT, RIGHT = (5, 10, 15, 22), (40, 10, 50, 22)
@@ -146,3 +148,34 @@ def test_a_frame_beyond_the_end_of_a_film_leaves_nothing(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "object 2: at=3: the video has no such frame" in said and said.count("\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "webp", "mp4", "mkv"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--object", "box=5,10,15,22", "--object", "box=5,10,15,22 at=6"],
+        ["bright.", "--seed-frame", "6"],
+        ["--object", "box=5,10,15,22 at=3", "--max-seconds", "0.6"],
+        ["--object", "box=5,10,15,22 at=3", "--stride", "2"],
+    ],
+)
+def test_a_frame_beyond_the_end_is_refused_before_the_first_one(kind, words, tmp_path, monkeypatch, capsys):
+    source = tmp_path / f"film.{kind}"
+    if kind == "folder":
+        save_film(source, 6)
+    else:
+        with VideoWriter(source, 5, (56, 40)) as writer:
+            for frame in film(6):
+                writer.write(frame)
+    monkeypatch.setattr(Tracking, "_step", lambda *args: pytest.fail("a frame was tracked"))
+    words = [source, *words, "--frames", "--fps", "5", "--format", "gif", "--quiet", "--out", tmp_path / "out"]
+    assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert "the video has no such frame" in error and error.count("\n") == 1 and not list((tmp_path / "out").iterdir())
+
+
+def test_a_frame_beyond_the_end_of_a_list_is_refused_before_the_first_one(models, monkeypatch):
+    monkeypatch.setattr(Tracking, "_step", lambda *args: pytest.fail("a frame was tracked"))
+    with pytest.raises(ValueError, match="object 1: at=3"):
+        list(segment_video(models, FILM, Clicks(objects=[ObjectPrompt(box=LEFT, at=3)])))

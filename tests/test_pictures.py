@@ -1,23 +1,27 @@
 """Pictures as people have them: depths, alpha, pages, HEIC, masks, folders, views of arrays."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from helpers.commands import command, lines
 from helpers.picture_cases import CASES as TABLE
-from helpers.picture_cases import Case
+from helpers.picture_cases import Case, png_of_16_bits
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
 from minisam_glue import Clicks, load_models, segment_image, segment_video
 from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, read_masks
 from minisam_glue.media.images import is_picture, page_count
+from minisam_glue.media.sources import SAMPLES
 from minisam_glue.pixels import to_rgb
 
 CASES = Path(__file__).parent / "cases"
@@ -32,6 +36,51 @@ def test_every_kind_of_picture_is_read_as_the_table_says_or_refused_by_name(case
             read_image(path)
     else:
         assert np.array_equal(read_image(path), case.expected)
+
+
+def grey_page(peak: int) -> np.ndarray:
+    """uint16 (24, 32) of 800, with a square of another value."""
+    page = np.full((24, 32), 800, np.uint16)
+    page[8:16, 8:16] = peak
+    return page
+
+
+@pytest.mark.parametrize("kind", ["grey", "colours", "stack"])
+@pytest.mark.parametrize("peaks", [(4000, 4095, 4096, 4200), (4200, 4100, 4095, 4000), (900, 2100, 4000, 3900)])
+def test_one_scale_serves_all_pictures_of_more_than_8_bits_of_one_source(kind, peaks, tmp_path):
+    source, pages = tmp_path / "in", [grey_page(peak) for peak in peaks]
+    if kind == "stack":
+        first, *others = map(Image.fromarray, pages)
+        first.save(source, "TIFF", save_all=True, append_images=others)
+    else:
+        source.mkdir()
+        for number, page in enumerate(pages):
+            png_of_16_bits(np.repeat(page[..., None], 1 if kind == "grey" else 3, 2))(source / f"{number}.png")
+    bits = 14 if max(peaks) > 4095 else 12
+    values = [np.uint16(page) >> 8 << 8 if kind == "colours" else page for page in pages]
+    white = (2**bits - 1) >> 8 << 8 if kind == "colours" else 2**bits - 1
+    expected = [page.astype(int) * 255 // white for page in values]
+    clip = frames(source)
+    assert [image[..., 0].tolist() for image in clip] == [page.tolist() for page in expected]
+    assert np.array_equal(clip[2][..., 0], expected[2])
+
+
+def test_what_is_brighter_than_all_samples_of_a_source_is_clipped(tmp_path):
+    peaks = [1000] * 2 * SAMPLES
+    peaks[2] = 2000  # between two samples
+    for number, peak in enumerate(peaks):
+        Image.fromarray(grey_page(peak)).save(tmp_path / f"{number}.png")
+    pictures = list(frames(tmp_path))
+    assert {int(image[0, 0, 0]) for image in pictures} == {800 * 255 // 1023}
+    assert [int(image[10, 10, 0]) for image in pictures] == [min(peak * 255 // 1023, 255) for peak in peaks]
+
+
+def test_a_pipe_of_more_than_8_bits_keeps_the_widest_scale_so_far(monkeypatch):
+    data = io.BytesIO()
+    for peak in (4095, 4096, 4095, 4096):
+        Image.fromarray(grey_page(peak)).save(data, "PNG")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data.getvalue())))
+    assert [int(image[0, 0, 0]) for image in frames("-")] == [800 * 255 // 4095] + [800 * 255 // (2**14 - 1)] * 3
 
 
 # --- Views of arrays -----------------------------------------------------------------------------------------------
@@ -199,6 +248,17 @@ def test_masks_of_every_kind(tmp_path):
         read_masks(many)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("quality", [75, 90])
+def test_a_mask_does_not_grow_by_the_noise_of_its_compression(kind, quality, tmp_path):
+    rows, columns = np.mgrid[:200, :200]
+    disc = (rows - 100) ** 2 + (columns - 90) ** 2 < 50**2
+    Image.fromarray(disc.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "mask", kind, quality=quality)
+    assert (np.asarray(Image.open(tmp_path / "mask")).any(2) & ~disc).sum() > 500
+    [found] = read_masks(tmp_path / "mask")
+    assert not (disc & ~found).any() and (found & ~disc).sum() < 5
+
+
 def test_a_palette_mask_becomes_two_objects_and_an_alpha_mask_one(tmp_path):
     for mask, count in (("davis.png", 2), ("alpha-mask.png", 1)):
         words = (CASES / "masks" / "a.png", "--mask", CASES / "masks" / mask, "--out", tmp_path / mask, "--quiet")
@@ -281,6 +341,15 @@ def test_a_folder_with_nothing_says_what_is_there_instead(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(MediaError, match="no pictures or videos in this folder, only sub/"):
         expand_inputs([str(tmp_path)])
+
+
+def test_a_folder_of_thousands_of_pictures_is_listed_at_once(tmp_path):
+    for number in range(6000):
+        (tmp_path / f"{number}.png").touch()
+    (tmp_path / "notes.txt").touch()
+    begun, told = time.process_time(), []
+    assert len(expand_inputs([str(tmp_path)], told.append)) == 6000 and "1 left out" in told[0]
+    assert time.process_time() - begun < 2
 
 
 # --- With the demo's weights, on the pictures of tests/cases --------------------------------------------------------

@@ -138,6 +138,15 @@ def test_reverse_is_drawn_in_the_order_of_the_video(tmp_path):
             assert changed == bool(r["objects"])
 
 
+def test_the_way_back_keeps_the_best_score_of_frames_on_which_nothing_was_found(tmp_path):
+    words = [save_film(tmp_path / "film", 5, empty=2), "bright.", "--frames", "--format", "gif", "--quiet"]
+    best = []
+    for direction in ("forward", "both"):
+        assert command(*words, "--direction", direction, "--out", tmp_path / direction) == 0
+        best.append([r.get("best") for r in lines(tmp_path / direction / "film" / "result.jsonl")])
+    assert best[0] == best[1] and best[0][:2] == [{"label": "bright", "score": 0.1}] * 2
+
+
 def test_json_lines_go_to_standard_output_and_words_elsewhere(tmp_path, capsys):
     source = save_film(tmp_path / "film", 3)
     assert command(source, "bright.", "--frames", "--out", tmp_path / "out", "--json", "-", "--format", "gif") == 0

@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from helpers.commands import TINY, command, lines
-from helpers.squares import picture, save, save_film
+from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
@@ -18,6 +19,9 @@ from minisam_glue.cli import outputs, run, video
 from minisam_glue.cli.console import Console
 from minisam_glue.cli.job import Job
 from minisam_glue.datasets import DataSets
+from minisam_glue.media import sources
+from minisam_glue.media.video import Video
+from minisam_glue.media.writer import VideoWriter
 
 
 def files(folder: Path) -> list[str]:
@@ -344,6 +348,52 @@ def test_a_damaged_state_is_one_line_and_stays(name, content, tmp_path, monkeypa
     error = capsys.readouterr().err
     assert "leave out --resume" in error and error.count("\n") == 1 and path.parent.exists()
     assert command(*words) == 0
+
+
+def fail_after(read, count: int, code: int):
+    """The method `read`, which fails with an error of the system behind `count` items."""
+
+    def failing(*args):
+        yield from islice(read(*args), count)
+        raise OSError(code, os.strerror(code))
+
+    return failing
+
+
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "ENODEV", "ENOTCONN", "ETIMEDOUT", "ENXIO"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_disk_that_fails_in_a_video_is_not_its_end_and_resume_goes_on(code, direction, tmp_path, monkeypatch, capsys):
+    with VideoWriter(tmp_path / "a.mp4", 5, (56, 40)) as writer:
+        for frame in film(6):
+            writer.write(frame)
+    words = [tmp_path / "a.mp4", "bright.", "--format", "gif", "--direction", direction, "--quiet"]
+    assert command(*words, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as broken:
+        broken.setattr(Video, "_packets", fail_after(Video._packets, 4, getattr(errno, code)))
+        assert command(*words, "--out", tmp_path / "out") == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "a.mp4: " in line and os.strerror(getattr(errno, code)) in line
+        assert ("--resume" in line) == (direction == "forward")  # the way back begins with all packets
+    assert not (tmp_path / "out" / "a" / "result.json").exists()
+    assert command(*words, "--out", tmp_path / "out", "--resume") == 0
+    results = [(tmp_path / name / "a" / "result.jsonl").read_bytes() for name in ("whole", "out")]
+    assert results[0] == results[1] and results[0].count(b"\n") == 6
+
+
+def test_a_disk_that_fails_in_an_animation_is_not_its_end(tmp_path, monkeypatch, capsys):
+    first, *others = map(Image.fromarray, film(6))
+    first.save(tmp_path / "a.webp", save_all=True, append_images=others, lossless=True)
+    frame_of = sources.frame_of
+
+    def failing(image, index=0, levels=None):
+        if index == 4:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return frame_of(image, index, levels)
+
+    monkeypatch.setattr(sources, "frame_of", failing)
+    assert command(tmp_path / "a.webp", "bright.", "--out", tmp_path / "out", "--quiet") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a.webp: Input/output error" in line and not (tmp_path / "out" / "a" / "result.json").exists()
 
 
 def test_resume_refuses_to_save_other_things(tmp_path, monkeypatch, capsys):

@@ -1,9 +1,11 @@
 """segment.py on inputs of every kind: what comes out has the size, times, sound and format that went in."""
 
+import errno
 import glob
 import io
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 import av
@@ -65,13 +67,13 @@ def test_a_pipe_of_pictures_is_a_video(tmp_path):
     assert len(list(media.frames(tmp_path / "out" / "stdin" / "annotated.gif"))) == 4
 
 
-def as_camera(path: Path, monkeypatch) -> None:
-    """Let camera:0 show a video file."""
+def as_camera(path: Path, monkeypatch, wrap=lambda container: container) -> None:
+    """Let camera:0 show a video file, by its container in PyAV as `wrap` returns it."""
     real = av.open
 
     def open_either(file, *args, format=None, **options):
         camera = format in ("v4l2", "avfoundation", "dshow")
-        return real(str(path)) if camera else real(file, *args, format=format, **options)
+        return wrap(real(str(path))) if camera else real(file, *args, format=format, **options)
 
     monkeypatch.setattr(av, "open", open_either)
 
@@ -90,6 +92,46 @@ def test_a_camera_ends_after_its_seconds_or_with_ctrl_c_and_is_complete(tmp_path
     monkeypatch.setattr(Console, "record", interrupt)
     assert command("camera:0", "bright.", "--out", tmp_path / "b", "--format", "gif") == 0
     assert [r["frame"] for r in lines(tmp_path / "b" / "camera_0" / "result.jsonl")] == [0, 1, 2]
+
+
+class Failing:
+    """A container whose frame `at` raises an error each time it is decoded."""
+
+    def __init__(self, container, at: int, error: Exception):
+        self.container, self.at, self.error = container, at, error
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def decode(self, stream):
+        for number, frame in enumerate(self.container.decode(stream)):
+            if number == self.at:
+                raise self.error
+            yield frame
+
+
+ERRORS = {
+    "unplugged": (av.error.OSError(errno.ENODEV, "No such device"), 3, "the recording ends here: No such device"),
+    "unknown": (av.error.UnknownError(1313558101, "Unknown error"), 3, "the recording ends here: Unknown error"),
+    "external": (av.error.ExternalError(542398533, "Library error"), 3, "the recording ends here: Library error"),
+    "damaged": (av.error.InvalidDataError(1094995529, "Invalid data"), 6, "2 damaged pieces left out"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_camera_that_fails_late_has_a_result_and_one_that_fails_at_once_one_line(name, tmp_path, monkeypatch, capsys):
+    error, count, words = ERRORS[name]
+    source = save_video(tmp_path / "view.mp4", 8, 5, sound=False)
+    for at, status in ((3, 0), (0, 2)):
+        as_camera(source, monkeypatch, partial(Failing, at=at, error=error))
+        out = tmp_path / str(at)
+        assert command("camera:0", "bright.", "--out", out, "--format", "gif", "--quiet") == status
+        [line] = capsys.readouterr().err.splitlines()
+        if at:
+            assert line == f"warning: camera:0: {words}"
+            assert len(lines(out / "camera_0" / "result.jsonl")) == count
+        else:
+            assert line.startswith("error: camera:0: ") and not list(out.iterdir())
 
 
 @pytest.mark.parametrize("direction", ["reverse", "both"])

@@ -77,7 +77,7 @@ PLACES = {
         *("56,10", "10,40", "-1,10", "10,-0.5", "5000,5000"),
         *("0.5,0.5", "0.25,0.99", "9,15,0"),  # shares of the picture; only background
     ),
-    "--mask": ("nowhere.png", "", "{file}", "{photograph}", "{black}", "{small}"),
+    "--mask": ("nowhere.png", "", "{file}", "{photograph}", "{jpeg}", "{black}", "{small}"),
     "--object": (
         *(
             "",
@@ -137,6 +137,7 @@ def places(tmp_path):
         "png": save(picture(5), tmp_path / "one.png"),
         "film": save_film(tmp_path / "film", 4),
         "file": tmp_path / "file",
+        "jpeg": save(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8), tmp_path / "photograph.jpg"),
         "photograph": save(rng.integers(1, 255, (40, 56, 3), dtype=np.uint8), tmp_path / "photograph.png"),
         "black": save(np.zeros((40, 56), np.uint8), tmp_path / "black.png"),
         "small": save(square[:20], tmp_path / "small.png"),

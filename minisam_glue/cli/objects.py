@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import media
+from ..media.images import LEAST_LIGHT
 from ..prompts import Clicks, ObjectPrompt, as_numbers
 from ..support.reading import check_regular, flag, mapping, real, sequence, text, whole
 
@@ -145,7 +146,7 @@ def read_masks(path: str) -> list[np.ndarray]:
         raise media.MediaError(f"--mask {error}") from error
     inside = masks[0]
     share = inside.mean()
-    if len(masks) == 1 and share > 0.5 and not image[~inside].any():  # not the alpha of a cut-out
+    if len(masks) == 1 and share > 0.5 and image[~inside].max(initial=0) < LEAST_LIGHT:  # not the alpha of a cut-out
         # One object in one colour may be so large; a photograph has many colours.
         colours = image[inside].astype(int) @ (1 << 16, 1 << 8, 1)
         if np.unique(colours, return_counts=True)[1].max() < len(colours) / 2:

@@ -350,7 +350,9 @@ class VideoOutput:
 
     def add(self, result: Segmented) -> dict:
         """Add a frame: journal, masks, cut-outs, and its picture if it is the next. Returns its JSON record, with its
-        time in seconds of the source. A frame that comes twice keeps the objects that the second time does not have."""
+        time in seconds of the source. A frame that comes twice keeps what the second time does not have: objects, and
+        the best phrase of a detection."""
+        result.best = result.best or self.journal.best(result.frame)
         tracked = {segment.id for segment in result.objects}
         result.objects[:0] = [o for o in self.journal.objects(result.frame) if o.id not in tracked]
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()

@@ -212,7 +212,8 @@ def add_object_flags(group: argparse._ArgumentGroup) -> None:
         (
             "--mask",
             "FILE",
-            "mask image: non-black pixels, or its alpha, or each palette colour, are an object; repeatable",
+            "mask image: non-black pixels (of JPEG and the like: from 32 of 255), or its alpha, or each palette "
+            "colour, are an object; repeatable",
         ),
     ):
         group.add_argument(flag, action="append", default=[], metavar=metavar, help=text)

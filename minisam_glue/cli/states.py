@@ -5,7 +5,9 @@ every second one goes.
 """
 
 import io
+import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +17,8 @@ from ..support.files import whole_file
 from ..support.reading import anything, fields, load, mapping, plain, text, whole
 from .provenance import Facts
 
+log = logging.getLogger(__name__)
+
 EVERY = 16  # frames between two states at first
 NAME = re.compile(r"(\d{6,9})\.pt")
 VERSION = 4  # of a state, see Tracking.state
@@ -22,10 +26,13 @@ KIND = fields(version=whole(), of=mapping(text, plain), tracking=anything)  # `t
 
 
 class States:
-    """The states in one folder, of at most `room` bytes together; none are kept if that is 0. of: see provenance.py."""
+    """The states in one folder, of at most `room` bytes together; none are kept if that is 0. of: see provenance.py.
 
-    def __init__(self, folder: Path, room: float, of: Facts):
-        self.folder, self.room, self.of, self.every = folder, room, of, EVERY
+    tell: is told in one line if a single state needs more room. No more are kept then.
+    """
+
+    def __init__(self, folder: Path, room: float, of: Facts, tell: Callable[[str], None] = log.warning):
+        self.folder, self.room, self.of, self.every, self.tell = folder, room, of, EVERY, tell
 
     def keep(self, tracking: Tracking) -> None:
         """Write the present state, if it is time. OSError if that can't be done."""
@@ -34,6 +41,11 @@ class States:
             return
         content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
         torch.save({"version": VERSION, "of": self.of, "tracking": tracking.state() | {"held": []}}, content)
+        size = content.getbuffer().nbytes
+        if size > self.room:
+            self.tell(f"a state takes {size / 1e6:.3g} MB, --states {self.room / 1e6:g} allows less: no more are kept")
+            self.room = 0
+            return
         self.folder.mkdir(exist_ok=True)
         with whole_file(self.folder / f"{frame:06d}.pt") as path:
             path.write_bytes(content.getbuffer())

@@ -1,6 +1,7 @@
 """One video of a command: frame by frame into its output, saved from time to time, continued if it was interrupted."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .. import media
@@ -47,6 +48,13 @@ class VideoRun:
                     return 128 + self.job.stopped
                 with stage("write"):
                     result = output.finish(self.source, self.job.facts())
+            except media.ReadError as error:
+                if video.seekable and output.journal.places:
+                    with suppress(OSError):  # this disk may be the one that fails
+                        self.save(tracking, output)
+                output.abort()
+                hint = "; continue with the same command and --resume" if output.state_path.is_file() else ""
+                raise media.ReadError(f"{error}{hint}") from error
             except BaseException:
                 output.abort()
                 raise
@@ -81,7 +89,7 @@ class VideoRun:
                 output.check_next(tracking.next)
             except ValueError as error:
                 raise output.damaged(error) from error
-        states = States(output.new / "states", self.args.states * 1e6, output.of)
+        states = States(output.new / "states", self.args.states * 1e6, output.of, self.note)
         kept = video.seekable and self.args.direction == FORWARD  # for --correct
         best, saved = None, time.monotonic()
         with Progress(self.source, not self.args.quiet, *tracking.counted(video.count)) as progress:
@@ -99,6 +107,10 @@ class VideoRun:
                     self.save(tracking, output)
                     saved = time.monotonic()
         return best
+
+    def note(self, text: str) -> None:
+        """Say what is worth knowing about this video, in one line."""
+        self.console.say(f"note: {self.source}: {text}")
 
     def save(self, tracking: Tracking, output: VideoOutput) -> None:
         """Save the state that --resume continues from."""

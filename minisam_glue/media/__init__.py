@@ -2,7 +2,7 @@
 
 from .images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_url, natural_key, page_count, read_image, read_masks
 from .inputs import Frames, expand_inputs, frames, has_av, is_moving
-from .limits import MediaError, load_av
+from .limits import MediaError, ReadError, load_av
 from .video import DEFAULT_FPS, open_video
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Frames",
     "IMAGE_SUFFIXES",
     "MediaError",
+    "ReadError",
     "VIDEO_SUFFIXES",
     "expand_inputs",
     "frames",

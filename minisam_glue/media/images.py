@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..pixels import own_rgb
+from ..pixels import Levels, levels_of, own_rgb
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
-from .limits import MAX_BYTES, MAX_PIXELS, MediaError
+from .limits import MAX_BYTES, MAX_PIXELS, MediaError, ReadError, is_read_error
 
 log = logging.getLogger(__name__)
 
@@ -38,29 +38,35 @@ VIDEO_SUFFIXES = {
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD = 128  # bytes that tell a HEIC picture
 OPAQUE = 128  # alpha from which a mask counts
+LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", None}  # Pillow's names, None for HEIC: black has noise in them
+LEAST_LIGHT = 32  # value of a channel from which a pixel of a lossy mask is not black
 MOST_COLOURS = 64  # objects that a palette mask may hold
 VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object in PASCAL VOC's masks
 NAMED = 5  # files that are left out, of which a message gives the name
 
 
-def read_image(source: str | Path, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+def read_image(
+    source: str | Path, warn: Callable[[str], None] = log.warning, levels: Levels | None = None
+) -> np.ndarray:
     """A file or http(s) URL -> uint8 RGB (H, W, 3). MediaError if there is no picture or one above MAX_PIXELS.
 
-    warn: is told in one line if a TIFF has more pages than the first, which is the one that is read.
+    warn: is told in one line if a TIFF has more pages than the first, which is the one that is read. levels: see
+    pixels.to_rgb.
     """
-    return decode(_download(str(source)) if is_url(source) else source, str(source), warn)
+    return decode(_download(str(source)) if is_url(source) else source, str(source), warn, levels)
 
 
 def read_masks(source: str | Path) -> list[np.ndarray]:
     """A file or URL -> masks bool (H, W) of the objects in it. MediaError, as of read_image.
 
     A palette picture has an object for each colour but black, in the order of its palette. The alpha of a picture that
-    has some is the shape of one object. Of any other picture, what is not black is one object.
+    has some is the shape of one object. Of any other picture, what is not black is one object; in formats that compress
+    with loss, what has a channel of at least LEAST_LIGHT.
     """
     name = str(source)
     try:
-        with _open_mask(_download(name) if is_url(source) else source) as image:
-            image = ImageOps.exif_transpose(image)
+        with _open_mask(_download(name) if is_url(source) else source) as opened:
+            image = ImageOps.exif_transpose(opened)
             if image.mode == "P":
                 return _of_palette(image, name)
             if image.has_transparency_data:
@@ -69,7 +75,7 @@ def read_masks(source: str | Path) -> list[np.ndarray]:
                     return [alpha >= OPAQUE]
             if image.mode[0] in "IF":
                 return [np.asarray(image) != 0]
-            return [np.asarray(image.convert("RGB")).any(2)]
+            return [np.asarray(image.convert("RGB")).max(2) >= (LEAST_LIGHT if opened.format in LOSSY else 1)]
     except Exception as error:  # as in decode
         raise _error(name, error) from error
 
@@ -115,8 +121,10 @@ def list_folder(
         )
     except OSError as error:
         raise MediaError(f"{folder}: {error.strerror}") from error
-    found = [path for path in entries if os.path.isfile(path) and takes(path)]  # a pipe would be waited for
-    others = [path for path in entries if path not in set(found)]
+    found, others = [], []
+    for path in entries:
+        taken = os.path.isfile(path) and takes(path)  # a pipe would be waited for
+        (found if taken else others).append(path)
     names = [f"{path.name}/" if os.path.isdir(path) else path.name for path in others]
     listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     if not found:
@@ -154,15 +162,29 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     return image
 
 
-def frame_of(image: Image.Image, index: int = 0) -> np.ndarray:
-    """Frame `index` of an open picture as RGB. Any exception if it is damaged, but no warning on standard error."""
+def frame_of(image: Image.Image, index: int = 0, levels: Levels | None = None) -> np.ndarray:
+    """Frame `index` of an open picture as RGB. Any exception if it is damaged, but no warning on standard error.
+
+    levels: see pixels.to_rgb.
+    """
     # Pillow takes memory piece by piece and leaves other threads none before it fails; one piece fails at once.
     np.empty((image.height, image.width, 4), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if index or image.tell():
             image.seek(index)
-        return own_rgb(image)
+        return own_rgb(image, levels)
+
+
+def levels_of_frame(source: str | Path | io.BytesIO, index: int = 0) -> Levels | None:
+    """The levels of frame `index` of a picture file, see pixels.levels_of; None for 8 bits, and for damage."""
+    try:
+        with open_picture(source) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.seek(index)
+            return levels_of(image)
+    except Exception:  # as in decode, where it is told; Pillow does not open HEIC
+        return None
 
 
 def page_count(source: str | Path | Image.Image) -> int:
@@ -176,14 +198,16 @@ def page_count(source: str | Path | Image.Image) -> int:
         return 1
 
 
-def decode(source: str | Path | io.BytesIO, name: str, warn: Callable[[str], None] = log.warning) -> np.ndarray:
+def decode(
+    source: str | Path | io.BytesIO, name: str, warn: Callable[[str], None] = log.warning, levels: Levels | None = None
+) -> np.ndarray:
     """A file or its bytes -> uint8 RGB (H, W, 3). MediaError, which begins with `name`, if that can't be."""
     try:
         if is_heic(source):
             return read_heif(_content(source))
         with open_picture(source) as image:
             pages = page_count(image)
-            picture = frame_of(image)
+            picture = frame_of(image, 0, levels)
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         raise _error(name, error, source) from error
     if pages > 1:
@@ -211,7 +235,7 @@ def _error(name: str, error: Exception, source: str | Path | io.BytesIO | None =
     text = reason(error)
     if isinstance(error, Image.UnidentifiedImageError) and source is not None and _content(source, 4) in TIFF_MAGIC:
         text = "a TIFF with values of a kind that Pillow does not read: save it with 8 or 16 bits a channel"
-    return MediaError(f"{name}: {text}")
+    return (ReadError if is_read_error(error) else MediaError)(f"{name}: {text}")
 
 
 def reason(error: Exception) -> str:

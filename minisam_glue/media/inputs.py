@@ -1,7 +1,8 @@
 """Pictures and moving pictures, in: files, URLs, frame folders, GIF and WebP animations, videos, cameras, a pipe.
 
 Every frame is uint8 RGB (H, W, 3) as one would see it on a screen: turned as EXIF or the video's matrix says, alpha
-laid on white. Frames are read when they are asked for. Videos and cameras need PyAV (the extra `cli`), the rest Pillow.
+laid on white; values of more than 8 bits have one scale in a source. Frames are read when they are asked for. Videos
+and cameras need PyAV (the extra `cli`), the rest Pillow.
 Left out: interlacing, sound (the writer copies it), changing the frame rate, network streams.
 """
 
@@ -128,6 +129,14 @@ class Frames:
     def time(self, index: int) -> float:
         """The time of frame `index`, in seconds after the first frame of the source."""
         return self.reader.time(self.first + index * self.stride)
+
+    def lacks(self, index: int) -> bool:
+        """Whether it is known that there is no frame `index`: no frame before it need be decoded to tell."""
+        if self.reader.lacks(self.first + index * self.stride):
+            return True
+        if not self.seekable or self.max_seconds is None or index + 1 < self.max_seconds * self.fps:
+            return False
+        return self.time(index) >= self.time(0) + self.max_seconds - TOLERANCE
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.forward()

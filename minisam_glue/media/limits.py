@@ -1,15 +1,26 @@
 """Limits of media, the error they raise, and PyAV, which only videos and HEIC pictures need."""
 
+import errno
 from types import ModuleType
 
 from ..support.processes import install_command
 
 MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe
+UNREADABLE = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class MediaError(ValueError):
     """A picture or video can't be read or written; the message names it and says why."""
+
+
+class ReadError(MediaError):
+    """A disk, share or device failed while a source was read: the source itself may be whole."""
+
+
+def is_read_error(error: Exception) -> bool:
+    """Whether an exception comes from a disk, share or device, and not from damage in what was read."""
+    return getattr(error, "errno", None) in UNREADABLE
 
 
 def load_av(need: str) -> ModuleType:

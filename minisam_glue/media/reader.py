@@ -50,6 +50,10 @@ class Reader:
         """The number of the first frame at or after so many seconds; the number of all frames if there is none."""
         return math.ceil((seconds - TOLERANCE) * self.fps)
 
+    def lacks(self, number: int) -> bool:
+        """Whether it is known, without decoding, that there is no frame `number`."""
+        return self.count is not None and number >= self.count
+
     def exact_count(self, first: int = 0) -> int:
         """The number of frames, after checking that those from `first` on can be decoded."""
         return self.count

@@ -1,6 +1,7 @@
 """Moving sources, in: frame folders, animations, cameras, a pipe; video files are video.py's. See `media.frames`."""
 
 import io
+import itertools
 import os
 import re
 import sys
@@ -11,34 +12,40 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from ..pixels import Levels, join_levels
 from .images import (
     IMAGE_SUFFIXES,
     decode,
     frame_of,
     is_heic,
     is_picture,
+    levels_of_frame,
     list_folder,
     looks_like_picture,
     open_picture,
     read_image,
     reason,
 )
-from .limits import MAX_BYTES, MediaError, load_av
+from .limits import MAX_BYTES, MediaError, ReadError, is_read_error, load_av
 from .reader import TOLERANCE, Reader, Timed, every, same_size
 from .video import Video, film_stream
 
+SAMPLES = 8  # pictures of a source, spread over it, that fix the scale of values of more than 8 bits
 NO_DURATION = 100  # milliseconds that browsers show a frame of an animation whose duration is stated as 0
+MOST_DAMAGED = 100  # packets of a camera in a row that can't be decoded, after which nothing more is expected
+PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n")  # the beginning of a JPEG or PNG picture
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
 
 
 def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     """The reader for a source as `media.frames` takes it; `fps` is for those that state no rate. MediaError."""
     if source == "-":
-        return _Pipe(fps)
+        return _Pipe(fps, warn)
     if source.startswith("camera:"):
-        return _Camera(source)
+        return _Camera(source, warn)
     if os.path.isdir(source):
         return _Pictures(source, list_folder(source, looks_like_picture, "pictures", warn), fps)
     if not os.path.isfile(source):
@@ -51,17 +58,29 @@ def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     return Video(path)
 
 
+def _common_levels(levels: Callable[[int], Levels | None], count: int) -> Levels | None:
+    """One scale for all frames, so that brightness does not jump within a source. None if the first has 8 bits.
+
+    levels: gives those of the frame of a number.
+    """
+    first = levels(0)
+    others = range(1, count, max(1, count // SAMPLES)) if first else ()
+    return join_levels([first, *map(levels, others)])
+
+
 class _Pictures(Reader):
     """The files of a folder."""
 
     def __init__(self, name: str, paths: list[Path], fps: float):
         self.name, self.fps, self.paths, self.count = name, fps, paths, len(paths)
-        self.size = read_image(self.paths[0]).shape[1::-1]
+        self.levels = _common_levels(lambda number: levels_of_frame(paths[number]), self.count)
+        self.size = read_image(paths[0], levels=self.levels).shape[1::-1]
 
     def read(self, first: int, stride: int) -> Iterator[Timed]:
         for number in range(first, self.count, stride):
             path = self.paths[number]
-            yield Timed(self.time(number), stride / self.fps, same_size(read_image(path), self.size, path))
+            picture = same_size(read_image(path, levels=self.levels), self.size, path)
+            yield Timed(self.time(number), stride / self.fps, picture)
 
 
 class _Animation(Reader):
@@ -75,6 +94,7 @@ class _Animation(Reader):
                 self.length = 1000 / fps if image.format == "TIFF" else NO_DURATION
                 self.hidden = self._hidden(image)
                 self.count -= self.hidden
+            self.levels = _common_levels(lambda number: levels_of_frame(path, number + self.hidden), self.count)
             with open_picture(path) as image:
                 self.size = frame_of(image, self.hidden).shape[1::-1]
         except Exception as error:  # as in decode
@@ -102,10 +122,13 @@ class _Animation(Reader):
             for number in range(min(first, len(self.starts) - 1), self.count):
                 wanted, known = number >= first and (number - first) % stride == 0, number < len(self.starts) - 1
                 try:
-                    frame = None if known and not wanted else frame_of(image, number + self.hidden)
+                    frame = None if known and not wanted else frame_of(image, number + self.hidden, self.levels)
                 except MemoryError:
                     raise
-                except Exception:  # the file ends early: what came before is good
+                except Exception as error:
+                    if is_read_error(error):
+                        raise ReadError(f"{self.name}: {reason(error)}") from error
+                    # the file ends early: what came before is good
                     self.damaged += 1
                     return
                 if not known:
@@ -140,9 +163,14 @@ class _Animation(Reader):
 
 
 class _Live(Reader):
-    """A source that is read once, forward; the frame that comes next is kept, since it tells the size."""
+    """A source that is read once, forward; the frame that comes next is kept, since it tells the size.
+
+    Damage is counted and left out. An error behind the first picture ends the recording, which is told: the pictures so
+    far can't be had again.
+    """
 
     seekable = False
+    warn: Callable[[str], None]
 
     def _begin(self, frames: Iterator[Timed]) -> None:
         self.frames, self.times, self.number, self.used = frames, [], 0, False
@@ -150,6 +178,12 @@ class _Live(Reader):
         if self.held is None:
             raise MediaError(f"{self.name}: no picture came")
         self.size = self.held.picture.shape[1::-1]
+
+    def _fail(self, error: Exception, begun: bool) -> None:
+        """Tell the end of a recording that has begun. MediaError if no picture has come."""
+        if not begun:
+            raise MediaError(f"{self.name}: {reason(error)}") from error
+        self.warn(f"{self.name}: the recording ends here: {reason(error)}")
 
     def first_from(self, seconds: float) -> int:
         while self.held is not None and self.held.time < seconds - TOLERANCE:
@@ -179,9 +213,9 @@ class _Live(Reader):
 class _Camera(_Live):
     """camera:N through FFmpeg's input of the platform; on Windows camera:NAME, as its own list names it."""
 
-    def __init__(self, source: str):
-        self.name, which = source, source.removeprefix("camera:")
-        av = load_av(source)
+    def __init__(self, source: str, warn: Callable[[str], None]):
+        self.name, self.warn, which = source, warn, source.removeprefix("camera:")
+        self.av = av = load_av(source)
         kind, device = {"darwin": ("avfoundation", which), "win32": ("dshow", f"video={which}")}.get(
             sys.platform, ("v4l2", f"/dev/video{which}")
         )
@@ -203,12 +237,24 @@ class _Camera(_Live):
 
     def _decoded(self) -> Iterator[Any]:
         """Frames as they come. Between two of them FFmpeg's input on macOS asks to be asked again."""
-        while True:
+        begun, damaged = False, 0  # packets in a row
+        while damaged <= MOST_DAMAGED:
             try:
-                yield from self.container.decode(film_stream(self.container))
+                for frame in self.container.decode(film_stream(self.container)):
+                    begun, damaged = True, 0
+                    yield frame
                 return
             except BlockingIOError:
                 time.sleep(0.005)
+            except self.av.error.InvalidDataError:
+                damaged += 1
+                self.damaged += 1
+            except EOFError:
+                return
+            except (self.av.FFmpegError, OSError) as error:
+                self._fail(error, begun)
+                return
+        self._fail(MediaError("damaged, nothing more can be decoded"), begun)
 
     def close(self) -> None:
         self.container.close()
@@ -219,14 +265,35 @@ class _Pipe(_Live):
 
     name = "standard input"
 
-    def __init__(self, fps: float):
-        self.fps, self.data = fps, bytearray()
+    def __init__(self, fps: float, warn: Callable[[str], None]):
+        self.fps, self.warn, self.data = fps, warn, bytearray()
         self.stream = getattr(sys.stdin, "buffer", sys.stdin)
-        pictures = enumerate(iter(self._picture, b""))
-        self._begin(Timed(self.time(n), 1 / fps, decode(io.BytesIO(picture), self.name)) for n, picture in pictures)
+        self.levels: Levels | None = None  # of all pictures so far: those to come are not known
+        self._begin(self._pictures())
 
-    def time(self, number: int) -> float:
-        return number / self.fps
+    def _pictures(self) -> Iterator[Timed]:
+        """Pictures at an even rate; behind a damaged one the others keep their times."""
+        damaged = False
+        for number in itertools.count():
+            try:
+                if damaged:
+                    self._skip_damage()
+                damaged, picture = False, self._picture()
+                if not picture:
+                    return
+                yield Timed(number / self.fps, 1 / self.fps, self._decode(picture))
+            except MediaError as error:
+                if not number or isinstance(error.__cause__, MemoryError):
+                    raise
+                damaged = True
+                self.damaged += 1
+            except OSError as error:
+                self._fail(error, number > 0)
+                return
+
+    def _decode(self, picture: bytes) -> np.ndarray:
+        self.levels = join_levels([self.levels, levels_of_frame(io.BytesIO(picture))])
+        return decode(io.BytesIO(picture), self.name, levels=self.levels)
 
     def _picture(self) -> bytes:
         """The bytes of the next picture, b"" at the end. A last picture that is cut off is counted as damaged."""
@@ -243,9 +310,21 @@ class _Pipe(_Live):
         except EOFError:
             self.damaged += 1
             return b""
+        except MediaError:
+            del self.data[:2]  # so that the next picture is looked for behind the beginning of this one
+            raise
         picture = bytes(self.data[:end])
         del self.data[:end]
         return picture
+
+    def _skip_damage(self) -> None:
+        """Drop what comes before the next picture, or the end."""
+        while not (found := PICTURE.search(self.data)):
+            del self.data[:-8]  # which may hold a part of its first bytes
+            if not self._fill(len(self.data) + 1):
+                self.data.clear()
+                return
+        del self.data[: found.start()]
 
     def _fill(self, size: int) -> bool:
         """Have `size` bytes at hand, if they come."""

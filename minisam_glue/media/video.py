@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..pixels import on_white
 from .images import reason
-from .limits import MAX_PIXELS, MediaError, load_av
+from .limits import MAX_PIXELS, MediaError, ReadError, is_read_error, load_av
 from .reader import TOLERANCE, Reader, Timed, every, resized
 
 DEFAULT_FPS = 25.0  # of sources that state no rate
@@ -235,12 +236,18 @@ class Video(Reader):
                     continue
                 except self.av.error.EOFError:
                     return
-                except (self.av.FFmpegError, OSError):
-                    self.damaged += 1
+                except (self.av.FFmpegError, OSError) as error:
+                    self._end_early(error)
                     return
                 yield from decoded
         finally:
             packets.close()
+
+    def _end_early(self, error: Exception) -> None:
+        """Count the damage behind which nothing can be read. ReadError if it is none: the rest may be whole."""
+        if is_read_error(error):
+            raise ReadError(f"{self.name}: {reason(error)}") from error
+        self.damaged += 1
 
     def _packets(self, entry: Entry | None) -> Iterator:
         """The film's packets from a key frame's on, or (None) all.
@@ -273,7 +280,9 @@ class Video(Reader):
     def _to_rgb(self, frame) -> np.ndarray:
         if frame.width * frame.height > MAX_PIXELS:
             raise MediaError(f"{self.name}: {frame.width}x{frame.height} pixels are more than {MAX_PIXELS}")
-        turned = upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
+        alpha = any(component.is_alpha for component in frame.format.components)
+        pixels = on_white(frame.to_ndarray(format="rgba")) if alpha else frame.to_ndarray(format="rgb24")
+        turned = upright(pixels, _display_matrix(frame))
         if self.size not in (None, turned.shape[1::-1]):  # the size changes in the middle
             turned = resized(turned, self.size)
         return np.ascontiguousarray(turned)
@@ -284,13 +293,14 @@ class Video(Reader):
         """Learn the time stamps of all frames from the packets, if those tell them; `indexed` says so."""
         if self.scanned:
             return
-        self.scanned, packets = True, []
+        packets = []
         try:
             for packet in self._packets(None):
                 if packet.size:
                     packets.append((packet.pts, packet.dts, packet.is_keyframe, self._shown(packet)))
-        except (self.av.FFmpegError, OSError):
-            self.damaged += 1
+        except (self.av.FFmpegError, OSError) as error:
+            self._end_early(error)
+        self.scanned = True
         self.entries = sorted({Entry(pts, dts) for pts, dts, key, _ in packets if key and None not in (pts, dts)})
         stamps, decoding = [pts for pts, _, _, shown in packets if shown], [dts for _, dts, _, _ in packets]
         self.indexed = (
@@ -318,6 +328,12 @@ class Video(Reader):
             return False
         return packet.stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & VP8_SHOWN)
 
+    def lacks(self, number: int) -> bool:
+        if self.count is not None and number < self.count:
+            return False
+        self._scan()
+        return self.indexed and number >= len(self.stamps)
+
     def exact_count(self, first: int = 0) -> int:
         self._scan()
         if not self.indexed and not self.checked:
@@ -333,7 +349,10 @@ class Video(Reader):
 
     @property
     def lost(self) -> list[int] | None:
-        self._scan()
+        try:
+            self._scan()
+        except ReadError:  # without an index frames are counted from the start
+            return None
         return sorted(self._lost) if self.indexed else None
 
     def forget(self, lost: list[int] | None) -> None:

@@ -24,6 +24,10 @@ from .video import Video, open_video
 
 VIDEO = {".mp4", ".m4v", ".mov", ".mkv"}
 COPIED_SOUND = {"aac", "mp3", "opus"}  # what browsers play inside mp4; other sound is encoded as AAC
+AAC_RATES = {  # ISO/IEC 14496-3, table of samplingFrequencyIndex, in Hz
+    *(96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
+}
+OTHER_RATE = 48_000  # Hz, of sound at a rate that AAC does not have
 BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273, tables 2 to 4, and FFmpeg's name for 16-235
 SHORTEST, LONGEST = 0.001, 10_000.0  # seconds of a frame that can be written; damaged files claim others
 SOUND_AHEAD = 1.0  # seconds before the place where sound begins, to which is sought
@@ -200,12 +204,12 @@ class _Mp4:
             self.waiting = None
 
     def _sound(self, source, start: float) -> Iterator:
-        """Packets of the sound, timed from second `start` of its source: copied, or as AAC."""
-        copied = source.codec_context.name in COPIED_SOUND
+        """Packets of the sound, timed from second `start` of its source: copied, or as AAC at a rate that it has."""
+        copied, rate = source.codec_context.name in COPIED_SOUND, source.codec_context.sample_rate
         target = (
             self.output.add_stream_from_template(source)
             if copied
-            else self.output.add_stream("aac", rate=source.codec_context.sample_rate)
+            else self.output.add_stream("aac", rate=rate if rate in AAC_RATES else OTHER_RATE)
         )
 
         def packets() -> Iterator:
