@@ -166,7 +166,7 @@ def check_hold_out(val: Split | None, config: TrainConfig, say: Callable[[str], 
     """Say that a small hold-out chooses nothing. TrainingError if early stopping has none to go by."""
     if val is None:
         check_patience(config)
-    if val is not None and len(val) < LEAST_HOLD_OUT:
+    elif len(val) < LEAST_HOLD_OUT:
         say(
             f"the hold-out has {count(len(val), 'image')}, too few to choose weights by ({LEAST_HOLD_OUT} are needed): "
             "the averaged weights of the last epoch are taken"

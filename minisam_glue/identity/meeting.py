@@ -67,7 +67,7 @@ class Meeting:
         drifts, turns = ([[0.0, 0.0] for _ in self.members] for _ in range(2))
         for axis, centre, side in ((0, x, w), (1, y, h)):
             (low, one), (high, other) = found = [
-                self.outermost(number, axis, sign, sign * centre + side / 2) for sign in (-1, 1)
+                outermost(boxes, axis, sign, sign * centre + side / 2) for sign in (-1, 1)
             ]
             (a, size), (b, other_size) = ((boxes[member][axis], boxes[member][2 + axis]) for member in (low, high))
             told = abs(a - b) >= TOLD * min(size, other_size) and one * other > 0
@@ -78,19 +78,20 @@ class Meeting:
         for motion, drift, turn in zip(self.motions, drifts, turns):
             motion.correct(number, tuple(drift), tuple(turn))
 
-    def outermost(self, number: int, axis: int, sign: int, edge: float) -> tuple[int, float]:
-        """The member whose prediction reaches furthest to a side, and how far the edge of the union is beyond it.
-
-        axis, sign: 0 and -1 for the left side. edge: its place times the sign.
-        """
-        edges = [sign * box[axis] + box[2 + axis] / 2 for box in self.boxes(number)]
-        member = max(range(len(edges)), key=edges.__getitem__)
-        return member, edge - edges[member]
-
     def over(self, number: int) -> bool:
         """Whether no two of the predicted boxes touch any more."""
         boxes = self.boxes(number)
         return not any(touch(a, b, MARGIN) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def outermost(boxes: list[Box], axis: int, sign: int, edge: float) -> tuple[int, float]:
+    """The number of the box that reaches furthest to a side, and how far the edge of the union is beyond it.
+
+    axis, sign: 0 and -1 for the left side. edge: its place times the sign.
+    """
+    edges = [sign * box[axis] + box[2 + axis] / 2 for box in boxes]
+    member = max(range(len(edges)), key=edges.__getitem__)
+    return member, edge - edges[member]
 
 
 def distances(boxes: list[Box], like: Tensor) -> Tensor:
