@@ -149,7 +149,7 @@ def _load_official(
         if name is not None and name not in names:
             raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
     checkpoint = f"sam2.1_hiera_{sam}"
-    wanted = {None: [], CLIPSEG: ["clipseg", "clip-bpe"]}.get(detector, [detector, "bert-vocab"])
+    wanted = weights.with_vocabularies([detector] if detector else [])
     if detector == CLIPSEG:
         check_size(heat_size, clipseg.PRESETS["rd64-refined"].clip.vision.patch_size)
     files = {name: weights.fetch(name, folder, progress) for name in (*wanted, checkpoint)}  # before any is read

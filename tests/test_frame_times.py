@@ -204,7 +204,7 @@ def test_number_time_and_picture_of_each_frame_are_the_file_s_however_it_is_reac
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 130))
-def test_the_same_for_thirty_more_clips(seed, tmp_path):
+def test_frames_of_thirty_more_clips_are_the_file_s_however_they_are_reached(seed, tmp_path):
     clip = draw_clip(seed, tmp_path)
     check(clip, random.Random(seed))
 

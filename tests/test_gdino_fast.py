@@ -47,7 +47,7 @@ def test_the_whole_model_predicts_the_same(part, monkeypatch):
     assert torch.allclose(got.logits, want.logits, atol=1e-4) and torch.allclose(got.boxes, want.boxes, atol=1e-5)
 
 
-def test_it_trains_the_same():
+def test_it_has_the_gradients_of_the_plain_model():
     plain, quick = pair()
     for model in (plain, quick):
         outputs = predict(model.train())

@@ -193,7 +193,9 @@ def test_settings_that_can_not_be_are_refused(settings):
 
 def test_positives_lie_inside_the_border_and_negatives_outside_of_it():
     logits = blobs((100, 120, 180, 220), (200, 120, 260, 220))
-    for instance in find_instances(logits, (352, 352), HeatSettings(negatives=40)):
+    instances = find_instances(logits, (352, 352), HeatSettings(negatives=40))
+    assert len(instances) == 2
+    for instance in instances:
         left, top, right, bottom = instance.box
         for (x, y), sign in zip(instance.points, instance.labels):
             if sign:

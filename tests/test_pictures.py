@@ -228,7 +228,7 @@ def palette(numbers: np.ndarray, colours: list[int], path: Path, **options) -> P
     return path
 
 
-def test_masks_of_every_kind(tmp_path):
+def test_a_mask_file_gives_an_object_for_each_colour_but_the_background_and_void(tmp_path):
     numbers = np.arange(12).reshape(3, 4) % 4
     found = read_masks(palette(numbers, [0, 0, 0, 255, 0, 0, 0, 255, 0, 255, 0, 0], tmp_path / "twice.png"))
     assert [mask.tolist() for mask in found] == [np.isin(numbers, (1, 3)).tolist(), (numbers == 2).tolist()]

@@ -85,7 +85,7 @@ def test_nothing_found_has_the_size_of_the_picture_and_says_the_best_score():
 def test_pictures_of_unequal_sizes_together_equal_one_by_one():
     images = [picture(5, 30), picture(), picture(20, height=30, width=64)]
     together = segment_images(tiny_models(), images, "bright.")
-    for image, result in zip(images, together):
+    for image, result in zip(images, together, strict=True):
         alone = segment_image(tiny_models(), image, "bright.")
         assert same(result, alone) and np.array_equal(result.boxes, alone.boxes)
         assert result.best == alone.best
@@ -130,8 +130,10 @@ def test_a_video_is_answered_frame_by_frame_without_reading_ahead():
             given.append(1)
             yield image
 
+    count = 0
     for count, result in enumerate(segment_video(tiny_models(), source(), "bright."), 1):
         assert len(given) == count and result.frame == count - 1 and len(result.objects) == 1
+    assert count == 5
 
 
 def test_the_first_frame_with_a_detection_is_the_seed():

@@ -76,7 +76,7 @@ def test_an_object_added_for_a_second_pass_leaves_the_others_bit_identical(chunk
         list(t.propagate(VIDEO))
         t.seek(0, VIDEO[0])
     joined.prompt(2, box=OTHER)
-    for a, b in zip(alone.propagate(VIDEO), joined.propagate(VIDEO)):
+    for a, b in zip(alone.propagate(VIDEO), joined.propagate(VIDEO), strict=True):
         assert torch.equal(a.low_res[0], b.low_res[0])
 
 
@@ -104,7 +104,7 @@ def test_streaming_equals_offline():
     streaming, offline = start(), tracker(keep_all=True)
     offline.seek(0, VIDEO[0])
     offline.prompt(1, box=BOX)
-    for frame, result in zip([None, *VIDEO[1:]], offline.propagate(VIDEO)):
+    for frame, result in zip([None, *VIDEO[1:]], offline.propagate(VIDEO), strict=True):
         stepped = streaming.result() if frame is None else streaming.step(frame)
         assert stepped.frame == result.frame and torch.equal(stepped.low_res, result.low_res)
 
@@ -130,6 +130,7 @@ def test_frames_are_read_when_due_and_then_let_go():
         assert read[-1] == result.frame
         gc.collect()
         assert sum(ref() is not None for ref in alive) <= 2
+    assert len(read) == 30
 
 
 def test_reverse_and_both_directions_reach_every_frame():
@@ -152,7 +153,8 @@ def test_reverse_is_forward_on_the_reversed_video():
     backward.seek(7, VIDEO[7])
     for t in (forward, backward):
         t.prompt(1, box=BOX)
-    for a, b in zip(forward.propagate(VIDEO[::-1]), backward.propagate(VIDEO, reverse=True)):
+    both = zip(forward.propagate(VIDEO[::-1]), backward.propagate(VIDEO, reverse=True), strict=True)
+    for a, b in both:
         assert a.frame == 7 - b.frame
         torch.testing.assert_close(a.low_res, b.low_res, atol=1e-4, rtol=1e-4)
 

@@ -5,6 +5,7 @@ import glob
 import io
 import json
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from minisam_glue.cli.console import Console
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.masks import decode_rle
 from minisam_glue.prompts import split_phrases
+from minisam_glue.weights import CHECKPOINTS
+from minisam_glue.weights.table import VOCABULARIES
 
 
 def save_gif(path: Path, count: int = 4, milliseconds: int = 200) -> Path:
@@ -302,6 +305,15 @@ def test_download_gets_what_is_missing_and_says_the_licence(tmp_path, publish, c
     (tmp_path / "tiny.pt").unlink()
     assert segment.main(["--download", "tiny", "--weights", str(tmp_path), "--quiet"]) == 2
     assert "sha256" in capsys.readouterr().err and not (tmp_path / "tiny.pt").exists()
+
+
+def test_downloading_a_model_that_reads_phrases_brings_its_vocabulary(tmp_path, publish, capsys, monkeypatch):
+    publish("/whole")
+    monkeypatch.setitem(VOCABULARIES, "reader", "tiny")
+    monkeypatch.setitem(CHECKPOINTS, "reader", replace(CHECKPOINTS["tiny"], file="reader.pt"))
+    assert segment.main(["--download", "reader", "tiny", "--weights", str(tmp_path), "--quiet"]) == 0
+    assert capsys.readouterr().out.count("tiny.pt, ") == 1
+    assert (tmp_path / "reader.pt").exists() and (tmp_path / "tiny.pt").exists()
 
 
 def test_profile_names_the_stages(tmp_path, capsys):

@@ -14,6 +14,7 @@ from minisam_glue.propagators import HOLE, MOST_PROMPTED
 from minisam_glue.sam2 import VideoTracker
 
 CLIP = Path(__file__).parent.parent / "examples" / "leaving.webp"
+SENTENCE = "black circle. green heart."
 
 
 def disc(centre: tuple[float, float], radius: float) -> np.ndarray:
@@ -70,22 +71,23 @@ def test_the_glue_clears_specks_and_the_tracker_stays_exact(monkeypatch):
     assert any((one != other).any() for one, other in zip(exact, glued))
 
 
-def follows_the_object(found) -> None:
-    for o in found.seen:
-        areas = parts(o.mask)
-        assert areas[-1] >= SPECK * areas[0], (found.frame, areas)
-        assert o.box[2] - o.box[0] < 80 and o.box[3] - o.box[1] < 80, (found.frame, o.label, o.box)
+def follow_both_objects(results) -> None:
+    for found in results:
+        if found.frame == 0:
+            assert {o.label for o in found.seen} == {"black circle", "green heart"}
+        for o in found.seen:
+            areas = parts(o.mask)
+            assert areas[-1] >= SPECK * areas[0], (found.frame, areas)
+            assert o.box[2] - o.box[0] < 80 and o.box[3] - o.box[1] < 80, (found.frame, o.label, o.box)
 
 
 def test_on_the_example_boxes_follow_the_object_not_three_pixels_far_away():
     models = load_models("demo")
     with frames(CLIP, max_seconds=13 / 12) as clip:
-        for found in segment_video(models, clip, "black circle. green heart."):
-            follows_the_object(found)
+        follow_both_objects(segment_video(models, clip, SENTENCE))
 
 
 @pytest.mark.slow
-def test_on_the_whole_example_too():
+def test_on_the_whole_example_boxes_follow_the_object():
     with frames(CLIP) as clip:
-        for found in segment_video(load_models("demo"), clip, "black circle. green heart."):
-            follows_the_object(found)
+        follow_both_objects(segment_video(load_models("demo"), clip, SENTENCE))

@@ -45,13 +45,16 @@ FAULTS = (ValueError, OSError, RuntimeError, MemoryError)  # what an input may e
 
 
 def download(args: Namespace) -> int:
-    """--download: files that are there already are kept; restricted licences are said. Returns the exit status."""
+    """--download: a model's vocabulary comes with it; what is there already is kept; restricted licences are said.
+
+    Returns the exit status.
+    """
     names = list(weights.CHECKPOINTS) if "all" in args.download else args.download
     unknown = [name for name in names if name not in weights.CHECKPOINTS]
     if unknown:
         known = ", ".join(weights.CHECKPOINTS)
         raise ValueError(f"--download {unknown[0]}: no weights are called so; give all, or some of {known}")
-    for name in names:
+    for name in weights.with_vocabularies(names):
         print(weights.describe(name))
         path = weights.fetch(name, args.weights, None if args.quiet else weights.progress_line())
         print("  ", printable(str(path)))

@@ -1,7 +1,7 @@
 """Published checkpoints: a table of files (table.py), a cache folder (cache.py), a checked download (transfer.py)."""
 
 from .cache import Progress, cache_dir, download, fetch, find, progress_line
-from .table import CHECKPOINTS, Checkpoint, WeightsError, describe
+from .table import CHECKPOINTS, Checkpoint, WeightsError, describe, with_vocabularies
 from .transfer import verify
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "find",
     "progress_line",
     "verify",
+    "with_vocabularies",
 ]

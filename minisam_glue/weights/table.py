@@ -3,6 +3,7 @@
 Sizes and hashes are those that the publishers or several independent projects state; None is unknown and not checked.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +148,15 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     "deit_small_patch16_224": _vit(f"{DEIT}/deit_small_patch16_224-cd65a155.pth", None, "cd65a155", APACHE),
     "deit_tiny_patch16_224": _vit(f"{DEIT}/deit_tiny_patch16_224-a1311bcf.pth", None, "a1311bcf", APACHE),
 }
+
+
+VOCABULARIES = {"swin-t": "bert-vocab", "swin-b": "bert-vocab", "clipseg": "clip-bpe"}  # of models that read a phrase
+
+
+def with_vocabularies(names: Iterable[str]) -> list[str]:
+    """These names, each once, and after each the file without which its model cannot read a phrase."""
+    together = (name for model in names for name in (model, VOCABULARIES.get(model)) if name)
+    return list(dict.fromkeys(together))
 
 
 def look_up(name: str) -> Checkpoint:
