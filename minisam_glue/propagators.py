@@ -90,18 +90,20 @@ class MemoryPropagator(VideoTracker):
         if self.identity is None or not self.objects:
             return outs
         prompted = {number for number, obj in self.objects.items() if self.frame in obj.bank.prompted}
-        ids, logits, ious = [], [], []
+        masks = {number: (self.objects[number].bank.prompted[self.frame].logits, 1.0) for number in prompted}
         for (objects, out), (_, decoded) in zip(outs, found):
-            ids += [obj.id for obj in objects]
-            logits += out.logits.unbind()
-            ious += decoded.ious.amax(1).tolist()
-        for number in prompted:
-            ids.append(number)
-            logits.append(self.objects[number].bank.prompted[self.frame].logits)
-            ious.append(1.0)
+            masks |= zip([obj.id for obj in objects], zip(out.logits, decoded.ious.amax(1).tolist()))
+        # In the order of the objects, not of their groups: a prompt on one changes nothing for the others.
+        logits, ious = zip(*(masks[number] for number in self.objects))
         tokens = self.current().tokens[0].float()
         frame = Frame(
-            self.frame, ids, torch.stack(logits), ious, tokens - tokens.mean(0), fixed=prompted, image=self.small
+            self.frame,
+            list(self.objects),
+            torch.stack(logits),
+            list(ious),
+            tokens - tokens.mean(0),
+            fixed=prompted,
+            image=self.small,
         )
         seen = self.identity.settle(frame, self.masks_without_memory)
         for number in seen:  # memories of frames without it would lose it again

@@ -347,6 +347,18 @@ def test_a_contact_ends_after_four_frames_apart():
     assert known == [True, True, True, True, False]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_objects_have_one_contact_in_whatever_order_they_come(turned):
+    """turned: it was kept the other way around by an earlier version."""
+    identity, masks = Identity(), [square(18), square(10)]
+    for t, ids in enumerate(([3, 1], [1, 3], [3, 1])):
+        settled(identity, Frame(t, ids, logits_of(masks), [0.9, 0.9], tokens_of(*masks)))
+        assert list(identity.contacts) == [(1, 3)]
+        state = identity.state()
+        state["contacts"][0]["pair"] = [3, 1] if turned else [1, 3]
+        identity = Identity.from_state(state, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("shift, stays", [(1, False), (2, True)])  # IoU 0.82, 0.67
 def test_masks_coincide_from_an_iou_of_seven_tenths(shift, stays):
     identity = Identity()
@@ -533,6 +545,20 @@ def test_changed_masks_go_into_memory_and_absent_ones_as_absent(monkeypatch):
     assert (two.logits < 0).all() and two.object_score_logits < 0 and torch.equal(two.pointer, model.no_obj_ptr[0])
     assert three.tokens is None and torch.equal(three.logits, official.objects[3].bank.tracked[1].logits)
     assert torch.equal(ruled.step(film[2]).low_res[2], ruled.objects[3].bank.tracked[2].logits)
+
+
+def test_the_rules_see_the_objects_in_one_order_whichever_is_prompted_again(monkeypatch):
+    tracker, film, seen = MemoryPropagator(tiny_model()), frames(5), []
+    monkeypatch.setattr(Identity, "settle", lambda self, frame, look: seen.append(frame.ids) or {})
+    tracker.seek(0, film[0])
+    for number, box in ((2, [5, 10, 20, 25]), (3, [30, 5, 50, 20]), (1, [2, 28, 30, 39])):
+        tracker.prompt(number, box=box)
+    tracker.track()
+    for number, image in zip((3, 2, 1), film[1:]):
+        tracker.step(image)
+        tracker.prompt(number, box=[30, 5, 50, 20])
+        tracker.track()
+    assert seen == [[2, 3, 1]] * len(seen)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 56)])

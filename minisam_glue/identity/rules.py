@@ -106,9 +106,10 @@ class Identity:
         """Begin and end contacts."""
         boxes = {number: self.box(frame, number) for number in frame.ids}
         boxes = {number: box for number, box in boxes.items() if box is not None}
-        near = set(touching_pairs(boxes))
-        for pair in near - self.contacts.keys():
-            self.contacts[pair] = Contact(all(self.tracks[number].known for number in pair))
+        near = dict.fromkeys(touching_pairs(boxes))  # in order, which a set has not
+        for pair in near:
+            if pair not in self.contacts:
+                self.contacts[pair] = Contact(all(self.tracks[number].known for number in pair))
         for pair, contact in list(self.contacts.items()):
             contact.apart = 0 if pair in near else contact.apart + 1
             if contact.apart >= APART or not set(pair) <= frame.row.keys():
@@ -273,7 +274,7 @@ class Identity:
             learned = (None if kept[name] is None else kept[name].to(device) for name in ("appearance", "colour"))
             identity.tracks[kept["id"]] = Track(motion, *learned, kept["clean"], kept["absent"])
         for kept in state["contacts"]:
-            identity.contacts[tuple(kept["pair"])] = Contact(kept["known"], kept["meeting"], kept["apart"])
+            identity.contacts[tuple(sorted(kept["pair"]))] = Contact(kept["known"], kept["meeting"], kept["apart"])
         return identity
 
 
@@ -321,10 +322,11 @@ def state_kind(dim: int) -> Kind:
 
 
 def touching_pairs(boxes: dict[int, Box]) -> list[tuple[int, int]]:
-    """The pairs of ids whose boxes overlap."""
+    """The pairs of ids whose boxes overlap, the smaller id first."""
     if len(boxes) < 2:
         return []
-    numbers, table = list(boxes), torch.tensor(list(boxes.values()), dtype=torch.float32)
+    numbers = sorted(boxes)
+    table = torch.tensor([boxes[number] for number in numbers], dtype=torch.float32)
     gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - (table[:, None, 2:] + table[:, 2:])
     return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]
 
