@@ -105,25 +105,43 @@ class MemoryPropagator(VideoTracker):
             fixed=prompted,
             image=self.small,
         )
-        seen = self.identity.settle(frame, self.masks_without_memory)
-        for number in seen:  # memories of frames without it would lose it again
+        again = self.identity.settle(frame, self.masks_without_memory)
+        for number in again:  # memories of frames without it would lose it again
             self.objects[number].bank.tracked.clear()
         self.unwritten = frame.unwritten - frame.absent
-        return [(objects, self.changed(objects, out, frame)) for objects, out in outs]
+        pointers = {number: candidate.pointer for number, candidate in again.items()}
+        return [
+            (objects, self.changed(objects, out, decoded, frame, pointers))
+            for (objects, out), (_, decoded) in zip(outs, found)
+        ]
 
-    def changed(self, objects: Sequence[TrackedObject], out: ObjectOutput, frame: Frame) -> ObjectOutput:
-        """The masks of a group as the rules leave them."""
+    def changed(
+        self,
+        objects: Sequence[TrackedObject],
+        out: ObjectOutput,
+        decoded: Decoded,
+        frame: Frame,
+        pointers: dict[int, Tensor],
+    ) -> ObjectOutput:
+        """The masks of a group as the rules leave them. pointers: (C,), of the objects that they found, by id."""
         if not any(obj.id in frame.changed for obj in objects):
             return out
         parts = [out.logits.clone(), out.pointer.clone(), out.object_score_logits.clone()]
+        there = self.as_present(decoded)
         for row, obj in enumerate(objects):
             if obj.id in frame.absent:
                 parts[0][row], parts[1][row] = ABSENT, self.model.no_obj_ptr[0]
                 parts[2][row] = parts[2][row].clamp(max=-1)
             elif obj.id in frame.changed:
                 parts[0][row] = frame.logits[frame.row[obj.id]]
+                parts[1][row] = pointers.get(obj.id, there.pointer[row])
                 parts[2][row] = parts[2][row].clamp(min=1)
         return ObjectOutput(*parts)
+
+    def as_present(self, decoded: Decoded) -> ObjectOutput:
+        """Choose masks as SAM2.as_object does, for objects that are there by the rules, whatever the decoder says: with
+        the pointer of absence in memory they would be lost again."""
+        return self.model.as_object(decoded._replace(object_score_logits=decoded.object_score_logits.clamp(min=1)))
 
     @torch.inference_mode()
     def track(self, reverse: bool = False) -> FrameResult:
@@ -134,15 +152,21 @@ class MemoryPropagator(VideoTracker):
             self.objects[number].bank.tracked[self.frame].tokens = None
         return result
 
-    def masks_without_memory(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Box prompts (n, 4), in pixels of the low-resolution mask, on the frame: logits (n, s, s), IoUs (n,)."""
+    def masks_without_memory(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Box prompts (n, 4), in pixels of the low-resolution mask, on the frame: logits (n, s, s), predicted IoUs (n,)
+        and pointers (n, C)."""
         tokens, high_res = self.model.without_memory(self.features), self.features.high_res
         xy = (boxes * 4).view(-1, 2, 2).to(self.model.device)
         labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=self.model.device).expand(len(xy), 2)
         parts = [
             self.model.decode(tokens, high_res, a, b) for a, b in zip(xy.split(self.chunk), labels.split(self.chunk))
         ]
-        return torch.cat([p.masks[:, 0].float() for p in parts]), torch.cat([p.ious[:, 0].float() for p in parts])
+        outs = [self.as_present(decoded) for decoded in parts]
+        return (
+            torch.cat([out.logits for out in outs]),
+            torch.cat([decoded.ious[:, 0].float() for decoded in parts]),
+            torch.cat([out.pointer for out in outs]),
+        )
 
     def notes(self, result: FrameResult) -> Notes:
         """Notes of what the rules saw and did on the current frame, of which `result` is; nothing without rules."""

@@ -51,8 +51,13 @@ def painted(*parts: tuple[torch.Tensor, float]) -> torch.Tensor:
     return image
 
 
-def no_look(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.full((len(boxes), SIDE, SIDE), -8.0), torch.zeros(len(boxes))
+def answers(masks: list[torch.Tensor], iou: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The answers of a decoder to box prompts: logits, predicted IoUs, pointers."""
+    return logits_of(masks), torch.full((len(masks),), iou), torch.zeros(len(masks), CHANNELS)
+
+
+def no_look(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return answers([torch.zeros(SIDE, SIDE, dtype=torch.bool)] * len(boxes), 0.0)
 
 
 def crossing(alike: bool = True) -> list[tuple[int, list[torch.Tensor], Frame]]:
@@ -180,12 +185,12 @@ def test_a_lost_object_is_found_where_the_frame_looks_like_it_if_sam_2_is_sure(i
 
     def look(boxes):
         asked.append(boxes)
-        return logits_of([there] * len(boxes)), torch.full((len(boxes),), iou)
+        return answers([there] * len(boxes), iou)
 
     seen = [identity.settle(frame, look) for frame in film]
     assert not any(seen[:10]) and not any(len(b) for b in asked[:-2]) and bool(seen[10]) == found
     if found:
-        assert torch.equal(seen[10][1] > 0, there)
+        assert torch.equal(seen[10][1].logits > 0, there)
         assert box_iou(tuple(identity.tracks[1].motion.predict(10)), (32, 34, 10, 10)) > 0.9
 
 
@@ -198,7 +203,7 @@ def test_what_is_found_has_the_colour_of_the_lost_object_and_may_be_half_as_larg
         frame.image = painted((frame.logits[0] > 0, 1.0) if frame.number < 6 else (there, shade))
 
     def look(boxes):
-        return logits_of([there] * len(boxes)), torch.full((len(boxes),), 0.9)
+        return answers([there] * len(boxes), 0.9)
 
     assert not any(identity.settle(frame, look) for frame in film[:10])
     assert bool(identity.settle(film[10], look)) == found
@@ -373,10 +378,9 @@ def test_a_lost_object_is_looked_for_after_two_frames_and_found_in_place_of_a_st
     identity, empty, asked = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool), []
     there, stranger = square(20, 12), square(36, 36)
 
-    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         asked.append(t)
-        iou = 0.9 if t == 9 else 0.1
-        return logits_of([there] * len(boxes)), torch.full((len(boxes),), iou)
+        return answers([there] * len(boxes), 0.9 if t == 9 else 0.1)
 
     for t in range(10):
         mask = square(10 + t) if t < 6 else empty if t < 9 else stranger
@@ -441,7 +445,7 @@ def test_a_search_looks_in_the_corners_too():
 
 
 def test_every_bound_of_what_is_found_counts():
-    good = Candidate(torch.zeros(1), iou=0.75, likeness=0.93, colour=0.19, area=1.0, on_others=0.3)
+    good = Candidate(torch.zeros(1), torch.zeros(1), iou=0.75, likeness=0.93, colour=0.19, area=1.0, on_others=0.3)
     within = ({}, {"area": 0.3}, {"area": 2.5})
     beyond = ({"iou": 0.74}, {"likeness": 0.92}, {"colour": 0.2}, {"area": 0.29}, {"area": 2.51}, {"on_others": 0.31})
     assert all(replace(good, **change).good for change in within)
@@ -458,10 +462,10 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
     motion = Motion()
     motion.observe(5, (20.0, 20.0, 30.0, 30.0), 100)
 
-    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         asked.extend(boxes.tolist())
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
-        return logits_of([square(34, 14, 2) if r else squares[1] for r in right]), torch.full((len(boxes),), 0.9)
+        return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
     found = Search(masks_of).find(frame, motion, appearances(squares[0][None], tokens)[0], torch.zeros(3))
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])

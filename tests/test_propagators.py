@@ -23,6 +23,7 @@ from minisam_glue.propagation import BOTH, REVERSE, Tracking
 from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, MemoryPropagator, boxes_of, brightness
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2 import SAM2, VideoTracker
+from minisam_glue.sam2.mask_decoder import Decoded
 from minisam_glue.sam2.memory_bank import FrameMemory
 from minisam_glue.sam2.model import ABSENT, ObjectOutput
 
@@ -372,32 +373,46 @@ def test_a_warped_mask_is_refined_with_the_box_around_it(asked):
     assert torch.equal(mask[:, 0], warped)
 
 
-def test_a_search_without_memory_asks_with_its_boxes(asked):
-    logits, ious = wide(MemoryPropagator).masks_without_memory(torch.tensor([[4.0, 2, 9, 6], [0, 0, 16, 16]]))
+def test_a_search_without_memory_asks_with_its_boxes_and_answers_with_pointers_of_presence(asked):
+    boxes = torch.tensor([[4.0, 2, 9, 6], [0, 0, 16, 16]])
+    logits, ious, pointers = wide(MemoryPropagator).masks_without_memory(boxes)
     assert torch.cat([points for points, _ in asked]).tolist() == [[[16, 8], [36, 24]], [[0, 0], [64, 64]]]
     assert all(labels.tolist() == [[2, 3]] * len(labels) for _, labels in asked)
-    assert logits.shape == (2, 16, 16) and ious.shape == (2,)
+    assert logits.shape == (2, 16, 16) and ious.shape == (2,) and pointers.shape == (2, 256)
 
 
 def test_what_the_rules_find_counts_as_there_and_what_they_hide_as_absent():
     propagator, scores = wide(MemoryPropagator), torch.tensor([-3.0, 5.0, 2.0])
-    out = ObjectOutput(torch.zeros(3, 16, 16), torch.ones(3, propagator.model.config.dim), scores)
+    model = propagator.model
+    decoded = Decoded(torch.zeros(3, 3, 16, 16), torch.rand(3, 3), torch.rand(3, 3, model.config.dim), scores)
     frame = Frame(0, [1, 2, 3], torch.full((3, 16, 16), 7.0), [0.9] * 3, torch.zeros(1, 1))
     frame.changed, frame.absent = {1, 2}, {2}
-    after = propagator.changed([SimpleNamespace(id=number) for number in (1, 2, 3)], out, frame)
+    out, objects = model.as_object(decoded), [SimpleNamespace(id=number) for number in (1, 2, 3)]
+    after = propagator.changed(objects, out, decoded, frame, {})
     assert after.object_score_logits.tolist() == [1, -1, 2] and scores.tolist() == [-3, 5, 2]
     assert [mask.unique().tolist() for mask in after.logits] == [[7], [ABSENT], [0]]
-    assert torch.equal(after.pointer[1], propagator.model.no_obj_ptr[0]) and (after.pointer[[0, 2]] == 1).all()
+    own = model.obj_ptr_proj(decoded.tokens[0, decoded.ious[0].argmax()])
+    assert torch.equal(out.pointer[0], model.no_obj_ptr[0]) and torch.allclose(after.pointer[0], own, atol=1e-5)
+    assert torch.equal(after.pointer[1], model.no_obj_ptr[0]) and torch.equal(after.pointer[2], out.pointer[2])
+    found = torch.full((model.config.dim,), 3.0)  # the pointer of the search, if that found the object
+    assert torch.equal(propagator.changed(objects, out, decoded, frame, {1: found}).pointer[0], found)
 
 
 def test_memories_of_frames_without_an_object_go_when_the_rules_find_it(monkeypatch):
-    propagator, frame = wide(MemoryPropagator), np.zeros((40, 80, 3), np.uint8)
+    propagator, image = wide(MemoryPropagator), np.zeros((40, 80, 3), np.uint8)
     propagator.prompt(1, box=[10, 10, 40, 30])
-    propagator.step(frame)
-    for found, kept in (({}, [1, 2]), ({1: None}, [3])):
-        monkeypatch.setattr(propagator.identity, "settle", lambda frame, masks_of, found=found: found)
-        propagator.step(frame)
+    propagator.step(image)
+    pointer = torch.full((propagator.model.config.dim,), 3.0)
+    for found, kept in (({}, [1, 2]), ({1: SimpleNamespace(pointer=pointer)}, [3])):
+
+        def settle(frame, masks_of, found=found):
+            frame.changed |= found.keys()
+            return found
+
+        monkeypatch.setattr(propagator.identity, "settle", settle)
+        propagator.step(image)
         assert sorted(propagator.objects[1].bank.tracked) == kept
+    assert torch.equal(propagator.objects[1].bank.tracked[3].pointer, pointer)
 
 
 def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():

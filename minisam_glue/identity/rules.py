@@ -1,6 +1,6 @@
 """The rules in order, and what they know of the objects of one video."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from ..support.reading import LARGEST, Kind, fields, flag, optional, real, seque
 from .frame import Frame, main_parts, mask_boxes
 from .meeting import Meeting
 from .motion import NEAR_PREDICTION, Box, Motion, box_iou
-from .search import Search
+from .search import Candidate, MasksOf, Search
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 SURE = 0.5  # predicted IoU of a clean mask, at least
@@ -85,8 +85,8 @@ class Identity:
         self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
         self.find_meeting()
 
-    def settle(self, frame: Frame, masks_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[int, Tensor]:
-        """Apply the rules to the masks of a frame. Returns the logits (s, s) of lost objects that were found."""
+    def settle(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
+        """Apply the rules to the masks of a frame. masks_of: see Search. Returns the lost objects that were found."""
         frame.measure()
         self.find_meeting()
         self.words = []
@@ -206,7 +206,7 @@ class Identity:
             return 0.0
         return box_iou(frame.boxes[row], track.motion.predict(frame.number))
 
-    def search(self, frame: Frame, search: Search) -> dict[int, Tensor]:
+    def search(self, frame: Frame, search: Search) -> dict[int, Candidate]:
         """Look for objects that are lost."""
         found = {}
         for number in frame.ids:
@@ -217,14 +217,14 @@ class Identity:
             if candidate is not None:
                 self.words.append(f"#{number} {'found' if candidate.good else 'not found'}: {candidate}")
             if candidate is not None and candidate.good:
-                found[number] = frame.logits[frame.row[number]] = candidate.logits
+                found[number], frame.logits[frame.row[number]] = candidate, candidate.logits
                 frame.absent.discard(number)
                 frame.changed.add(number)
                 frame.masks[frame.row[number]] = candidate.logits > 0
                 frame.areas[frame.row[number]] = int((candidate.logits > 0).sum())
         return found
 
-    def learn(self, frame: Frame, found: dict[int, Tensor]) -> None:
+    def learn(self, frame: Frame, found: Collection[int]) -> None:
         """Keep what clean masks show."""
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]

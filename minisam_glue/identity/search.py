@@ -14,6 +14,7 @@ PEAKS, LIKENESS = 2, 0.6  # places that a search tries; cosine of their image to
 FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3  # what a search accepts
 FOUND_COLOUR = 0.2  # distance of mean colours, of components from 0 to 1, at most
 FOUND_AREA = 0.3, 2.5  # times the median
+MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see Search
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Candidate:
     """The answer to a box prompt at a place, and how it compares with the lost object."""
 
     logits: Tensor  # (s, s)
+    pointer: Tensor  # (C,), the decoder's, for memory
     iou: float  # predicted by the decoder
     likeness: float  # cosine of the appearances
     colour: float  # distance of the mean colours
@@ -43,10 +45,11 @@ class Candidate:
 class Search:
     """A lost object is where image tokens look like it; SAM 2 says by box prompts without memory whether that is one.
 
-    masks_of: boxes (n, 4), xyxy in pixels of the low-resolution mask -> logits (n, s, s) and predicted IoUs (n,).
+    masks_of: boxes (n, 4), xyxy in pixels of the low-resolution mask -> logits (n, s, s), predicted IoUs (n,) and
+    pointers (n, C).
     """
 
-    def __init__(self, masks_of: Callable[[Tensor], tuple[Tensor, Tensor]]):
+    def __init__(self, masks_of: MasksOf):
         self.masks_of = masks_of
 
     def find(self, frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor) -> Candidate | None:
@@ -60,7 +63,7 @@ class Search:
         w, h = motion.size
         around = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]
         boxes = torch.tensor(around, dtype=torch.float32).clamp(0, side)
-        logits, ious = self.masks_of(boxes)
+        logits, ious, pointers = self.masks_of(boxes)
         masks = logits > 0
         areas = masks.flatten(1).sum(1)
         on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)
@@ -74,7 +77,7 @@ class Search:
             ),
             1,
         )
-        candidates = [Candidate(row, *values) for row, values in zip(logits, table.tolist())]
+        candidates = [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
         return max(candidates, key=lambda c: (c.good, c.likeness))
 
     def places(self, tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
