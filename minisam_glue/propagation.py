@@ -416,11 +416,12 @@ def no_frame(words: str) -> ValueError:
 def without_specks(mask: np.ndarray) -> np.ndarray:
     """Bool (H, W) without the connected parts of less than SPECK of the largest one: stray pixels far from the object.
 
-    Larger parts stay, as an object that is half hidden has several.
+    Larger parts stay, as an object that is half hidden has several. Returns an array of its own, also if nothing goes:
+    a view of one mask would keep those of all objects in memory.
     """
     box = mask_box(mask)
     if box is None:
-        return mask
+        return mask.copy()
     left, top, right, bottom = box
     parts = label_components(mask[top:bottom, left:right])
     areas = np.bincount(parts.ravel())

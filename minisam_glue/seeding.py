@@ -257,7 +257,8 @@ def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int 
     )
     rating = found.scores[0] if seed.region is None else agreement(found.masks[0], seed.region)
     best = int(rating.argmax())
-    return found.masks[0, best].cpu().numpy(), float(found.scores[0, best])
+    # A copy: a view would keep all three masks in memory.
+    return found.masks[0, best].cpu().numpy().copy(), float(found.scores[0, best])
 
 
 def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:

@@ -74,6 +74,7 @@ def test_one_click_alone_is_answered_by_the_best_of_three_masks(monkeypatch):
     segment_image(models, image, Clicks(boxes=[(5, 10, 15, 22)], points=[(9, 15, 1)]))
     assert [one.masks.shape[1] for one in asked] == [3, 1, 1]
     assert np.array_equal(found.mask, asked[0].masks[0, 2].numpy()) and found.score == pytest.approx(0.9)
+    assert not np.shares_memory(found.mask, asked[0].masks.numpy())  # a view would keep all three
 
 
 def test_nothing_found_has_the_size_of_the_picture_and_says_the_best_score():

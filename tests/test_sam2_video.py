@@ -4,9 +4,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.sam2_tiny import frames, tiny_model
 
-from minisam_glue.sam2 import VideoTracker
+from minisam_glue.sam2 import FrameResult, VideoTracker
 
 VIDEO = frames(8)
 BOX, OTHER, THIRD = [5, 10, 20, 25], [30, 5, 50, 20], [2, 28, 30, 39]
@@ -294,6 +295,16 @@ def test_mask_prompts_come_back_as_masks(first):
 def test_non_overlapping_masks_share_no_pixel():
     t = start(non_overlap=True)
     assert (t.prompt(2, box=BOX).masks().sum(0) <= 1).all()
+
+
+def test_masks_are_those_of_the_logits_and_made_one_by_one(monkeypatch):
+    seen, interpolate = [], F.interpolate
+    result = FrameResult(0, [1, 2, 3], torch.randn(3, 16, 16), torch.ones(3), (45, 61), non_overlap=False)
+    expected = result.logits() > 0
+    monkeypatch.setattr(F, "interpolate", lambda x, **options: seen.append(len(x)) or interpolate(x, **options))
+    assert torch.equal(result.masks(), expected) and seen == [1, 1, 1]
+    none = FrameResult(0, [], torch.zeros(0, 16, 16), torch.zeros(0), (45, 61), non_overlap=False)
+    assert none.masks().shape == (0, 45, 61) and none.masks().dtype == torch.bool
 
 
 def test_only_the_nearest_prompted_frames_are_kept():

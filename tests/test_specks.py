@@ -49,9 +49,10 @@ def without_small_parts(mask: np.ndarray) -> np.ndarray:
     return ((areas < 0.05 * areas[1:].max())[labels]) & mask
 
 
-def test_an_empty_mask_and_one_part_stay_as_they_are():
+def test_an_empty_mask_and_one_part_stay_as_they_are_and_keep_no_other_masks_in_memory():
     for mask in (np.zeros((4, 5), bool), np.eye(4, 5, dtype=bool), np.ones((4, 5), bool)):
-        assert np.array_equal(without_specks(mask), mask)
+        clean = without_specks(mask)
+        assert np.array_equal(clean, mask) and not np.shares_memory(clean, mask)
 
 
 def test_the_glue_clears_specks_and_the_tracker_stays_exact(monkeypatch):

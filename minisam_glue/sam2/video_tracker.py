@@ -51,15 +51,25 @@ class FrameResult:
             raise ValueError("no frame yet: call step or seek first")
         if not self.ids:
             return self.low_res.new_zeros(0, *self.size)
-        full = F.interpolate(self.low_res[:, None], size=self.size, mode="bilinear", align_corners=False)[:, 0]
+        full = self.enlarged(self.low_res)
         if self.non_overlap and len(full) > 1:
             winner = torch.arange(len(full), device=full.device)[:, None, None] == full.argmax(0)
             full = torch.where(winner, full, full.clamp(max=-10))
         return full
 
+    @torch.no_grad()
     def masks(self) -> Tensor:
-        """Masks, bool (O, H, W), at the size of the video."""
-        return self.logits() > 0
+        """Masks, bool (O, H, W), at the size of the video. ValueError before the first frame."""
+        if self.size is None or self.non_overlap:
+            return self.logits() > 0
+        masks = torch.empty(len(self.ids), *self.size, dtype=torch.bool, device=self.low_res.device)
+        for mask, logits in zip(masks, self.low_res):  # one by one: the logits of all take four times the room of masks
+            mask[:] = self.enlarged(logits[None])[0] > 0
+        return masks
+
+    def enlarged(self, low_res: Tensor) -> Tensor:
+        """Logits (n, S / 4, S / 4) at the size of the video."""
+        return F.interpolate(low_res[:, None], size=self.size, mode="bilinear", align_corners=False)[:, 0]
 
 
 @dataclass
