@@ -116,6 +116,9 @@ def load_models(
     precision = choose_dtype(dtype, place)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: there is no such method, choose one of {', '.join(METHODS)}")
+    for kind, name, names in (("detector", detector, DETECTORS), ("sam", sam, SAMS)):
+        if name is not None and name not in names:
+            raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
     if size is not None:
         check_image_size(size, "size")  # before the long loading
     folder = demo.FOLDER if source == "demo" else source
@@ -145,9 +148,6 @@ def _load_official(
     templates: Sequence[str],
 ) -> tuple[Detector | HeatMapper | None, SAM2, tuple[Path, ...]]:
     """Load what finds the objects of a sentence (detector: its name, or "clipseg"), SAM 2, and the files of both."""
-    for kind, name, names in (("detector", detector, (*DETECTORS, CLIPSEG)), ("sam", sam, SAMS)):
-        if name is not None and name not in names:
-            raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
     checkpoint = f"sam2.1_hiera_{sam}"
     wanted = weights.with_vocabularies([detector] if detector else [])
     if detector == CLIPSEG:

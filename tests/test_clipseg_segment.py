@@ -317,6 +317,9 @@ def test_weights_that_are_damaged_or_missing_are_one_line(tmp_path, monkeypatch,
 def test_the_method_is_known_by_name_and_needs_no_detector():
     with pytest.raises(ValueError, match="method 'both': there is no such method"):
         load_models(method="both")
+    for source in (None, "demo"):
+        with pytest.raises(ValueError, match="detector .clipseg.: there is no such model, choose one of swin-t"):
+            load_models(source, detector="clipseg")
     with pytest.raises(ValueError, match="seed_prompt"):
         Seeding(("circle",))
     assert heat_models().detector is None and isinstance(heat_models().heat_mapper, BrightHeatMapper)
