@@ -78,10 +78,10 @@ class HeatInstance:
 def otsu(values: np.ndarray, bins: int = 256) -> float:
     """The threshold that splits values of any shape into two classes of greatest variance between them.
 
-    Floats are counted in `bins` bins from their least to their greatest, integers each in a bin of its own. Returns
-    the centre of the last bin of the lower class, or the value itself if all are the same, as scikit-image's
-    threshold_otsu does. The upper class lies strictly above the threshold. ValueError if there are no values, or some
-    are not finite.
+    Floats are counted in `bins` bins from their least to their greatest; integers, and floats that lie too close
+    together for so many bins, each in a bin of its own. Returns the centre of the last bin of the lower class, or the
+    value itself if all are the same, as scikit-image's threshold_otsu does. The upper class lies strictly above the
+    threshold. ValueError if there are no values, or some are not finite.
     """
     values = np.asarray(values).ravel()
     if not values.size or not np.isfinite(values).all():
@@ -97,8 +97,10 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
         least, greatest = values.min(), values.max()
         edges = least + np.arange(bins + 1, dtype=values.dtype) * ((greatest - least) / values.dtype.type(bins))
         edges[-1] = greatest
-        counts = np.histogram(values, bins)[0]
-        centres = (edges[:-1] + edges[1:]) / 2
+        if (edges[:-1] < edges[1:]).all():
+            counts, centres = np.histogram(values, bins)[0], (edges[:-1] + edges[1:]) / 2
+        else:
+            centres, counts = np.unique(values, return_counts=True)
     moments = counts * centres.astype(float)
     below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[::-1][1:]  # pixels of each class, for each split
     mean_below, mean_above = np.cumsum(moments)[:-1] / below, np.cumsum(moments[::-1])[::-1][1:] / above

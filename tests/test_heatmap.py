@@ -64,6 +64,13 @@ def test_otsu_maximises_the_variance_between_the_classes():
     assert between(int(otsu(values))) == max(map(between, range(40)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_otsu_splits_values_that_lie_closer_together_than_bins_can(dtype):
+    low, high = dtype(0.3), np.nextafter(np.nextafter(dtype(0.3), dtype(1)), dtype(1))
+    values = np.array([[low, low, high], [low, high, high]])
+    assert otsu(values) == low and ((values > otsu(values)) == (values == high)).all()
+
+
 @pytest.mark.parametrize("values", [np.zeros(0), np.array([0.0, np.nan]), np.array([np.inf])])
 def test_otsu_refuses_what_has_no_threshold(values):
     with pytest.raises(ValueError, match="finite values"):
