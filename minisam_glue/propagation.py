@@ -129,11 +129,15 @@ class Tracking:
         again. direction: forward; or both: the corrected objects are then tracked back from there to the first frame,
         and these frames come a second time with them alone. number_of: the number of an object that the sentence finds,
         from the frame and its seed; by default the next one that neither an object nor a correction has.
-        ValueError for a direction of the tracking, or of the corrections, that runs backward at first.
+        ValueError for a direction that does not exist, or of the tracking or the corrections that runs backward at
+        first, and for a correction without id or frame.
         """
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction {direction!r}: choose {FORWARD} or {BOTH}")
         if REVERSE in (direction, self.direction) or self.reverse:
             raise ValueError(f"direction {REVERSE}: corrections need a tracking that runs forward")
-        self.corrections, self.repeated, self.direction, self.held = list(corrections), list(repeated), direction, []
+        corrections, repeated = ([with_place(prompt) for prompt in given] for given in (corrections, repeated))
+        self.corrections, self.repeated, self.direction, self.held = corrections, repeated, direction, []
         self.number_of = number_of or self.next_number
 
     def _check_known(self, frames: Iterable[Picture]) -> None:
@@ -387,6 +391,8 @@ class Tracking:
             raise ValueError("the tracking does not say when its objects were marked")
         if self.direction != BOTH and state["reverse"] != (self.direction == REVERSE):
             raise ValueError("the tracking runs in the other direction")
+        if not state["reverse"]:
+            whole()(state["next"], "the next frame of the tracking")
 
 
 def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Iterator[tuple[int, Picture]]:
@@ -444,6 +450,14 @@ def check_frames(frames: object) -> None:
         raise TypeError(f"frames is a {type(frames).__name__}: give a list, an iterator or minisam_glue.frames(path)")
     if hasattr(frames, "__len__") and not len(frames):
         raise ValueError("frames is empty: give at least one")
+
+
+def with_place(correction: ObjectPrompt) -> ObjectPrompt:
+    """A correction with its id and frame as Python's own numbers, as records keep them. ValueError if it lacks one."""
+    for name in ("id", "at"):
+        if getattr(correction, name) is None:
+            raise ValueError(f"{name} is None: a correction needs the id of its object and its frame")
+    return replace(correction, id=int(correction.id), at=int(correction.at))
 
 
 def check_count(name: str, value: int) -> None:

@@ -37,7 +37,8 @@ from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import Array, prompt_points
 from .sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from .sam2.video_tracker import TrackedObject
-from .support.reading import Kind, fields, optional, refuse, whole
+from .support.reading import LARGEST as LARGEST_ID
+from .support.reading import Kind, fields, mapping, optional, refuse, whole
 
 MEMORY, FLOW = "memory", "flow"
 HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
@@ -406,6 +407,8 @@ class FlowPropagator(MemoryPropagator):
         memory = self.objects[number].bank.tracked.get(self.frame)
         if memory is not None:
             memory.logits = torch.full_like(memory.logits, ABSENT)
+            memory.pointer = self.model.no_obj_ptr[0].detach().clone()
+            memory.object_score_logits = memory.object_score_logits.clamp(max=-1)
 
     def state(self) -> dict:
         """The state of VideoTracker, with what flow needs of the current frame."""
@@ -429,11 +432,15 @@ class FlowPropagator(MemoryPropagator):
     def state_kind(self) -> Kind:
         """The kind of state()."""
         tracker = super().state_kind()
-        more = fields(now=optional(_brightness_kind), areas=_areas_kind, last_detection=optional(whole()))
+        areas = mapping(whole(-LARGEST_ID), whole())
+        more = fields(now=optional(_brightness_kind), areas=areas, last_detection=optional(whole()))
 
         def check(value: object, where: str) -> None:
             tracker(value, where)
             more(value, where)
+            now, size = value["now"], value["size"]
+            if now is not None and (size is None or now.shape != brightness_size(size)):
+                refuse(now, f"{where}['now']", "a frame of the video")
             if {o["id"] for o in value["objects"]} - set(value["areas"]):
                 raise ValueError(f"{where} has no area of an object")
 
@@ -450,20 +457,20 @@ def _brightness_kind(value: object, where: str) -> None:
         refuse(value, where, "a picture of bytes")
 
 
-def _areas_kind(value: object, where: str) -> None:
-    for number, area in value.items() if isinstance(value, dict) else refuse(value, where, "areas") or ():
-        whole(1)(number, where)
-        whole()(area, where)
-
-
 def brightness(image: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (H, W, 3) -> uint8 (h, w), at most FLOW_SIDE pixels long, in the proportions of the picture."""
     picture = grey(torch.tensor(image, device=device)[None])
-    scale = FLOW_SIDE / max(picture.shape[-2:])
-    if scale < 1:
-        height, width = (max(1, round(side * scale)) for side in picture.shape[-2:])
-        picture = resize_antialiased(picture[None], (height, width))[0]
+    size = brightness_size(picture.shape[-2:])
+    if size != picture.shape[-2:]:
+        picture = resize_antialiased(picture[None], size)[0]
     return picture[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def brightness_size(size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the brightness of a frame of (height, width)."""
+    scale = min(1.0, FLOW_SIDE / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
 
 
 def boxes_of(masks: Tensor) -> Tensor:

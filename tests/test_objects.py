@@ -1,6 +1,7 @@
 """Several objects by boxes, points and masks: each has its label, its id, and the frame on which it joins."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -79,6 +80,30 @@ def test_an_object_without_a_frame_is_for_the_seed_frame(models):
 def test_objects_that_can_not_be_meant_are_clear_errors(prompts, message, models):
     with pytest.raises(ValueError, match=message):
         list(segment_video(models, FILM, Clicks(objects=prompts)))
+
+
+@pytest.mark.parametrize(
+    "change, direction, message",
+    [
+        ({"at": None}, "forward", "at is None: a correction needs"),
+        ({"id": None}, "both", "id is None: a correction needs"),
+        ({}, "sideways", "direction 'sideways': choose forward or both"),
+        ({}, "reverse", "a tracking that runs forward"),
+    ],
+)
+def test_a_correction_that_can_not_be_made_is_told_when_it_is_asked(change, direction, message, models):
+    correction = replace(ObjectPrompt(box=(5, 10, 15, 22), id=1, at=1), **change)
+    with pytest.raises(ValueError, match=message):
+        Tracking(models, Clicks(boxes=[(5, 10, 15, 22)])).correct([correction], direction=direction)
+
+
+def test_a_correction_with_numbers_of_an_array_leaves_plain_numbers_in_the_state(models):
+    tracking = Tracking(models, Clicks(boxes=[(5, 10, 15, 22)]))
+    tracking.correct([ObjectPrompt(box=(30, 10, 40, 22), id=np.int64(2), at=np.int64(1))])
+    list(tracking.run(film(3)))
+    state = tracking.state()
+    Tracking(models, Clicks(boxes=[(5, 10, 15, 22)])).restore(state)
+    assert [record["id"] for record in state["known"]] == [1, 2]
 
 
 def test_objects_and_the_short_form_do_not_mix():

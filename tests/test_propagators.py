@@ -213,6 +213,7 @@ def test_a_state_of_another_propagator_or_a_damaged_one_is_refused_and_changes_n
         one.restore(other.state())
     for name, value in (
         ("now", torch.zeros(3)),
+        ("now", torch.zeros(1, 1, dtype=torch.uint8)),  # no frame of this video
         ("areas", {}),
         ("areas", 5),
         ("areas", {1: "x"}),
@@ -222,7 +223,21 @@ def test_a_state_of_another_propagator_or_a_damaged_one_is_refused_and_changes_n
         state["tracker"][name] = value
         with pytest.raises(ValueError):
             one.restore(state)
+    for next_frame in (None, -1):  # of a run that goes forward
+        with pytest.raises(ValueError, match="the next frame"):
+            other.restore(other.state() | {"next": next_frame})
     assert one.tracker.frame == 1 and one.state()["known"] == before["known"]
+
+
+@pytest.mark.parametrize("kind", PROPAGATORS.values())
+def test_an_object_of_any_number_goes_on_from_a_state(kind):
+    whole, other = kind(tiny_model()), kind(tiny_model())
+    whole.seek(0, picture(5))
+    for number in (0, -3):
+        whole.prompt(number, box=[5, 10, 15, 22])
+    whole.track()
+    other.restore(whole.state())
+    assert torch.equal(whole.step(picture(5)).low_res, other.step(picture(5)).low_res)
 
 
 def test_what_flow_holds_does_not_grow():
@@ -339,6 +354,17 @@ def test_pixels_are_found_again_within_32_grey_levels_and_where_both_flows_agree
     flows[0, 0], flows[1, 0] = there, back  # the square of their sum may be 0.5 and a hundredth of their squares
     monkeypatch.setattr(propagators, "farneback", lambda before, after: flows)
     assert propagator.warp_masks(propagator.carried[1].logits[None])[1].tolist() == [share]
+
+
+def test_a_mask_that_is_mistrusted_is_absent_with_score_and_pointer():
+    propagator = FlowPropagator(tiny_model())
+    propagator.seek(0, picture(5))
+    propagator.prompt(1, box=[5, 10, 15, 22])
+    propagator.step(picture(5))
+    propagator.mistrust(1)
+    memory = propagator.objects[1].bank.tracked[1]
+    assert (memory.logits == ABSENT).all() and propagator.result().object_score_logits < 0
+    assert torch.equal(memory.pointer, propagator.model.no_obj_ptr[0])
 
 
 # --- What SAM 2 is asked ------------------------------------------------------------------------------------

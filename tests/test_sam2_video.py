@@ -40,6 +40,13 @@ def test_a_restored_tracker_goes_on_with_the_same_objects_and_masks(chunk):
         assert torch.equal(whole.step(image).low_res, other.step(image).low_res)
 
 
+def test_a_prompted_frame_without_a_mask_is_refused():
+    state = start().state()
+    state["objects"][0]["bank"]["prompted"][0]["logits"] = None
+    with pytest.raises(ValueError, match="logits"):
+        tracker().restore(state)
+
+
 def test_held_bytes_after_50_frames_equal_those_after_150():
     t = tracker(tiny_model(image_size=32))
     first = frames(1)[0]

@@ -155,7 +155,7 @@ def state_kind(dim: int, mem_dim: int, image_size: int) -> Kind:
         pointer=tensor(dim),
         object_score_logits=tensor(),
         tokens=tensor(grid * grid, mem_dim),  # attended to however far the frame is
-        logits=optional(tensor(side, side)),
+        logits=tensor(side, side),  # shown when the frame comes again
     )
     return fields(prompted=mapping(whole(), prompted, least=1), tracked=mapping(whole(), memory))
 
