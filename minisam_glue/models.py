@@ -171,27 +171,30 @@ def _load_demo(
     names = [name for name in (text_file, demo.SEGMENTER) if name]
     for name in names:
         if not (folder / name).is_file():
-            raise WeightsError(
-                f"{folder / name} is missing: "
-                f"{interpreter()} -m minisam_glue.demo.train_{Path(name).stem} makes it"
-                + ("; --box, --point and --mask do without" if name == text_file else "")
-            )
+            without = "; --box, --point and --mask do without" if name == text_file else ""
+            raise WeightsError(f"{folder / name} is missing: {_training(name)}{without}")
     text = None
     if detector == CLIPSEG:
-        text = _read(lambda path: demo.load_heat_mapper(path), folder / text_file)
+        text = _read(demo.load_heat_mapper, folder / text_file, _training(text_file))
         text = HeatMapper(text.model, text.tokenizer, heat_size or text.size, templates)
     elif detector is not None:
-        text = _read(demo.load_detector, folder / text_file)
-    return text, _read(demo.load_segmenter, folder / demo.SEGMENTER), tuple(folder / name for name in names)
+        text = _read(demo.load_detector, folder / text_file, _training(text_file))
+    segmenter = _read(demo.load_segmenter, folder / demo.SEGMENTER, _training(demo.SEGMENTER))
+    return text, segmenter, tuple(folder / name for name in names)
 
 
-def _read(load: Callable[[Path], Model], path: Path) -> Model:
-    """A file by its loader. WeightsError for whatever is wrong with its content."""
+def _training(name: str) -> str:
+    """The command that makes a file of the demo, in words."""
+    return f"{interpreter()} -m minisam_glue.demo.train_{Path(name).stem} makes it"
+
+
+def _read(load: Callable[[Path], Model], path: Path, remedy: str = "delete it and download it again") -> Model:
+    """A file by its loader. WeightsError for whatever is wrong with its content; it says the remedy."""
     try:
         return load(path)
     except (ValueError, OSError) as error:
         text = " ".join(str(error).split())
-        raise WeightsError(f"{path} can't be used ({text[:300]}): delete it and download it again") from error
+        raise WeightsError(f"{path} can't be used ({text[:300]}): {remedy}") from error
 
 
 def in_precision(model: SAM2, precision: torch.dtype) -> SAM2:

@@ -89,6 +89,7 @@ def test_a_weights_file_that_is_none_is_one_line_and_runs_nothing(content, tmp_p
     assert segment.main(["one.png", "car.", "--weights", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and len(error.splitlines()) == 1 and demo.DETECTOR in error
+    assert "train_detector makes it" in error and "download" not in error
     assert not Path("exploded").exists()
 
 

@@ -152,7 +152,8 @@ class VideoTracker:
         """Make `image`, which is frame number `frame`, the current one, without tracking.
 
         A frame that is current already stays: its image is not looked at again.
-        Raises ValueError for a negative number, and for an image of another size than the frames before.
+        Raises ValueError for a negative number, and for an image of another size than the frames before: reset() comes
+        before another video.
         """
         if frame == self.frame and self.features is not None:
             return
@@ -162,7 +163,7 @@ class VideoTracker:
         if self.size not in (None, array.shape[:2]):
             raise ValueError(
                 f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
-                "call reset() before another video"
+                "all frames of a video have one size"
             )
         self.features, self.size, self.frame = self.encode(frame, array), array.shape[:2], frame
         if not self.keep_all:
