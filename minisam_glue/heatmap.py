@@ -6,6 +6,7 @@ Left out: how the heat maps are made (clipseg/heat_mapper.py).
 """
 
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -53,12 +54,14 @@ class HeatSettings:
     def __post_init__(self):
         shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
         for name, value in shares.items():
-            if value is not None and not 0 <= value <= 1:
+            if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
                 raise ValueError(f"{name} {value}: give a number from 0 to 1")
-        counts = {"min area": self.min_area, "border": self.border}
-        for name, value in (counts | {"positives": self.positives, "negatives": self.negatives}).items():
-            if value is not None and not 0 <= value < float("inf"):
+        for name, value in {"min area": self.min_area, "border": self.border}.items():
+            if value is not None and not (isinstance(value, Real) and 0 <= value < float("inf")):
                 raise ValueError(f"{name} {value}: give a number from 0 on")
+        for name, value in {"positives": self.positives, "negatives": self.negatives}.items():
+            if not (isinstance(value, Integral) and value >= 0):
+                raise ValueError(f"{name} {value}: give a whole number from 0 on")
 
 
 @dataclass

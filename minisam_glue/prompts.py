@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .heatmap import HeatSettings
 from .masks import decode_rle, encode_rle, rle_size
+from .sam2.preprocess import finite_tensor
 from .support.reading import anything, fields, flag, optional, real, sequence, text, whole
 
 SEED_PROMPTS = ("box", "points", "mask")
@@ -122,7 +123,7 @@ class ObjectPrompt:
             "at": None if self.at is None else int(self.at),
             "box": None if self.box is None else list(map(float, self.box)),
             "points": [list(map(float, point)) for point in self.points],
-            "mask": None if self.mask is None else encode_rle(np.asarray(self.mask, bool)),
+            "mask": None if self.mask is None else encode_rle(as_mask(self.mask)),
             "remove": self.remove,
         }
 
@@ -280,7 +281,7 @@ def as_numbers(values: Sequence[float]) -> tuple[float, ...]:
     """Finite floats of any sequence, array or tensor of numbers; an empty tuple for anything else."""
     try:
         numbers = () if isinstance(values, (str, bytes)) else tuple(float(value) for value in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return ()
     return numbers if all(map(math.isfinite, numbers)) else ()
 
@@ -340,11 +341,14 @@ def is_relative(coordinates: Sequence[float]) -> bool:
     return all(0 <= value <= 1 for value in coordinates) and any(value % 1 for value in coordinates)
 
 
+def as_mask(mask: np.ndarray) -> np.ndarray:
+    """A mask as a bool array of its own, True where it is above 0. ValueError for what are no finite numbers."""
+    return (finite_tensor(mask if isinstance(mask, Tensor) else np.asarray(mask), "mask") > 0).numpy()
+
+
 def check_mask(mask: np.ndarray, size: Size) -> np.ndarray:
-    """A mask as bool (H, W). ValueError if it is empty or not of the picture's size (height, width)."""
-    mask = mask.cpu() if isinstance(mask, Tensor) else mask
-    # A copy: torch takes no negative strides, and warns of read-only memory.
-    mask = np.array(np.asarray(mask), bool, order="C")
+    """A mask as bool (H, W), as as_mask makes it. ValueError if it is empty or not of the picture's (height, width)."""
+    mask = as_mask(mask)
     if mask.shape != tuple(size):
         raise ValueError(f"mask of {mask.shape} pixels (height, width) does not fit a picture of {tuple(size)}")
     if not mask.any():

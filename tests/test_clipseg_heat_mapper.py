@@ -33,6 +33,7 @@ def test_every_prompt_of_every_image_has_its_heat_map(mapper):
         for p, phrase in enumerate(["cat", "dog", "a cat"]):
             alone = HeatMapper(mapper.model, TOKENIZER, 48).heat_maps([image], [phrase])[0, 0]
             torch.testing.assert_close(logits[i, p], alone)
+    assert mapper.heat_maps([], ["cat", "dog"]).shape == (0, 2, 48, 48)
 
 
 def test_an_image_is_encoded_once_for_all_phrases_and_a_phrase_once_for_all_images(mapper, monkeypatch):

@@ -109,6 +109,15 @@ def test_one_box_point_or_mask_in_place_of_a_list_is_told(given):
         Clicks(**given)
 
 
+def test_what_is_above_0_in_a_mask_is_the_object(models):
+    shown = np.zeros((40, 56), bool)
+    shown[10:22, 5:15] = True
+    masks = shown, np.where(shown, 3.0, -1.0), torch.from_numpy(shown).half(), shown.tolist()
+    one, *others = (segment_image(models, picture(5), Clicks(masks=[mask])).masks for mask in masks)
+    assert one.any() and all(np.array_equal(one, other) for other in others)
+    assert ObjectPrompt(mask=masks[1]).as_json() == ObjectPrompt(mask=shown).as_json()
+
+
 def test_masks_and_boxes_may_be_tensors(models):
     mask = picture(5).min(2) > 139
     with warnings.catch_warnings():

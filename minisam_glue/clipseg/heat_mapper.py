@@ -89,8 +89,10 @@ class HeatMapper:
         ValueError for no prompt, and for a phrase that is empty or longer than the model takes.
         """
         conditions = self.encode_prompts(prompts)
-        activations = self.model.encode_image(self.pixels(images))
         size = (self.size, self.size)
+        if not len(images):
+            return torch.zeros(0, len(prompts), *size)
+        activations = self.model.encode_image(self.pixels(images))
         parts = [self.model.decode(activations, some, size) for some in conditions.split(PROMPTS_AT_ONCE)]
         return torch.cat(parts, 1).float().cpu()
 
