@@ -219,6 +219,8 @@ def test_relative_coordinates_are_answered_with_pixels(places, tmp_path, capsys)
         (["{png}", "green", "hexagon"], "green: no such file or folder; put the sentence last, in quotes"),
         (["bright.", "{png}"], "put the sentence last, in quotes"),
         (["{png}"], "a sentence is missing"),
+        (["{png}", "{jpeg}"], "photograph.jpg' is an input, and a sentence is missing after it"),
+        (["{png}", "camera:0"], "'camera:0' is an input, and a sentence is missing after it"),
         (["bright thing"], "an input is missing"),
         (["nowhere.jpg", "x"], "no such file or folder"),
         (["{film}", "--frames", "--redetect", "3", "--point", "9,15"], "--redetect needs a sentence"),

@@ -25,6 +25,7 @@ SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detecto
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")
 SEED_FLAGS = ("seed_prompt", "positives", "negatives", "border")
+PLACE = re.compile(r"^(-|camera:.*)$|[/\\*?\[]|\.\w+$")  # a camera or pipe; a folder, a wildcard or an ending
 
 
 # --- What to look for --------------------------------------------------------------------------------------
@@ -48,6 +49,8 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
     if not sources:
         lacks = "a sentence" if is_input(sentence) else "an input"
         raise ValueError(f"{sentence!r} alone is not enough, {lacks} is missing: {example}")
+    if PLACE.search(sentence) and all(map(is_input, args.words)):  # a folder may be called as a sentence: car
+        raise ValueError(f"{sentence!r} is an input, and a sentence is missing after it: {example}")
     split_phrases(sentence)  # an empty one is an error before models are loaded
     return sources, sentence
 
@@ -120,7 +123,7 @@ def expand(sources: list[str], frames: bool, warn: Callable[[str], None]) -> lis
 
 def looks_like_path(word: str) -> bool:
     """Whether a word that is no file was meant as one: it has a folder, an ending or a wildcard."""
-    return bool(re.search(r"[/\\*?\[]|\.\w+$", word)) and " " not in word
+    return bool(PLACE.search(word)) and " " not in word
 
 
 def is_input(word: str) -> bool:
