@@ -138,12 +138,14 @@ REFUSED = [
     (["id=2 at=1 remove"], ["--direction", "reverse"], "a correction goes forward"),
     (["id=2 at=1 remove"], ["--resume"], "--resume: --correct writes the new result in place of the old one"),
     ([], [], "--correct needs --object"),
+    ([], ["--save", "coco"], "python -m minisam_glue.datasets {out} --to coco"),
 ]
 
 
 def test_what_can_not_be_meant_is_one_line_and_changes_nothing(result, models, capsys):
     before = files(result.parent)
     for corrections, flags, message in REFUSED:
+        message = message.format(out=result.parent)
         words = [word for correction in corrections for word in ("--object", correction)]
         capsys.readouterr()
         assert command("--correct", result, *words, *flags, models=models) == 2, message

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torchvision
 from helpers.commands import command
+from helpers.picture_cases import png_of_16_bits
 from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image, ImageDraw
@@ -288,7 +289,9 @@ def test_images_are_copies_where_every_program_shows_them_alike_and_new_files_el
     exif[0x0112] = 6
     Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif)
     Image.fromarray(image).convert("RGBA").save(tmp_path / "alpha.png")
-    for name, suffix in (("plain.png", ".png"), ("plain.jpg", ".jpg"), ("turned.jpg", ".png")):
+    png_of_16_bits(image.astype(np.uint16) * 16)(tmp_path / "deep.png")
+    names = {"plain.png": ".png", "plain.jpg": ".jpg", "turned.jpg": ".png", "alpha.png": ".png", "deep.png": ".png"}
+    for name, suffix in names.items():
         pixels = Pixels(lambda: image, tmp_path / name)
         assert pixels.suffix == suffix
         pixels.save(tmp_path / f"copy{suffix}")
@@ -479,6 +482,18 @@ def test_the_folder_that_data_sets_go_to_is_locked(inputs, tmp_path, capsys):
     assert "another run" in one_line(capsys) and not (tmp_path / "out" / "coco").exists()
     lock.release()
     assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("place", [".", "..", "masks/.."])
+def test_a_result_has_its_name_in_a_data_set_however_its_folder_is_given(place, inputs, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert command(inputs[0], "bright.", "--quiet", "--out", out) == 0
+    monkeypatch.chdir(out / "p0" / ("masks" if place == ".." else ""))
+    before = files(out / "p0")
+    assert run([place, "--to", "coco", "yolo", "--quiet"]) == 0
+    assert files(out / "p0") == before and (out / "yolo" / "labels" / "train" / "p0.txt").exists()
+    (image,) = json.loads((out / "coco" / "annotations.json").read_text())["images"]
+    assert image["file_name"] == "p0.png"
 
 
 def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp_path, capsys, monkeypatch):

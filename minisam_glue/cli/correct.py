@@ -61,7 +61,7 @@ def correct(args: Namespace, models: Models | None) -> int:
             raise ValueError(f"--{name}: {reason}; leave it out")
     made = [name for name in args.save if name in FORMATS]
     if made:
-        again = f"python -m minisam_glue.datasets {shell_word(folder.parent)} --to {made[0]}"
+        again = f"python -m minisam_glue.datasets {shell_word(os.path.normpath(folder / '..'))} --to {made[0]}"
         raise ValueError(f"--save {made[0]}: a data set is made of the corrected result by: {again}")
     if rank_and_number()[1] > 1:
         raise ValueError("--correct: one process does it; start it without torchrun")

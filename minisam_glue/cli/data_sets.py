@@ -1,5 +1,6 @@
 """The data sets of a command (--save coco ...), and the command that makes them of results that are there already."""
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 def find_results(folder: Path, console: Console) -> list[Path]:
     """The folders of finished results, in natural order: the folder itself, or those in it. ValueError for none."""
     if (folder / "result.json").is_file():
-        return [folder]
+        return [Path(os.path.abspath(folder))]  # "." has no name, under which its pictures could stand
     inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name))
     found = [path for path in inside if (path / "result.json").is_file() and not is_unfinished(path)]
     for path in inside:
@@ -141,7 +142,8 @@ def locked(args: Namespace) -> int:
         raise ValueError(f"{args.results}: no such folder; give --out of segment.py, or one result in it")
     console = Console(args.quiet, False)
     folders = find_results(args.results, console)
-    out = args.out or (args.results.parent if folders == [args.results] else args.results)
+    where = folders[0].parent if (args.results / "result.json").is_file() else args.results
+    out = args.out or where
     make_folder(out)
     lock = FolderLock(out)
     try:
