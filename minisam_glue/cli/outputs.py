@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -374,7 +375,10 @@ class VideoOutput:
             if "crops" in self.save:
                 save_crop(self._place("crops", segment, result.frame), result.image, segment.mask)
         if self.in_order and result.frame == self.drawn:
-            self._draw(result)
+            # With the numbers of the record, which are rounded: a run that goes on draws this frame from there.
+            objects = [replace(o, score=r["score"], box=tuple(r["box"])) for o, r in zip(result.seen, record["objects"])]
+            notes = Notes.from_json(record["rules"]) if "rules" in record else None
+            self._draw(Segmented(result.image, objects, result.frame, notes=notes))
         return record
 
     def _forget(self, segment: Segment, frame: int) -> None:
