@@ -442,6 +442,17 @@ def test_torchrun_shares_a_folder_among_two_processes(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
+def test_a_result_of_an_earlier_command_is_left_out_of_the_index(tmp_path):
+    out, good, gone = tmp_path / "out", save(picture(5), tmp_path / "b.png"), Path(save(picture(5), tmp_path / "a.png"))
+    words = ["--html", "--out", out, "--quiet"]
+    assert command(gone, good, "bright.", *words) == 0
+    gone.write_bytes(b"no picture")
+    for sentence, entries in (("dark.", 1), ("bright.", 2)):
+        assert command(gone, good, sentence, *words) == 2
+        index = (out / "index.html").read_text()
+        assert index.count("<li>") == entries and "b/page.html" in index
+
+
 def test_a_damaged_result_of_another_input_is_left_out_of_the_index(tmp_path, capsys):
     out, good, gone = tmp_path / "out", save(picture(5), tmp_path / "b.png"), tmp_path / "a.png"
     gone.write_bytes(b"no picture")

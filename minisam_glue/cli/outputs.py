@@ -376,7 +376,8 @@ class VideoOutput:
                 save_crop(self._place("crops", segment, result.frame), result.image, segment.mask)
         if self.in_order and result.frame == self.drawn:
             # With the numbers of the record, which are rounded: a run that goes on draws this frame from there.
-            objects = [replace(o, score=r["score"], box=tuple(r["box"])) for o, r in zip(result.seen, record["objects"])]
+            pairs = zip(result.seen, record["objects"])
+            objects = [replace(o, score=r["score"], box=tuple(r["box"])) for o, r in pairs]
             notes = Notes.from_json(record["rules"]) if "rules" in record else None
             self._draw(Segmented(result.image, objects, result.frame, notes=notes))
         return record

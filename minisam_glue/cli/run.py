@@ -31,7 +31,7 @@ from .data_sets import data_sets_of
 from .folders import check_own, complete, make_folder, read_result
 from .job import Job
 from .lock import FolderLock
-from .outputs import finished_of, is_complete, save_picture
+from .outputs import OF, finished_of, is_complete, save_picture
 from .progress import InputProgress
 from .provenance import Facts, differences, settings_of
 from .video import VideoRun
@@ -39,7 +39,7 @@ from .workers import in_order, shared_cores
 
 LARGE = 1024  # pixels of SAM 2's images, from which a CPU takes seconds for a frame
 SLOTS = 2  # pictures, or batches of them, that are in the models of a CPU at the same time
-LABELS = fields(objects=sequence(fields(label=text)))  # what the index needs of a result.json
+LISTED = fields(of=OF, objects=sequence(fields(label=text)))  # what the index needs of a result.json
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 FAULTS = (ValueError, OSError, RuntimeError, MemoryError)  # what an input may end with; see Run.failed
 
@@ -84,12 +84,14 @@ def is_video_run(source: str, pages: bool) -> bool:
     return os.path.isdir(source) or media.is_moving(source) or (pages and media.page_count(source) > 1)
 
 
-def told_of(folder: Path) -> str | None:
-    """Words for what the result in a folder has found; None if it is damaged."""
+def told_of(folder: Path, settings: Facts) -> str | None:
+    """Words for what the result in a folder has found; None if it is damaged, or one of other settings."""
     result = read_result(folder / "result.json")
     try:
-        LABELS(result, "result.json")
-    except ValueError:
+        LISTED(result, "result.json")
+    except (ValueError, RecursionError):
+        return None
+    if result["of"] != result["of"] | settings:
         return None
     return summary([record["label"] for record in result["objects"]], None, {})
 
@@ -273,14 +275,16 @@ class Run:
         return not changed
 
     def index(self) -> None:
-        """index.html of all results that have pages, those of other processes of this run too.
+        """index.html of all results of these settings that have pages, those of other processes of this run too.
 
         It is written again until no result has come in the meantime, so that the last process to end lists them all.
         """
+        args, prompt, models = self.args, self.job.prompt, self.job.models
+        settings = {moving: settings_of(args, prompt, models, moving) for moving in (False, True)}
         found: dict[str, str | None] = {}
         while new := [s for s, folder in self.folders.items() if s not in found and is_complete(folder, "page.html")]:
             for source in new:
-                found[source] = told_of(self.folders[source])
+                found[source] = told_of(self.folders[source], settings[self.moving(source)])
             entries = [Entry(s, folder.name, found[s]) for s, folder in self.folders.items() if found.get(s)]
             write_index(self.args.out, entries)
 
