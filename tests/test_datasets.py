@@ -376,6 +376,14 @@ def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp
         assert data_sets(tmp_path / "plain")[name] == expected[name]
 
 
+def test_labels_of_results_of_another_sentence_are_no_categories(tmp_path):
+    source, out = save(picture(5), tmp_path / "a.png"), tmp_path / "out"
+    for sentence, flags in (("dark.", []), ("bright.", ["--resume", "--save", "coco"])):
+        assert command(source, sentence, "--quiet", "--out", out, *flags) == 0
+    made = json.loads((out / "coco" / "annotations.json").read_text())
+    assert [category["name"] for category in made["categories"]] == ["bright"]
+
+
 def test_ctrl_c_stops_the_taking_over_of_results_that_are_there_and_resume_does_the_others(tmp_path, monkeypatch):
     words = [*(save(picture(5), tmp_path / f"{n}.png") for n in range(3)), "bright.", "--quiet", "--out", tmp_path]
     assert command(*words) == 0

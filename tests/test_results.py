@@ -235,6 +235,8 @@ def test_what_nobody_can_compare_is_never_taken_for_the_same(models):
     for source in ("http://127.0.0.1/a.png", "camera:0", "-"):
         facts = facts_of(source, parse_arguments([source, "x."]), "x.", models, False)
         assert differences(facts, facts) == ["content that can't be compared"]
+    called = {"prompt": "unknown", "source": "unknown", "--method": "unknown", "content": "0"}
+    assert differences(called, called) == []  # a word as any other, but of content
 
 
 @pytest.mark.parametrize("content", ["3", "null", "{}", '{"content": "0"}', '{"content": {"a": [null]}}'])

@@ -31,16 +31,17 @@ def data_sets_of(args: Namespace, prompt: Prompt, settings: Facts, folders: dict
     clicked = isinstance(prompt, Clicks)
     labels = list(dict.fromkeys(o.label for o in prompt.prompts())) if clicked else split_phrases(prompt)
     if names and args.resume:  # corrections may have added other objects
-        labels += [label for folder in folders.values() for label in labels_of(folder)]
+        labels += [label for folder in folders.values() for label in labels_of(folder, settings)]
     inputs = [folder.name for folder in folders.values()]
     alone = rank_and_number()[1] == 1
     return DataSets(args.out, names, labels, shared(settings), inputs, alone) if names else None
 
 
-def labels_of(folder: Path) -> list[str]:
-    """The labels of the finished result in a folder; none if there is none."""
+def labels_of(folder: Path, settings: Facts) -> list[str]:
+    """The labels of the finished result in a folder; none if there is none, or one of another prompt or model."""
     with suppress(ValueError, OSError):
-        return [] if is_unfinished(folder) else Result.read(folder).labels()
+        result = Result.read(folder)
+        return [] if is_unfinished(folder) or shared(result.of) != shared(settings) else result.labels()
     return []
 
 

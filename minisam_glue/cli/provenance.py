@@ -99,17 +99,17 @@ def _facts_of_object(prompt: ObjectPrompt) -> Facts:
 def differences(then: Facts, now: Facts) -> list[str]:
     """The differences between two results, each in words: 'another prompt ("car." then, "dog." now)'. Of more than five
     the first four, and how many there are beside them."""
-    found = [
-        _difference(name, then.get(name), now.get(name))
-        for name in {**now, **then}
-        if then.get(name) != now.get(name) or UNKNOWN in (then.get(name), now.get(name))
-    ]
+    found = [_difference(name, then.get(name), now.get(name)) for name in {**now, **then}]
+    found = [words for words in found if words]
     return found if len(found) <= 5 else [*found[:4], f"{len(found) - 4} other settings"]
 
 
 def _difference(name: str, then: object, now: object) -> str:
-    if UNKNOWN in (then, now):
+    """How a fact differs, in words; "" if it does not."""
+    if name == "content" and UNKNOWN in (then, now):  # a sentence may well be "unknown"
         return "content that can't be compared"
+    if then == now:
+        return ""
     words, shown = WORDS.get(name, f"another {name}"), (_shown(then), _shown(now))
     return words if shown[0] == shown[1] else f"{words} ({shown[0]} then, {shown[1]} now)"
 
