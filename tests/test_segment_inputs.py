@@ -4,6 +4,7 @@ import errno
 import glob
 import io
 import json
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -251,6 +252,25 @@ def test_results_do_not_go_into_the_input(tmp_path, capsys, monkeypatch):
     save_film(Path("film"), 2)
     assert command("film", "bright.", "--frames", "--out", ".") == 2
     assert "another --out" in capsys.readouterr().err and len(list(Path("film").iterdir())) == 2
+
+
+def test_a_wildcard_finds_no_results_of_before_unless_it_names_their_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for name in ("a", "b"):
+        save(picture(5), Path("photos", f"{name}.png"))
+    for out in ("segmented", "photos"):  # beside the pictures, and among them
+        words = ["**/*.png", "bright.", "--save", "coco", "--quiet", "--out", out]
+        for told in (False, True):
+            assert command(*words) == 0
+            error = capsys.readouterr().err
+            assert error == f"warning: **/*.png: 6 left out, as results in {out}\n" * told
+            assert {path.name for path in Path(out).iterdir() if path.is_dir()} == {"a", "b", "coco"}
+        assert command(f"{out}/a/m*/*.png", "bright.", "--quiet", "--out", out) == 0
+        assert command(f"{out}/*/masks/*.png", "bright.", "--out", out) == 2
+        assert f"only results in {out} fit" in capsys.readouterr().err
+        shutil.rmtree("segmented")
+        Path("segmented").mkdir()
 
 
 def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys):

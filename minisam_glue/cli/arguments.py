@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .. import media
+from ..datasets.dataset import ABOUT
 from ..heatmap import HeatSettings
 from ..models import CLIPSEG
 from ..prompts import Clicks, Prompt, Seeding, split_phrases
 from ..propagators import FLOW
+from .folders import UNFINISHED
 from .objects import objects_of, parse_numbers, parse_point, read_masks
 from .parser import OTSU, parse_arguments, program
 
@@ -105,20 +107,40 @@ def with_flag(error: Exception) -> str:
 # --- Inputs ------------------------------------------------------------------------------------------------
 
 
-def expand(sources: list[str], frames: bool, warn: Callable[[str], None]) -> list[str]:
+def expand(sources: list[str], frames: bool, out: Path, warn: Callable[[str], None]) -> list[str]:
     """Inputs one by one; with `frames` a folder is one input. MediaError for what is not there.
 
-    warn: is told in one line what of a folder is left out.
+    warn: is told in one line what of a folder is left out, and that results in `out`, which ** finds too, are.
     """
     inputs = []
     for source in sources:
         try:
-            inputs += [source] if frames and os.path.isdir(source) else media.expand_inputs([source], warn)
+            found = [source] if frames and os.path.isdir(source) else media.expand_inputs([source], warn)
         except media.MediaError as error:
             if os.path.exists(source) or looks_like_path(source):
                 raise
             raise media.MediaError(f"{error}; put the sentence last, in quotes") from error
+        results = results_among(found, source, out)
+        if len(results) == len(found):
+            raise media.MediaError(f"{source}: only results in {out} fit: choose another --out to segment these")
+        if results:
+            warn(f"{source}: {len(results)} left out, as results in {out}")
+        inputs += [path for path in found if path not in results]
     return list(dict.fromkeys(inputs))
+
+
+def results_among(found: list[str], source: str, out: Path) -> set[str]:
+    """Those of an input's files that lie in a result or data set in `out`, if the input does not name that itself."""
+    given, place = (os.path.join(os.path.abspath(path), "") for path in (source, out))
+    inside = {path: os.path.abspath(path) for path in found}
+    names = {path: full[len(place) :].split(os.sep)[0] for path, full in inside.items() if full.startswith(place)}
+    made = {
+        name
+        for name in set(names.values())
+        if any(Path(place, name, mark).exists() for mark in ("result.json", UNFINISHED, ABOUT))
+        and not given.startswith(os.path.join(place, name, ""))
+    }
+    return {path for path, name in names.items() if name in made}
 
 
 def looks_like_path(word: str) -> bool:

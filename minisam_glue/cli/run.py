@@ -105,7 +105,7 @@ class Run:
         seeding = seeding_of(args)
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
-        inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
+        inputs = expand(sources, args.frames, args.out, self.console.warn if rank == 0 else lambda _: None)
         self.moving = cache(partial(is_video_run, pages=args.frames))  # of an input
         self.slots = Semaphore()  # of threads that are in the models
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
