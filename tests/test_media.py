@@ -518,8 +518,10 @@ def test_a_name_with_a_colon_is_a_file_and_no_address(clips, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("data:a.mp4").write_bytes(clips["mp4"].read_bytes())
     assert numbers(frames("data:a.mp4")) == list(range(30))
-    with VideoWriter("b.mp4", FPS, (WIDTH, HEIGHT), audio_from="data:a.mp4") as writer:
-        writer.write(numbered(1))
+    for name in ("b.mp4", "data:b.mp4", "12:30/b.mp4"):
+        with VideoWriter(name, FPS, (WIDTH, HEIGHT), audio_from="data:a.mp4") as writer:
+            writer.write(numbered(1))
+        assert numbers(frames(name)) == [1]
 
 
 def test_damaged_sound_leaves_the_video_whole(tmp_path):
