@@ -16,7 +16,7 @@ import pytest
 from helpers import damage
 from PIL import Image
 
-from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, sources, video
+from minisam_glue.media import MediaError, ReadError, expand_inputs, frames, is_moving, read_image, sources, video
 from minisam_glue.media.writer import VideoWriter
 
 WIDTH, HEIGHT, FPS = 48, 32, 10
@@ -522,6 +522,16 @@ def test_a_name_with_a_colon_is_a_file_and_no_address(clips, tmp_path, monkeypat
         with VideoWriter(name, FPS, (WIDTH, HEIGHT), audio_from="data:a.mp4") as writer:
             writer.write(numbered(1))
         assert numbers(frames(name)) == [1]
+
+
+def test_a_video_that_is_gone_after_its_first_frame_has_no_damage_but_an_error(clips, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips["mp4"].read_bytes())
+    clip = frames(path)
+    path.unlink()
+    with pytest.raises(ReadError, match="a.mp4: No such file or directory"):
+        list(clip)
+    assert clip.damaged == 0
 
 
 def test_damaged_sound_leaves_the_video_whole(tmp_path):

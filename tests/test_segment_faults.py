@@ -360,7 +360,7 @@ def fail_after(read, count: int, code: int):
     return failing
 
 
-@pytest.mark.parametrize("code", ["EIO", "ESTALE", "ENODEV", "ENOTCONN", "ETIMEDOUT", "ENXIO"])
+@pytest.mark.parametrize("code", ["EIO", "ESTALE", "ENODEV", "ECONNRESET", "EACCES"])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_a_disk_that_fails_in_a_video_is_not_its_end_and_resume_goes_on(code, direction, tmp_path, monkeypatch, capsys):
     with VideoWriter(tmp_path / "a.mp4", 5, (56, 40)) as writer:
