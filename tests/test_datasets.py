@@ -483,13 +483,16 @@ def test_a_folder_of_another_run_or_of_the_users_is_refused_and_stays(inputs, tm
     assert files(tmp_path / "mine") == {"yolo/data.yaml": b"mine"}
 
 
-def test_the_folder_that_data_sets_go_to_is_locked(inputs, tmp_path, capsys):
-    assert command(inputs[0], "bright.", "--quiet", "--out", tmp_path / "out") == 0
-    lock = FolderLock(tmp_path / "out", "another")
-    assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 2
-    assert "another run" in one_line(capsys) and not (tmp_path / "out" / "coco").exists()
+@pytest.mark.parametrize("flags", [[], ["--out", "{}/other"]])
+def test_the_folders_of_data_sets_and_results_are_locked(flags, inputs, tmp_path, capsys):
+    out, made = tmp_path / "out", tmp_path / ("other" if flags else "out") / "coco"
+    words = [str(out / "p0"), "--to", "coco", "--quiet", *(flag.format(tmp_path) for flag in flags)]
+    assert command(inputs[0], "bright.", "--quiet", "--out", out) == 0
+    lock = FolderLock(out, "another")
+    assert run(words) == 2
+    assert "another run" in one_line(capsys) and not made.exists()
     lock.release()
-    assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 0
+    assert run(words) == 0 and made.exists() and not list(tmp_path.rglob(lock.path.name))
 
 
 @pytest.mark.parametrize("place", [".", "..", "masks/.."])

@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..datasets import FORMATS, DataSets, Result
@@ -138,7 +138,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def locked(args: Namespace) -> int:
-    """convert, while no run writes into the folder. Returns the exit status."""
+    """Make the data sets while no run writes into their folder, or that of the results. Returns the exit status."""
     if not args.results.is_dir():
         raise ValueError(f"{args.results}: no such folder; give --out of segment.py, or one result in it")
     console = Console(args.quiet, False)
@@ -146,8 +146,9 @@ def locked(args: Namespace) -> int:
     where = folders[0].parent if (args.results / "result.json").is_file() else args.results
     out = args.out or where
     make_folder(out)
-    lock = FolderLock(out)
-    try:
+    with ExitStack() as locks:
+        locks.callback(FolderLock(out).release)
+        if not os.path.samefile(out, where):
+            with suppress(OSError):  # nobody writes into a folder that can't be written to
+                locks.callback(FolderLock(where).release)
         return convert(args, folders, out, console)
-    finally:
-        lock.release()
