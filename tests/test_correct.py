@@ -23,6 +23,7 @@ from minisam_glue.cli.states import States, listed
 from minisam_glue.demo.evaluate import innermost
 from minisam_glue.demo.scenes import clip
 from minisam_glue.masks import decode_rle
+from minisam_glue.media.writer import VideoWriter
 from minisam_glue.records import Segment, Segmented
 
 AT, COUNT = 3, 5
@@ -327,15 +328,16 @@ def test_objects_of_a_sentence_keep_their_numbers_where_all_is_tracked_again(num
         assert of(removed, other) == of(added, other)
 
 
-def test_a_correction_that_was_killed_leaves_the_result_whole(finished, result, models, capsys):
+@pytest.mark.parametrize("owner, step", [(VideoWriter, "__init__"), (Correction, "every_frame")])
+def test_a_correction_that_was_killed_leaves_the_result_whole(owner, step, finished, result, models, capsys):
     before = correct(result, "id=1 at=2 remove", models=models)
 
-    def killed(self, *_):
+    def killed(*_):
         raise SystemExit(9)  # what follows is not run, as after kill -9
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VideoOutput, "abort", lambda self: None)
-        patch.setattr(Correction, "every_frame", killed)
+        patch.setattr(owner, step, killed)
         with pytest.raises(SystemExit):
             command("--correct", result, "--object", CLICK, models=models)
     assert (result / ".unfinished").exists() and lines(result / "result.jsonl") == before

@@ -368,9 +368,8 @@ class Correction(VideoRun):
 
     def write(self, video: media.Frames, tracking: Tracking, old: "Old") -> int:
         """Write the new result in place of the old one."""
-        output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, resume=False)
+        output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, corrects=True)
         try:
-            (output.unfinished / CORRECTION).touch()
             self.keep_files(output)
             self.every_frame(video, tracking, old, output)
             if self.job.stopped:

@@ -44,7 +44,7 @@ from ..support.reading import (
     whole,
 )
 from .arguments import last_part
-from .folders import UNFINISHED, check_own, clear, is_unfinished, list_files, publish, read_result
+from .folders import CORRECTION, UNFINISHED, check_own, clear, is_unfinished, list_files, publish, read_result
 from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
@@ -269,6 +269,7 @@ class VideoOutput:
     heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
     is of, see provenance.py; ValueError if that state is of something else, or as of check_own. page: also
     write page.html and its thumbnail. story: also write story.png, and what the rules did to the record of each frame.
+    corrects: a whole result is there, and stays so until this one takes its place.
     MediaError or OSError if it can't be written.
     """
 
@@ -284,6 +285,7 @@ class VideoOutput:
         of: Facts | None = None,
         page: bool = False,
         story: bool = False,
+        corrects: bool = False,
     ):
         check_own(folder)
         self.of = {} if of is None else of
@@ -297,7 +299,7 @@ class VideoOutput:
             self._reopen()
         try:
             if self.state is None:
-                self._begin()
+                self._begin(corrects)
             self.writer = VideoWriter(
                 self.new / picture, video.fps, video.size, audio_from, self.start, video.pixel_aspect
             )
@@ -307,9 +309,12 @@ class VideoOutput:
             self.abort()
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, corrects: bool) -> None:
         clear(self.folder)
-        self.new.mkdir(parents=True)
+        self.unfinished.mkdir(parents=True)
+        if corrects:
+            (self.unfinished / CORRECTION).touch()
+        self.new.mkdir()
         self.journal = Journal(self.unfinished / "journal.jsonl")
 
     def _reopen(self) -> None:
