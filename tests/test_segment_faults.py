@@ -182,6 +182,25 @@ def test_ctrl_c_between_pictures_keeps_those_that_are_done_and_resume_does_the_o
     assert (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns == first
 
 
+def test_ctrl_c_while_resume_looks_through_the_inputs_ends_at_once(tmp_path, monkeypatch, capsys):
+    sources = [save(picture(5), tmp_path / f"{number}.png") for number in range(4)]
+    words = [*sources, "bright.", "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    looked, finished = [], run.Run.finished
+
+    def press(self, source, moving):
+        looked.append(source)
+        signal.raise_signal(signal.SIGINT)
+        return finished(self, source, moving)
+
+    monkeypatch.setattr(run.Run, "finished", press)
+    monkeypatch.setattr(run, "is_video_run", lambda source, pages: looked.append(f"is {source} a video?"))
+    capsys.readouterr()
+    assert command(*words, "--resume", "--story") == 130
+    assert looked == [f"is {sources[0]} a video?", sources[0]]
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_ends_programs_stops_as_ctrl_c_does_with_a_status_of_its_own(name, tmp_path, monkeypatch):
     number = getattr(signal, name, None)

@@ -150,9 +150,8 @@ class Run:
         status, begun = 0, time.perf_counter()
         with on_signals(self.stop):
             groups = self.groups()
-            if self.args.story and not self.has_video():
-                raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
-            self.note(groups)
+            if not self.job.stopped:
+                self.note(groups)
             left = len(self.lacking) + sum(len(group) for _, group in groups)
             for source in self.lacking:
                 if self.job.stopped:
@@ -211,7 +210,9 @@ class Run:
                 yield status, done
 
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
-        """Say what has no effect: flags, and words that the weights do not know."""
+        """Say what has no effect: flags, and words that the weights do not know. ValueError for a story of pictures."""
+        if self.args.story and not self.has_video():
+            raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
         if not self.lock.held:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
         for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.has_video):
@@ -240,7 +241,10 @@ class Run:
         groups: list[tuple[bool, list[str]]] = []
         usual = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
         most = self.args.batch or usual
-        for source in self.inputs:
+        for number, source in enumerate(self.inputs):
+            if self.job.stopped:  # the rest is left, and not looked at
+                groups.append((False, self.inputs[number:]))
+                break
             moving = self.moving(source)
             if self.args.resume and self.finished(source, moving):
                 if self.sets is not None and not self.sets.has(self.folders[source]):
