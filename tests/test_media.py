@@ -328,7 +328,10 @@ def pipe(monkeypatch, data: bytes) -> None:
 
 
 def test_a_pipe_brings_png_and_jpeg_pictures_in_order(monkeypatch):
-    data = b"".join(encoded(index, "JPEG" if index % 3 else "PNG") for index in range(12))
+    parts = [encoded(index, "JPEG" if index % 3 else "PNG") for index in range(12)]
+    for index, filled in ((1, b"\xff\xd8\xff\xff"), (2, b"\xff\xd8\xff\xff\xff\xff")):  # T.81, B.1.1.2
+        parts[index] = filled + parts[index][3:]
+    data = b"".join(parts)
     pipe(monkeypatch, data)
     clip = frames("-", fps=FPS)
     assert (clip.count, clip.fps, clip.size, clip.seekable) == (None, FPS, (WIDTH, HEIGHT), False)

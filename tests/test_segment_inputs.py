@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from minisam_glue import media
 from minisam_glue.cli import run
 from minisam_glue.cli.arguments import folders_of
 from minisam_glue.cli.console import Console
+from minisam_glue.cli.outputs import label_name
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.masks import decode_rle
 from minisam_glue.prompts import split_phrases
@@ -273,7 +275,7 @@ def test_a_wildcard_finds_no_results_of_before_unless_it_names_their_folder(tmp_
         Path("segmented").mkdir()
 
 
-def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys):
+def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys, monkeypatch):
     source = save(picture(5), tmp_path / "naïve \n 图 #1%.png")
     for number, label in enumerate(["con", "a/b\\c:d*?", "图" * 300, "è up"]):
         assert command(source, label, "--out", tmp_path / str(number)) == 0
@@ -282,6 +284,10 @@ def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, c
         assert json.loads((folder / "result.json").read_text())["objects"][0]["label"] == label
         assert mask.name.startswith("001_") and len(mask.name.encode()) < 200
     assert not capsys.readouterr().err
+    assert label_name(1, "größe \udcff") == "001_größe"
+    with monkeypatch.context() as plain:
+        plain.setattr(sys, "getfilesystemencoding", lambda: "ascii")  # as under LC_ALL=C
+        assert label_name(1, "größe") == "001_gr_e"
 
 
 @pytest.mark.parametrize(

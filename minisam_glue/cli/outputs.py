@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -159,8 +160,9 @@ def name_of(segment: Segment) -> str:
 
 
 def label_name(number: int, label: str) -> str:
-    """A number and as much of a label as any file system takes."""
-    words = re.sub(r"[^\w-]+", "_", label).strip("_")
+    """A number and as much of a label as any file system takes, in letters that this system has for names."""
+    encoding = sys.getfilesystemencoding()
+    words = re.sub(r"[^\w-]+", "_", label.encode(encoding, "replace").decode(encoding)).strip("_")
     return f"{number:03d}_{words[:40]}" if words else f"{number:03d}"
 
 

@@ -38,6 +38,7 @@ NO_DURATION = 100  # milliseconds that browsers show a frame of an animation who
 MOST_DAMAGED = 100  # packets of a camera in a row that can't be decoded, after which nothing more is expected
 PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n")  # the beginning of a JPEG or PNG picture
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
+FILL = re.compile(rb"\xff+")  # any marker may have more of its first byte (B.1.1.2)
 
 
 def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
@@ -359,6 +360,9 @@ class _Pipe(_Live):
                 return at + 2
             if self.data[at] != 0xFF:
                 raise MediaError(f"{self.name}: a damaged JPEG picture")
+            if self.data[at + 1] == 0xFF:
+                at = FILL.match(self.data, at).end() - 1
+                continue
             self._need(at + 4)
             scan = self.data[at + 1] == 0xDA
             at += 2 + int.from_bytes(self.data[at + 2 : at + 4], "big")
