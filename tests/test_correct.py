@@ -170,6 +170,8 @@ def test_a_result_of_something_else_is_refused(finished, result, tmp_path, model
         ({"of": summary["of"] | {"--direction": "both"}}, "only results of --direction forward"),
         ({"source": str(tmp_path / "gone.mp4")}, "it is not there; say where it is now"),
         ({"prompts": 5}, "is damaged, or of an earlier version"),
+        ({"prompts": None, "of": summary["of"] | {"prompt": "dog."}}, "is damaged, or of an earlier version"),
+        ({"prompts": [{"id": 1, "label": "dog", "at": "x"}]}, "is damaged, or of an earlier version"),
     ):
         (result / "result.json").write_text(json.dumps(summary | change))
         assert message in refused(result)

@@ -541,6 +541,24 @@ def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp
         assert run([str(out / "p0"), *to, "--out", str(tmp_path / "other")]) == 2 and said in one_line(capsys), damage
 
 
+def test_memory_that_runs_out_is_one_line_and_the_other_results_are_taken_over(inputs, tmp_path, capsys, monkeypatch):
+    out, add = tmp_path / "out", DataSets.add
+
+    def large(self, folder, *image):
+        if folder.name == "p0":
+            raise MemoryError
+        add(self, folder, *image)
+
+    assert command(inputs[0], inputs[2], "bright.", "--quiet", "--out", out) == 0
+    monkeypatch.setattr(DataSets, "add", large)
+    assert run([str(out), "--to", "coco", "--quiet"]) == 2
+    assert one_line(capsys) == f"error: {out / 'p0'}: out of memory"
+    assert [path.name for path in (out / "coco" / ".parts").iterdir()] == ["p1.jsonl"]
+    monkeypatch.setattr(DataSets, "finish", lambda self: bytearray(1 << 62))
+    assert run([str(out), "--to", "coco", "--quiet"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: out of memory"
+
+
 def test_labels_that_differ_in_case_are_one_category_and_unknown_ones_are_refused():
     categories = Categories(["Dog", "cat", "dog"])
     assert categories.names == ["Dog", "cat"] and categories.number("DOG") == 0

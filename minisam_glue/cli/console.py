@@ -29,6 +29,8 @@ def error_line(error: Exception | str) -> str:
     """The line that tells an error."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):  # which may have no words
+        error = "out of memory"
     return f"error: {one_line(error)}"
 
 

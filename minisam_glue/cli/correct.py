@@ -27,7 +27,7 @@ from ..propagators import MEMORY
 from ..records import Segment, Segmented
 from ..seeding import Seed
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number, shell_word
-from ..support.reading import fields, sequence, text, whole
+from ..support.reading import fields, optional, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
 from .console import Console, count
@@ -46,6 +46,7 @@ from .video import VideoRun
 RESULT = fields(
     source=text, of=OF, frames=whole(1), size=sequence(whole(1), 2), objects=sequence(fields(id=whole(1), label=text))
 )
+PROMPTED = fields(id=whole(1), label=optional(text), at=optional(whole()))
 OF_THE_PROMPT = ("prompt", "boxes", "points", "masks", "objects")  # facts that are taken from the result itself
 IN_PLACE, BY_OBJECT = "--correct writes the new result in place of the old one", "--object corrects"
 IDLE = {"out": IN_PLACE, "resume": IN_PLACE, "box": BY_OBJECT, "point": BY_OBJECT, "mask": BY_OBJECT}  # no use here
@@ -116,8 +117,8 @@ def finished(folder: Path) -> dict:
         raise ValueError(f"--correct {folder}: it is a picture's result; segment the picture again with more prompts")
     try:
         RESULT(result, "result.json")
-        if result["of"].get("prompt") is None:
-            sequence(fields(id=whole(1)))(result.get("prompts"), "its list of prompts")
+        if "prompts" in result or result["of"].get("prompt") is None:
+            sequence(PROMPTED)(result.get("prompts"), "its list of prompts")
         sequence(fields(id=whole(1), at=whole()))(result.get("corrections", []), "its list of corrections")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--correct {folder}: it is damaged, or of an earlier version ({error})") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..datasets import FORMATS, DataSets, Result
 from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
-from ..support.processes import Stopped, begin_program, escape_unknown_letters, on_signals, rank_and_number, stop
+from ..support.processes import Stopped, escape_unknown_letters, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
@@ -116,6 +116,8 @@ def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -
             sets.add(result.folder)
             console.say(f"{result.folder}: taken over")
             taken += 1
+        except MemoryError:
+            status = failed(f"{result.folder}: out of memory")
         except (ValueError, OSError) as error:
             status = failed(error)
     sets.finish()
@@ -125,15 +127,13 @@ def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The whole command. Returns its exit status: 2 for a usage or input error, which is told in one line."""
-    if argv is None:
-        begin_program()
     escape_unknown_letters()
     try:
         with on_signals(stop):
             return locked(parse(argv))
     except Stopped as stopped:
         return 128 + stopped.number
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return failed(error)
 
 
