@@ -460,6 +460,20 @@ def test_a_result_that_one_format_can_not_hold_is_in_none_of_them(tmp_path, caps
         assert any("few" in file for file in made) and not any("many" in file for file in made)
 
 
+def test_a_picture_that_a_data_set_refuses_is_told_and_its_result_too(inputs, tmp_path, capsys, monkeypatch):
+    def refuse(self, folder, image):
+        raise ValueError(f"{folder.name} can't be held")
+
+    monkeypatch.setattr(DataSets, "add", refuse)
+    words = [inputs[0], inputs[2], "bright.", "--save", "coco", "--json", "-", "--out", tmp_path / "out"]
+    assert command(*words) == 2
+    printed, told = capsys.readouterr()
+    assert [json.loads(line)["source"] for line in printed.splitlines()] == [inputs[0], inputs[2]]
+    for source, name in ((inputs[0], "p0"), (inputs[2], "p1")):
+        assert f"{source}: " in told and f"error: {source}: {name} can't be held\n" in told
+        assert (tmp_path / "out" / name / "result.json").exists()
+
+
 def one_line(capsys) -> str:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines

@@ -181,6 +181,10 @@ def test_heic_is_read_whatever_its_name_and_damage_is_one_line(tmp_path):
             assert read_image(tmp_path / "a.heic").ndim == 3
         except MediaError as error:
             assert "a.heic: " in str(error) and "\n" not in str(error)
+    for part in (b"hvcC", b"ipco"):
+        (tmp_path / "a.heic").write_bytes(data.replace(part, b"none"))
+        with pytest.raises(MediaError, match=r"a.heic: damaged \(KeyError\)$"):
+            read_image(tmp_path / "a.heic")
 
 
 @pytest.mark.parametrize("sizes, count, length", [(0x0000, 65535, 0), (0x4400, 9, 8)])
@@ -350,6 +354,9 @@ def test_pipes_and_devices_are_no_pictures_and_are_not_waited_for(tmp_path):
         for read in (read_image, read_masks):
             with pytest.raises(MediaError, match=f"{name}: it is no regular file"):
                 read(tmp_path / "in" / name)
+        for read in (frames, lambda path: expand_inputs([path])):
+            with pytest.raises(MediaError, match=f"{name}: it is no regular file; .* come by - on standard input"):
+                read(str(tmp_path / "in" / name))
     assert page_count(tmp_path / "in" / "pipe.png") == 1
 
 

@@ -318,14 +318,15 @@ class Run:
         text = with_flag(error)
         return console.fail(text if len(self.folders) == 1 or source in text else f"{source}: {text}")
 
-    def into_data_sets(self, source: str, console: Console) -> int:
-        """Put the result of an input into the data sets. What can't be done is told; returns the exit status."""
+    def into_data_sets(self, source: str, console: Console, image: np.ndarray | None = None) -> int:
+        """Put the result of an input into the data sets; image: its picture, if it is at hand. What can't be done is
+        told; returns the exit status."""
         if self.sets is not None:
             try:
                 with self.job.models.stage("write"):
-                    self.sets.add(self.folders[source])
-            except (ValueError, OSError) as error:
-                return console.fail(error)
+                    self.sets.add(self.folders[source], image)
+            except FAULTS as error:
+                return self.failed(source, error, console)
         return 0
 
     def pictures(self, images: dict[str, np.ndarray], of: dict[str, Facts], console: Console) -> int:
@@ -345,6 +346,7 @@ class Run:
         for source, result in zip(images, results):
             try:
                 self.write(source, result, of[source], seconds, console)
+                status = max(status, self.into_data_sets(source, console, result.image))
             except FAULTS as error:
                 status = self.failed(source, error, console)
         return status
@@ -354,8 +356,6 @@ class Run:
         folder, job = self.folders[source], self.job
         with job.models.stage("write"):
             save_picture(folder, result, source, job.facts() | {"of": of}, self.args.save, self.args.html)
-            if self.sets is not None:
-                self.sets.add(folder, result.image)
         console.record({"source": source} | result.as_json())
         text = summary([o.label for o in result.objects], result.best, job.hints)
         console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")

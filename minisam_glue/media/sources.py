@@ -50,13 +50,20 @@ def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     if os.path.isdir(source):
         return _Pictures(source, list_folder(source, looks_like_picture, "pictures", warn), fps)
     if not os.path.isfile(source):
-        raise MediaError(f"{source}: no such file or folder")
+        raise no_source(source)
     path = Path(source)
     if is_heic(path):
         return _Pictures(source, [path], fps)
     if path.suffix.lower() in IMAGE_SUFFIXES or is_picture(path):
         return _Animation(path, fps)
     return Video(path)
+
+
+def no_source(name: str) -> MediaError:
+    """The error of a path that is neither a file nor a folder."""
+    if os.path.exists(name):
+        return MediaError(f"{name}: it is no regular file; pictures one after another come by - on standard input")
+    return MediaError(f"{name or repr(name)}: no such file or folder")
 
 
 def _common_levels(levels: Callable[[int], Levels | None], count: int) -> Levels | None:
