@@ -138,6 +138,7 @@ REFUSED = [
     (["id=2 at=1 remove"], ["--stride", 2], "it is a result of another --stride (1 then, 2 now)"),
     (["id=2 at=1 remove"], ["--direction", "reverse"], "a correction goes forward"),
     (["id=2 at=1 remove"], ["--resume"], "--resume: --correct writes the new result in place of the old one"),
+    (["id=2 at=1 remove"], ["--batch", 2], "--batch: the frames of a video are segmented one by one; leave it out"),
     ([], [], "--correct needs --object"),
     ([], ["--save", "coco"], "python -m minisam_glue.datasets {out} --to coco"),
 ]

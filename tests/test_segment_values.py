@@ -253,6 +253,16 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
             "--identity does nothing with --propagate flow: the rules are for SAM 2's memory",
         ),
         (["{film}", "bright.", "--frames", "--propagate", "flow"], ""),
+        (["{png}", "--point", "9,15", "--save", "heatmap"], "--save heatmap does nothing without a sentence"),
+        (
+            ["{film}", "bright.", "--frames", "--states", "9", "--direction", "both"],
+            "--states does nothing with --direction both, which --correct does not take",
+        ),
+        (
+            ["{film}", "bright.", "--frames", "--batch", "2"],
+            "--batch does nothing for videos, whose frames are segmented one by one",
+        ),
+        (["{film}", "{png}", "bright.", "--frames", "--batch", "2", "--states", "9"], ""),
         (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
         (["{film}", "bright.", "--frames", "--html"], ""),
         (["{film}", "bright.", "--frames", "--redetect", "2", "--fps", "5"], ""),

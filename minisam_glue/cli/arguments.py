@@ -12,6 +12,7 @@ from ..datasets.dataset import ABOUT
 from ..heatmap import HeatSettings
 from ..models import CLIPSEG
 from ..prompts import Clicks, Prompt, Seeding, split_phrases
+from ..propagation import FORWARD
 from ..propagators import FLOW
 from .folders import UNFINISHED
 from .objects import objects_of, parse_numbers, parse_point, read_masks
@@ -164,8 +165,8 @@ def check_no_sentence(words: list[str]) -> None:
         raise ValueError(f"{words[-1]!r} is no input: boxes, points and masks take the place of a sentence")
 
 
-def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Callable[[], bool]) -> list[str]:
-    """Notes on flags that change nothing for these inputs. has_video: is asked only if it matters."""
+def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Callable[[str], bool]) -> list[str]:
+    """Notes on flags that change nothing for these inputs. moving: is asked, if it matters, which are videos."""
     defaults, folders = parse_arguments([]), any(map(os.path.isdir, inputs))
     given = [name for name, value in vars(args).items() if value != getattr(defaults, name)]
 
@@ -176,8 +177,12 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Ca
     notes = note(VIDEO_FLAGS, "for pictures")
     notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
     notes += ["--save frames does nothing for pictures"] if "frames" in args.save else []
-    if notes and has_video():
+    if notes and any(map(moving, inputs)):
         notes = []
+        if args.direction != FORWARD:
+            notes += note(("states",), f"with --direction {args.direction}, which --correct does not take")
+    if args.batch and all(map(moving, inputs)):
+        notes += note(("batch",), "for videos, whose frames are segmented one by one")
     if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):
         notes += note(("frames",), "without a folder, or a TIFF of many pages")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
@@ -185,6 +190,7 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Ca
         notes += note(("identity",), f"with --propagate {FLOW}: the rules are for SAM 2's memory")
     if isinstance(prompt, Clicks):
         notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
+        notes += ["--save heatmap does nothing without a sentence"] if "heatmap" in args.save else []
     elif args.method == CLIPSEG:
         notes += note(DETECTOR_FLAGS, f"with --method {CLIPSEG}")
     else:

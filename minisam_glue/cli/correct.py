@@ -50,6 +50,7 @@ PROMPTED = fields(id=whole(1), label=optional(text), at=optional(whole()))
 OF_THE_PROMPT = ("prompt", "boxes", "points", "masks", "objects")  # facts that are taken from the result itself
 IN_PLACE, BY_OBJECT = "--correct writes the new result in place of the old one", "--object corrects"
 IDLE = {"out": IN_PLACE, "resume": IN_PLACE, "box": BY_OBJECT, "point": BY_OBJECT, "mask": BY_OBJECT}  # no use here
+IDLE |= {"batch": "the frames of a video are segmented one by one"}
 SAME = 0.3  # IoU of the boxes of an object as it was found and as it is found now
 
 

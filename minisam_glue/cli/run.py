@@ -211,11 +211,11 @@ class Run:
 
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
         """Say what has no effect: flags, and words that the weights do not know. ValueError for a story of pictures."""
-        if self.args.story and not self.has_video():
+        if self.args.story and not any(map(self.moving, self.folders)):
             raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
         if not self.lock.held:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
-        for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.has_video):
+        for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.moving):
             self.console.say(f"note: {note}")
         sam = self.job.models.sam
         moving = any(moving for moving, _ in groups)
@@ -254,10 +254,6 @@ class Run:
                 groups.append((moving, []))
             groups[-1][1].append(source)
         return groups
-
-    def has_video(self) -> bool:
-        """Whether any input is a video, also one that is finished or another process's."""
-        return any(map(self.moving, self.folders))
 
     def finished(self, source: str, moving: bool) -> bool:
         """Whether a complete result of just this is there; that, and what another one is of, is said."""

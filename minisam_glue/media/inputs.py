@@ -148,7 +148,7 @@ class Frames:
             if timed.time >= self.until - TOLERANCE and (index or timed.time > self.time(0)):
                 return
             if timed.time >= self.latest:
-                self.latest, self.end = timed.time, timed.time + timed.length
+                self.latest, self.end = timed.time, min(timed.time + timed.length, self.until)
             yield timed.picture
 
     def backward(self, index: int | None = None) -> Iterator[np.ndarray]:
