@@ -26,7 +26,7 @@ from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_
 from ..support.reading import fields, sequence, text
 from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
-from .console import Console, Notes, out_of_memory, summary, too_large
+from .console import Console, KeptConsole, out_of_memory, summary, too_large
 from .data_sets import data_sets_of
 from .folders import check_own, complete, make_folder, read_result
 from .job import Job
@@ -160,8 +160,8 @@ class Run:
             with InputProgress(not self.args.quiet, len(self.inputs) - left, len(self.inputs)) as progress:
                 self.console.aside = progress.aside
                 with closing(self.outcomes(groups)) as outcomes:  # its threads end with it
-                    for told, done in outcomes:
-                        status, left = max(status, told), left - done
+                    for ended, done in outcomes:
+                        status, left = max(status, ended), left - done
                         progress.step(done)
             self.console.aside = nullcontext
             if self.has_index:
@@ -194,18 +194,18 @@ class Run:
         slots = min(SLOTS, torch.get_num_threads()) if self.job.models.sam.device.type == "cpu" else 1
         self.slots = Semaphore(slots)
 
-        def work(part: list[str]) -> tuple[int, int, Notes]:
-            notes = Notes(self.args.quiet, bool(self.args.json))
+        def work(part: list[str]) -> tuple[int, int, KeptConsole]:
+            kept = KeptConsole(self.args.quiet, bool(self.args.json))
             if self.job.stopped:  # not begun yet
-                return 0, 0, notes
-            return self.one_group(False, part, notes), len(part), notes
+                return 0, 0, kept
+            return self.one_group(False, part, kept), len(part), kept
 
         begun = (part for part in parts if not self.job.stopped)
         with shared_cores(slots), closing(in_order(work, begun, slots + 1)) as results:
-            for part, (status, done, notes) in zip(parts, results):
-                if notes.ran_out:  # beside others: once more in its turn, when those before it have ended
-                    status, notes = self.one_group(False, part, self.console), Notes(True, False)
-                for line, error in notes.lines:
+            for part, (status, done, kept) in zip(parts, results):
+                if kept.ran_out:  # beside others: once more in its turn, when those before it have ended
+                    status, kept = self.one_group(False, part, self.console), KeptConsole(True, False)
+                for line, error in kept.lines:
                     self.console.tell(line, error)
                 yield status, done
 
