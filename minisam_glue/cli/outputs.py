@@ -23,7 +23,7 @@ from PIL import Image
 from ..identity import Notes
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
-from ..records import RECORD, HeatMap, Segment, Segmented
+from ..records import LONGEST_LINE, RECORD, HeatMap, Segment, Segmented
 from ..render.film_page import FilmPage
 from ..render.heat import blend, paint
 from ..render.overlay import crop
@@ -49,7 +49,6 @@ from .folders import CORRECTION, UNFINISHED, check_own, clear, is_unfinished, li
 from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
-LONGEST_LINE = 1 << 26  # bytes of the record of one frame
 VERSION = 4  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 BEST = optional(fields(label=text, score=real))  # of a frame's record
@@ -166,7 +165,7 @@ def label_name(number: int, label: str) -> str:
     return f"{number:03d}_{words[:40]}" if words else f"{number:03d}"
 
 
-def told(result: Segmented, time: float) -> tuple[Panel, object]:
+def panel_of(result: Segmented, time: float) -> tuple[Panel, object]:
     """A frame as a panel of the story, and what differs on frames on which something happens."""
     notes, seen = result.notes or Notes(), result.seen
     shown = {o.id for o in seen}
@@ -410,7 +409,7 @@ class VideoOutput:
             if self.thumbnail is None or (result.seen and not self.shown):
                 self.thumbnail, self.shown = picture, bool(result.seen)
         if self.story is not None:
-            self.story.add(*told(result, time))
+            self.story.add(*panel_of(result, time))
         self.drawn += 1
 
     def _draw_from_journal(self, end: int) -> None:

@@ -20,6 +20,7 @@ from ..datasets import FORMATS
 from ..media.images import list_folder, looks_like_picture
 from ..models import Models
 from ..prompts import Clicks, ObjectPrompt, Prompt
+from ..support.text import shortened
 from ..weights import CHECKPOINTS, cache_dir
 from .arguments import VIDEO_FLAGS
 
@@ -53,7 +54,6 @@ WORDS = {
     "prompt": "another prompt",
     "source": "another source",
 }
-LONGEST_SHOWN = 60  # letters of a value in a message
 HASH_SHOWN = 12  # digits of a hash
 UNKNOWN = "unknown"  # content that can't be compared
 
@@ -120,8 +120,7 @@ def _shown(value: object) -> str:
         return ", ".join(f"{name} {str(digest)[:HASH_SHOWN]}" for name, digest in value.items()) or "none"
     if isinstance(value, str) and len(value) == 64 and " " not in value:
         return value[:HASH_SHOWN]
-    text = "none" if value in (None, []) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    return "none" if value in (None, []) else shortened(json.dumps(value, ensure_ascii=False))
 
 
 # --- Hashes ------------------------------------------------------------------------------------------------

@@ -25,12 +25,10 @@ from ..masks import decode_rle, mask_box, rle_size
 from ..media.images import open_picture
 from ..pixels import is_deep_colour
 from ..prompts import split_phrases
-from ..records import RECORD
+from ..records import LARGEST_RESULT, LONGEST_LINE, RECORD
 from ..support.files import whole_file
 from ..support.reading import check_regular, fields, mapping, optional, plain, real, sequence, text, whole
 
-LONGEST_LINE = 1 << 26  # bytes of the record of one frame
-LARGEST_RESULT = 1 << 30  # bytes of a result.json
 RESULT = fields(source=text, objects=sequence(fields(id=whole(1), label=text)), size=sequence(whole(1), 2))
 READING = mapping(text, plain)  # "of", see cli/provenance.py; of a video these:
 FLAGS = fields(**{"--start": real, "--stride": whole(1), "--max-seconds": optional(real), "--fps": real})
