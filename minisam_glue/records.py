@@ -11,6 +11,8 @@ from .masks import decode_rle, encode_rle, rle_runs
 from .render.overlay import overlay
 from .support.reading import fields, real, sequence, text, whole
 
+LONGEST_LINE, LARGEST_RESULT = 1 << 26, 1 << 30  # bytes of a line of a result.jsonl, and of a result.json
+
 
 @dataclass(eq=False)  # arrays have no one answer to ==
 class Segment:

@@ -23,6 +23,7 @@ from minisam_glue.cli.states import States, listed
 from minisam_glue.demo.evaluate import innermost
 from minisam_glue.demo.scenes import clip
 from minisam_glue.masks import decode_rle
+from minisam_glue.media.writer import VideoWriter
 from minisam_glue.records import Segment, Segmented
 
 AT, COUNT = 3, 5
@@ -137,13 +138,16 @@ REFUSED = [
     (["id=2 at=1 remove"], ["--stride", 2], "it is a result of another --stride (1 then, 2 now)"),
     (["id=2 at=1 remove"], ["--direction", "reverse"], "a correction goes forward"),
     (["id=2 at=1 remove"], ["--resume"], "--resume: --correct writes the new result in place of the old one"),
+    (["id=2 at=1 remove"], ["--batch", 2], "--batch: the frames of a video are segmented one by one; leave it out"),
     ([], [], "--correct needs --object"),
+    ([], ["--save", "coco"], "python -m minisam_glue.datasets {out} --to coco"),
 ]
 
 
 def test_what_can_not_be_meant_is_one_line_and_changes_nothing(result, models, capsys):
     before = files(result.parent)
     for corrections, flags, message in REFUSED:
+        message = message.format(out=result.parent)
         words = [word for correction in corrections for word in ("--object", correction)]
         capsys.readouterr()
         assert command("--correct", result, *words, *flags, models=models) == 2, message
@@ -167,6 +171,8 @@ def test_a_result_of_something_else_is_refused(finished, result, tmp_path, model
         ({"of": summary["of"] | {"--direction": "both"}}, "only results of --direction forward"),
         ({"source": str(tmp_path / "gone.mp4")}, "it is not there; say where it is now"),
         ({"prompts": 5}, "is damaged, or of an earlier version"),
+        ({"prompts": None, "of": summary["of"] | {"prompt": "dog."}}, "is damaged, or of an earlier version"),
+        ({"prompts": [{"id": 1, "label": "dog", "at": "x"}]}, "is damaged, or of an earlier version"),
     ):
         (result / "result.json").write_text(json.dumps(summary | change))
         assert message in refused(result)
@@ -325,15 +331,16 @@ def test_objects_of_a_sentence_keep_their_numbers_where_all_is_tracked_again(num
         assert of(removed, other) == of(added, other)
 
 
-def test_a_correction_that_was_killed_leaves_the_result_whole(finished, result, models, capsys):
+@pytest.mark.parametrize("owner, step", [(VideoWriter, "__init__"), (Correction, "every_frame")])
+def test_a_correction_that_was_killed_leaves_the_result_whole(owner, step, finished, result, models, capsys):
     before = correct(result, "id=1 at=2 remove", models=models)
 
-    def killed(self, *_):
+    def killed(*_):
         raise SystemExit(9)  # what follows is not run, as after kill -9
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VideoOutput, "abort", lambda self: None)
-        patch.setattr(Correction, "every_frame", killed)
+        patch.setattr(owner, step, killed)
         with pytest.raises(SystemExit):
             command("--correct", result, "--object", CLICK, models=models)
     assert (result / ".unfinished").exists() and lines(result / "result.jsonl") == before

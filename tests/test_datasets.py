@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torchvision
 from helpers.commands import command
+from helpers.picture_cases import png_of_16_bits
 from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image, ImageDraw
@@ -288,7 +289,9 @@ def test_images_are_copies_where_every_program_shows_them_alike_and_new_files_el
     exif[0x0112] = 6
     Image.fromarray(image).save(tmp_path / "turned.jpg", exif=exif)
     Image.fromarray(image).convert("RGBA").save(tmp_path / "alpha.png")
-    for name, suffix in (("plain.png", ".png"), ("plain.jpg", ".jpg"), ("turned.jpg", ".png")):
+    png_of_16_bits(image.astype(np.uint16) * 16)(tmp_path / "deep.png")
+    names = {"plain.png": ".png", "plain.jpg": ".jpg", "turned.jpg": ".png", "alpha.png": ".png", "deep.png": ".png"}
+    for name, suffix in names.items():
         pixels = Pixels(lambda: image, tmp_path / name)
         assert pixels.suffix == suffix
         pixels.save(tmp_path / f"copy{suffix}")
@@ -373,6 +376,14 @@ def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp
         assert data_sets(tmp_path / "plain")[name] == expected[name]
 
 
+def test_labels_of_results_of_another_sentence_are_no_categories(tmp_path):
+    source, out = save(picture(5), tmp_path / "a.png"), tmp_path / "out"
+    for sentence, flags in (("dark.", []), ("bright.", ["--resume", "--save", "coco"])):
+        assert command(source, sentence, "--quiet", "--out", out, *flags) == 0
+    made = json.loads((out / "coco" / "annotations.json").read_text())
+    assert [category["name"] for category in made["categories"]] == ["bright"]
+
+
 def test_ctrl_c_stops_the_taking_over_of_results_that_are_there_and_resume_does_the_others(tmp_path, monkeypatch):
     words = [*(save(picture(5), tmp_path / f"{n}.png") for n in range(3)), "bright.", "--quiet", "--out", tmp_path]
     assert command(*words) == 0
@@ -449,6 +460,20 @@ def test_a_result_that_one_format_can_not_hold_is_in_none_of_them(tmp_path, caps
         assert any("few" in file for file in made) and not any("many" in file for file in made)
 
 
+def test_a_picture_that_a_data_set_refuses_is_told_and_its_result_too(inputs, tmp_path, capsys, monkeypatch):
+    def refuse(self, folder, image):
+        raise ValueError(f"{folder.name} can't be held")
+
+    monkeypatch.setattr(DataSets, "add", refuse)
+    words = [inputs[0], inputs[2], "bright.", "--save", "coco", "--json", "-", "--out", tmp_path / "out"]
+    assert command(*words) == 2
+    printed, told = capsys.readouterr()
+    assert [json.loads(line)["source"] for line in printed.splitlines()] == [inputs[0], inputs[2]]
+    for source, name in ((inputs[0], "p0"), (inputs[2], "p1")):
+        assert f"{source}: " in told and f"error: {source}: {name} can't be held\n" in told
+        assert (tmp_path / "out" / name / "result.json").exists()
+
+
 def one_line(capsys) -> str:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
@@ -472,13 +497,28 @@ def test_a_folder_of_another_run_or_of_the_users_is_refused_and_stays(inputs, tm
     assert files(tmp_path / "mine") == {"yolo/data.yaml": b"mine"}
 
 
-def test_the_folder_that_data_sets_go_to_is_locked(inputs, tmp_path, capsys):
-    assert command(inputs[0], "bright.", "--quiet", "--out", tmp_path / "out") == 0
-    lock = FolderLock(tmp_path / "out", "another")
-    assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 2
-    assert "another run" in one_line(capsys) and not (tmp_path / "out" / "coco").exists()
+@pytest.mark.parametrize("flags", [[], ["--out", "{}/other"]])
+def test_the_folders_of_data_sets_and_results_are_locked(flags, inputs, tmp_path, capsys):
+    out, made = tmp_path / "out", tmp_path / ("other" if flags else "out") / "coco"
+    words = [str(out / "p0"), "--to", "coco", "--quiet", *(flag.format(tmp_path) for flag in flags)]
+    assert command(inputs[0], "bright.", "--quiet", "--out", out) == 0
+    lock = FolderLock(out, "another")
+    assert run(words) == 2
+    assert "another run" in one_line(capsys) and not made.exists()
     lock.release()
-    assert run([str(tmp_path / "out" / "p0"), "--to", "coco", "--quiet"]) == 0
+    assert run(words) == 0 and made.exists() and not list(tmp_path.rglob(lock.path.name))
+
+
+@pytest.mark.parametrize("place", [".", "..", "masks/.."])
+def test_a_result_has_its_name_in_a_data_set_however_its_folder_is_given(place, inputs, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert command(inputs[0], "bright.", "--quiet", "--out", out) == 0
+    monkeypatch.chdir(out / "p0" / ("masks" if place == ".." else ""))
+    before = files(out / "p0")
+    assert run([place, "--to", "coco", "yolo", "--quiet"]) == 0
+    assert files(out / "p0") == before and (out / "yolo" / "labels" / "train" / "p0.txt").exists()
+    (image,) = json.loads((out / "coco" / "annotations.json").read_text())["images"]
+    assert image["file_name"] == "p0.png"
 
 
 def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp_path, capsys, monkeypatch):
@@ -513,6 +553,24 @@ def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp
     ):
         (out / "p0" / "result.json").write_text(json.dumps(result | {"of": {}} | damage))
         assert run([str(out / "p0"), *to, "--out", str(tmp_path / "other")]) == 2 and said in one_line(capsys), damage
+
+
+def test_memory_that_runs_out_is_one_line_and_the_other_results_are_taken_over(inputs, tmp_path, capsys, monkeypatch):
+    out, add = tmp_path / "out", DataSets.add
+
+    def large(self, folder, *image):
+        if folder.name == "p0":
+            raise MemoryError
+        add(self, folder, *image)
+
+    assert command(inputs[0], inputs[2], "bright.", "--quiet", "--out", out) == 0
+    monkeypatch.setattr(DataSets, "add", large)
+    assert run([str(out), "--to", "coco", "--quiet"]) == 2
+    assert one_line(capsys) == f"error: {out / 'p0'}: out of memory"
+    assert [path.name for path in (out / "coco" / ".parts").iterdir()] == ["p1.jsonl"]
+    monkeypatch.setattr(DataSets, "finish", lambda self: bytearray(1 << 62))
+    assert run([str(out), "--to", "coco", "--quiet"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: out of memory"
 
 
 def test_labels_that_differ_in_case_are_one_category_and_unknown_ones_are_refused():

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {
     "segment.py": ["segment.py"],
     "minisam": ["-c", "import sys; from minisam_glue.cli import main; sys.exit(main())"],  # as pip writes it
+    "datasets": ["-m", "minisam_glue.datasets"],
     "train_cifar.py": ["train_cifar.py"],
     "minivit": ["-c", "import sys; from minivit.__main__ import main; sys.exit(main())"],
     "python -m minivit": ["-m", "minivit"],
@@ -66,7 +67,7 @@ def gone():
 @posix
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_torch_is_imported_ends_both_commands_without_a_word(name, number, tmp_path):
+def test_a_signal_while_torch_is_imported_ends_every_command_without_a_word(name, number, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     path = os.pathsep.join(map(str, (tmp_path, ROOT)))
     process = subprocess.Popen(

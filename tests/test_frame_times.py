@@ -258,13 +258,14 @@ def test_uneven_frames_have_the_times_that_the_file_states():
 
 @pytest.mark.parametrize(
     "start,seconds,expected",
-    [(0, 3, [0]), (0, 3.04, [0, 3, 3.033]), (1, 0.1, [3, 3.033, 3.066]), (3.95, None, [3.966])],
+    [(0, 1, [0]), (0, 3, [0]), (0, 3.04, [0, 3, 3.033]), (1, 0.1, [3, 3.033, 3.066]), (3.95, None, [3.966])],
 )
 def test_start_and_length_are_seconds_of_the_time_stamps(start, seconds, expected):
     path = CASES / "time" / "screen.mp4"
     assert times_of(path, start=start, max_seconds=seconds) == pytest.approx(expected, abs=5e-4)
     with frames(path, start=start, max_seconds=seconds) as video:
         assert len(list(video.backward())) == len(expected)
+        assert video.end <= video.time(0) + (seconds or 1) + 5e-4  # as long as the sound then is
 
 
 def test_frames_behind_a_hole_keep_their_times():

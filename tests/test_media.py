@@ -16,7 +16,7 @@ import pytest
 from helpers import damage
 from PIL import Image
 
-from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, sources, video
+from minisam_glue.media import MediaError, ReadError, expand_inputs, frames, is_moving, read_image, sources, video
 from minisam_glue.media.writer import VideoWriter
 
 WIDTH, HEIGHT, FPS = 48, 32, 10
@@ -328,7 +328,10 @@ def pipe(monkeypatch, data: bytes) -> None:
 
 
 def test_a_pipe_brings_png_and_jpeg_pictures_in_order(monkeypatch):
-    data = b"".join(encoded(index, "JPEG" if index % 3 else "PNG") for index in range(12))
+    parts = [encoded(index, "JPEG" if index % 3 else "PNG") for index in range(12)]
+    for index, filled in ((1, b"\xff\xd8\xff\xff"), (2, b"\xff\xd8\xff\xff\xff\xff")):  # T.81, B.1.1.2
+        parts[index] = filled + parts[index][3:]
+    data = b"".join(parts)
     pipe(monkeypatch, data)
     clip = frames("-", fps=FPS)
     assert (clip.count, clip.fps, clip.size, clip.seekable) == (None, FPS, (WIDTH, HEIGHT), False)
@@ -518,8 +521,20 @@ def test_a_name_with_a_colon_is_a_file_and_no_address(clips, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("data:a.mp4").write_bytes(clips["mp4"].read_bytes())
     assert numbers(frames("data:a.mp4")) == list(range(30))
-    with VideoWriter("b.mp4", FPS, (WIDTH, HEIGHT), audio_from="data:a.mp4") as writer:
-        writer.write(numbered(1))
+    for name in ("b.mp4", "data:b.mp4", "12:30/b.mp4"):
+        with VideoWriter(name, FPS, (WIDTH, HEIGHT), audio_from="data:a.mp4") as writer:
+            writer.write(numbered(1))
+        assert numbers(frames(name)) == [1]
+
+
+def test_a_video_that_is_gone_after_its_first_frame_has_no_damage_but_an_error(clips, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(clips["mp4"].read_bytes())
+    clip = frames(path)
+    path.unlink()
+    with pytest.raises(ReadError, match="a.mp4: No such file or directory"):
+        list(clip)
+    assert clip.damaged == 0
 
 
 def test_damaged_sound_leaves_the_video_whole(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -180,6 +181,25 @@ def test_heic_is_read_whatever_its_name_and_damage_is_one_line(tmp_path):
             assert read_image(tmp_path / "a.heic").ndim == 3
         except MediaError as error:
             assert "a.heic: " in str(error) and "\n" not in str(error)
+    for part in (b"hvcC", b"ipco"):
+        (tmp_path / "a.heic").write_bytes(data.replace(part, b"none"))
+        with pytest.raises(MediaError, match=r"a.heic: damaged \(KeyError\)$"):
+            read_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("sizes, count, length", [(0x0000, 65535, 0), (0x4400, 9, 8)])
+def test_a_heic_that_claims_more_than_its_bytes_is_refused_at_once(sizes, count, length, tmp_path):
+    def box(kind: bytes, *content: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(b"".join(content)), kind) + b"".join(content)
+
+    entry = box(b"infe", struct.pack(">IHH", 2 << 24, 1, 0), b"grid")
+    places = struct.pack(">IHHHHH", 0, sizes, 1, 1, 0, count)
+    places += bytes(count * length)  # an item in so many pieces, each from the beginning to the end of the file
+    parts = box(b"pitm", struct.pack(">IH", 0, 1)), box(b"iinf", struct.pack(">IH", 0, 1), entry), box(b"iloc", places)
+    meta = box(b"meta", bytes(4), *parts, box(b"iprp", box(b"ipco")))
+    (tmp_path / "a.heic").write_bytes(box(b"ftyp", b"heic", bytes(4)) + meta)
+    with pytest.raises(MediaError, match="a.heic: damaged: (pieces of a picture without a place|a picture is longer)"):
+        read_image(tmp_path / "a.heic")
 
 
 def test_a_heic_without_pyav_says_what_to_do():
@@ -334,6 +354,9 @@ def test_pipes_and_devices_are_no_pictures_and_are_not_waited_for(tmp_path):
         for read in (read_image, read_masks):
             with pytest.raises(MediaError, match=f"{name}: it is no regular file"):
                 read(tmp_path / "in" / name)
+        for read in (frames, lambda path: expand_inputs([path])):
+            with pytest.raises(MediaError, match=f"{name}: it is no regular file; .* come by - on standard input"):
+                read(str(tmp_path / "in" / name))
     assert page_count(tmp_path / "in" / "pipe.png") == 1
 
 

@@ -4,7 +4,9 @@ import errno
 import glob
 import io
 import json
+import shutil
 import signal
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from minisam_glue import media
 from minisam_glue.cli import run
 from minisam_glue.cli.arguments import folders_of
 from minisam_glue.cli.console import Console
+from minisam_glue.cli.outputs import label_name
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.masks import decode_rle
 from minisam_glue.prompts import split_phrases
@@ -256,7 +259,26 @@ def test_results_do_not_go_into_the_input(tmp_path, capsys, monkeypatch):
     assert "another --out" in capsys.readouterr().err and len(list(Path("film").iterdir())) == 2
 
 
-def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys):
+def test_a_wildcard_finds_no_results_of_before_unless_it_names_their_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for name in ("a", "b"):
+        save(picture(5), Path("photos", f"{name}.png"))
+    for out in ("segmented", "photos"):  # beside the pictures, and among them
+        words = ["**/*.png", "bright.", "--save", "coco", "--quiet", "--out", out]
+        for told in (False, True):
+            assert command(*words) == 0
+            error = capsys.readouterr().err
+            assert error == f"warning: **/*.png: 6 left out, as results in {out}\n" * told
+            assert {path.name for path in Path(out).iterdir() if path.is_dir()} == {"a", "b", "coco"}
+        assert command(f"{out}/a/m*/*.png", "bright.", "--quiet", "--out", out) == 0
+        assert command(f"{out}/*/masks/*.png", "bright.", "--out", out) == 2
+        assert f"only results in {out} fit" in capsys.readouterr().err
+        shutil.rmtree("segmented")
+        Path("segmented").mkdir()
+
+
+def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys, monkeypatch):
     source = save(picture(5), tmp_path / "naïve \n 图 #1%.png")
     for number, label in enumerate(["con", "a/b\\c:d*?", "图" * 300, "è up"]):
         assert command(source, label, "--out", tmp_path / str(number)) == 0
@@ -265,6 +287,10 @@ def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, c
         assert json.loads((folder / "result.json").read_text())["objects"][0]["label"] == label
         assert mask.name.startswith("001_") and len(mask.name.encode()) < 200
     assert not capsys.readouterr().err
+    assert label_name(1, "größe \udcff") == "001_größe"
+    with monkeypatch.context() as plain:
+        plain.setattr(sys, "getfilesystemencoding", lambda: "ascii")  # as under LC_ALL=C
+        assert label_name(1, "größe") == "001_gr_e"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ def main(argv: list[str] | None = None, models: Models | None = None) -> int:
     """Do what the command line says, with `models` if they are loaded already. Returns the exit status.
 
     0 also when nothing is found; 2 for a usage or input error, told in one line; 130 after Ctrl-C, 128 + its number
-    after another signal; 141 when the reader of standard output has gone (`| head`).
+    after another signal, but 0 if it has ended a camera or pipe, and nothing is left; 141 when the reader of standard
+    output has gone (`| head`).
     """
     if argv is None:
         begin_program()

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .. import media
+from ..datasets.dataset import ABOUT
 from ..heatmap import HeatSettings
 from ..models import CLIPSEG
 from ..prompts import Clicks, Prompt, Seeding, split_phrases
+from ..propagation import FORWARD
 from ..propagators import FLOW
+from .folders import UNFINISHED
 from .objects import objects_of, parse_numbers, parse_point, read_masks
 from .parser import OTSU, parse_arguments, program
 
@@ -25,6 +28,7 @@ SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detecto
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")
 SEED_FLAGS = ("seed_prompt", "positives", "negatives", "border")
+PLACE = re.compile(r"^(-|camera:.*)$|[/\\*?\[]|\.\w+$")  # a camera or pipe; a folder, a wildcard or an ending
 
 
 # --- What to look for --------------------------------------------------------------------------------------
@@ -48,6 +52,8 @@ def prompt_of(args: Namespace) -> tuple[list[str], Prompt]:
     if not sources:
         lacks = "a sentence" if is_input(sentence) else "an input"
         raise ValueError(f"{sentence!r} alone is not enough, {lacks} is missing: {example}")
+    if PLACE.search(sentence) and all(map(is_input, args.words)):  # a folder may be called as a sentence: car
+        raise ValueError(f"{sentence!r} is an input, and a sentence is missing after it: {example}")
     split_phrases(sentence)  # an empty one is an error before models are loaded
     return sources, sentence
 
@@ -102,25 +108,45 @@ def with_flag(error: Exception) -> str:
 # --- Inputs ------------------------------------------------------------------------------------------------
 
 
-def expand(sources: list[str], frames: bool, warn: Callable[[str], None]) -> list[str]:
+def expand(sources: list[str], frames: bool, out: Path, warn: Callable[[str], None]) -> list[str]:
     """Inputs one by one; with `frames` a folder is one input. MediaError for what is not there.
 
-    warn: is told in one line what of a folder is left out.
+    warn: is told in one line what of a folder is left out, and that results in `out`, which ** finds too, are.
     """
     inputs = []
     for source in sources:
         try:
-            inputs += [source] if frames and os.path.isdir(source) else media.expand_inputs([source], warn)
+            found = [source] if frames and os.path.isdir(source) else media.expand_inputs([source], warn)
         except media.MediaError as error:
             if os.path.exists(source) or looks_like_path(source):
                 raise
             raise media.MediaError(f"{error}; put the sentence last, in quotes") from error
+        results = results_among(found, source, out)
+        if len(results) == len(found):
+            raise media.MediaError(f"{source}: only results in {out} fit: choose another --out to segment these")
+        if results:
+            warn(f"{source}: {len(results)} left out, as results in {out}")
+        inputs += [path for path in found if path not in results]
     return list(dict.fromkeys(inputs))
+
+
+def results_among(found: list[str], source: str, out: Path) -> set[str]:
+    """Those of an input's files that lie in a result or data set in `out`, if the input does not name that itself."""
+    given, place = (os.path.join(os.path.abspath(path), "") for path in (source, out))
+    inside = {path: os.path.abspath(path) for path in found}
+    names = {path: full[len(place) :].split(os.sep)[0] for path, full in inside.items() if full.startswith(place)}
+    made = {
+        name
+        for name in set(names.values())
+        if any(Path(place, name, mark).exists() for mark in ("result.json", UNFINISHED, ABOUT))
+        and not given.startswith(os.path.join(place, name, ""))
+    }
+    return {path for path, name in names.items() if name in made}
 
 
 def looks_like_path(word: str) -> bool:
     """Whether a word that is no file was meant as one: it has a folder, an ending or a wildcard."""
-    return bool(re.search(r"[/\\*?\[]|\.\w+$", word)) and " " not in word
+    return bool(PLACE.search(word)) and " " not in word
 
 
 def is_input(word: str) -> bool:
@@ -139,8 +165,8 @@ def check_no_sentence(words: list[str]) -> None:
         raise ValueError(f"{words[-1]!r} is no input: boxes, points and masks take the place of a sentence")
 
 
-def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Callable[[], bool]) -> list[str]:
-    """Notes on flags that change nothing for these inputs. has_video: is asked only if it matters."""
+def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Callable[[str], bool]) -> list[str]:
+    """Notes on flags that change nothing for these inputs. moving: is asked, if it matters, which are videos."""
     defaults, folders = parse_arguments([]), any(map(os.path.isdir, inputs))
     given = [name for name, value in vars(args).items() if value != getattr(defaults, name)]
 
@@ -151,8 +177,12 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Ca
     notes = note(VIDEO_FLAGS, "for pictures")
     notes += ["--save masks does nothing for pictures, which always have masks"] if "masks" in args.save else []
     notes += ["--save frames does nothing for pictures"] if "frames" in args.save else []
-    if notes and has_video():
+    if notes and any(map(moving, inputs)):
         notes = []
+        if args.direction != FORWARD:
+            notes += note(("states",), f"with --direction {args.direction}, which --correct does not take")
+    if args.batch and all(map(moving, inputs)):
+        notes += note(("batch",), "for videos, whose frames are segmented one by one")
     if not folders and not (args.frames and any(media.page_count(source) > 1 for source in inputs)):
         notes += note(("frames",), "without a folder, or a TIFF of many pages")
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
@@ -160,6 +190,7 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], has_video: Ca
         notes += note(("identity",), f"with --propagate {FLOW}: the rules are for SAM 2's memory")
     if isinstance(prompt, Clicks):
         notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
+        notes += ["--save heatmap does nothing without a sentence"] if "heatmap" in args.save else []
     elif args.method == CLIPSEG:
         notes += note(DETECTOR_FLAGS, f"with --method {CLIPSEG}")
     else:

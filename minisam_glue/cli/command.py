@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 
 from ..models import Models
-from ..support.processes import CLOSED_PIPE, escape_unknown_letters, leads_nowhere, on_signals, stop
+from ..support.processes import CLOSED_PIPE, escape_unknown_letters, lead_nowhere, on_signals, stop
 from .arguments import with_flag
 from .console import failed, out_of_memory, too_large
 from .correct import correct
@@ -49,6 +49,6 @@ def flush_output() -> bool:
     try:
         sys.stdout.flush()
     except OSError as error:
-        leads_nowhere(sys.stdout)
+        lead_nowhere(sys.stdout)
         return not isinstance(error, BrokenPipeError)
     return True

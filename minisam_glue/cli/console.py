@@ -12,7 +12,7 @@ from typing import TextIO
 import torch
 
 from ..clipseg.heat_mapper import SIZE
-from ..support.processes import leads_nowhere
+from ..support.processes import lead_nowhere
 from ..support.text import one_line, printable
 
 USAGE_ERROR = 2  # the exit status
@@ -29,6 +29,8 @@ def error_line(error: Exception | str) -> str:
     """The line that tells an error."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):  # which may have no words
+        error = "out of memory"
     return f"error: {one_line(error)}"
 
 
@@ -40,7 +42,7 @@ def tell(line: str, stream: TextIO) -> bool:
     try:
         print(line, file=stream, flush=True)
     except BrokenPipeError:
-        leads_nowhere(stream)
+        lead_nowhere(stream)
         return False
     except OSError as error:
         name = "standard output" if stream is sys.stdout else "standard error"
@@ -116,7 +118,7 @@ class Console:
             tell(f"{stage:<8}{spent:9.2f} s {spent / total:6.1%}", sys.stderr)
 
 
-class Notes(Console):
+class KeptConsole(Console):
     """A console that keeps its lines, for another one to tell them later: threads tell in the order of their inputs."""
 
     def __init__(self, quiet: bool, json: bool):

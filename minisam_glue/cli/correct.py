@@ -27,7 +27,7 @@ from ..propagators import MEMORY
 from ..records import Segment, Segmented
 from ..seeding import Seed
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number, shell_word
-from ..support.reading import fields, sequence, text, whole
+from ..support.reading import fields, optional, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
 from .console import Console, count
@@ -46,9 +46,11 @@ from .video import VideoRun
 RESULT = fields(
     source=text, of=OF, frames=whole(1), size=sequence(whole(1), 2), objects=sequence(fields(id=whole(1), label=text))
 )
+PROMPTED = fields(id=whole(1), label=optional(text), at=optional(whole()))
 OF_THE_PROMPT = ("prompt", "boxes", "points", "masks", "objects")  # facts that are taken from the result itself
 IN_PLACE, BY_OBJECT = "--correct writes the new result in place of the old one", "--object corrects"
 IDLE = {"out": IN_PLACE, "resume": IN_PLACE, "box": BY_OBJECT, "point": BY_OBJECT, "mask": BY_OBJECT}  # no use here
+IDLE |= {"batch": "the frames of a video are segmented one by one"}
 SAME = 0.3  # IoU of the boxes of an object as it was found and as it is found now
 
 
@@ -61,7 +63,7 @@ def correct(args: Namespace, models: Models | None) -> int:
             raise ValueError(f"--{name}: {reason}; leave it out")
     made = [name for name in args.save if name in FORMATS]
     if made:
-        again = f"python -m minisam_glue.datasets {shell_word(folder.parent)} --to {made[0]}"
+        again = f"python -m minisam_glue.datasets {shell_word(os.path.normpath(folder / '..'))} --to {made[0]}"
         raise ValueError(f"--save {made[0]}: a data set is made of the corrected result by: {again}")
     if rank_and_number()[1] > 1:
         raise ValueError("--correct: one process does it; start it without torchrun")
@@ -116,8 +118,8 @@ def finished(folder: Path) -> dict:
         raise ValueError(f"--correct {folder}: it is a picture's result; segment the picture again with more prompts")
     try:
         RESULT(result, "result.json")
-        if result["of"].get("prompt") is None:
-            sequence(fields(id=whole(1)))(result.get("prompts"), "its list of prompts")
+        if "prompts" in result or result["of"].get("prompt") is None:
+            sequence(PROMPTED)(result.get("prompts"), "its list of prompts")
         sequence(fields(id=whole(1), at=whole()))(result.get("corrections", []), "its list of corrections")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--correct {folder}: it is damaged, or of an earlier version ({error})") from error
@@ -368,9 +370,8 @@ class Correction(VideoRun):
 
     def write(self, video: media.Frames, tracking: Tracking, old: "Old") -> int:
         """Write the new result in place of the old one."""
-        output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, resume=False)
+        output = self.open_output(video, self.result["of"], in_order=self.direction == FORWARD, corrects=True)
         try:
-            (output.unfinished / CORRECTION).touch()
             self.keep_files(output)
             self.every_frame(video, tracking, old, output)
             if self.job.stopped:

@@ -1,14 +1,15 @@
 """The data sets of a command (--save coco ...), and the command that makes them of results that are there already."""
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..datasets import FORMATS, DataSets, Result
 from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
-from ..support.processes import Stopped, begin_program, escape_unknown_letters, on_signals, rank_and_number, stop
+from ..support.processes import Stopped, escape_unknown_letters, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
@@ -30,16 +31,17 @@ def data_sets_of(args: Namespace, prompt: Prompt, settings: Facts, folders: dict
     clicked = isinstance(prompt, Clicks)
     labels = list(dict.fromkeys(o.label for o in prompt.prompts())) if clicked else split_phrases(prompt)
     if names and args.resume:  # corrections may have added other objects
-        labels += [label for folder in folders.values() for label in labels_of(folder)]
+        labels += [label for folder in folders.values() for label in labels_of(folder, settings)]
     inputs = [folder.name for folder in folders.values()]
     alone = rank_and_number()[1] == 1
     return DataSets(args.out, names, labels, shared(settings), inputs, alone) if names else None
 
 
-def labels_of(folder: Path) -> list[str]:
-    """The labels of the finished result in a folder; none if there is none."""
+def labels_of(folder: Path, settings: Facts) -> list[str]:
+    """The labels of the finished result in a folder; none if there is none, or one of another prompt or model."""
     with suppress(ValueError, OSError):
-        return [] if is_unfinished(folder) else Result.read(folder).labels()
+        result = Result.read(folder)
+        return [] if is_unfinished(folder) or shared(result.of) != shared(settings) else result.labels()
     return []
 
 
@@ -64,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 def find_results(folder: Path, console: Console) -> list[Path]:
     """The folders of finished results, in natural order: the folder itself, or those in it. ValueError for none."""
     if (folder / "result.json").is_file():
-        return [folder]
+        return [Path(os.path.abspath(folder))]  # "." has no name, under which its pictures could stand
     inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural_key(path.name))
     found = [path for path in inside if (path / "result.json").is_file() and not is_unfinished(path)]
     for path in inside:
@@ -114,6 +116,8 @@ def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -
             sets.add(result.folder)
             console.say(f"{result.folder}: taken over")
             taken += 1
+        except MemoryError:
+            status = failed(f"{result.folder}: out of memory")
         except (ValueError, OSError) as error:
             status = failed(error)
     sets.finish()
@@ -123,28 +127,28 @@ def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The whole command. Returns its exit status: 2 for a usage or input error, which is told in one line."""
-    if argv is None:
-        begin_program()
     escape_unknown_letters()
     try:
         with on_signals(stop):
             return locked(parse(argv))
     except Stopped as stopped:
         return 128 + stopped.number
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         return failed(error)
 
 
 def locked(args: Namespace) -> int:
-    """convert, while no run writes into the folder. Returns the exit status."""
+    """Make the data sets while no run writes into their folder, or that of the results. Returns the exit status."""
     if not args.results.is_dir():
         raise ValueError(f"{args.results}: no such folder; give --out of segment.py, or one result in it")
     console = Console(args.quiet, False)
     folders = find_results(args.results, console)
-    out = args.out or (args.results.parent if folders == [args.results] else args.results)
+    where = folders[0].parent if (args.results / "result.json").is_file() else args.results
+    out = args.out or where
     make_folder(out)
-    lock = FolderLock(out)
-    try:
+    with ExitStack() as locks:
+        locks.callback(FolderLock(out).release)
+        if not os.path.samefile(out, where):
+            with suppress(OSError):  # nobody writes into a folder that can't be written to
+                locks.callback(FolderLock(where).release)
         return convert(args, folders, out, console)
-    finally:
-        lock.release()

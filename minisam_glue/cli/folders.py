@@ -18,6 +18,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from ..records import LARGEST_RESULT
 from ..support.files import is_of_the_system, is_temporary, remove_if_empty, replace
 from ..support.reading import check_regular, sequence, text
 
@@ -32,7 +33,6 @@ UNLISTED = re.compile(  # names in a result without a list
     r"result\.jsonl?|page\.html|annotated\.(png|jpg|mp4|gif|webp)|(annotated|frames)/\d+\.png|(masks|crops|heatmaps)/([^/]+/)?"
     r"|(masks|crops)/\d{3,}[^/]*(/\d+)?\.png|heatmaps/\d{3,}[^/]*(/\d+)?(_mask|_overlay)?\.png"
 )
-LARGEST_RESULT = 1 << 30  # bytes of a result.json
 
 
 def read_result(path: Path) -> dict:

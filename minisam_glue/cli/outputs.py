@@ -9,8 +9,10 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from PIL import Image
 from ..identity import Notes
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
-from ..records import RECORD, HeatMap, Segment, Segmented
+from ..records import LONGEST_LINE, RECORD, HeatMap, Segment, Segmented
 from ..render.film_page import FilmPage
 from ..render.heat import blend, paint
 from ..render.overlay import crop
@@ -43,11 +45,10 @@ from ..support.reading import (
     whole,
 )
 from .arguments import last_part
-from .folders import UNFINISHED, check_own, clear, is_unfinished, list_files, publish, read_result
+from .folders import CORRECTION, UNFINISHED, check_own, clear, is_unfinished, list_files, publish, read_result
 from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
-LONGEST_LINE = 1 << 26  # bytes of the record of one frame
 VERSION = 4  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 BEST = optional(fields(label=text, score=real))  # of a frame's record
@@ -158,12 +159,13 @@ def name_of(segment: Segment) -> str:
 
 
 def label_name(number: int, label: str) -> str:
-    """A number and as much of a label as any file system takes."""
-    words = re.sub(r"[^\w-]+", "_", label).strip("_")
+    """A number and as much of a label as any file system takes, in letters that this system has for names."""
+    encoding = sys.getfilesystemencoding()
+    words = re.sub(r"[^\w-]+", "_", label.encode(encoding, "replace").decode(encoding)).strip("_")
     return f"{number:03d}_{words[:40]}" if words else f"{number:03d}"
 
 
-def told(result: Segmented, time: float) -> tuple[Panel, object]:
+def panel_of(result: Segmented, time: float) -> tuple[Panel, object]:
     """A frame as a panel of the story, and what differs on frames on which something happens."""
     notes, seen = result.notes or Notes(), result.seen
     shown = {o.id for o in seen}
@@ -268,6 +270,7 @@ class VideoOutput:
     heatmaps/<phrase>/<frame>.png. resume: go on from the state that save_state left; see `state`. of: what the result
     is of, see provenance.py; ValueError if that state is of something else, or as of check_own. page: also
     write page.html and its thumbnail. story: also write story.png, and what the rules did to the record of each frame.
+    corrects: a whole result is there, and stays so until this one takes its place.
     MediaError or OSError if it can't be written.
     """
 
@@ -283,6 +286,7 @@ class VideoOutput:
         of: Facts | None = None,
         page: bool = False,
         story: bool = False,
+        corrects: bool = False,
     ):
         check_own(folder)
         self.of = {} if of is None else of
@@ -296,7 +300,7 @@ class VideoOutput:
             self._reopen()
         try:
             if self.state is None:
-                self._begin()
+                self._begin(corrects)
             self.writer = VideoWriter(
                 self.new / picture, video.fps, video.size, audio_from, self.start, video.pixel_aspect
             )
@@ -306,9 +310,12 @@ class VideoOutput:
             self.abort()
             raise
 
-    def _begin(self) -> None:
+    def _begin(self, corrects: bool) -> None:
         clear(self.folder)
-        self.new.mkdir(parents=True)
+        self.unfinished.mkdir(parents=True)
+        if corrects:
+            (self.unfinished / CORRECTION).touch()
+        self.new.mkdir()
         self.journal = Journal(self.unfinished / "journal.jsonl")
 
     def _reopen(self) -> None:
@@ -374,7 +381,11 @@ class VideoOutput:
             if "crops" in self.save:
                 save_crop(self._place("crops", segment, result.frame), result.image, segment.mask)
         if self.in_order and result.frame == self.drawn:
-            self._draw(result)
+            # With the numbers of the record, which are rounded: a run that goes on draws this frame from there.
+            pairs = zip(result.seen, record["objects"])
+            objects = [replace(o, score=r["score"], box=tuple(r["box"])) for o, r in pairs]
+            notes = Notes.from_json(record["rules"]) if "rules" in record else None
+            self._draw(Segmented(result.image, objects, result.frame, notes=notes))
         return record
 
     def _forget(self, segment: Segment, frame: int) -> None:
@@ -398,7 +409,7 @@ class VideoOutput:
             if self.thumbnail is None or (result.seen and not self.shown):
                 self.thumbnail, self.shown = picture, bool(result.seen)
         if self.story is not None:
-            self.story.add(*told(result, time))
+            self.story.add(*panel_of(result, time))
         self.drawn += 1
 
     def _draw_from_journal(self, end: int) -> None:

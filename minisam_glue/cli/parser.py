@@ -32,8 +32,9 @@ DESCRIPTION = """Segment the objects that a sentence names, in images, folders, 
     {program} --download all                        # download the official weights beforehand
 
 Each input gets its own folder under --out. Results appear there only when they are complete; --resume continues an
-interrupted video. Exit status: 0 (also if nothing is found), 2 for a usage or input error, 130 after Ctrl-C,
-128 + its number after another signal, 141 when the reader of standard output has gone (| head)."""
+interrupted video. Exit status: 0 (also if nothing is found), 2 for a usage or input error, 130 after Ctrl-C
+(0 if it has ended a camera or pipe, and nothing is left), 128 + its number after another signal, 141 when the reader of
+standard output has gone (| head)."""
 OTSU = "otsu"
 FORMATS = ("mp4", "gif", "webp", "png")
 LONGEST = 1e9  # seconds and frames: 30 years
@@ -190,7 +191,7 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
     defaults = Thresholds()
     for flag, default, text in (
         ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
-        ("--text-threshold", defaults.text, "another score to exceed; the least one where --box-threshold is auto"),
+        ("--text-threshold", defaults.text, "score to exceed as well: the larger counts; the least that auto takes"),
         ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed, 0 to 1"),
         ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
     ):
@@ -426,7 +427,7 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
         "--batch",
         type=whole_number(1),
         metavar="N",
-        help="pictures that go through the models together (default: 1 on a CPU, 4 on a GPU)",
+        help="pictures that go through the models together (default: 1; for a sentence on a GPU 4)",
     )
     group.add_argument("--json", choices=("-",), help="also print a JSON line per picture or frame to standard output")
     group.add_argument("--quiet", action="store_true", help="print errors and warnings only")

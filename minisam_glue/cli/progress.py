@@ -24,16 +24,7 @@ class Progress:
         done = max(done, 0)
         self.name, self.shown, self.first, self.done, self.total = name, shown, done, done, total
         self.start = self.last = time.monotonic()
-        self.bar = self._bar() if shown and sys.stderr.isatty() else None
-
-    def _bar(self):
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return None
-        return tqdm(
-            total=self.total, initial=self.first, unit="frame", desc=printable(self.name)[-30:], dynamic_ncols=True
-        )
+        self.bar = bar_of(self, unit="frame", desc=printable(name)[-30:])
 
     def step(self, objects: int, done: int, total: int | None) -> None:
         """A frame with so many objects on it; `done` of `total` frames are done now."""
@@ -72,14 +63,7 @@ class InputProgress:
     def __init__(self, shown: bool, done: int, total: int):
         self.shown, self.first, self.done, self.total = shown and total > 1, done, done, total
         self.start = self.last = time.monotonic()
-        self.bar = self._bar() if self.shown and sys.stderr.isatty() else None
-
-    def _bar(self):
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return None
-        return tqdm(total=self.total, initial=self.first, bar_format="{desc} |{bar}|", dynamic_ncols=True)
+        self.bar = bar_of(self, bar_format="{desc} |{bar}|")
 
     def step(self, more: int) -> None:
         """Count so many inputs as done."""
@@ -112,6 +96,17 @@ class InputProgress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def bar_of(progress: Progress | InputProgress, **options: str):
+    """tqdm's bar, if it is to be shown on a terminal, and tqdm is installed."""
+    if not progress.shown or not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=progress.total, initial=progress.first, dynamic_ncols=True, **options)
 
 
 def time_left(seconds: float) -> str:

@@ -20,6 +20,7 @@ from ..datasets import FORMATS
 from ..media.images import list_folder, looks_like_picture
 from ..models import Models
 from ..prompts import Clicks, ObjectPrompt, Prompt
+from ..support.text import shortened
 from ..weights import CHECKPOINTS, cache_dir
 from .arguments import VIDEO_FLAGS
 
@@ -53,7 +54,6 @@ WORDS = {
     "prompt": "another prompt",
     "source": "another source",
 }
-LONGEST_SHOWN = 60  # letters of a value in a message
 HASH_SHOWN = 12  # digits of a hash
 UNKNOWN = "unknown"  # content that can't be compared
 
@@ -99,17 +99,17 @@ def _facts_of_object(prompt: ObjectPrompt) -> Facts:
 def differences(then: Facts, now: Facts) -> list[str]:
     """The differences between two results, each in words: 'another prompt ("car." then, "dog." now)'. Of more than five
     the first four, and how many there are beside them."""
-    found = [
-        _difference(name, then.get(name), now.get(name))
-        for name in {**now, **then}
-        if then.get(name) != now.get(name) or UNKNOWN in (then.get(name), now.get(name))
-    ]
+    found = [_difference(name, then.get(name), now.get(name)) for name in {**now, **then}]
+    found = [words for words in found if words]
     return found if len(found) <= 5 else [*found[:4], f"{len(found) - 4} other settings"]
 
 
 def _difference(name: str, then: object, now: object) -> str:
-    if UNKNOWN in (then, now):
+    """How a fact differs, in words; "" if it does not."""
+    if name == "content" and UNKNOWN in (then, now):  # a sentence may well be "unknown"
         return "content that can't be compared"
+    if then == now:
+        return ""
     words, shown = WORDS.get(name, f"another {name}"), (_shown(then), _shown(now))
     return words if shown[0] == shown[1] else f"{words} ({shown[0]} then, {shown[1]} now)"
 
@@ -120,8 +120,7 @@ def _shown(value: object) -> str:
         return ", ".join(f"{name} {str(digest)[:HASH_SHOWN]}" for name, digest in value.items()) or "none"
     if isinstance(value, str) and len(value) == 64 and " " not in value:
         return value[:HASH_SHOWN]
-    text = "none" if value in (None, []) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+    return "none" if value in (None, []) else shortened(json.dumps(value, ensure_ascii=False))
 
 
 # --- Hashes ------------------------------------------------------------------------------------------------

@@ -26,12 +26,12 @@ from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_
 from ..support.reading import fields, sequence, text
 from ..support.text import printable
 from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
-from .console import Console, Notes, out_of_memory, summary, too_large
+from .console import Console, KeptConsole, out_of_memory, summary, too_large
 from .data_sets import data_sets_of
 from .folders import check_own, complete, make_folder, read_result
 from .job import Job
 from .lock import FolderLock
-from .outputs import finished_of, is_complete, save_picture
+from .outputs import OF, finished_of, is_complete, save_picture
 from .progress import InputProgress
 from .provenance import Facts, differences, settings_of
 from .video import VideoRun
@@ -39,7 +39,7 @@ from .workers import in_order, shared_cores
 
 LARGE = 1024  # pixels of SAM 2's images, from which a CPU takes seconds for a frame
 SLOTS = 2  # pictures, or batches of them, that are in the models of a CPU at the same time
-LABELS = fields(objects=sequence(fields(label=text)))  # what the index needs of a result.json
+LISTED = fields(of=OF, objects=sequence(fields(label=text)))  # what the index needs of a result.json
 BATCH = {"cpu": 1}  # pictures that go through the models together; on a GPU 4
 FAULTS = (ValueError, OSError, RuntimeError, MemoryError)  # what an input may end with; see Run.failed
 
@@ -87,12 +87,14 @@ def is_video_run(source: str, pages: bool) -> bool:
     return os.path.isdir(source) or media.is_moving(source) or (pages and media.page_count(source) > 1)
 
 
-def told_of(folder: Path) -> str | None:
-    """Words for what the result in a folder has found; None if it is damaged."""
+def told_of(folder: Path, settings: Facts) -> str | None:
+    """Words for what the result in a folder has found; None if it is damaged, or one of other settings."""
     result = read_result(folder / "result.json")
     try:
-        LABELS(result, "result.json")
-    except ValueError:
+        LISTED(result, "result.json")
+    except (ValueError, RecursionError):
+        return None
+    if result["of"] != result["of"] | settings:
         return None
     return summary([record["label"] for record in result["objects"]], None, {})
 
@@ -106,7 +108,7 @@ class Run:
         seeding = seeding_of(args)
         thresholds = Thresholds(args.box_threshold, args.text_threshold, args.nms, args.max_area)
         rank, ranks = rank_and_number()
-        inputs = expand(sources, args.frames, self.console.warn if rank == 0 else lambda _: None)
+        inputs = expand(sources, args.frames, args.out, self.console.warn if rank == 0 else lambda _: None)
         self.moving = cache(partial(is_video_run, pages=args.frames))  # of an input
         self.slots = Semaphore()  # of threads that are in the models
         self.lacking: list[str] = []  # inputs finished before, which the data sets lack
@@ -151,9 +153,8 @@ class Run:
         status, begun = 0, time.perf_counter()
         with on_signals(self.stop):
             groups = self.groups()
-            if self.args.story and not self.has_video():
-                raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
-            self.note(groups)
+            if not self.job.stopped:
+                self.note(groups)
             left = len(self.lacking) + sum(len(group) for _, group in groups)
             for source in self.lacking:
                 if self.job.stopped:
@@ -162,8 +163,8 @@ class Run:
             with InputProgress(not self.args.quiet, len(self.inputs) - left, len(self.inputs)) as progress:
                 self.console.aside = progress.aside
                 with closing(self.outcomes(groups)) as outcomes:  # its threads end with it
-                    for told, done in outcomes:
-                        status, left = max(status, told), left - done
+                    for ended, done in outcomes:
+                        status, left = max(status, ended), left - done
                         progress.step(done)
             self.console.aside = nullcontext
             if self.has_index:
@@ -196,26 +197,28 @@ class Run:
         slots = min(SLOTS, torch.get_num_threads()) if self.job.models.sam.device.type == "cpu" else 1
         self.slots = Semaphore(slots)
 
-        def work(part: list[str]) -> tuple[int, int, Notes]:
-            notes = Notes(self.args.quiet, bool(self.args.json))
+        def work(part: list[str]) -> tuple[int, int, KeptConsole]:
+            kept = KeptConsole(self.args.quiet, bool(self.args.json))
             if self.job.stopped:  # not begun yet
-                return 0, 0, notes
-            return self.one_group(False, part, notes), len(part), notes
+                return 0, 0, kept
+            return self.one_group(False, part, kept), len(part), kept
 
         begun = (part for part in parts if not self.job.stopped)
         with shared_cores(slots), closing(in_order(work, begun, slots + 1)) as results:
-            for part, (status, done, notes) in zip(parts, results):
-                if notes.ran_out:  # beside others: once more in its turn, when those before it have ended
-                    status, notes = self.one_group(False, part, self.console), Notes(True, False)
-                for line, error in notes.lines:
+            for part, (status, done, kept) in zip(parts, results):
+                if kept.ran_out:  # beside others: once more in its turn, when those before it have ended
+                    status, kept = self.one_group(False, part, self.console), KeptConsole(True, False)
+                for line, error in kept.lines:
                     self.console.tell(line, error)
                 yield status, done
 
     def note(self, groups: list[tuple[bool, list[str]]]) -> None:
-        """Say what has no effect: flags, and words that the weights do not know."""
+        """Say what has no effect: flags, and words that the weights do not know. ValueError for a story of pictures."""
+        if self.args.story and not any(map(self.moving, self.folders)):
+            raise ValueError("--story tells of videos, and no input is one: leave it out for pictures")
         if not self.lock.held:
             self.console.say(f"note: {self.args.out} can't be locked on this system: start no second run into it")
-        for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.has_video):
+        for note in idle_flags(self.args, self.job.prompt, list(self.folders), self.moving):
             self.console.say(f"note: {note}")
         sam = self.job.models.sam
         moving = any(moving for moving, _ in groups)
@@ -241,7 +244,10 @@ class Run:
         groups: list[tuple[bool, list[str]]] = []
         usual = 1 if self.job.sentence is None else BATCH.get(self.job.models.sam.device.type, 4)
         most = self.args.batch or usual
-        for source in self.inputs:
+        for number, source in enumerate(self.inputs):
+            if self.job.stopped:  # the rest is left, and not looked at
+                groups.append((False, self.inputs[number:]))
+                break
             moving = self.moving(source)
             if self.args.resume and self.finished(source, moving):
                 if self.sets is not None and not self.sets.has(self.folders[source]):
@@ -251,10 +257,6 @@ class Run:
                 groups.append((moving, []))
             groups[-1][1].append(source)
         return groups
-
-    def has_video(self) -> bool:
-        """Whether any input is a video, also one that is finished or another process's."""
-        return any(map(self.moving, self.folders))
 
     def finished(self, source: str, moving: bool) -> bool:
         """Whether a complete result of just this is there; that, and what another one is of, is said."""
@@ -276,14 +278,16 @@ class Run:
         return not changed
 
     def index(self) -> None:
-        """index.html of all results that have pages, those of other processes of this run too.
+        """index.html of all results of these settings that have pages, those of other processes of this run too.
 
         It is written again until no result has come in the meantime, so that the last process to end lists them all.
         """
+        args, prompt, models = self.args, self.job.prompt, self.job.models
+        settings = {moving: settings_of(args, prompt, models, moving) for moving in (False, True)}
         found: dict[str, str | None] = {}
         while new := [s for s, folder in self.folders.items() if s not in found and is_complete(folder, "page.html")]:
             for source in new:
-                found[source] = told_of(self.folders[source])
+                found[source] = told_of(self.folders[source], settings[self.moving(source)])
             entries = [Entry(s, folder.name, found[s]) for s, folder in self.folders.items() if found.get(s)]
             write_index(self.args.out, entries)
 
@@ -313,14 +317,15 @@ class Run:
         text = with_flag(error)
         return console.fail(text if len(self.folders) == 1 or source in text else f"{source}: {text}")
 
-    def into_data_sets(self, source: str, console: Console) -> int:
-        """Put the result of an input into the data sets. What can't be done is told; returns the exit status."""
+    def into_data_sets(self, source: str, console: Console, image: np.ndarray | None = None) -> int:
+        """Put the result of an input into the data sets; image: its picture, if it is at hand. What can't be done is
+        told; returns the exit status."""
         if self.sets is not None:
             try:
                 with self.job.models.stage("write"):
-                    self.sets.add(self.folders[source])
-            except (ValueError, OSError) as error:
-                return console.fail(error)
+                    self.sets.add(self.folders[source], image)
+            except FAULTS as error:
+                return self.failed(source, error, console)
         return 0
 
     def pictures(self, images: dict[str, np.ndarray], of: dict[str, Facts], console: Console) -> int:
@@ -340,6 +345,7 @@ class Run:
         for source, result in zip(images, results):
             try:
                 self.write(source, result, of[source], seconds, console)
+                status = max(status, self.into_data_sets(source, console, result.image))
             except FAULTS as error:
                 status = self.failed(source, error, console)
         return status
@@ -349,8 +355,6 @@ class Run:
         folder, job = self.folders[source], self.job
         with job.models.stage("write"):
             save_picture(folder, result, source, job.facts() | {"of": of}, self.args.save, self.args.html)
-            if self.sets is not None:
-                self.sets.add(folder, result.image)
         console.record({"source": source} | result.as_json())
         text = summary([o.label for o in result.objects], result.best, job.hints)
         console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")

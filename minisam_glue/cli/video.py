@@ -72,14 +72,16 @@ class VideoRun:
         how = (args.seed_frame, args.redetect, args.direction, job.seeding, args.propagate)
         return Tracking(job.models, job.prompt, job.thresholds, *how, identity=args.identity != "off")
 
-    def open_output(self, video: media.Frames, of: Facts, in_order: bool, resume: bool) -> VideoOutput:
+    def open_output(
+        self, video: media.Frames, of: Facts, in_order: bool, resume: bool = False, corrects: bool = False
+    ) -> VideoOutput:
         """The output folder, as --format and --save ask for it. of: what the result is of. Others: see VideoOutput."""
         sound = self.source if Path(self.source).is_file() and not is_picture(self.source) else None
         picture, save = self.picture_name(), set(self.args.save)
         if save & FORMATS.keys() and not video.seekable:  # a data set needs the frames, which come once
             save.add("frames")
         pages = self.args.html, self.args.story
-        return VideoOutput(self.folder, video, picture, in_order, save, sound, resume, of, *pages)
+        return VideoOutput(self.folder, video, picture, in_order, save, sound, resume, of, *pages, corrects)
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""

@@ -2,7 +2,10 @@
 
 import sys
 
-from ..cli.data_sets import run
+from ..support.processes import begin_program
 
 if __name__ == "__main__":
+    begin_program()
+    from ..cli.data_sets import run  # torch takes seconds to import: Ctrl-C is quiet then, too
+
     sys.exit(run())

@@ -23,13 +23,12 @@ from PIL import Image
 from .. import media
 from ..masks import decode_rle, mask_box, rle_size
 from ..media.images import open_picture
+from ..pixels import is_deep_colour
 from ..prompts import split_phrases
-from ..records import RECORD
+from ..records import LARGEST_RESULT, LONGEST_LINE, RECORD
 from ..support.files import whole_file
 from ..support.reading import check_regular, fields, mapping, optional, plain, real, sequence, text, whole
 
-LONGEST_LINE = 1 << 26  # bytes of the record of one frame
-LARGEST_RESULT = 1 << 30  # bytes of a result.json
 RESULT = fields(source=text, objects=sequence(fields(id=whole(1), label=text)), size=sequence(whole(1), 2))
 READING = mapping(text, plain)  # "of", see cli/provenance.py; of a video these:
 FLAGS = fields(**{"--start": real, "--stride": whole(1), "--max-seconds": optional(real), "--fps": real})
@@ -112,8 +111,9 @@ def _plain_kind(path: Path) -> str | None:
     """.jpg or .png if every program shows the file as we do: upright, opaque, 8 bits of grey or RGB."""
     try:
         with open_picture(path) as image:
+            eight_bits = image.mode in ("RGB", "L") and not is_deep_colour(image)  # before getexif, which decodes
             turned = image.getexif().get(0x0112, 1) != 1
-            plain_file = image.mode in ("RGB", "L") and not turned and not image.has_transparency_data
+            plain_file = eight_bits and not turned and not image.has_transparency_data
             return {"JPEG": ".jpg", "PNG": ".png"}.get(image.format) if plain_file else None
     except Exception:  # damaged headers make Pillow raise nearly anything
         return None

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..support.files import is_of_the_system, is_temporary, whole_file
 from ..support.reading import check_regular, fields, mapping, plain, sequence, text
+from ..support.text import shortened
 from .annotations import Categories, Picture, Result
 from .formats import FORMATS
 
@@ -62,10 +63,11 @@ class DataSet:
             before = read_about(self.folder)
         except (ValueError, OSError, RecursionError) as error:
             raise ValueError(f"{self.folder} is no data set of this program: {mend}") from error
+        then, now = before["of"], self.about["of"]
         changed = [
-            f"{name.removeprefix('--')} {_shown(before['of'].get(name))} then, {_shown(self.about['of'].get(name))} now"
-            for name in sorted({**before["of"], **self.about["of"]})
-            if before["of"].get(name) != self.about["of"].get(name)
+            f"{name.removeprefix('--')} {_shown(then.get(name))} then, {_shown(now.get(name))} now"
+            for name in sorted({**then, **now})
+            if then.get(name) != now.get(name)
         ]
         categories = before["categories"]  # which keep their numbers; more may follow
         changed += [] if categories == self.about["categories"][: len(categories)] else ["other categories"]
@@ -187,7 +189,7 @@ class DataSets:
 
 
 def read_about(folder: Path) -> dict:
-    """What the data set in a folder says of itself. ValueError, OSError or RecursionError if there is no whole one."""
+    """Read what the data set in a folder says of itself. ValueError, OSError or RecursionError if none is whole."""
     check_regular(folder / ABOUT, LARGEST_ABOUT)
     about = json.loads((folder / ABOUT).read_bytes())
     KIND(about, ABOUT)
@@ -202,5 +204,4 @@ def stored_categories(folder: Path) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    shown = json.dumps(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return shortened(json.dumps(value))

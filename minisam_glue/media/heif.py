@@ -80,6 +80,8 @@ class _File:
         """The bytes of an item, put together from its extents."""
         inside, extents = self.places[item]
         source = self.inside if inside else self.data
+        if sum(length or len(source) for _, length in extents) > len(source):
+            raise MediaError("damaged: a picture is longer than the file")
         content = b"".join(source[at : at + length] if length else source[at:] for at, length in extents)
         if not content:
             raise MediaError("damaged: a picture is not in the file")
@@ -168,8 +170,10 @@ def _places(iloc: bytes) -> dict[int, tuple[bool, list[tuple[int, int]]]]:
         inside = bool(reader.number(2) & 15) if version else False
         reader.number(2)  # which file: this one
         base = reader.number(base_size)
-        extents = []
-        for _ in range(reader.number(2)):
+        extents, count = [], reader.number(2)
+        if count > 1 and not (offset_size or length_size):  # many in no bytes of the file
+            raise MediaError("damaged: pieces of a picture without a place")
+        for _ in range(count):
             if version:
                 reader.number(index_size)
             offset = base + reader.number(offset_size)

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import struct
 import urllib.request
 import warnings
 from collections.abc import Callable
@@ -247,6 +248,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "out of memory, unless it is damaged: make it smaller first"
     text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, (LookupError, TypeError, AttributeError, struct.error)):  # in words about the program
+        text = ""
     return " ".join(text.split()) or f"damaged ({type(error).__name__})"
 
 

@@ -29,7 +29,7 @@ from .images import (
 )
 from .limits import MediaError
 from .reader import TOLERANCE, Reader
-from .sources import open_source
+from .sources import no_source, open_source
 from .video import DEFAULT_FPS, is_video
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ def _expand(arg: str, warn: Callable[[str], None]) -> list[str]:
         return [str(path) for path in list_folder(arg, _is_input, "pictures or videos", warn)]
     found = sorted((path for path in glob.glob(arg, recursive=True) if os.path.isfile(path)), key=natural_key)
     if not found:
-        words = "no file fits" if glob.has_magic(arg) else "no such file or folder"
-        raise MediaError(f"{arg or repr(arg)}: {words}")
+        raise MediaError(f"{arg}: no file fits") if glob.has_magic(arg) else no_source(arg)
     return found
 
 
@@ -149,7 +148,7 @@ class Frames:
             if timed.time >= self.until - TOLERANCE and (index or timed.time > self.time(0)):
                 return
             if timed.time >= self.latest:
-                self.latest, self.end = timed.time, timed.time + timed.length
+                self.latest, self.end = timed.time, min(timed.time + timed.length, self.until)
             yield timed.picture
 
     def backward(self, index: int | None = None) -> Iterator[np.ndarray]:

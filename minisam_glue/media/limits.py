@@ -7,7 +7,8 @@ from ..support.processes import install_command
 
 MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe
-UNREADABLE = {errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT}
+# FFmpeg's words for damage, too; any other error of the system comes from a disk, share or device.
+OF_DAMAGE = {errno.EAGAIN, errno.EDOM, errno.EINVAL, errno.ENOMEM, errno.ENOSYS, errno.EPERM, errno.ERANGE}
 
 
 class MediaError(ValueError):
@@ -20,7 +21,8 @@ class ReadError(MediaError):
 
 def is_read_error(error: Exception) -> bool:
     """Whether an exception comes from a disk, share or device, and not from damage in what was read."""
-    return getattr(error, "errno", None) in UNREADABLE
+    code = getattr(error, "errno", None)  # errors of Pillow have none, FFmpeg's own numbers are none of the system
+    return code in errno.errorcode and code not in OF_DAMAGE
 
 
 def load_av(need: str) -> ModuleType:

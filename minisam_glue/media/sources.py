@@ -38,6 +38,7 @@ NO_DURATION = 100  # milliseconds that browsers show a frame of an animation who
 MOST_DAMAGED = 100  # packets of a camera in a row that can't be decoded, after which nothing more is expected
 PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n")  # the beginning of a JPEG or PNG picture
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the end of a JPEG's entropy-coded data (ITU-T T.81, B.1.1)
+FILL = re.compile(rb"\xff+")  # any marker may have more of its first byte (B.1.1.2)
 
 
 def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
@@ -49,13 +50,20 @@ def open_source(source: str, fps: float, warn: Callable[[str], None]) -> Reader:
     if os.path.isdir(source):
         return _Pictures(source, list_folder(source, looks_like_picture, "pictures", warn), fps)
     if not os.path.isfile(source):
-        raise MediaError(f"{source}: no such file or folder")
+        raise no_source(source)
     path = Path(source)
     if is_heic(path):
         return _Pictures(source, [path], fps)
     if path.suffix.lower() in IMAGE_SUFFIXES or is_picture(path):
         return _Animation(path, fps)
     return Video(path)
+
+
+def no_source(name: str) -> MediaError:
+    """The error of a path that is neither a file nor a folder."""
+    if os.path.exists(name):
+        return MediaError(f"{name}: it is no regular file; pictures one after another come by - on standard input")
+    return MediaError(f"{name or repr(name)}: no such file or folder")
 
 
 def _common_levels(levels: Callable[[int], Levels | None], count: int) -> Levels | None:
@@ -359,6 +367,9 @@ class _Pipe(_Live):
                 return at + 2
             if self.data[at] != 0xFF:
                 raise MediaError(f"{self.name}: a damaged JPEG picture")
+            if self.data[at + 1] == 0xFF:
+                at = FILL.match(self.data, at).end() - 1
+                continue
             self._need(at + 4)
             scan = self.data[at + 1] == 0xDA
             at += 2 + int.from_bytes(self.data[at + 2 : at + 4], "big")

@@ -255,7 +255,7 @@ class Video(Reader):
         Seeking may end behind that packet, in MPEG-TS for instance; then further ahead, at last nowhere, is sought.
         """
         for seconds in (*EARLIER, None) if entry else (None,):
-            with open_video(self.path) as container:
+            with self._opened() as container:
                 stream = film_stream(container)
                 stream.thread_type = "AUTO"
                 if seconds is not None and not self._sought(container, stream, min(entry) - round(seconds / self.unit)):
@@ -269,6 +269,13 @@ class Video(Reader):
                         yield packet
                 if begun:
                     return
+
+    def _opened(self):
+        """The file once more. ReadError if it can't be opened now: it could before, and so it is not damaged."""
+        try:
+            return open_video(self.path)
+        except (self.av.FFmpegError, OSError) as error:
+            raise ReadError(f"{self.name}: {reason(error)}") from error
 
     def _sought(self, container, stream, stamp: int) -> bool:
         try:

@@ -152,9 +152,8 @@ class _Mp4:
     ):
         self.av = load_av(str(path))
         kind = {".mkv": "matroska", ".mov": "mov"}.get(suffix, "mp4")
-        self.output = self.av.open(
-            str(path), "w", format=kind, options={} if suffix == ".mkv" else {"movflags": "+faststart"}
-        )
+        options = {} if suffix == ".mkv" else {"movflags": "+faststart"}
+        self.output = self.av.open(f"file:{path}", "w", format=kind, options=options)  # as video.open_video does
         rate = Fraction(fps).limit_denominator(1001) or Fraction(1, 1001)
         self.unit = Fraction(1, rate.numerator * math.ceil(TICKS / rate.numerator))  # so that an even rate is exact
         codec = "libx264" if "libx264" in self.av.codecs_available else "h264"

@@ -181,10 +181,16 @@ def _plate_within(text: str, colour: tuple, width: int, height: int) -> np.ndarr
     size = round(8.5 + np.sqrt(width * height) / 84)
     while size > SMALLEST_TEXT and _extent(text, size)[0] > width:
         size -= 1
-    while text and _extent(text, size)[0] > width:
-        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
+    text = fitting(text, _font(size), width - 2 * _margin(size))
     wide, tall = _extent(text, size)
     return _plate(text, size, colour) if text and wide <= width and tall <= height else None
+
+
+def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, shortened until it is at most so many pixels wide."""
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
+    return text
 
 
 @lru_cache(maxsize=16)
@@ -192,17 +198,20 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
+def _margin(size: int) -> int:
+    return max(1, size // 5)
+
+
 def _extent(text: str, size: int) -> tuple[int, int]:
     """Width and height in pixels of a plate; the height is the same for all texts of a size."""
-    font = _font(size)
-    margin = max(1, size // 5)
+    font, margin = _font(size), _margin(size)
     ascent, descent = font.getmetrics()
     return int(np.ceil(font.getlength(text))) + 2 * margin, ascent + descent + margin
 
 
 def _plate(text: str, size: int, colour: tuple) -> np.ndarray:
     plate = Image.new("RGB", _extent(text, size), colour)
-    margin = max(1, size // 5)
+    margin = _margin(size)
     ImageDraw.Draw(plate).text((margin, margin // 2), text, ink_on(colour), _font(size))
     return np.asarray(plate)
 

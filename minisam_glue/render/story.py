@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .overlay import colour_of, overlay
+from .overlay import colour_of, fitting, overlay
 
 SIDE, LARGEST_SIDE = 240, 480  # pixels of the longer side of a panel; small frames are enlarged by a whole factor
 LINES = 2  # of words below a panel
@@ -104,13 +104,6 @@ def strip(part: np.ndarray) -> np.ndarray:
     """A line of text without the ends of boxes that reach into it: what is coloured becomes paper."""
     coloured = part.max(-1).astype(int) - part.min(-1) > 24
     return np.where(coloured[..., None], np.uint8(PAPER), part)
-
-
-def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, shortened until it is at most so many pixels wide."""
-    while text and font.getlength(text) > width:
-        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
-    return text
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

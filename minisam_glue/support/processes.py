@@ -121,6 +121,6 @@ def begin_program() -> None:
         sys.exit(2)
 
 
-def leads_nowhere(stream: TextIO) -> None:
+def lead_nowhere(stream: TextIO) -> None:
     """Let a stream whose reader has gone take everything from now on: Python would fail again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
