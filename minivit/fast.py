@@ -72,8 +72,7 @@ class HeadTokensTransformer(VisionTransformer):
     """
 
     def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:
-        reads_few = self.config.pool == "cls" and not self.config.class_attention
-        if not (reads_few and len(self.blocks) and is_as_built(self.blocks[-1])):
+        if not self.skips_patches:
             return super().forward(x, each_head)
         grid = self.grid_of(x)
         x = self.embed(x)
@@ -81,6 +80,19 @@ class HeadTokensTransformer(VisionTransformer):
             x = self.through(block, x, grid)
         logits = self.heads(self.norm(run_block(self.blocks[-1], x, self.config.tokens, grid)))
         return logits if each_head else sum(logits) / len(logits)
+
+    @property
+    def skips_patches(self) -> bool:
+        """Whether the last block computes the special tokens alone."""
+        reads_few = self.config.pool == "cls" and not self.config.class_attention
+        return reads_few and len(self.blocks) > 0 and is_as_built(self.blocks[-1])
+
+
+def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that no score depends on, which get no gradient: of the convolution over the patches in the last
+    MLP, where only the special tokens go through that block."""
+    skips_patches = isinstance(model, HeadTokensTransformer) and model.skips_patches
+    return [*model.blocks[-1].mlp.conv.parameters()] if skips_patches and model.config.mlp_conv else []
 
 
 def run_block(block: Block, x: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:

@@ -23,7 +23,7 @@ from minivit.augment import Augment
 from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
-from minivit.fast import accelerate
+from minivit.fast import accelerate, unused_parameters
 from minivit.files import Claim, write_atomically
 from minivit.finetune import freeze, keep_frozen
 from minivit.losses import class_weights, distillation_loss, soft_cross_entropy
@@ -429,7 +429,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Continue from a checkpoint of the same run. ValueError (TrainingError) if it is of another, or damaged."""
         check_resumable(self, state)
-        load_moments(self.optimizer, state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"], unused_parameters(self.model))
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])

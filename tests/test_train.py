@@ -59,7 +59,14 @@ FAST = dataclasses.replace(
 FAST_MODEL = dataclasses.replace(MODEL, stem="whitening", smaller_images=True, relative_bias="joint", init="norm")
 
 
-@pytest.mark.parametrize("config, model", [(CONFIG, MODEL), (FAST, FAST_MODEL)], ids=["adamw", "muon and sizes"])
+CLASS_TOKEN = dataclasses.replace(MODEL, class_token=True, pool="cls")  # the last convolution learns nothing
+
+
+@pytest.mark.parametrize(
+    "config, model",
+    [(CONFIG, MODEL), (FAST, FAST_MODEL), (CONFIG, CLASS_TOKEN)],
+    ids=["adamw", "muon and sizes", "class token"],
+)
 def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(config, model, data, tmp_path):
     whole = trainer(data, tmp_path / "whole", config, model)
     whole.fit()
