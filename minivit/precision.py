@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from minivit.fast import accelerate
 
 NARROW = 128  # channels: narrower models may lose more by conversion to bf16 than its products gain
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}  # by the words of --amp
+
+
+def amp_of(dtype: torch.dtype) -> str:
+    """The word of --amp for a dtype of autocast."""
+    return next(amp for amp, other in DTYPES.items() if other == dtype)
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
     """Choose the dtype of autocast: for "auto" bf16 if the hardware computes in it, else fp16 on a GPU, else fp32."""
     if amp != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+        return DTYPES[amp]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32

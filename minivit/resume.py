@@ -31,7 +31,10 @@ def check_same_settings(trainer: "Trainer", state: dict) -> None:
     """TrainingError unless the settings of training are those of the checkpoint."""
     # A setting that is newer than the checkpoint had its default when the run began.
     saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
-    changed = [k for k, v in asdict(trainer.config).items() if saved[k] != v]
+    ours = asdict(trainer.config)
+    if state.get("precision"):  # to which "auto" came
+        saved["amp"], ours["amp"] = state["precision"], trainer.about()["precision"]
+    changed = [k for k, v in ours.items() if saved[k] != v]
     if "epochs" in changed:
         raise TrainingError(
             f"--epochs {trainer.config.epochs}: the learning rate of this run ends with epoch {saved['epochs']}, so "

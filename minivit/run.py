@@ -23,7 +23,7 @@ from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_json
 from minivit.folder import is_split_by_seed
-from minivit.precision import NARROW, bf16_is_faster, choose_precision
+from minivit.precision import NARROW, amp_of, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
 from minivit.reading import check_weights, whole
@@ -100,9 +100,11 @@ def prepare_run(
         say(f"images are normalised by mean {listed(dataset.mean)} and std {listed(dataset.std)} (--mean, --std)")
     elif not resume:
         fit_whitening(model, dataset)
-    if not resume:  # which keeps its precision
+    if not resume:
         args["amp"] = settle_amp(config, model, dataset, device, measure=ranks.number == 1)
-        config = dataclasses.replace(config, amp=args["amp"])
+    elif args["amp"] == "auto" and state.get("precision"):  # a run from before this was settled keeps its precision
+        args["amp"] = amp_of(getattr(torch, state["precision"]))
+    config = dataclasses.replace(config, amp=args["amp"])
     teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device, args) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
     if ranks.first:
@@ -287,14 +289,16 @@ def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
 def settle_amp(
     config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device, measure: bool = True
 ) -> str:
-    """--amp of a new run. For "auto" with a narrow model on a CPU with bf16, the faster of "bf16" and "off".
+    """The precision of a new run as a word of --amp, for "auto" too: another machine would choose another.
 
-    measure False: "off" without these steps, which may tell each of several processes something else.
+    For a narrow model on a CPU with bf16 "auto" is the faster of "bf16" and "off". measure False: "off" without these
+    steps, which may tell each of several processes something else.
     """
+    amp = amp_of(choose_precision(config.amp, device))
     settings = getattr(model, "config", None)  # a ResNet has none; its convolutions gain
-    auto = config.amp == "auto" and device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
-    if not auto or settings is None or settings.dim >= NARROW:
-        return config.amp
+    is_narrow = settings is not None and settings.dim < NARROW
+    if config.amp != "auto" or amp != "bf16" or device.type != "cpu" or not is_narrow:
+        return amp
     if not measure:
         return "off"
     batch = max(1, min(config.batch_size, len(dataset.train)) // config.accumulate)

@@ -162,6 +162,26 @@ def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it
     assert run.prepare(given(images, tmp_path / "wide") | {"dim": 128})[0].dtype == torch.bfloat16
 
 
+def test_a_run_goes_on_in_its_precision_where_auto_would_choose_another(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("minivit.precision.cpu_has_bf16", lambda: True)
+    out = tmp_path / "r"
+    trainer, _ = run.prepare(given(images, out) | {"dim": 128, "epochs": 2})
+    trainer.fit(until=1)
+    trainer.claim.release()
+    settings, state = json.loads((out / "config.json").read_text()), torch.load(out / "last.pt", weights_only=True)
+    assert settings["arguments"]["amp"] == state["config"]["amp"] == "bf16"
+    monkeypatch.setattr("minivit.precision.cpu_has_bf16", lambda: False)
+    for amp in ("bf16", "auto"):  # "auto" stood in the files of older runs
+        settings["arguments"]["amp"] = state["config"]["amp"] = amp
+        (out / "config.json").write_text(json.dumps(settings))
+        torch.save(state, out / "last.pt")
+        trainer, _ = run.prepare({"resume": out})
+        assert trainer.dtype == torch.bfloat16 and trainer.epoch == 1
+        trainer.claim.release()
+    with pytest.raises(ValueError, match="another amp"):
+        run.prepare({"resume": out, "amp": "off"})
+
+
 def given(images: Path, out: Path) -> dict:
     """The arguments of `command` without --amp."""
     words = [word for word in command(images, out) if word not in ("--amp", "off")]
