@@ -113,8 +113,11 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
         _refuse_other_splits(root)
         return {"all": _find_classes(root)}
     for name in held_out:
-        found["val" if "test" in found else "test"] = _find_classes(root / name)
-        if "val" not in found:
+        split = "val" if "test" in found else "test"
+        found[split] = _find_classes(root / name)
+        if not found[split]:
+            raise DataError(f"{root / name} has no images: put a folder of them there for each class, or remove it")
+        if split == "test":
             log.warning("%s has no test/: %s/ is taken for the test images", root, name)
     for split in ("train", "test"):
         if not found.get(split):
@@ -205,16 +208,20 @@ def _find_classes(split: Path) -> dict[str, list[Path]]:
 
 
 def _find_files(directory: Path) -> list[Path]:
-    """All files below a class folder, sorted; hidden files and folders left out."""
+    """All files below a class folder, sorted; hidden files and folders left out. Raises DataError."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
     files = []
-    for parent, folders, names in os.walk(directory):
+    for parent, folders, names in os.walk(directory, onerror=refuse):
         folders[:] = [name for name in folders if not _is_hidden(name)]
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
 
 
 def find_images(directory: str | Path) -> list[Path]:
-    """All files below a folder that look like images, sorted; hidden files and folders left out."""
+    """All files below a folder that look like images, sorted; hidden files and folders left out. Raises DataError."""
     return [path for path in _find_files(Path(directory)) if looks_like_image(path)]
 
 
@@ -310,13 +317,13 @@ def _digest(path: Path) -> str:
 
 def _read_cache(path: Path) -> dict | None:
     """Read what `_write_cache` stored; None if there is nothing, or if it is damaged."""
-    if not path.exists():
-        return None
     try:
         stored = torch.load(path, weights_only=True)
         if stored.pop("checksum") == _checksum(stored):  # torch.load itself does not notice a flipped bit
             return stored
         reason = "checksum differs"
+    except OSError:  # there is none, or it is out of reach, which _write_cache tells
+        return None
     except Exception as error:  # zip, pickle and tensor readers each have their own types
         reason = type(error).__name__
     log.warning("cache %s is damaged (%s): decoding the images again", path, reason)
