@@ -87,6 +87,8 @@ def check_progress(trainer: "Trainer", state: dict) -> None:
         history=r.sequence(r.mapping(r.text, r.optional(r.measured))),
     )(state, "the run")
     r.sequence(r.fields(epoch=r.whole(1)))(state["history"], "its history")
+    if trainer.can_choose and state["epoch"] and state["best"] is None:
+        raise ValueError("the run has no best epoch")
     r.real(state.get("cpu_seconds", 0.0), "its processor time")
     every = torch.arange(images)
     if state["batch"]:  # in the middle of an epoch

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from minivit import checkpoint, train
+from minivit import checkpoint, files, train
 from minivit import data as datasets
 from minivit.precision import choose_precision
 from minivit.run import final_report
@@ -163,15 +163,15 @@ def test_parts_of_a_batch_add_up_to_the_whole_batch(data, tmp_path):
 def test_a_step_that_is_not_finite_changes_nothing_and_too_many_end_the_run(data, tmp_path):
     t = trainer(data, tmp_path, dataclasses.replace(CONFIG, max_bad_steps=2))
     t.forward.train()
-    head = t.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
-    before = copy.deepcopy([p.data for p in t.model.parameters()])
+    stem = t.model.patch_embed.convs[0].register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    before = copy.deepcopy(t.model.state_dict())
     t.train_step(data.train.images[:8], data.train.labels[:8])
-    assert all(torch.equal(p, q) for p, q in zip(before, t.model.parameters())) and t.bad_steps == 1
+    assert all(torch.equal(value, before[name]) for name, value in t.model.state_dict().items()) and t.bad_steps == 1
     with pytest.raises(
         TrainingError, match=r"2 steps in a row were not finite: step 0, learning rate .*, loss scale 1"
     ):
         t.train_step(data.train.images[:8], data.train.labels[:8])
-    head.remove()
+    stem.remove()
     t.bad_in_a_row = 1
     t.train_step(data.train.images[:8], data.train.labels[:8])
     assert t.bad_in_a_row == 0 and t.bad_steps == 2
@@ -369,7 +369,7 @@ def test_resuming_with_other_images_or_another_normalisation_is_refused(data, tm
 
 
 @pytest.mark.parametrize("killed_at", ["last.pt", "best.pt"])
-def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_with_the_best_weights(
+def test_a_kill_at_a_checkpoint_leaves_a_run_that_ends_with_the_best_weights_also_where_best_pt_is_damaged(
     killed_at, data, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train, "LEAST_HOLD_OUT", 1)
@@ -386,10 +386,11 @@ def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_w
             raise Killed
         return replace(*paths)
 
-    replace = train.files.replace
+    replace = files.replace
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train.files, "replace", kill)
+        patch.setattr(files, "replace", kill)
         run.fit(until=2)
+    (tmp_path / "best.pt").write_bytes(b"half")
     again = trainer(data, tmp_path)
     again.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True))
     assert again.epoch == (1 if killed_at == "last.pt" else 2)
@@ -398,4 +399,4 @@ def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_w
     again.fit()
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["epoch"] == again.best["epoch"] == (1 if killed_at == "last.pt" else 2)
-    assert not (tmp_path / train.NEXT).exists()
+    assert best["val_acc"] == (0.1 if killed_at == "last.pt" else 0.5)
