@@ -493,7 +493,7 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     numbers = [[row.mean, row.std, len(row.accuracies), *(getattr(row, key) for key in NUMBERS)] for row in rows]
     exact = [[csv_cell(row.name), *values] for row, values in zip(rows, numbers)]
     files["table.csv"] = csv_table([("variant", "test_accuracy", *COLUMNS[2:]), *exact])
-    picture = draw_png(lambda: draw(rows, title), "".join([title, *(row.name for row in rows)]))
+    picture = draw_png(lambda shown: draw(rows, title, shown), "".join([title, *(row.name for row in rows)]))
     if picture is not None:
         files["table.png"] = picture
     for file, content in files.items():
@@ -518,8 +518,11 @@ def cells(row: Row) -> list[str]:
     return [percent(row.mean), std, str(len(row.accuracies)), *rest]
 
 
-def draw(rows: list[Row], title: str) -> Any:
-    """A figure: the mean accuracy of each variant, its standard deviation, and a point for each run."""
+def draw(rows: list[Row], title: str, shown: Callable[[str], str]) -> Any:
+    """A figure: the mean accuracy of each variant, its standard deviation, and a point for each run.
+
+    shown: turns letters that can't be drawn into escapes.
+    """
     from matplotlib.figure import Figure
 
     done = [row for row in rows if row.accuracies][::-1]  # the first one on top
@@ -533,8 +536,8 @@ def draw(rows: list[Row], title: str) -> Any:
         axes.annotate(
             percent(row.mean), (0, place), (4, 0), textcoords="offset points", va="center", fontsize=8, color="white"
         )
-    axes.set_yticks(places, [row.name for row in done], fontsize=9, parse_math=False)
+    axes.set_yticks(places, [shown(row.name) for row in done], fontsize=9, parse_math=False)
     axes.set_xlabel("test accuracy (%)", fontsize=9)
-    figure.suptitle(textwrap.fill(title, 80), fontsize=11, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(textwrap.fill(shown(title), 80), fontsize=11, x=0.01, ha="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -304,6 +304,18 @@ def test_a_row_has_the_mean_and_the_standard_deviation_of_its_runs_and_dashes_fo
     assert study.cells(Row("a", ())) == ["\u2013", "\u2013", "0", *["\u2013"] * 5]
 
 
+def test_names_that_no_font_has_are_drawn_as_escapes():
+    pytest.importorskip("matplotlib")
+    name, ticks = "lr \ud800\x1b[31m", []
+
+    def draw(shown):
+        figure = study.draw([Row(name, (0.5, 0.6))], name, shown)
+        ticks.extend(label.get_text() for label in figure.axes[0].get_yticklabels())
+        return figure
+
+    assert report.draw_png(draw, name).startswith(b"\x89PNG") and ticks == [r"lr \ud800\x1b[31m"]
+
+
 def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path):
     folder, config = tmp_path / "x", {"images": 500, "parameters": 4, "arguments": {"batch_size": 200}}
     folder.mkdir()
