@@ -327,9 +327,9 @@ def check_unseen(name: str, state: dict | None, args: dict) -> None:
     """
     if state is None or not is_split_by_seed(args["data"], args["data_root"]):
         return
-    about, seed = state.get("describe", {}), state.get("config", {}).get("seed", args["seed"])
-    same = about.get("data") == args["data"] and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve()
-    if same and seed != args["seed"]:
+    about, seed = state["describe"], state["config"].get("seed", args["seed"])
+    same = about.get("data") == args["data"] and "data_root" in about
+    if same and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve() and seed != args["seed"]:
         raise TrainingError(
             f"{name} {args[name.removeprefix('--')]}: {args['data_root']} has no test/, so its class folders are split "
             f"by the seed, and this checkpoint saw test images of seed {args['seed']}: give --seed {seed}, or make a "

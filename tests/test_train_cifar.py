@@ -480,7 +480,7 @@ def test_weights_that_saw_the_test_images_of_another_split_are_refused(tmp_path)
     with pytest.raises(ValueError, match=r"--teacher best.pt: .* saw test images of seed 0: give --seed 1, or make a"):
         run.check_unseen("--teacher", state, args)
     elsewhere = {"describe": {"data": "folder", "data_root": str(tmp_path / "a")}, "config": {"seed": 1}}
-    for fine in (state | {"config": {"seed": 0}}, elsewhere, None):
+    for fine in (state | {"config": {"seed": 0}}, elsewhere, state | {"describe": {"data": "folder"}}, None):
         run.check_unseen("--teacher", fine, args)
     (tmp_path / "test").mkdir()  # whose images are nobody's training images
     run.check_unseen("--teacher", state, args)
