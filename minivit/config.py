@@ -122,7 +122,7 @@ def arguments(given: dict) -> tuple[dict, bool]:
 def check_same_files(before: dict, given: dict) -> None:
     """TrainingError if a run that goes on would have another teacher, or other weights to start from.
 
-    A teacher's file may lie in another place by now.
+    A teacher's file may lie in another place by now: resume.py compares its weights.
     """
     for name in ("teacher", "pretrained"):
         was, now = (args.get(name) and Path(args[name]) for args in (before, {**before, **given}))

@@ -21,6 +21,7 @@ def check_resumable(trainer: "Trainer", state: dict) -> None:
     TrainingError, which is one, if settings or data differ: the schedule and the order of the images need the same.
     """
     check_same_settings(trainer, state)
+    check_same_teacher(trainer, state)
     check_same_data(trainer, state)
     check_progress(trainer, state)
     for weights in ("model", "ema"):
@@ -42,6 +43,14 @@ def check_same_settings(trainer: "Trainer", state: dict) -> None:
         )
     if changed:
         raise TrainingError(f"this run was started with another {', '.join(changed)}: resume it with the same settings")
+
+
+def check_same_teacher(trainer: "Trainer", state: dict) -> None:
+    """TrainingError unless the teacher has the weights that taught this run before, if its checkpoint tells them."""
+    if state.get("teacher", trainer.taught_by) != trainer.taught_by:
+        raise TrainingError(
+            "this run was started with another --teacher, whose weights differ, or with none: resume it with the same"
+        )
 
 
 def check_same_data(trainer: "Trainer", state: dict) -> None:
@@ -90,6 +99,7 @@ def check_progress(trainer: "Trainer", state: dict) -> None:
     if trainer.can_choose and state["epoch"] and state["best"] is None:
         raise ValueError("the run has no best epoch")
     r.real(state.get("cpu_seconds", 0.0), "its processor time")
+    r.optional(r.any_tensor)(state.get("rng_mps"), "its random numbers on MPS")
     every = torch.arange(images)
     if state["batch"]:  # in the middle of an epoch
         r.numbers(every)(state["order"], "the order of the images")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minivit import checkpoint
 from minivit.augment import Augment
+from minivit.distill import fingerprint
 from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
@@ -112,6 +113,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device
         self.teacher, self.describe, self.ranks = teacher, describe or {}, ranks
+        self.taught_by = None if teacher is None else fingerprint(teacher)
         self.dtype = choose_precision(config.amp, device)
         self.model = accelerate(model.to(device, memory_format=torch.channels_last))
         if ranks.number > 1:
@@ -396,6 +398,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "generator": self.generator.get_state(),
             "rng_cuda": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
+            "rng_mps": torch.mps.get_rng_state() if self.device.type == "mps" else None,
             "epoch": self.epoch,
             "batch": self.batch,
             "order": self.order,
@@ -406,6 +409,7 @@ class Trainer:
             "history": self.history,
             "cpu_seconds": self.cpu_seconds + time.process_time() - self.clock,
             "images": self.images,
+            "teacher": self.taught_by,
         }
 
     @property
@@ -436,6 +440,8 @@ class Trainer:
         if state["rng_cuda"] and self.device.type == "cuda":
             states = state["rng_cuda"]  # older files have one for each GPU
             torch.cuda.set_rng_state(states[min(self.device.index or 0, len(states) - 1)].cpu(), self.device)
+        if state.get("rng_mps") is not None and self.device.type == "mps":
+            torch.mps.set_rng_state(state["rng_mps"].cpu())
         for name in ("epoch", "batch", "sums", "bad_steps", "bad_in_a_row", "best", "history"):
             setattr(self, name, state[name])
         self.cpu_seconds, self.clock = state.get("cpu_seconds", 0.0), time.process_time()

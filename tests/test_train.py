@@ -102,6 +102,18 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path, monke
     assert without_speed(whole.history) == without_speed(second.history)
 
 
+def test_the_random_numbers_of_an_apple_gpu_are_saved_and_set_again(data, tmp_path, monkeypatch):
+    numbers, t = [torch.arange(4, dtype=torch.uint8)], trainer(data, tmp_path)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: numbers[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", numbers.append)
+    t.device = torch.device("mps")
+    state = t.state_dict()
+    numbers.append(torch.zeros(4, dtype=torch.uint8))
+    t.load_state_dict(state)
+    assert torch.equal(numbers[-1], numbers[0])
+    t.load_state_dict({name: value for name, value in state.items() if name != "rng_mps"})  # of an older run
+
+
 def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
     first = trainer(data, tmp_path)
     other = trainer(data, tmp_path, dataclasses.replace(CONFIG, lr=2e-3, warmup=0.5))
@@ -110,6 +122,29 @@ def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
     longer = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=5))
     with pytest.raises(TrainingError, match="--epochs 5: .* ends with epoch 4, .*--pretrained .*best.pt"):
         longer.load_state_dict(first.state_dict())
+
+
+def test_resuming_with_a_teacher_of_other_weights_is_refused(data, tmp_path):
+    def teacher(level: float) -> torch.nn.Module:
+        linear = torch.nn.Linear(3 * 16 * 16, 10)
+        torch.nn.init.constant_(linear.weight, level), torch.nn.init.zeros_(linear.bias)
+        return torch.nn.Sequential(torch.nn.Flatten(), linear)
+
+    state = trainer(data, tmp_path, teacher=teacher(0.1)).state_dict()
+    trainer(data, tmp_path, teacher=teacher(0.1)).load_state_dict(state)
+    for other in (teacher(0.2), None):
+        with pytest.raises(TrainingError, match="another --teacher, whose weights differ"):
+            trainer(data, tmp_path, teacher=other).load_state_dict(state)
+    older = {name: value for name, value in state.items() if name != "teacher"}
+    trainer(data, tmp_path, teacher=teacher(0.2)).load_state_dict(older)
+
+
+def test_a_checkpoint_without_the_best_epoch_that_it_must_have_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "LEAST_HOLD_OUT", 1)
+    first = trainer(data, tmp_path)
+    first.fit(until=1)
+    with pytest.raises(ValueError, match="the run has no best epoch"):
+        trainer(data, tmp_path).load_state_dict(first.state_dict() | {"best": None})
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(data, tmp_path):
