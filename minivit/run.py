@@ -38,6 +38,7 @@ from minivit.vit import PRESETS, VisionTransformer
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("final", "final_ema", "best")
+WHITENED_AT_ONCE = 10_000 * 32**2  # pixels of images that are held as numbers, 200 bytes each
 MOST_THREADS = 1024  # an operating system that cannot start more ends the process
 
 
@@ -282,8 +283,10 @@ def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
     """Set the frozen first layer of a whitening stem from about 5,000 training images."""
     stem = getattr(model, "patch_embed", None)
     if isinstance(stem, WhiteningStem):
+        height, width = model.config.size
         images = dataset.train.images[:: max(1, len(dataset.train) // 5000)]
-        stem.whiten.fit(resize_to_model(normalise(images, dataset.mean, dataset.std), model))
+        parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
+        stem.whiten.fit(resize_to_model(normalise(part, dataset.mean, dataset.std), model) for part in parts)
 
 
 def settle_amp(

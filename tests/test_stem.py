@@ -1,7 +1,13 @@
+import dataclasses
+
 import pytest
 import torch
 
+from minivit import run
+from minivit.augment import normalise
+from minivit.data import shapes
 from minivit.stem import Whitening, WhiteningStem
+from minivit.vit import PRESETS, VisionTransformer
 
 
 def correlated_images() -> torch.Tensor:
@@ -12,16 +18,29 @@ def correlated_images() -> torch.Tensor:
 
 def test_whitened_neighbourhoods_are_uncorrelated_and_of_unit_variance():
     images, layer = correlated_images(), Whitening()
-    layer.fit(images, eps=0.0)
+    layer.fit([images], eps=0.0)
     y = layer(images)[:, :12].transpose(0, 1).flatten(1)  # (12, all places)
     torch.testing.assert_close(y @ y.T / y.shape[1], torch.eye(12), atol=1e-4, rtol=0)
 
 
 def test_the_second_half_of_the_whitened_channels_is_the_first_with_the_other_sign():
     images, layer = correlated_images(), Whitening()
-    layer.fit(images)
+    layer.fit([images])
     first, second = layer(images).chunk(2, dim=1)
     torch.testing.assert_close(first, -second)
+
+
+def test_whitening_holds_a_part_of_the_images_at_a_time_and_is_that_of_all(monkeypatch):
+    data = shapes(0, 60, 20, image_size=16)
+    model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1))
+    seen, weights = [], []
+    monkeypatch.setattr(run, "normalise", lambda images, *stats: seen.append(len(images)) or normalise(images, *stats))
+    for at_once in (run.WHITENED_AT_ONCE, 25 * 16 * 16):
+        monkeypatch.setattr(run, "WHITENED_AT_ONCE", at_once)
+        run.fit_whitening(model, data)
+        weights.append(model.patch_embed.whiten.conv.weight.clone())
+    assert seen == [60, 25, 25, 10]
+    torch.testing.assert_close(*weights)
 
 
 def test_whitening_is_frozen():
