@@ -207,10 +207,11 @@ def plain_arguments(args: dict) -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the code that runs, None outside a git checkout, and inside one of other code."""
+    here = Path(__file__)
+    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]  # fails if it is not in HEAD
     try:
         answer = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
-    return answer.stdout.strip() or None
+    return answer.stdout.split()[0] if answer.returncode == 0 else None

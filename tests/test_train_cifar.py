@@ -440,6 +440,23 @@ def test_a_run_from_a_config_has_the_normalisation_of_its_own_weights(tmp_path):
     assert (same["mean"], other["mean"], given["mean"]) == ((0.1,) * 3, None, (0.3,) * 3)
 
 
+def test_the_commit_of_a_run_is_that_of_this_code_not_of_a_checkout_around_it(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        words = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a", *words)
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    code = tmp_path / "lib" / "config.py"
+    code.parent.mkdir()
+    code.write_text("")
+    monkeypatch.setattr(config, "__file__", str(code))
+    git("init"), git("commit", "--allow-empty", "-m", "other code")
+    assert config.commit() is None
+    git("add", "lib"), git("commit", "-m", "this code")
+    assert config.commit() == git("rev-parse", "HEAD")
+
+
 def test_what_is_left_of_a_run_is_not_overwritten(finished, images, tmp_path, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "last.pt").unlink()
