@@ -156,13 +156,14 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(data, tmp_
         trainer(data, tmp_path, FAST, FAST_MODEL).load_state_dict(state)
 
 
-def test_each_size_has_an_equal_share_of_the_epochs(data, tmp_path):
-    run = trainer(data, tmp_path, dataclasses.replace(FAST, epochs=6, sizes=(8, 8, 16)), FAST_MODEL)
-    seen = []
+@pytest.mark.parametrize("sizes", [[16], [8, 16], [8, 8, 16], [8, 8, 8, 16], [8, 8, 8, 8, 16, 16]], ids=len)
+def test_each_size_has_an_equal_share_of_the_epochs_and_short_runs_have_the_last_ones(sizes, data, tmp_path):
+    config = dataclasses.replace(FAST, epochs=len(sizes), sizes=(8, 8, 16), clean_epochs=0, warmup=0.0)
+    run, seen = trainer(data, tmp_path, config, FAST_MODEL), []
     run.model.patch_embed.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[-1]))
-    for run.epoch in range(6):
+    for run.epoch in range(len(sizes)):
         run.train_step(data.train.images[:4], data.train.labels[:4])
-    assert seen == [8, 8, 8, 8, 16, 16]
+    assert seen == sizes
 
 
 def test_two_epochs_show_every_image_once_as_it_is_and_once_mirrored(data, tmp_path):
