@@ -134,7 +134,8 @@ def environment(name: str, default: int) -> int:
 
 
 def is_told(error: BaseException) -> bool:
-    """Whether this process prints an error: of a ValueError, which all have, the first; else the one that has it."""
+    """Whether this process prints an error. All processes have the same ValueError, which the first one prints; any
+    other error is printed by the process that has it."""
     try:
         return own_ranks().first or not isinstance(error, ValueError)
     except RanksError:

@@ -1,4 +1,4 @@
-"""What a Vision Transformer looks at: the attention of each block, and their product over all blocks (rollout).
+"""Maps of what a Vision Transformer looks at: attention of each block, and its product over all blocks (rollout).
 
 Attention rollout: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", arXiv 2005.00928. It follows how
 the tokens are mixed, and nothing else: values, MLPs and the class that is meant do not enter. A bright patch is one
@@ -47,7 +47,7 @@ def recorder(attend: Callable[..., Tensor], maps: list[Tensor]) -> Callable[...,
 
 
 def rollout(maps: Sequence[Tensor]) -> Tensor:
-    """How much of each token before the first block is in each token after the last one: (B, T + N, T + N).
+    """The share of each token before the first block in each token after the last one: (B, T + N, T + N).
 
     With A_l the mean over the heads of block l, and the residual connection, which brings half of a token,
 

@@ -96,14 +96,14 @@ def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def run_block(block: Block, x: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:
-    """block(x, grid)[:, :tokens] of x (B, T + N, C), with nothing else computed: (B, T, C)."""
+    """Compute block(x, grid)[:, :tokens] of x (B, T + N, C), and nothing else: (B, T, C)."""
     bias = block.bias(grid) if block.bias is not None else None
     x = x[:, :tokens] + block.drop_path(block.ls1(run_attention(block.attn, block.norm1(x), tokens, bias)))
     return x + block.drop_path(block.ls2(block.mlp(block.norm2(x))))
 
 
 def run_attention(attention: Attention, x: Tensor, tokens: int, bias: Tensor | None) -> Tensor:
-    """attention(x, bias)[:, :tokens] of x (B, T + N, C): queries of T tokens, keys and values of all."""
+    """Compute attention(x, bias)[:, :tokens] of x (B, T + N, C): queries of T tokens, keys and values of all."""
     C = x.shape[-1]
     weight, offset = attention.qkv.weight, attention.qkv.bias
     q_offset, kv_offset = (None, None) if offset is None else (offset[:C], offset[C:])

@@ -64,7 +64,8 @@ def load_test(root: Path, image_size: int, classes: list[str], skip_bad: bool = 
 
 
 def _find_test(root: Path, classes: list[str]) -> dict[str, dict[str, list[Path]]]:
-    """{"test": {class: sorted paths}} of the folder of test images, {} without one. DataError for other classes."""
+    """The files of the folder of test images, {"test": {class: sorted paths}}; {} without one. DataError for other
+    classes."""
     folder = next((root / name for name in ("test", *HOLD_OUTS) if (root / name).is_dir()), None)
     if folder is None:
         return {}
@@ -98,7 +99,7 @@ def _load_splits(
 
 
 def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """{split: {class: sorted paths}} with train and test, perhaps val; or with all, the class folders of no split.
+    """The files of train and test, perhaps of val, {split: {class: sorted paths}}; or of "all", class folders alone.
 
     Checked: no class of another split is unknown to train; none is empty.
     """
@@ -142,7 +143,7 @@ def _refuse_other_splits(root: Path) -> None:
 
 
 def _split(root: Path, found: dict[str, list[Path]], seed: int) -> dict[str, dict[str, list[Path]]]:
-    """80 % of each class to train, 10 % to val, 10 % to test, at least one image each, drawn by a seed; and say so."""
+    """Draw 80 % of each class to train, 10 % to val, 10 % to test, at least one image each, by a seed; and say so."""
     few = next((name for name, files in found.items() if len(files) < 3), None)
     if few:
         raise DataError(
@@ -269,7 +270,7 @@ def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str 
 
 
 def _in_threads(function: Callable, items: list) -> list:
-    """[function(item) for item in items], in chunks: a task for each small file would cost more than the file."""
+    """Call a function with each item, by threads, in chunks: a task for a small file would cost more than the file."""
     chunks = [items[start : start + 256] for start in range(0, len(items), 256)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda chunk: [function(item) for item in chunk], chunks)

@@ -72,7 +72,7 @@ def conv_norm(c_in: int, c_out: int) -> list[nn.Module]:
 
 
 def halvings(patch: int, stem: str) -> int:
-    """The number of halvings that make one position of a patch. ValueError if p is no power of two."""
+    """The number of halvings that make one position of a patch. ValueError if its side is no power of two."""
     if patch & (patch - 1):
         raise ValueError(f"--patch {patch}: --stem {stem} needs a patch size that is a power of two")
     return patch.bit_length() - 1

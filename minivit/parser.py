@@ -75,16 +75,10 @@ def make_parser(command: str) -> Parser:
 
 
 def file_name(text: str) -> Path:
-    """A type of argument: the name of a file or folder that is there."""
+    """A type of argument: the name of a file or folder. ~ at its beginning is the home folder, also where no shell
+    puts it, as in --out=~/runs."""
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty name: name a file or folder")
-    return Path(text)
-
-
-def output_folder(text: str) -> Path:
-    """A type of argument: the name of a folder; ~ at its beginning is the home folder, also where no shell puts it."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty name: name a folder")
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -146,7 +140,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "--save-attention",
         "with --predict: write a PNG of each image beside itself, lit where a Vision Transformer looks (rollout)",
         metavar="FOLDER",
-        type=output_folder,
+        type=file_name,
     )
 
 
@@ -314,7 +308,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         **ON_OFF,
     )
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
-    flag("--out", "run folder (default runs/<data>-<preset>)", type=output_folder)
+    flag("--out", "run folder (default runs/<data>-<preset>)", type=file_name)
 
 
 ADD_GROUPS = (add_tasks, add_study, add_data, add_model)

@@ -1,4 +1,4 @@
-"""In which number format a model trains: autocast's dtype, chosen by the hardware, or by timing steps."""
+"""The number format in which a model trains: autocast's dtype, chosen by the hardware, or by timing steps."""
 
 import copy
 import math

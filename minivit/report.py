@@ -207,7 +207,7 @@ def csv_table(rows: Iterable[Iterable]) -> bytes:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share in percent, cut and not rounded, so that no figure reads better than it is: 0.99999 -> 99.99.
+    """A share in percent, cut and not rounded, so that no accuracy reads better than it is: 0.99999 -> 99.99.
 
     A dash for None, which is a share of nothing.
     """

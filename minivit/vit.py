@@ -328,7 +328,7 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def through(self, block: nn.Module, *inputs: Tensor | tuple[int, int]) -> Tensor:
-        """block(*inputs), with checkpointing if that is on and gradients are wanted."""
+        """Call a block, with checkpointing if that is on and gradients are wanted."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

@@ -579,6 +579,15 @@ def test_a_run_folder_without_a_name_is_refused(tmp_path, monkeypatch, capsys):
     assert "--out: an empty name" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flag", ["--out", "--save-predictions", "--save-attention", "--data-root", "--teacher"])
+def test_a_tilde_is_the_home_folder_in_every_name(flag, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert [*vars(parser.parse_arguments([f"{flag}=~/a.csv"], "minivit")).values()] == [tmp_path / "a.csv"]
+    with pytest.raises(ValueError, match=f"{flag}.*: ~nobody-x/a.csv: there is no such home folder"):
+        parser.parse_arguments([f"{flag}=~nobody-x/a.csv"], "minivit")
+
+
 @pytest.mark.parametrize(
     "words", [["--predict", "demo", ""], ["--eval", " "], ["--data-root", ""], ["--pretrained", ""], ["--teacher", ""]]
 )
