@@ -25,6 +25,7 @@ from minivit.reading import (
     any_tensor,
     check_weights,
     fields,
+    flag_of,
     kinds_of,
     load,
     mapping,
@@ -121,7 +122,6 @@ KINDS = {
     "weights": optional(one_of(["raw", "averaged"])),
     "epoch": optional(whole()),
 }
-MODEL_KINDS = kinds_of(ViTConfig)
 MOST_PARAMETERS = 1 << 31  # 8 GiB in fp32, four times that in training
 
 
@@ -151,8 +151,7 @@ def outline_model(preset: str, classes: int, overrides: dict) -> nn.Module:
 def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
     if preset in RESNETS:
         if overrides:
-            flag = next(iter(overrides)).replace("_", "-")
-            raise ValueError(f"preset {preset} is a ResNet: --{flag} does not apply to it")
+            raise ValueError(f"preset {preset} is a ResNet: {flag_of(next(iter(overrides)))} does not apply to it")
         return RESNETS[preset](classes)
     return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
 
@@ -167,7 +166,7 @@ def check_fits(path: Path, state: dict) -> None:
         fields(preset=text, overrides=fields())(about, "its description")
         if about["preset"] not in PRESETS and about["preset"] not in RESNETS:
             raise ValueError(f"there is no preset {about['preset']!r}")
-        kinds = {name: kind for name, kind in MODEL_KINDS.items() if name in about["overrides"]}
+        kinds = {name: kind for name, kind in kinds_of(ViTConfig).items() if name in about["overrides"]}
         unknown = sorted(about["overrides"].keys() - kinds.keys())
         if unknown:
             raise ValueError(f"there is no setting {unknown[0]!r}")

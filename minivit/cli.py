@@ -29,7 +29,6 @@ NO_MEMORY = {  # by task
 }
 
 TASKS = ("resume", "eval", "predict", "export", "study")  # beside training
-OF_TRAINING = {*config.TRAIN_FIELDS, *config.MODEL_FIELDS, *config.OF_TRAINING}
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",), "save_attention": ("predict",)}
 FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "repeat", "hours", "cpu_minutes"), ("study",))
 OF_THE_MACHINE = ("device", "threads")
@@ -128,7 +127,7 @@ def check_tasks(given: dict) -> None:
     if asked[0] in FLAGS_READ:
         idle = [name for name in given if name not in FLAGS_READ[asked[0]] | {asked[0]}]
         if idle:
-            why = "trains nothing" if any(name in OF_TRAINING for name in idle) else "does not need it"
+            why = "trains nothing" if any(name in config.OF_TRAINING for name in idle) else "does not need it"
             raise ValueError(f"--{asked[0]} {why}: leave out {', '.join(map(flag_of, idle))}")
     if asked[0] == "resume" and "out" in given:
         raise ValueError("--resume goes on in its own folder: leave out --out")
@@ -148,7 +147,7 @@ def train(given: dict, command: str) -> int:
     ranks = join(given)
     args, resume = ranks.together(lambda: config.arguments(given))
     to_continue = f"{command} --resume {shell_word(args['out'])}"
-    teacher = None if resume else ranks.together(lambda: chain.teacher_of(args, ranks.number))
+    teacher = None if resume else ranks.together(lambda: chain.teacher_run(args, ranks.number))
     if teacher:
         status = train_one(*config.arguments(teacher), to_continue, ranks, lambda: chain.begin(args, say))
         if status:

@@ -37,7 +37,7 @@ from minivit.reading import (
 from minivit.recipes import RECIPES
 from minivit.text import one_line
 from minivit.train import Trainer
-from minivit.train_config import TrainConfig, TrainingError
+from minivit.train_config import TRAIN_DEFAULTS, TrainConfig, TrainingError
 from minivit.vit import PRESETS, ViTConfig
 
 DEFAULTS = {
@@ -55,9 +55,10 @@ DEFAULTS = {
     "mean": None,
     "std": None,
 }
-TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
+TRAIN_FIELDS = {*TRAIN_DEFAULTS}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
-OF_TRAINING = ("config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs")  # flags
+OF_TRAINING = {"config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs"}  # flags
+OF_TRAINING |= TRAIN_FIELDS | MODEL_FIELDS
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
 ARGUMENT_KINDS = {  # of config.json
     **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
@@ -141,8 +142,7 @@ def resolve(given: dict) -> dict:
     preset = given.get("preset", DEFAULTS["preset"])
     for name, kind in OTHER_KINDS.items():
         kind(given.get(name, DEFAULTS[name]), flag_of(name))
-    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
+    args = {**DEFAULTS, **TRAIN_DEFAULTS, **RECIPES.get(preset, {}), **given, "preset": preset}
     args |= {name: tuple(args[name]) for name in ("sizes", "mean", "std") if args[name] is not None}
     if args["sizes"] and preset in PRESETS:
         args["smaller_images"] = True

@@ -2,14 +2,13 @@
 
 import argparse
 import functools
-from dataclasses import fields
 from pathlib import Path
 
 from minivit import data as datasets
 from minivit.checkpoint import RESNETS
 from minivit.evaluate import TTA
 from minivit.study import EXAMPLE, STUDIES
-from minivit.train_config import TrainConfig
+from minivit.train_config import TRAIN_DEFAULTS
 from minivit.vit import PRESETS, STEMS
 
 DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.
@@ -43,7 +42,6 @@ of 100 images or more chooses between epochs and between raw and averaged (EMA) 
 ones of the last epoch are taken. The test images are read once, at the end.
 Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C (128 + its number
 by another signal), 141 when the reader of the output has gone (| head)."""
-DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
 
 
@@ -87,7 +85,7 @@ def file_name(text: str) -> Path:
 
 def add_flag(group, name: str, help: str, **options) -> None:
     """Add one flag; its help ends with the default of TrainConfig, where it has one."""
-    default = DEFAULTS.get(name[2:].replace("-", "_"))
+    default = TRAIN_DEFAULTS.get(name[2:].replace("-", "_"))
     if default not in (None, ()) and options.get("action") is None:
         help += f" (default {default})"
     if options.get("type"):

@@ -1,7 +1,7 @@
 """Whether a checkpoint can continue a run: of the same settings and data, with numbers that can be those of a run."""
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ import torch
 
 from minivit import reading
 from minivit.text import name_classes
-from minivit.train_config import TrainConfig, TrainingError
+from minivit.train_config import TRAIN_DEFAULTS, TrainingError
 
 if TYPE_CHECKING:
     from minivit.train import Trainer
@@ -31,7 +31,7 @@ def check_resumable(trainer: "Trainer", state: dict) -> None:
 def check_same_settings(trainer: "Trainer", state: dict) -> None:
     """TrainingError unless the settings of training are those of the checkpoint."""
     # A setting that is newer than the checkpoint had its default when the run began.
-    saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
+    saved = TRAIN_DEFAULTS | state["config"]
     ours = asdict(trainer.config)
     if state.get("precision"):  # to which "auto" came
         saved["amp"], ours["amp"] = state["precision"], trainer.about()["precision"]

@@ -26,7 +26,7 @@ from minivit.folder import is_split_by_seed
 from minivit.precision import NARROW, amp_of, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
-from minivit.reading import check_weights, whole
+from minivit.reading import check_weights, flag_of, whole
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
@@ -184,7 +184,7 @@ def check_same_model(args: dict, state: dict) -> None:
     ours = all_settings(args["preset"], {name: args[name] for name in MODEL_FIELDS & args.keys()})
     changed = sorted(name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name))
     if changed:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        flags = ", ".join(map(flag_of, changed))
         raise checkpoint.CheckpointError(f"{path} holds a model of another {flags}: resume it with the same settings")
 
 
@@ -354,7 +354,7 @@ def final_report(trainer: Trainer) -> dict:
     choose one. best.pt holds the chosen ones; `test_acc` is theirs. Accuracies are shares in [0, 1].
     """
     evaluator, data = trainer.evaluator, trainer.data
-    candidates = weights_of(trainer)
+    candidates = candidates_of(trainer)
     chosen = "best" if "best" in candidates else "final_ema"
     scores = {name: evaluator.predict(model, data.test.images).cpu() for name, model in candidates.items()}
     result = {f"test_acc_{name}": top1(s, data.test.labels) for name, s in scores.items()}
@@ -379,7 +379,7 @@ def final_report(trainer: Trainer) -> dict:
     return result
 
 
-def weights_of(trainer: Trainer) -> dict[str, nn.Module]:
+def candidates_of(trainer: Trainer) -> dict[str, nn.Module]:
     """The weights a run offers: "final", "final_ema" and, if the hold-out could choose, "best", those of best.pt."""
     models = {"final": trainer.model, "final_ema": trainer.ema.module}
     if trainer.can_choose:
