@@ -114,13 +114,15 @@ def first_or_later(value: object, where: str) -> None:
 def warmup_cosine(
     step: int, total_steps: int, warmup_steps: int, base_lr: float, min_lr: float = 0.0, start_lr: float = 1e-6
 ) -> float:
-    """Linear from start_lr to base_lr over warmup_steps, then half a cosine to min_lr at total_steps.
+    """Linear from start_lr, or base_lr if that is less, to base_lr over warmup_steps, then half a cosine to min_lr at
+    total_steps.
 
     ValueError if the warm-up is as long as the run.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
     if step < warmup_steps:
+        start_lr = min(start_lr, base_lr)
         return start_lr + (base_lr - start_lr) * step / warmup_steps
     if step >= total_steps:
         return min_lr
