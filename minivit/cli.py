@@ -104,12 +104,11 @@ def run_study(name: str, given: dict, command: str) -> int:
     if "config" in given or "teacher" in given:
         raise ValueError(f"--{'config' if 'config' in given else 'teacher'} goes with a run, not with --study")
 
-    def fit_or_stop(trainer: Trainer) -> bool:
+    def fit_or_stop(trainer: Trainer) -> None:
         finished, number = fit_answering(trainer, command)
         if not finished:
             say("stopped and saved; the same command goes on")
             raise Stopped(number)
-        return True
 
     return study.study(name, given, fit_or_stop)
 

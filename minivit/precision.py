@@ -36,15 +36,15 @@ def cpu_has_bf16() -> bool:
         return False
 
 
-def bf16_is_faster(model: nn.Module, images: Tensor, rounds: int = 3) -> bool:
+def bf16_is_faster(model: nn.Module, images: Tensor) -> bool:
     """Whether a training step of `model` takes less time in bf16 than in fp32 on this CPU.
 
     images: (B, 3, H, W), normalised. A copy of the model makes passes forward and backward, in turns; the fastest of
-    each kind counts.
+    three of each kind counts.
     """
     model = accelerate(copy.deepcopy(model).to(memory_format=torch.channels_last)).train()
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
-    for _ in range(rounds):
+    for _ in range(3):
         for dtype in seconds:
             started = time.perf_counter()
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

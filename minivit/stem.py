@@ -19,10 +19,10 @@ class WhiteningStem(nn.Module):
     """Images (B, 3, H, W), normalised, to one token for each patch: (B, H/patch * W/patch, dim).
 
     Whitened 2x2 neighbourhoods, of which there are (H - 1) x (W - 1), then a stage for each halving down to the
-    patches: the first has `width` channels, the others `dim`. ValueError for a patch other than 4, 8, 16, ...
+    patches: the first has 64 channels, the others `dim`. ValueError for a patch other than 4, 8, 16, ...
     """
 
-    def __init__(self, patch: int, dim: int, depth: int = 1, width: int = 64):
+    def __init__(self, patch: int, dim: int, depth: int = 1):
         super().__init__()
         halvings = patch.bit_length() - 1
         if patch < 4 or patch != 2**halvings:
@@ -31,7 +31,7 @@ class WhiteningStem(nn.Module):
                 f"--patch {4 if patch < 6 else 8} or --stem conv"
             )
         self.whiten = Whitening()
-        widths = [self.whiten.channels, width] + [dim] * (halvings - 1)
+        widths = [self.whiten.channels, 64] + [dim] * (halvings - 1)
         self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:

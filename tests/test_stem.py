@@ -49,7 +49,7 @@ def test_whitening_is_frozen():
 
 @pytest.mark.parametrize("patch, side", [(4, 8), (4, 24), (4, 32), (8, 24), (8, 32), (16, 32)])
 def test_the_whitening_stem_makes_one_token_of_each_patch(patch, side):
-    stem = WhiteningStem(patch, 16, width=8)
+    stem = WhiteningStem(patch, 16)
     assert stem(torch.randn(2, 3, side, side)).shape == (2, (side // patch) ** 2, 16)
 
 
@@ -61,7 +61,7 @@ def test_the_whitening_stem_names_the_patches_that_it_makes(patch, better):
 
 def test_each_further_convolution_of_a_stage_adds_to_what_comes_in():
     torch.manual_seed(0)
-    short, deep = WhiteningStem(8, 16, depth=1, width=8).eval(), WhiteningStem(8, 16, depth=3, width=8).eval()
+    short, deep = WhiteningStem(8, 16, depth=1).eval(), WhiteningStem(8, 16, depth=3).eval()
     missing, unexpected = deep.load_state_dict(short.state_dict(), strict=False)
     further = {f"stages.{stage}.mixes.{mix}" for stage in range(3) for mix in (1, 2)}
     assert {name.rsplit(".", 2)[0] for name in missing} == further and not unexpected
