@@ -113,7 +113,7 @@ def train_ours(given: dict, cpu_minutes: float, out: Path) -> None:
 
 def accuracy_with_flips(trainer, name: str) -> float:
     """Test accuracy of the scores of an image and of its mirror image, added."""
-    model, test = run.weights_of(trainer)[name], trainer.data.test
+    model, test = run.candidates_of(trainer)[name], trainer.data.test
     return top1(sum(trainer.evaluator.predict(model, x) for x in (test.images, test.images.flip(3))), test.labels)
 
 

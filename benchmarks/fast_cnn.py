@@ -142,7 +142,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     data = datasets.load("folder", args.data_root)
     model = FastCNN(len(data.classes))
-    model.whiten.fit(prepared(data.train.images[:5000]))
+    model.whiten.fit([prepared(data.train.images[:5000])])
     train(model.to(memory_format=torch.channels_last), data.train.images, data.train.labels, args.epochs)
     test = data.test
     alone, mirrored = scores(model, test.images), scores(model, test.images.flip(3))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v: equation 1 of the paper, with position scores added.
+    """Equation 1 of the paper, with position scores added: softmax(q k^T / sqrt(d) + bias) v.
 
     q: (B, h, Q, d); k, v: (B, h, N, d); bias broadcasts to (B, h, Q, N). Returns (B, h, Q, d).
     """
@@ -21,12 +21,12 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor |
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, C) -> (B, h, N, d)."""
+    """Cut the channels into heads: (B, N, C) -> (B, h, N, d)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, h, N, d) -> (B, N, C)."""
+    """Put the heads side by side: (B, h, N, d) -> (B, N, C)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """q: (B, h, Q, d); k, v: (B, h, N, d) -> (B, h, Q, d)."""
+        """Attention of queries to keys, by head. q: (B, h, Q, d); k, v: (B, h, N, d) -> (B, h, Q, d)."""
         return scaled_dot_product_attention(q, k, v, bias)
 
 

@@ -2,8 +2,8 @@
 
 TrivialAugmentWide (arXiv 2103.10158) with torchvision's 14 operations and 31 strengths, random erasing
 (arXiv 1708.04896), colour jitter, crop and flip. Random numbers are drawn on the CPU from an explicit
-generator, so that they are reproducible and a GPU is never waited for; the maths takes the drawn numbers
-as arguments. Left out: expanding rotations, images that are not RGB, several erased boxes per image.
+generator, so that they are the same on every device; the maths takes the drawn numbers as arguments.
+Left out: expanding rotations, images that are not RGB, several erased boxes per image.
 """
 
 import math

@@ -49,30 +49,28 @@ class Budget:
         return 60 * self.cpu_minutes
 
 
-def epochs_within(budget: Budget, arguments: dict, dataset: Dataset, least: float = LEAST) -> int:
-    """The number of epochs of the run of these arguments that fit into a budget; at least 1.
-
-    Evaluation of the hold-out counts. least: seconds of measurement at each image size.
-    """
+def epochs_within(budget: Budget, arguments: dict, dataset: Dataset) -> int:
+    """The number of epochs of the run of these arguments that fit into a budget; at least 1. Evaluation of the
+    hold-out counts."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = config.resolve(arguments)["sizes"] or (None,)
         probe = {**arguments, "out": Path(folder) / "probe", "epochs": len(sizes), **NOT_TIMED}
         trainer, _ = run.prepare(probe, dataset=dataset)
         try:
             seconds = budget.seconds(trainer.device)
-            epoch = statistics.fmean(epoch_seconds(trainer, number, least) for number in range(len(sizes)))
+            epoch = statistics.fmean(epoch_seconds(trainer, number) for number in range(len(sizes)))
         finally:
             trainer.claim.release()
     return max(1, int(seconds / epoch))
 
 
-def epoch_seconds(trainer: Trainer, epoch: int, least: float = LEAST) -> float:
-    """Seconds of an epoch of a run, its evaluation included: lower quartile of steps of `least` seconds together."""
+def epoch_seconds(trainer: Trainer, epoch: int) -> float:
+    """Seconds of an epoch of a run, its evaluation included: lower quartile of steps of LEAST seconds together."""
     trainer.epoch = epoch
     trainer.forward.train()
     step_seconds(trainer)  # the first one allocates, and may compile
     steps = []
-    while len(steps) < FEWEST or (sum(steps) < least and len(steps) < MOST):
+    while len(steps) < FEWEST or (sum(steps) < LEAST and len(steps) < MOST):
         steps.append(step_seconds(trainer))
     step = statistics.quantiles(steps, n=4)[0] or statistics.fmean(steps)  # 0 between two ticks of a coarse clock
     return trainer.steps_per_epoch * step + evaluation_seconds(trainer)

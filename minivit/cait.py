@@ -89,7 +89,7 @@ class ClassAttention(nn.Module):
         return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """q: (B, h, T, d); k, v: (B, h, T + N, d) -> (B, h, T, d)."""
+        """Attention of queries to keys, by head. q: (B, h, T, d); k, v: (B, h, T + N, d) -> (B, h, T, d)."""
         return scaled_dot_product_attention(q, k, v, bias)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minivit import config, run
 from minivit.distill import preset_to_train, teacher_folder
+from minivit.reading import flag_of
 from minivit.train_config import TrainingError
 
 SHARED = (
@@ -32,7 +33,7 @@ OF_THE_RUN = (
 )  # what a teacher that is there has to agree in
 
 
-def teacher_of(args: dict, processes: int = 1) -> dict | None:
+def teacher_run(args: dict, processes: int = 1) -> dict | None:
     """The arguments of the teacher's run that is to be done before the student's, None if there is none to do.
 
     args: of the student, resolved; they are checked here, before hours go into the teacher. ValueError if they cannot
@@ -70,5 +71,5 @@ def check_same(folder: Path, wanted: dict) -> None:
     there = config.read_config(folder / "config.json")
     names = [name for name in (*OF_THE_RUN, "epochs") if name in wanted and there.get(name) != wanted[name]]
     if names:
-        flags = ", ".join("--teacher-epochs" if name == "epochs" else f"--{name.replace('_', '-')}" for name in names)
+        flags = ", ".join(flag_of("teacher_epochs" if name == "epochs" else name) for name in names)
         raise TrainingError(f"{folder} holds a teacher of another {flags}: choose another --out, or give the same")

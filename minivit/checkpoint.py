@@ -25,6 +25,7 @@ from minivit.reading import (
     any_tensor,
     check_weights,
     fields,
+    flag_of,
     kinds_of,
     load,
     mapping,
@@ -42,6 +43,7 @@ from minivit.text import composed, one_line
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 DEMO = Path(__file__).parent / "demo" / "cifar10.pt"
+OF_THE_WRITER = ("inline_container", "PytorchStreamWriter", "Parent directory", "cannot be opened")  # RuntimeErrors
 RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 
 
@@ -59,6 +61,8 @@ def save(path: Path, state: dict) -> None:
     try:
         write_atomically(path, lambda temporary: torch.save(state, temporary))
     except (OSError, RuntimeError) as error:  # of a disk that is full torch makes a RuntimeError
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in OF_THE_WRITER):
+            raise
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise CheckpointError(
             f"{path} can't be written ({reason}): make room; what was saved before is whole"
@@ -99,8 +103,15 @@ def name_weights(state: dict) -> str:
     return f"{kind} weights" + (f" of epoch {epoch}" if epoch else "")
 
 
+def description(value: object, where: str) -> None:
+    """The description of a checkpoint's model and data, as far as it is told without the model: check_fits."""
+    mapping(text, plain)(value, where)
+    for name in value.keys() & {"data", "data_root"}:
+        text(value[name], f"its {name}")
+
+
 KINDS = {
-    "describe": mapping(text, plain),
+    "describe": description,
     "classes": sequence(text, least=1),
     "mean": sequence(real, 3),
     "std": sequence(positive, 3),
@@ -111,7 +122,6 @@ KINDS = {
     "weights": optional(one_of(["raw", "averaged"])),
     "epoch": optional(whole()),
 }
-MODEL_KINDS = kinds_of(ViTConfig)
 MOST_PARAMETERS = 1 << 31  # 8 GiB in fp32, four times that in training
 
 
@@ -141,8 +151,7 @@ def outline_model(preset: str, classes: int, overrides: dict) -> nn.Module:
 def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
     if preset in RESNETS:
         if overrides:
-            flag = next(iter(overrides)).replace("_", "-")
-            raise ValueError(f"preset {preset} is a ResNet: --{flag} does not apply to it")
+            raise ValueError(f"preset {preset} is a ResNet: {flag_of(next(iter(overrides)))} does not apply to it")
         return RESNETS[preset](classes)
     return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
 
@@ -155,11 +164,9 @@ def check_fits(path: Path, state: dict) -> None:
     about = state["describe"]
     try:
         fields(preset=text, overrides=fields())(about, "its description")
-        for name in ("data", "data_root"):
-            text(about.get(name, ""), f"its {name}")
         if about["preset"] not in PRESETS and about["preset"] not in RESNETS:
             raise ValueError(f"there is no preset {about['preset']!r}")
-        kinds = {name: kind for name, kind in MODEL_KINDS.items() if name in about["overrides"]}
+        kinds = {name: kind for name, kind in kinds_of(ViTConfig).items() if name in about["overrides"]}
         unknown = sorted(about["overrides"].keys() - kinds.keys())
         if unknown:
             raise ValueError(f"there is no setting {unknown[0]!r}")

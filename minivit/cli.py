@@ -29,7 +29,6 @@ NO_MEMORY = {  # by task
 }
 
 TASKS = ("resume", "eval", "predict", "export", "study")  # beside training
-OF_TRAINING = {*config.TRAIN_FIELDS, *config.MODEL_FIELDS, *config.OF_TRAINING}
 FLAGS_OF_TASKS = {"tta": ("eval", "predict"), "save_predictions": ("predict",), "save_attention": ("predict",)}
 FLAGS_OF_TASKS |= dict.fromkeys(("seeds", "repeat", "hours", "cpu_minutes"), ("study",))
 OF_THE_MACHINE = ("device", "threads")
@@ -105,12 +104,11 @@ def run_study(name: str, given: dict, command: str) -> int:
     if "config" in given or "teacher" in given:
         raise ValueError(f"--{'config' if 'config' in given else 'teacher'} goes with a run, not with --study")
 
-    def fit_or_stop(trainer: Trainer) -> bool:
+    def fit_or_stop(trainer: Trainer) -> None:
         finished, number = fit_answering(trainer, command)
         if not finished:
             say("stopped and saved; the same command goes on")
             raise Stopped(number)
-        return True
 
     return study.study(name, given, fit_or_stop)
 
@@ -128,7 +126,7 @@ def check_tasks(given: dict) -> None:
     if asked[0] in FLAGS_READ:
         idle = [name for name in given if name not in FLAGS_READ[asked[0]] | {asked[0]}]
         if idle:
-            why = "trains nothing" if any(name in OF_TRAINING for name in idle) else "does not need it"
+            why = "trains nothing" if any(name in config.OF_TRAINING for name in idle) else "does not need it"
             raise ValueError(f"--{asked[0]} {why}: leave out {', '.join(map(flag_of, idle))}")
     if asked[0] == "resume" and "out" in given:
         raise ValueError("--resume goes on in its own folder: leave out --out")
@@ -148,7 +146,7 @@ def train(given: dict, command: str) -> int:
     ranks = join(given)
     args, resume = ranks.together(lambda: config.arguments(given))
     to_continue = f"{command} --resume {shell_word(args['out'])}"
-    teacher = None if resume else ranks.together(lambda: chain.teacher_of(args, ranks.number))
+    teacher = None if resume else ranks.together(lambda: chain.teacher_run(args, ranks.number))
     if teacher:
         status = train_one(*config.arguments(teacher), to_continue, ranks, lambda: chain.begin(args, say))
         if status:

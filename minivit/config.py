@@ -37,7 +37,7 @@ from minivit.reading import (
 from minivit.recipes import RECIPES
 from minivit.text import one_line
 from minivit.train import Trainer
-from minivit.train_config import TrainConfig, TrainingError
+from minivit.train_config import TRAIN_DEFAULTS, TrainConfig, TrainingError
 from minivit.vit import PRESETS, ViTConfig
 
 DEFAULTS = {
@@ -55,9 +55,10 @@ DEFAULTS = {
     "mean": None,
     "std": None,
 }
-TRAIN_FIELDS = {f.name for f in dataclasses.fields(TrainConfig)}
+TRAIN_FIELDS = {*TRAIN_DEFAULTS}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
-OF_TRAINING = ("config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs")  # flags
+OF_TRAINING = {"config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs"}  # flags
+OF_TRAINING |= TRAIN_FIELDS | MODEL_FIELDS
 PATHS = ("data_root", "teacher", "pretrained", "out", "resume")
 ARGUMENT_KINDS = {  # of config.json
     **{name: kind for name, kind in kinds_of(ViTConfig).items() if name in MODEL_FIELDS},
@@ -122,7 +123,7 @@ def arguments(given: dict) -> tuple[dict, bool]:
 def check_same_files(before: dict, given: dict) -> None:
     """TrainingError if a run that goes on would have another teacher, or other weights to start from.
 
-    A teacher's file may lie in another place by now.
+    A teacher's file may lie in another place by now: resume.py compares its weights.
     """
     for name in ("teacher", "pretrained"):
         was, now = (args.get(name) and Path(args[name]) for args in (before, {**before, **given}))
@@ -141,8 +142,7 @@ def resolve(given: dict) -> dict:
     preset = given.get("preset", DEFAULTS["preset"])
     for name, kind in OTHER_KINDS.items():
         kind(given.get(name, DEFAULTS[name]), flag_of(name))
-    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-    args = {**DEFAULTS, **defaults, **RECIPES.get(preset, {}), **given, "preset": preset}
+    args = {**DEFAULTS, **TRAIN_DEFAULTS, **RECIPES.get(preset, {}), **given, "preset": preset}
     args |= {name: tuple(args[name]) for name in ("sizes", "mean", "std") if args[name] is not None}
     if args["sizes"] and preset in PRESETS:
         args["smaller_images"] = True
@@ -207,10 +207,11 @@ def plain_arguments(args: dict) -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the code that runs, None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the code that runs, None outside a git checkout, and inside one of other code."""
+    here = Path(__file__)
+    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]  # fails if it is not in HEAD
     try:
         answer = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
-    return answer.stdout.strip() or None
+    return answer.stdout.split()[0] if answer.returncode == 0 else None

@@ -5,6 +5,7 @@ good teacher is patient and consistent", arXiv 2106.05237, section 3). It may ha
 another size or normalisation; its views are converted. Losses: losses.py. A teacher trained first: chain.py.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,14 @@ class Teacher(nn.Module):
         if config is None:
             return min(height, 32), min(width, 32)
         return (height, width) if config.takes(height, width) else config.size
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The SHA-256 of a model's parameters: the same on every device, and another for any other weights."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def teacher_file(teacher: Path, out: Path) -> Path:

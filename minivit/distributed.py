@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from minivit.fast import unused_parameters
 from minivit.reading import flag_of
 from minivit.text import one_line
 
@@ -93,7 +94,7 @@ class Ranks:
             return model
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # since 2.14
-        options = {buffers: False, "find_unused_parameters": leaves_unused(model)}
+        options = {buffers: False, "find_unused_parameters": bool(unused_parameters(model))}
         return DistributedDataParallel(model, [device] if device.type == "cuda" else None, **options)
 
     @contextmanager
@@ -116,13 +117,6 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def leaves_unused(model: nn.Module) -> bool:
-    """Whether no score of a fast model depends on some of its parameters: those of the convolution in the last MLP, if
-    the heads read special tokens alone, which skip it (fast.py, HeadTokensTransformer)."""
-    config = getattr(model, "config", None)
-    return config is not None and config.mlp_conv and config.pool == "cls" and not config.class_attention
-
-
 def own_ranks() -> Ranks:
     """This process as torchrun numbers it. RanksError if RANK and WORLD_SIZE are no such numbers."""
     rank, number = (environment(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -140,7 +134,8 @@ def environment(name: str, default: int) -> int:
 
 
 def is_told(error: BaseException) -> bool:
-    """Whether this process prints an error: of a ValueError, which all have, the first; else the one that has it."""
+    """Whether this process prints an error. All processes have the same ValueError, which the first one prints; any
+    other error is printed by the process that has it."""
     try:
         return own_ranks().first or not isinstance(error, ValueError)
     except RanksError:

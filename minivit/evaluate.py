@@ -38,7 +38,8 @@ class Evaluator:
         """
         if tta is None:
             return self.scores(model, images)
-        return mean_probability([self.scores(model, view) for view in make_views(images, tta)])
+        parts = images.split(self.batch_size)  # whose views are held, not those of all images
+        return torch.cat([mean_probability([self.scores(model, v) for v in make_views(part, tta)]) for part in parts])
 
     @torch.no_grad()
     def scores(self, model: nn.Module, images: Tensor) -> Tensor:

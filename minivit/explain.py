@@ -1,4 +1,4 @@
-"""What a Vision Transformer looks at: the attention of each block, and their product over all blocks (rollout).
+"""Maps of what a Vision Transformer looks at: attention of each block, and its product over all blocks (rollout).
 
 Attention rollout: Abnar and Zuidema, "Quantifying Attention Flow in Transformers", arXiv 2005.00928. It follows how
 the tokens are mixed, and nothing else: values, MLPs and the class that is meant do not enter. A bright patch is one
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from minivit.fast import decelerate
 from minivit.vit import VisionTransformer
+
+DARK = 0.2  # brightness of the patch with the smallest share, in spotlight
 
 
 @torch.no_grad()
@@ -47,7 +49,7 @@ def recorder(attend: Callable[..., Tensor], maps: list[Tensor]) -> Callable[...,
 
 
 def rollout(maps: Sequence[Tensor]) -> Tensor:
-    """How much of each token before the first block is in each token after the last one: (B, T + N, T + N).
+    """The share of each token before the first block in each token after the last one: (B, T + N, T + N).
 
     With A_l the mean over the heads of block l, and the residual connection, which brings half of a token,
 
@@ -86,14 +88,14 @@ def relevance(model: VisionTransformer, images: Tensor) -> Tensor:
     return torch.stack(heads).mean(dim=0)[:, T:].unflatten(1, model.grid_of(images))
 
 
-def spotlight(image: Tensor, shares: Tensor, dark: float = 0.2) -> Tensor:
+def spotlight(image: Tensor, shares: Tensor) -> Tensor:
     """A picture of uint8 (3, H, W) beside itself in the light of shares (h, w): uint8 (3, H, 2 W).
 
-    The patch with the largest share keeps its brightness, the one with the smallest has `dark` of it, however little
-    they differ.
+    The patch with the largest share keeps its brightness, the one with the smallest has a fifth of it, however
+    little they differ.
     """
     span = (shares.max() - shares.min()).clamp(min=1e-12)
     light = ((shares - shares.min()) / span)[None, None].cpu()
     light = F.interpolate(light, image.shape[1:], mode="bilinear")[0, 0]  # (h, w) -> (H, W)
-    lit = (image.cpu() * (dark + (1 - dark) * light)).round().to(torch.uint8)
+    lit = (image.cpu() * (DARK + (1 - DARK) * light)).round().to(torch.uint8)
     return torch.cat([image.cpu(), lit], dim=2)

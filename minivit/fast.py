@@ -72,8 +72,7 @@ class HeadTokensTransformer(VisionTransformer):
     """
 
     def forward(self, x: Tensor, each_head: bool = False) -> Tensor | tuple[Tensor, ...]:
-        reads_few = self.config.pool == "cls" and not self.config.class_attention
-        if not (reads_few and len(self.blocks) and is_as_built(self.blocks[-1])):
+        if not self.skips_patches:
             return super().forward(x, each_head)
         grid = self.grid_of(x)
         x = self.embed(x)
@@ -82,16 +81,29 @@ class HeadTokensTransformer(VisionTransformer):
         logits = self.heads(self.norm(run_block(self.blocks[-1], x, self.config.tokens, grid)))
         return logits if each_head else sum(logits) / len(logits)
 
+    @property
+    def skips_patches(self) -> bool:
+        """Whether the last block computes the special tokens alone."""
+        reads_few = self.config.pool == "cls" and not self.config.class_attention
+        return reads_few and len(self.blocks) > 0 and is_as_built(self.blocks[-1])
+
+
+def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that no score depends on, which get no gradient: of the convolution over the patches in the last
+    MLP, where only the special tokens go through that block."""
+    skips_patches = isinstance(model, HeadTokensTransformer) and model.skips_patches
+    return [*model.blocks[-1].mlp.conv.parameters()] if skips_patches and model.config.mlp_conv else []
+
 
 def run_block(block: Block, x: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:
-    """block(x, grid)[:, :tokens] of x (B, T + N, C), with nothing else computed: (B, T, C)."""
+    """Compute block(x, grid)[:, :tokens] of x (B, T + N, C), and nothing else: (B, T, C)."""
     bias = block.bias(grid) if block.bias is not None else None
     x = x[:, :tokens] + block.drop_path(block.ls1(run_attention(block.attn, block.norm1(x), tokens, bias)))
     return x + block.drop_path(block.ls2(block.mlp(block.norm2(x))))
 
 
 def run_attention(attention: Attention, x: Tensor, tokens: int, bias: Tensor | None) -> Tensor:
-    """attention(x, bias)[:, :tokens] of x (B, T + N, C): queries of T tokens, keys and values of all."""
+    """Compute attention(x, bias)[:, :tokens] of x (B, T + N, C): queries of T tokens, keys and values of all."""
     C = x.shape[-1]
     weight, offset = attention.qkv.weight, attention.qkv.bias
     q_offset, kv_offset = (None, None) if offset is None else (offset[:C], offset[C:])

@@ -16,13 +16,17 @@ PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a f
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, then put it in place: the old content or the new, whole.
 
-    An OSError names `path`.
+    A symbolic link stays, and the file that it names is replaced. An OSError names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    target = Path(os.path.realpath(path))
+    # The beginning of its name: a name has at most 255 bytes.
+    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         write(temporary)
-        replace(temporary, path)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # before it gets its name: a power cut would leave that with no content
+        replace(temporary, target)
     except OSError as error:
         if error.errno is None:
             raise

@@ -64,7 +64,8 @@ def load_test(root: Path, image_size: int, classes: list[str], skip_bad: bool = 
 
 
 def _find_test(root: Path, classes: list[str]) -> dict[str, dict[str, list[Path]]]:
-    """{"test": {class: sorted paths}} of the folder of test images, {} without one. DataError for other classes."""
+    """The files of the folder of test images, {"test": {class: sorted paths}}; {} without one. DataError for other
+    classes."""
     folder = next((root / name for name in ("test", *HOLD_OUTS) if (root / name).is_dir()), None)
     if folder is None:
         return {}
@@ -98,7 +99,7 @@ def _load_splits(
 
 
 def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """{split: {class: sorted paths}} with train and test, perhaps val; or with all, the class folders of no split.
+    """The files of train and test, perhaps of val, {split: {class: sorted paths}}; or of "all", class folders alone.
 
     Checked: no class of another split is unknown to train; none is empty.
     """
@@ -113,8 +114,11 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
         _refuse_other_splits(root)
         return {"all": _find_classes(root)}
     for name in held_out:
-        found["val" if "test" in found else "test"] = _find_classes(root / name)
-        if "val" not in found:
+        split = "val" if "test" in found else "test"
+        found[split] = _find_classes(root / name)
+        if not found[split]:
+            raise DataError(f"{root / name} has no images: put a folder of them there for each class, or remove it")
+        if split == "test":
             log.warning("%s has no test/: %s/ is taken for the test images", root, name)
     for split in ("train", "test"):
         if not found.get(split):
@@ -139,7 +143,7 @@ def _refuse_other_splits(root: Path) -> None:
 
 
 def _split(root: Path, found: dict[str, list[Path]], seed: int) -> dict[str, dict[str, list[Path]]]:
-    """80 % of each class to train, 10 % to val, 10 % to test, at least one image each, drawn by a seed; and say so."""
+    """Draw 80 % of each class to train, 10 % to val, 10 % to test, at least one image each, by a seed; and say so."""
     few = next((name for name, files in found.items() if len(files) < 3), None)
     if few:
         raise DataError(
@@ -205,16 +209,20 @@ def _find_classes(split: Path) -> dict[str, list[Path]]:
 
 
 def _find_files(directory: Path) -> list[Path]:
-    """All files below a class folder, sorted; hidden files and folders left out."""
+    """All files below a class folder, sorted; hidden files and folders left out. Raises DataError."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
     files = []
-    for parent, folders, names in os.walk(directory):
+    for parent, folders, names in os.walk(directory, onerror=refuse):
         folders[:] = [name for name in folders if not _is_hidden(name)]
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
 
 
 def find_images(directory: str | Path) -> list[Path]:
-    """All files below a folder that look like images, sorted; hidden files and folders left out."""
+    """All files below a folder that look like images, sorted; hidden files and folders left out. Raises DataError."""
     return [path for path in _find_files(Path(directory)) if looks_like_image(path)]
 
 
@@ -262,7 +270,7 @@ def _decode_files(files: list[Path], size: int) -> tuple[torch.Tensor, list[str 
 
 
 def _in_threads(function: Callable, items: list) -> list:
-    """[function(item) for item in items], in chunks: a task for each small file would cost more than the file."""
+    """Call a function with each item, by threads, in chunks: a task for a small file would cost more than the file."""
     chunks = [items[start : start + 256] for start in range(0, len(items), 256)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
@@ -310,13 +318,13 @@ def _digest(path: Path) -> str:
 
 def _read_cache(path: Path) -> dict | None:
     """Read what `_write_cache` stored; None if there is nothing, or if it is damaged."""
-    if not path.exists():
-        return None
     try:
         stored = torch.load(path, weights_only=True)
         if stored.pop("checksum") == _checksum(stored):  # torch.load itself does not notice a flipped bit
             return stored
         reason = "checksum differs"
+    except OSError:  # there is none, or it is out of reach, which _write_cache tells
+        return None
     except Exception as error:  # zip, pickle and tensor readers each have their own types
         reason = type(error).__name__
     log.warning("cache %s is damaged (%s): decoding the images again", path, reason)

@@ -9,6 +9,7 @@ they are, and are trained with the encoder. Left out: maps of several stages at 
 import torch
 from torch import Tensor, nn
 
+from minivit.layers import halvings
 from minivit.resnet import BasicBlock, conv, stage
 
 
@@ -69,10 +70,3 @@ class ResNetEmbed(HybridEmbed):
 def conv_norm(c_in: int, c_out: int) -> list[nn.Module]:
     """3x3 convolution, batch normalisation, ReLU."""
     return [conv(c_in, c_out, 3), nn.BatchNorm2d(c_out), nn.ReLU()]
-
-
-def halvings(patch: int, stem: str) -> int:
-    """The number of halvings that make one position of a patch. ValueError if p is no power of two."""
-    if patch & (patch - 1):
-        raise ValueError(f"--patch {patch}: --stem {stem} needs a patch size that is a power of two")
-    return patch.bit_length() - 1

@@ -7,8 +7,6 @@ with a draw for each sample, as timm has it (the paper: for each batch).
 Attribute names are timm's, so that its checkpoints load as they are.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +26,13 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C)
 
 
+def halvings(patch: int, stem: str) -> int:
+    """The number of halvings that make one position of a patch. ValueError if its side is no power of two."""
+    if patch & (patch - 1):
+        raise ValueError(f"--patch {patch}: --stem {stem} needs a patch size that is a power of two")
+    return patch.bit_length() - 1
+
+
 class ConvStem(nn.Module):
     """Patch embedding by overlapping 3x3 convolutions: (B, 3, H, W) -> (B, H/p * W/p, dim).
 
@@ -39,10 +44,7 @@ class ConvStem(nn.Module):
 
     def __init__(self, patch: int, dim: int):
         super().__init__()
-        steps = int(math.log2(patch))
-        if 2**steps != patch:
-            raise ValueError(f"--patch {patch}: a convolutional stem needs a patch size that is a power of two")
-        widths = [dim // 2 ** min(i, 2) for i in range(steps, 0, -1)] + [dim]
+        widths = [dim // 2 ** min(i, 2) for i in range(halvings(patch, "conv"), 0, -1)] + [dim]
         if not min(widths):
             raise ValueError(f"--dim {dim}: a convolutional stem needs at least 4")
         layers: list[nn.Module] = []

@@ -112,8 +112,8 @@ def to_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if new in ours:
             raise ValueError(f"{old[new]} and {name} of the file stand for the same weights, {new}: leave one out")
         ours[new], old[new] = tensor, name
-    join(ours, r"^blocks\.\d+\.attn\.", "q", "k", "v")
-    join(ours, r"^class_blocks\.\d+\.attn\.", "k", "v")
+    join_projections(ours, r"^blocks\.\d+\.attn\.", "q", "k", "v")
+    join_projections(ours, r"^class_blocks\.\d+\.attn\.", "k", "v")
     positions = ours.get("pos_embed")
     if "pos_embedding" in state and "cls_token" in ours and positions is not None and positions.ndim == 3:
         ours["pos_embed"] = F.pad(positions, (0, 0, 1, 0))  # big_vision adds none to the class token
@@ -140,7 +140,7 @@ def torch_layout(name: str, tensor: Tensor) -> Tensor:
     return tensor.flatten(0, -2).T if tensor.ndim > 1 else tensor  # (h, d, out), (in, out) -> (out, in)
 
 
-def join(state: dict[str, Tensor], where: str, *parts: str) -> None:
+def join_projections(state: dict[str, Tensor], where: str, *parts: str) -> None:
     """Join projections that a file has one by one, in place: attn.q, attn.k and attn.v become attn.qkv.
 
     ValueError if one is missing or has another shape.

@@ -7,6 +7,7 @@ count from 0, and the value is what that step uses. Left out: momentum schedules
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -60,10 +61,11 @@ def adamw(
     return torch.optim.AdamW(param_groups(model, weight_decay, layer_decay), lr=lr, betas=betas, fused=fused)
 
 
-def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, state: object, unused: Sequence[nn.Parameter] = ()) -> None:
     """Take over the moments from a state_dict() of the same optimizer; its rates and settings stay as they are.
 
-    ValueError if they are not of these parameters: a fused step would read and write beyond moments that are smaller.
+    unused: parameters that get no gradient, and so need no moments. ValueError if the moments are not of these
+    parameters: a fused step would read and write beyond moments that are smaller.
     """
     groups = optimizer.state_dict()["param_groups"]
     fields(state=mapping(whole(), anything), param_groups=sequence(fields(params=sequence(whole())), len(groups)))(
@@ -76,8 +78,10 @@ def load_moments(optimizer: torch.optim.Optimizer, state: object) -> None:
         for group, own in zip(optimizer.param_groups, groups)
         for parameter, number in zip(group["params"], own["params"])
     }
-    if state["state"] and state["state"].keys() != parameters.keys():  # nothing is there before the first step
-        raise ValueError(f"the optimizer has a state of {len(state['state'])} parameters, not of {len(parameters)}")
+    without = {id(parameter) for parameter in unused}
+    needed = {number for number, (parameter, _) in parameters.items() if id(parameter) not in without}
+    if state["state"] and not needed <= state["state"].keys() <= parameters.keys():  # none before the first step
+        raise ValueError(f"the optimizer has a state of {len(state['state'])} parameters, not of {len(needed)}")
     moments = {n: checked_moments(*parameters[n], saved, n) for n, saved in state["state"].items()}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
@@ -110,13 +114,15 @@ def first_or_later(value: object, where: str) -> None:
 def warmup_cosine(
     step: int, total_steps: int, warmup_steps: int, base_lr: float, min_lr: float = 0.0, start_lr: float = 1e-6
 ) -> float:
-    """Linear from start_lr to base_lr over warmup_steps, then half a cosine to min_lr at total_steps.
+    """Linear from start_lr, or base_lr if that is less, to base_lr over warmup_steps, then half a cosine to min_lr at
+    total_steps.
 
     ValueError if the warm-up is as long as the run.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
     if step < warmup_steps:
+        start_lr = min(start_lr, base_lr)
         return start_lr + (base_lr - start_lr) * step / warmup_steps
     if step >= total_steps:
         return min_lr

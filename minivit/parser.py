@@ -2,14 +2,13 @@
 
 import argparse
 import functools
-from dataclasses import fields
 from pathlib import Path
 
 from minivit import data as datasets
 from minivit.checkpoint import RESNETS
 from minivit.evaluate import TTA
 from minivit.study import EXAMPLE, STUDIES
-from minivit.train_config import TrainConfig
+from minivit.train_config import TRAIN_DEFAULTS
 from minivit.vit import PRESETS, STEMS
 
 DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classify images with it.
@@ -43,7 +42,6 @@ of 100 images or more chooses between epochs and between raw and averaged (EMA) 
 ones of the last epoch are taken. The test images are read once, at the end.
 Exit status: 0 when done, 2 for a usage or input error, 130 when stopped by Ctrl-C (128 + its number
 by another signal), 141 when the reader of the output has gone (| head)."""
-DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 ON_OFF = {"action": argparse.BooleanOptionalAction}
 
 
@@ -75,16 +73,10 @@ def make_parser(command: str) -> Parser:
 
 
 def file_name(text: str) -> Path:
-    """A type of argument: the name of a file or folder that is there."""
+    """A type of argument: the name of a file or folder. ~ at its beginning is the home folder, also where no shell
+    puts it, as in --out=~/runs."""
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty name: name a file or folder")
-    return Path(text)
-
-
-def output_folder(text: str) -> Path:
-    """A type of argument: the name of a folder; ~ at its beginning is the home folder, also where no shell puts it."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty name: name a folder")
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -93,7 +85,7 @@ def output_folder(text: str) -> Path:
 
 def add_flag(group, name: str, help: str, **options) -> None:
     """Add one flag; its help ends with the default of TrainConfig, where it has one."""
-    default = DEFAULTS.get(name[2:].replace("-", "_"))
+    default = TRAIN_DEFAULTS.get(name[2:].replace("-", "_"))
     if default not in (None, ()) and options.get("action") is None:
         help += f" (default {default})"
     if options.get("type"):
@@ -146,7 +138,7 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
         "--save-attention",
         "with --predict: write a PNG of each image beside itself, lit where a Vision Transformer looks (rollout)",
         metavar="FOLDER",
-        type=output_folder,
+        type=file_name,
     )
 
 
@@ -314,7 +306,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         **ON_OFF,
     )
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)
-    flag("--out", "run folder (default runs/<data>-<preset>)", type=output_folder)
+    flag("--out", "run folder (default runs/<data>-<preset>)", type=file_name)
 
 
 ADD_GROUPS = (add_tasks, add_study, add_data, add_model)

@@ -1,4 +1,4 @@
-"""In which number format a model trains: autocast's dtype, chosen by the hardware, or by timing steps."""
+"""The number format in which a model trains: autocast's dtype, chosen by the hardware, or by timing steps."""
 
 import copy
 import math
@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from minivit.fast import accelerate
 
 NARROW = 128  # channels: narrower models may lose more by conversion to bf16 than its products gain
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}  # by the words of --amp
+
+
+def amp_of(dtype: torch.dtype) -> str:
+    """The word of --amp for a dtype of autocast."""
+    return next(amp for amp, other in DTYPES.items() if other == dtype)
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
     """Choose the dtype of autocast: for "auto" bf16 if the hardware computes in it, else fp16 on a GPU, else fp32."""
     if amp != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+        return DTYPES[amp]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
@@ -30,15 +36,15 @@ def cpu_has_bf16() -> bool:
         return False
 
 
-def bf16_is_faster(model: nn.Module, images: Tensor, rounds: int = 3) -> bool:
+def bf16_is_faster(model: nn.Module, images: Tensor) -> bool:
     """Whether a training step of `model` takes less time in bf16 than in fp32 on this CPU.
 
     images: (B, 3, H, W), normalised. A copy of the model makes passes forward and backward, in turns; the fastest of
-    each kind counts.
+    three of each kind counts.
     """
     model = accelerate(copy.deepcopy(model).to(memory_format=torch.channels_last)).train()
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
-    for _ in range(rounds):
+    for _ in range(3):
         for dtype in seconds:
             started = time.perf_counter()
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):

@@ -182,8 +182,11 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
     """
     for word in words:
         if os.path.isdir(word):
-            found = find_images(word)
-            yield from found or [f"{word} holds no pictures"]
+            try:
+                found = find_images(word) or [f"{word} holds no pictures"]
+            except DataError as error:
+                found = [str(error)]
+            yield from found
         elif not os.path.exists(word) and glob.has_magic(str(word)):
             found = sorted(Path(name) for name in glob.glob(str(word), recursive=True) if os.path.isfile(name))
             yield from found or [f"no file matches {word}"]

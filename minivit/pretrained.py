@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivit.checkpoint import KINDS
 from minivit.layouts import UNUSED, layout_of, to_our_names
 from minivit.reading import (
     any_tensor,
@@ -207,7 +208,7 @@ def normalisation_of(path: Path, content: object, layout: str) -> Normalisation:
     tells (timm's default_cfgs). ValueError if a description is damaged.
     """
     if is_checkpoint(content):
-        fields(mean=sequence(real, 3), std=sequence(positive, 3))(content, "the checkpoint")
+        fields(**{name: KINDS[name] for name in ("describe", "config", "mean", "std")})(content, "the checkpoint")
         return tuple(content["mean"]), tuple(content["std"])
     described = described_normalisation(path) if path.name in HUB_NAMES else None
     if described:

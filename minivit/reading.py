@@ -417,7 +417,7 @@ def check_weights(state: object, wanted: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(value: Tensor, where: str) -> None:
-    """ValueError if a tensor holds NaN or infinity."""
+    """ValueError if a tensor holds NaN or infinity, or would in float32."""
     # Their sum tells nearly always, in a fifth of the time.
-    if not value.sum(dtype=torch.float32).isfinite() and not value.isfinite().all():
+    if not value.sum(dtype=torch.float32).isfinite() and not value.float().isfinite().all():
         raise ValueError(f"{where} holds NaN or infinity")

@@ -1,4 +1,4 @@
-"""How each preset is trained, where that differs from the defaults of TrainConfig."""
+"""The training settings of each preset, where they differ from the defaults of TrainConfig."""
 
 CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXiv 1906.02629, section 4)
     "epochs": 40,
@@ -13,7 +13,7 @@ CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXi
     "clean_epochs": 0,
     "ema_end": 0.999,
 }
-# Training settings of presets, where they differ from TrainConfig.
+# Settings of presets, where they differ from TrainConfig; head_dropout is one of ViTConfig.
 RECIPES: dict[str, dict] = {
     "cifar-small": {
         "epochs": 24,

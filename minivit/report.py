@@ -207,7 +207,7 @@ def csv_table(rows: Iterable[Iterable]) -> bytes:
 
 
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share in percent, cut and not rounded, so that no figure reads better than it is: 0.99999 -> 99.99.
+    """A share in percent, cut and not rounded, so that no accuracy reads better than it is: 0.99999 -> 99.99.
 
     A dash for None, which is a share of nothing.
     """
@@ -295,14 +295,18 @@ def _draw(
         return {name: _png(figure) for name, figure in figures.items() if figure is not None}
 
 
-def draw_png(draw: Callable[[], Any], text: str) -> bytes | None:
-    """A PNG of the figure that `draw` makes, in fonts that have the letters of `text`; None without matplotlib."""
+def draw_png(draw: Callable[[Callable[[str], str]], Any], text: str) -> bytes | None:
+    """A PNG of the figure that `draw` makes, in fonts that have the letters of `text`; None without matplotlib.
+
+    `draw` is given a function that turns letters which can't be drawn into escapes.
+    """
     try:
         import matplotlib
     except ImportError:
         return None
-    with matplotlib.rc_context({"font.family": _find_fonts(text)[0]}):
-        return _png(draw())
+    families, missing = _find_fonts(text)
+    with matplotlib.rc_context({"font.family": families}):
+        return _png(draw(lambda part: _without(part, missing)))
 
 
 def _find_fonts(text: str) -> tuple[list[str], set[str]]:

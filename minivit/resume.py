@@ -1,7 +1,7 @@
 """Whether a checkpoint can continue a run: of the same settings and data, with numbers that can be those of a run."""
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ import torch
 
 from minivit import reading
 from minivit.text import name_classes
-from minivit.train_config import TrainConfig, TrainingError
+from minivit.train_config import TRAIN_DEFAULTS, TrainingError
 
 if TYPE_CHECKING:
     from minivit.train import Trainer
@@ -21,6 +21,7 @@ def check_resumable(trainer: "Trainer", state: dict) -> None:
     TrainingError, which is one, if settings or data differ: the schedule and the order of the images need the same.
     """
     check_same_settings(trainer, state)
+    check_same_teacher(trainer, state)
     check_same_data(trainer, state)
     check_progress(trainer, state)
     for weights in ("model", "ema"):
@@ -30,8 +31,11 @@ def check_resumable(trainer: "Trainer", state: dict) -> None:
 def check_same_settings(trainer: "Trainer", state: dict) -> None:
     """TrainingError unless the settings of training are those of the checkpoint."""
     # A setting that is newer than the checkpoint had its default when the run began.
-    saved = {field.name: field.default for field in fields(TrainConfig)} | state["config"]
-    changed = [k for k, v in asdict(trainer.config).items() if saved[k] != v]
+    saved = TRAIN_DEFAULTS | state["config"]
+    ours = asdict(trainer.config)
+    if state.get("precision"):  # to which "auto" came
+        saved["amp"], ours["amp"] = state["precision"], trainer.about()["precision"]
+    changed = [k for k, v in ours.items() if saved[k] != v]
     if "epochs" in changed:
         raise TrainingError(
             f"--epochs {trainer.config.epochs}: the learning rate of this run ends with epoch {saved['epochs']}, so "
@@ -39,6 +43,14 @@ def check_same_settings(trainer: "Trainer", state: dict) -> None:
         )
     if changed:
         raise TrainingError(f"this run was started with another {', '.join(changed)}: resume it with the same settings")
+
+
+def check_same_teacher(trainer: "Trainer", state: dict) -> None:
+    """TrainingError unless the teacher has the weights that taught this run before, if its checkpoint tells them."""
+    if state.get("teacher", trainer.taught_by) != trainer.taught_by:
+        raise TrainingError(
+            "this run was started with another --teacher, whose weights differ, or with none: resume it with the same"
+        )
 
 
 def check_same_data(trainer: "Trainer", state: dict) -> None:
@@ -84,7 +96,10 @@ def check_progress(trainer: "Trainer", state: dict) -> None:
         history=r.sequence(r.mapping(r.text, r.optional(r.measured))),
     )(state, "the run")
     r.sequence(r.fields(epoch=r.whole(1)))(state["history"], "its history")
+    if trainer.can_choose and state["epoch"] and state["best"] is None:
+        raise ValueError("the run has no best epoch")
     r.real(state.get("cpu_seconds", 0.0), "its processor time")
+    r.optional(r.any_tensor)(state.get("rng_mps"), "its random numbers on MPS")
     every = torch.arange(images)
     if state["batch"]:  # in the middle of an epoch
         r.numbers(every)(state["order"], "the order of the images")

@@ -23,10 +23,10 @@ from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, clear_temporaries, write_json
 from minivit.folder import is_split_by_seed
-from minivit.precision import NARROW, bf16_is_faster, choose_precision
+from minivit.precision import NARROW, amp_of, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
-from minivit.reading import check_weights, whole
+from minivit.reading import check_weights, flag_of, whole
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
@@ -38,6 +38,7 @@ from minivit.vit import PRESETS, VisionTransformer
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("final", "final_ema", "best")
+WHITENED_AT_ONCE = 10_000 * 32**2  # pixels of images that are held as numbers, 200 bytes each
 MOST_THREADS = 1024  # an operating system that cannot start more ends the process
 
 
@@ -100,9 +101,11 @@ def prepare_run(
         say(f"images are normalised by mean {listed(dataset.mean)} and std {listed(dataset.std)} (--mean, --std)")
     elif not resume:
         fit_whitening(model, dataset)
-    if not resume:  # which keeps its precision
+    if not resume:
         args["amp"] = settle_amp(config, model, dataset, device, measure=ranks.number == 1)
-        config = dataclasses.replace(config, amp=args["amp"])
+    elif args["amp"] == "auto" and state.get("precision"):  # a run from before this was settled keeps its precision
+        args["amp"] = amp_of(getattr(torch, state["precision"]))
+    config = dataclasses.replace(config, amp=args["amp"])
     teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device, args) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
     if ranks.first:
@@ -181,7 +184,7 @@ def check_same_model(args: dict, state: dict) -> None:
     ours = all_settings(args["preset"], {name: args[name] for name in MODEL_FIELDS & args.keys()})
     changed = sorted(name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name))
     if changed:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        flags = ", ".join(map(flag_of, changed))
         raise checkpoint.CheckpointError(f"{path} holds a model of another {flags}: resume it with the same settings")
 
 
@@ -280,21 +283,25 @@ def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
     """Set the frozen first layer of a whitening stem from about 5,000 training images."""
     stem = getattr(model, "patch_embed", None)
     if isinstance(stem, WhiteningStem):
+        height, width = model.config.size
         images = dataset.train.images[:: max(1, len(dataset.train) // 5000)]
-        stem.whiten.fit(resize_to_model(normalise(images, dataset.mean, dataset.std), model))
+        parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
+        stem.whiten.fit(resize_to_model(normalise(part, dataset.mean, dataset.std), model) for part in parts)
 
 
 def settle_amp(
     config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device, measure: bool = True
 ) -> str:
-    """--amp of a new run. For "auto" with a narrow model on a CPU with bf16, the faster of "bf16" and "off".
+    """The precision of a new run as a word of --amp, for "auto" too: another machine would choose another.
 
-    measure False: "off" without these steps, which may tell each of several processes something else.
+    For a narrow model on a CPU with bf16 "auto" is the faster of "bf16" and "off". measure False: "off" without these
+    steps, which may tell each of several processes something else.
     """
+    amp = amp_of(choose_precision(config.amp, device))
     settings = getattr(model, "config", None)  # a ResNet has none; its convolutions gain
-    auto = config.amp == "auto" and device.type == "cpu" and choose_precision("auto", device) == torch.bfloat16
-    if not auto or settings is None or settings.dim >= NARROW:
-        return config.amp
+    is_narrow = settings is not None and settings.dim < NARROW
+    if config.amp != "auto" or amp != "bf16" or device.type != "cpu" or not is_narrow:
+        return amp
     if not measure:
         return "off"
     batch = max(1, min(config.batch_size, len(dataset.train)) // config.accumulate)
@@ -323,9 +330,9 @@ def check_unseen(name: str, state: dict | None, args: dict) -> None:
     """
     if state is None or not is_split_by_seed(args["data"], args["data_root"]):
         return
-    about, seed = state.get("describe", {}), state.get("config", {}).get("seed", args["seed"])
-    same = about.get("data") == args["data"] and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve()
-    if same and seed != args["seed"]:
+    about, seed = state["describe"], state["config"].get("seed", args["seed"])
+    same = about.get("data") == args["data"] and "data_root" in about
+    if same and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve() and seed != args["seed"]:
         raise TrainingError(
             f"{name} {args[name.removeprefix('--')]}: {args['data_root']} has no test/, so its class folders are split "
             f"by the seed, and this checkpoint saw test images of seed {args['seed']}: give --seed {seed}, or make a "
@@ -347,7 +354,7 @@ def final_report(trainer: Trainer) -> dict:
     choose one. best.pt holds the chosen ones; `test_acc` is theirs. Accuracies are shares in [0, 1].
     """
     evaluator, data = trainer.evaluator, trainer.data
-    candidates = weights_of(trainer)
+    candidates = candidates_of(trainer)
     chosen = "best" if "best" in candidates else "final_ema"
     scores = {name: evaluator.predict(model, data.test.images).cpu() for name, model in candidates.items()}
     result = {f"test_acc_{name}": top1(s, data.test.labels) for name, s in scores.items()}
@@ -372,7 +379,7 @@ def final_report(trainer: Trainer) -> dict:
     return result
 
 
-def weights_of(trainer: Trainer) -> dict[str, nn.Module]:
+def candidates_of(trainer: Trainer) -> dict[str, nn.Module]:
     """The weights a run offers: "final", "final_ema" and, if the hold-out could choose, "best", those of best.pt."""
     models = {"final": trainer.model, "final_ema": trainer.ema.module}
     if trainer.can_choose:

@@ -6,19 +6,23 @@ Residual 3x3 convolutions: He et al., arXiv 1512.03385. Changed: SiLU, which cos
 Left out: the learned bias of the whitening layer, convolutions that start as the identity.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+KERNEL = 2  # side in pixels of the neighbourhoods that are whitened
 
 
 class WhiteningStem(nn.Module):
     """Images (B, 3, H, W), normalised, to one token for each patch: (B, H/patch * W/patch, dim).
 
     Whitened 2x2 neighbourhoods, of which there are (H - 1) x (W - 1), then a stage for each halving down to the
-    patches: the first has `width` channels, the others `dim`. ValueError for a patch other than 4, 8, 16, ...
+    patches: the first has 64 channels, the others `dim`. ValueError for a patch other than 4, 8, 16, ...
     """
 
-    def __init__(self, patch: int, dim: int, depth: int = 1, width: int = 64):
+    def __init__(self, patch: int, dim: int, depth: int = 1):
         super().__init__()
         halvings = patch.bit_length() - 1
         if patch < 4 or patch != 2**halvings:
@@ -27,7 +31,7 @@ class WhiteningStem(nn.Module):
                 f"--patch {4 if patch < 6 else 8} or --stem conv"
             )
         self.whiten = Whitening()
-        widths = [self.whiten.channels, width] + [dim] * (halvings - 1)
+        widths = [self.whiten.channels, 64] + [dim] * (halvings - 1)
         self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,21 +80,27 @@ class Whitening(nn.Module):
     images; until then they are drawn at random.
     """
 
-    def __init__(self, kernel: int = 2):
+    channels = 2 * 3 * KERNEL**2
+
+    def __init__(self):
         super().__init__()
-        self.channels = 2 * 3 * kernel**2
-        self.conv = nn.Conv2d(3, self.channels, kernel, bias=False).requires_grad_(False)
+        self.conv = nn.Conv2d(3, self.channels, KERNEL, bias=False).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
     @torch.no_grad()
-    def fit(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Set the filters from normalised images (N, 3, H, W); `eps` is added to the eigenvalues, so that directions
-        in which images hardly differ are not blown up. Its value is that of airbench94_muon.py (init_whiten)."""
-        kernel = self.conv.kernel_size[0]
-        patches = images.unfold(2, kernel, 1).unfold(3, kernel, 1)  # (N, 3, H - 1, W - 1, k, k)
-        patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * kernel**2).double()
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / (values + eps).sqrt()).T.reshape(-1, 3, kernel, kernel)
+    def fit(self, parts: Iterable[Tensor], eps: float = 5e-4) -> None:
+        """Set the filters from normalised images, given in parts (N, 3, H, W) of which one is held at a time.
+
+        `eps` is added to the eigenvalues, so that directions in which images hardly differ are not blown up. Its value
+        is that of airbench94_muon.py (init_whiten).
+        """
+        products = count = 0
+        for images in parts:
+            patches = images.unfold(2, KERNEL, 1).unfold(3, KERNEL, 1)  # (N, 3, H - 1, W - 1, k, k)
+            patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * KERNEL**2).double()
+            products, count = products + patches.T @ patches, count + len(patches)
+        values, vectors = torch.linalg.eigh(products / count)
+        filters = (vectors / (values + eps).sqrt()).T.reshape(-1, 3, KERNEL, KERNEL)
         self.conv.weight.copy_(torch.cat([filters, -filters]))

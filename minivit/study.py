@@ -277,19 +277,19 @@ def check_variant(name: str, arguments: dict, variants: Mapping[str, dict]) -> N
 class Study:
     """A study at work: its variants, its folder and its time budget.
 
-    fit: trains, False when it was stopped. failed: the number of runs that diverged.
+    fit: trains a run; what it raises, as after Ctrl-C, ends the study. failed: the number of runs that diverged.
     """
 
     name: str
     variants: Mapping[str, dict]
     out: Path
     budget: Budget
-    fit: Callable[[Trainer], bool]
+    fit: Callable[[Trainer], None]
     loader: "Loader"
     failed: int = 0
 
-    def complete(self, runs: list[tuple[str, int, dict]], begin: int = 0) -> bool:
-        """Train the unfinished runs from number `begin` on, and write the table. False when stopped."""
+    def complete(self, runs: list[tuple[str, int, dict]], begin: int = 0) -> None:
+        """Train the unfinished runs from number `begin` on, and write the table."""
         done = [is_done(arguments) for _, _, arguments in runs]
         for number, (variant, seed, arguments) in list(enumerate(runs))[begin:]:
             label = f"[{number + 1}/{len(runs)}] {variant}, seed {seed}"
@@ -300,17 +300,15 @@ class Study:
             try:
                 if is_student(self.variants[variant]) and not arguments["teacher"].exists():
                     raise TrainingError("its teacher is not trained")
-                if not self.finish(arguments, [other["out"] for name, _, other in runs if name == variant]):
-                    return False
+                self.finish(arguments, [other["out"] for name, _, other in runs if name == variant])
             except TrainingError as error:
                 self.failed += 1
                 complain(f"error: {label}: {error}")
             write_tables(self, runs)
         write_tables(self, runs)
-        return True
 
-    def finish(self, arguments: dict, folders: list[Path]) -> bool:
-        """Train a run, or go on with it, to its report. False when it was stopped, and saved.
+    def finish(self, arguments: dict, folders: list[Path]) -> None:
+        """Train a run, or go on with it, to its report.
 
         folders: of this variant's seeds, which have as many epochs under a budget as the first of them.
         """
@@ -327,10 +325,8 @@ class Study:
         trainer, _ = run.prepare(arguments, say, dataset=dataset)
         write_json(self.out / "study.json", asdict(self.budget))
         try:
-            if not self.fit(trainer):
-                return False
+            self.fit(trainer)
             run.final_report(trainer)
-            return True
         finally:
             trainer.claim.release()
 
@@ -343,11 +339,11 @@ class Study:
         return max(rows, key=lambda row: row.held_out).name
 
 
-def study(name: str, given: dict, fit: Callable[[Trainer], bool]) -> int:
+def study(name: str, given: dict, fit: Callable[[Trainer], None]) -> int:
     """Run what is not finished of a study and write its table; returns the exit status.
 
-    given: the arguments of the command line; seeds, repeat, hours, cpu_minutes and out among them. fit: trains, False
-    when it was stopped. A run that diverges is told, and the others go on; the status is then 2.
+    given: the arguments of the command line; seeds, repeat, hours, cpu_minutes and out among them. fit: as
+    Study has it. A run that diverges is told, and the others go on; the status is then 2.
     """
     seeds, repeated = given.pop("seeds", 1), given.pop("repeat", None)
     budget = Budget(given.pop("hours", None), given.pop("cpu_minutes", None))
@@ -363,14 +359,12 @@ def study(name: str, given: dict, fit: Callable[[Trainer], bool]) -> int:
     this = Study(name, variants, out, budget, fit, Loader())
     waits = BEST in (repeated or ()) and BEST not in variants
     runs = plan(variants, given, out, seeds, () if waits else repeated)
-    if not this.complete(runs):
-        return 130
+    this.complete(runs)
     if waits:
         best = this.best(runs)
         say(f"best on the hold-out: {best}")
         names = [best if variant == BEST else variant for variant in repeated]
-        if not this.complete(plan(variants, given, out, seeds, names), begin=len(runs)):
-            return 130
+        this.complete(plan(variants, given, out, seeds, names), begin=len(runs))
     if (out / "table.md").exists():
         say(f"table: {out / 'table.md'}")
     return 2 if this.failed else 0
@@ -493,7 +487,7 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     numbers = [[row.mean, row.std, len(row.accuracies), *(getattr(row, key) for key in NUMBERS)] for row in rows]
     exact = [[csv_cell(row.name), *values] for row, values in zip(rows, numbers)]
     files["table.csv"] = csv_table([("variant", "test_accuracy", *COLUMNS[2:]), *exact])
-    picture = draw_png(lambda: draw(rows, title), "".join([title, *(row.name for row in rows)]))
+    picture = draw_png(lambda shown: draw(rows, title, shown), "".join([title, *(row.name for row in rows)]))
     if picture is not None:
         files["table.png"] = picture
     for file, content in files.items():
@@ -518,8 +512,11 @@ def cells(row: Row) -> list[str]:
     return [percent(row.mean), std, str(len(row.accuracies)), *rest]
 
 
-def draw(rows: list[Row], title: str) -> Any:
-    """A figure: the mean accuracy of each variant, its standard deviation, and a point for each run."""
+def draw(rows: list[Row], title: str, shown: Callable[[str], str]) -> Any:
+    """A figure: the mean accuracy of each variant, its standard deviation, and a point for each run.
+
+    shown: turns letters that can't be drawn into escapes.
+    """
     from matplotlib.figure import Figure
 
     done = [row for row in rows if row.accuracies][::-1]  # the first one on top
@@ -533,8 +530,8 @@ def draw(rows: list[Row], title: str) -> Any:
         axes.annotate(
             percent(row.mean), (0, place), (4, 0), textcoords="offset points", va="center", fontsize=8, color="white"
         )
-    axes.set_yticks(places, [row.name for row in done], fontsize=9, parse_math=False)
+    axes.set_yticks(places, [shown(row.name) for row in done], fontsize=9, parse_math=False)
     axes.set_xlabel("test accuracy (%)", fontsize=9)
-    figure.suptitle(textwrap.fill(title, 80), fontsize=11, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(textwrap.fill(shown(title), 80), fontsize=11, x=0.01, ha="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -47,7 +47,7 @@ def complain(line: str) -> None:
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 image", "2 images"."""
+    """A number and its noun: "1 image", "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -18,12 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from minivit import checkpoint, files
+from minivit import checkpoint
 from minivit.augment import Augment
+from minivit.distill import fingerprint
 from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
 from minivit.evaluate import Evaluator, resize_to_model
-from minivit.fast import accelerate
+from minivit.fast import accelerate, unused_parameters
 from minivit.files import Claim, write_atomically
 from minivit.finetune import freeze, keep_frozen
 from minivit.losses import class_weights, distillation_loss, soft_cross_entropy
@@ -38,7 +39,6 @@ from minivit.text import one_line
 from minivit.train_config import TrainConfig, TrainingError, check_crop, check_shares
 from minivit.vit import VisionTransformer
 
-NEXT = "best.next.pt"  # best.pt of an epoch whose last.pt is still to be written
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
 
 
@@ -113,6 +113,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), device
         self.teacher, self.describe, self.ranks = teacher, describe or {}, ranks
+        self.taught_by = None if teacher is None else fingerprint(teacher)
         self.dtype = choose_precision(config.amp, device)
         self.model = accelerate(model.to(device, memory_format=torch.channels_last))
         if ranks.number > 1:
@@ -220,7 +221,7 @@ class Trainer:
     @property
     def side(self) -> int | None:
         """The side in pixels of this epoch's images, None for what the model takes."""
-        sizes = self.config.sizes
+        sizes = self.config.sizes[-self.config.epochs :]  # a run of fewer epochs has the last ones
         return sizes[self.epoch * len(sizes) // self.config.epochs] if sizes else None
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -234,6 +235,7 @@ class Trainer:
             c = self.config
             x, target = mix_batch(x, target, c.mixup, c.cutmix, c.mix_prob, self.generator)
         self.set_lr()
+        before = [buffer.clone() for buffer in self.model.buffers()]
         self.optimizer.zero_grad(set_to_none=True)
         losses, hits, done = 0.0, 0, 0
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
@@ -249,6 +251,9 @@ class Trainer:
         losses, hits = self.ranks.sum(losses, hits)
         if self.update():
             self.sums = [self.sums[0] + losses, self.sums[1] + hits, self.sums[2] + len(x)]
+        else:  # running means of batch normalisation would stay not finite
+            for buffer, value in zip(self.model.buffers(), before):
+                buffer.copy_(value)
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the scores (B, classes)."""
@@ -268,7 +273,7 @@ class Trainer:
 
     def update(self) -> bool:
         """Clip the gradient, step the optimizer, update the EMA. Returns whether the gradient was finite: one that is
-        not changes nothing and is counted.
+        not changes no weights and is counted.
 
         TrainingError after `max_bad_steps` of them in a row.
         """
@@ -342,26 +347,21 @@ class Trainer:
         self.history.append(row)
         self.write_metrics()
         score = max(row.get("val_acc", -1.0), row.get("val_acc_ema", -1.0))
-        better = self.val_split is not None and score > (self.best or {"score": -1.0})["score"]
-        if better:
+        if self.val_split is not None and score > (self.best or {"score": -1.0})["score"]:
             self.best = {"score": score, "epoch": self.epoch}
-        if better or not self.can_choose:
-            averaged = not self.can_choose or row["val_acc_ema"] >= row["val_acc"]
-            self.save_best("averaged" if averaged else "raw", score if self.can_choose else None, NEXT)
         self.save(self.run / "last.pt")
-        if self.ranks.first and (self.run / NEXT).exists():
-            files.replace(self.run / NEXT, self.run / "best.pt")
+        self.keep_best()
 
-    def settle_best(self) -> None:
-        """Give the best weights of the epoch that last.pt has their name, where a kill kept them from it. Those of an
-        epoch that it took away, which is trained again, go."""
-        waiting = self.run / NEXT
-        if not self.ranks.first or not waiting.exists():
+    def keep_best(self) -> None:
+        """Write best.pt if its weights are those at hand, at the end of an epoch: the best one, or any where the
+        hold-out can't choose."""
+        if self.batch or not self.history:
             return
-        if checkpoint.read(waiting).get("epoch") == self.epoch:
-            files.replace(waiting, self.run / "best.pt")
-        else:
-            waiting.unlink()
+        if not self.can_choose:
+            self.save_best("averaged", None)
+        elif self.best["epoch"] == self.epoch:
+            row = self.history[-1]
+            self.save_best("averaged" if row["val_acc_ema"] >= row["val_acc"] else "raw", self.best["score"])
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
         """Share in [0, 1] of the images of `split` that `model` classifies correctly; each process measures a part."""
@@ -398,6 +398,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "generator": self.generator.get_state(),
             "rng_cuda": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
+            "rng_mps": torch.mps.get_rng_state() if self.device.type == "mps" else None,
             "epoch": self.epoch,
             "batch": self.batch,
             "order": self.order,
@@ -408,6 +409,7 @@ class Trainer:
             "history": self.history,
             "cpu_seconds": self.cpu_seconds + time.process_time() - self.clock,
             "images": self.images,
+            "teacher": self.taught_by,
         }
 
     @property
@@ -429,7 +431,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Continue from a checkpoint of the same run. ValueError (TrainingError) if it is of another, or damaged."""
         check_resumable(self, state)
-        load_moments(self.optimizer, state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"], unused_parameters(self.model))
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
@@ -438,11 +440,13 @@ class Trainer:
         if state["rng_cuda"] and self.device.type == "cuda":
             states = state["rng_cuda"]  # older files have one for each GPU
             torch.cuda.set_rng_state(states[min(self.device.index or 0, len(states) - 1)].cpu(), self.device)
+        if state.get("rng_mps") is not None and self.device.type == "mps":
+            torch.mps.set_rng_state(state["rng_mps"].cpu())
         for name in ("epoch", "batch", "sums", "bad_steps", "bad_in_a_row", "best", "history"):
             setattr(self, name, state[name])
         self.cpu_seconds, self.clock = state.get("cpu_seconds", 0.0), time.process_time()
         self.order = state["order"].cpu()
-        self.settle_best()
+        self.keep_best()  # a kill may have come after last.pt and before best.pt
         self.write_metrics()
 
     def save(self, path: Path) -> None:
@@ -451,9 +455,8 @@ class Trainer:
             return
         checkpoint.save(path, self.state_dict())
 
-    def save_best(self, weights: Literal["raw", "averaged"], val_acc: float | None, name: str = "best.pt") -> None:
-        """Write best.pt, or it under another name: one set of weights, those of the model or their average (EMA), and
-        which they are.
+    def save_best(self, weights: Literal["raw", "averaged"], val_acc: float | None) -> None:
+        """Write best.pt: one set of weights, those of the model or their average (EMA), and which they are.
 
         val_acc: the hold-out accuracy that chose them, a share in [0, 1]; None if they were not chosen by it.
         """
@@ -461,4 +464,4 @@ class Trainer:
             return
         model = self.model if weights == "raw" else self.ema.module
         chosen = {"weights": weights, "epoch": self.epoch, "val_acc": val_acc, "model": model.state_dict()}
-        checkpoint.save(self.run / name, self.about() | chosen)
+        checkpoint.save(self.run / "best.pt", self.about() | chosen)

@@ -75,6 +75,7 @@ class TrainConfig:
             raise TrainingError(f"--layer-decay {self.layer_decay:g} goes with --optimizer adamw, not with muon")
 
 
+TRAIN_DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 # The ranges of those settings; of the others, the annotation says what they may be.
 TRAIN_KINDS: dict[str, reading.Kind] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "max_bad_steps"), reading.whole(1)),

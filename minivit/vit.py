@@ -105,6 +105,11 @@ class ViTConfig:
                 f"--class-attention {self.class_attention}: class-attention blocks need the class token, which this "
                 "model lacks: take one that has it, such as --preset distilled"
             )
+        if self.class_attention and self.pool == "mean" and not self.distillation:
+            raise ValueError(
+                f"--class-attention {self.class_attention}: its blocks change the special tokens alone, which no head "
+                "of this model reads: take pool 'cls', or --class-attention 0"
+            )
         if self.tokens_enter_late and not self.class_attention:
             raise ValueError("tokens_enter_late needs class-attention blocks, where they enter: set class_attention")
         if self.stem_depth != 1 and self.stem != "whitening":
@@ -323,7 +328,7 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def through(self, block: nn.Module, *inputs: Tensor | tuple[int, int]) -> Tensor:
-        """block(*inputs), with checkpointing if that is on and gradients are wanted."""
+        """Call a block, with checkpointing if that is on and gradients are wanted."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

@@ -121,7 +121,7 @@ def test_what_the_student_cannot_use_is_told_before_the_teacher_is_trained(words
 def test_several_processes_are_told_to_train_the_teacher_first(tmp_path):
     args, _ = config.arguments({"preset": "distilled", "teacher": Path("train:resnet50"), "out": tmp_path / "run"})
     with pytest.raises(ValueError, match=rf"first the teacher, --preset resnet50 --out {tmp_path / 'run' / 'teacher'}"):
-        chain.teacher_of(args, processes=2)
+        chain.teacher_run(args, processes=2)
 
 
 @pytest.mark.parametrize("task", [["--eval", "demo"], ["--predict", "demo", "cat.png"]])

@@ -46,6 +46,7 @@ def test_a_model_is_its_preset_with_some_settings_changed():
     "name, value",
     [
         ("describe", ["vit"]),
+        ("describe", {"data": "folder", "data_root": 3}),
         ("classes", []),
         ("classes", [1, 2]),
         ("mean", [0.5, 0.5]),
@@ -86,6 +87,18 @@ def test_a_disk_that_is_full_is_one_line_and_the_checkpoint_before_stays(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(error.value) and (tmp_path / "a.pt").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_another_error_of_pytorch_while_saving_is_not_taken_for_a_full_disk(tmp_path, state, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        checkpoint.save(tmp_path / "a.pt", state)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="can't be written"):
+        checkpoint.save(tmp_path / "away" / "a.pt", state)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Data sets: decoding, layout errors, the cache, the hold-out, CIFAR's error paths, and how hard the shapes are."""
 
+import builtins
 import contextlib
 import math
 import os
@@ -23,6 +24,7 @@ from minisam_glue.media import images, limits
 from minivit import data, folder, shapes, splits
 from minivit import images as minivit_images
 from minivit.images import image_size, read_image
+from minivit.predict import find_pictures
 from minivit.splits import DataError, Dataset, Split
 
 
@@ -189,6 +191,33 @@ def test_a_hold_out_of_any_usual_name_is_the_hold_out(root, name):
         data.load("folder", root, image_size=8)
 
 
+def test_an_empty_hold_out_is_named(root):
+    (root / "valid" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match="valid has no images: put .* or remove it"):
+        data.load("folder", root, image_size=8)
+
+
+def locked(folder: Path, monkeypatch) -> None:
+    """Let nobody list a folder or open what is in it; an administrator may, whatever its permissions."""
+    for module, name in ((os, "scandir"), (os, "listdir"), (os, "stat"), (builtins, "open")):
+
+        def refuse(path, *rest, original=getattr(module, name), **options):
+            if str(path) == str(folder) or str(path).startswith(f"{folder}{os.sep}"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path, *rest, **options)
+
+        monkeypatch.setattr(module, name, refuse)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_its_images_do_not_vanish(root, monkeypatch):
+    save(root / "train" / "cat" / "more" / "9.png")
+    locked(root / "train" / "cat" / "more", monkeypatch)
+    with pytest.raises(DataError, match="cannot read the folder .*more: Permission denied"):
+        data.load("folder", root, image_size=8)
+    told = list(find_pictures([root / "train" / "cat", root / "train" / "dog" / "0.png"]))
+    assert told[1:] == [root / "train" / "dog" / "0.png"] and "cannot read the folder" in told[0]
+
+
 def test_class_folders_alone_are_split_by_the_seed_and_that_is_said(tmp_path, caplog):
     for number, animal in enumerate(("cat", "dog")):
         for i in range(20):
@@ -342,6 +371,13 @@ def test_a_cache_write_that_fails_leaves_nothing_behind(root, cache_home, monkey
     monkeypatch.setattr(torch, "save", full_disk)
     assert len(data.load("folder", root, image_size=8).train) == 6
     assert list(cache_home.iterdir()) == [] and "No space left" in caplog.text
+
+
+def test_a_cache_out_of_reach_costs_the_cache_alone(root, cache_home, monkeypatch, caplog):
+    cache_home.mkdir()
+    locked(cache_home, monkeypatch)
+    assert len(data.load("folder", root, image_size=8).train) == 6
+    assert "no cache written" in caplog.text and "damaged" not in caplog.text
 
 
 def test_writers_at_the_same_time_agree(root, cache_home):

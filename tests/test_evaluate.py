@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from minivit import evaluate
 from minivit.augment import normalise
 from minivit.evaluate import Evaluator, make_views, mean_probability, resize_to_model, top1
 from minivit.splits import Split
@@ -78,6 +79,15 @@ def test_ten_crops_are_the_centre_and_four_corners_of_the_image_with_their_mirro
     assert torch.equal(lower_right[..., :-2, :-2], images[..., 2:, 2:])
     with pytest.raises(ValueError, match="--tta is 'twelve', not one of flip, crops"):
         make_views(images, "twelve")
+
+
+def test_views_are_made_of_one_batch_at_a_time_and_the_scores_are_those_of_all_at_once(monkeypatch):
+    model, images = model_and_images()
+    views, sizes = evaluate.make_views, []
+    monkeypatch.setattr(evaluate, "make_views", lambda part, tta: sizes.append(len(part)) or views(part, tta))
+    whole, parts = (Evaluator(MEAN, STD, CPU, batch_size=size).predict(model, images, "crops") for size in (7, 3))
+    assert sizes == [7, 3, 3, 1]
+    torch.testing.assert_close(whole, parts)
 
 
 def test_the_mean_of_probabilities_has_a_finite_log_where_all_are_zero():

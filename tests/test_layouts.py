@@ -237,6 +237,10 @@ def test_a_description_beside_a_file_of_the_hub_says_it_and_a_damaged_one_is_nam
 
 def test_a_checkpoint_of_this_program_brings_its_own(tmp_path):
     model = VisionTransformer(dataclasses.replace(TINY, classes=2))
-    state = {"describe": {}, "mean": [0.1] * 3, "std": [0.2] * 3, "model": model.state_dict()}
+    state = {"describe": {}, "config": {}, "mean": [0.1] * 3, "std": [0.2] * 3, "model": model.state_dict()}
     checkpoint.save(tmp_path / "best.pt", state)
     assert load_pretrained(model, tmp_path / "best.pt").normalisation == ((0.1,) * 3, (0.2,) * 3)
+    for change in ({"describe": "a note"}, {"describe": {"data_root": 3}}, {"config": {"seed": "x"}}, {"std": None}):
+        torch.save(state | change, tmp_path / "best.pt")
+        with pytest.raises(ValueError, match="best.pt: "):
+            load_pretrained(model, tmp_path / "best.pt")

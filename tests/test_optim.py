@@ -62,6 +62,7 @@ def test_warmup_cosine_meets_its_corners():
     assert lr[0] == 0.02 and lr[5] == pytest.approx(0.06) and lr[10] == 0.1
     assert lr[55] == pytest.approx(0.055) and lr[100:] == [0.01] * 20
     assert warmup_cosine(0, 10, 0, 0.1) == 0.1
+    assert [warmup_cosine(step, 100, 10, 1e-7) for step in (0, 5, 10)] == [1e-7] * 3  # it never falls
 
 
 def test_a_warmup_longer_than_the_run_is_refused():

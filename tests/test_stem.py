@@ -1,7 +1,13 @@
+import dataclasses
+
 import pytest
 import torch
 
+from minivit import run
+from minivit.augment import normalise
+from minivit.data import shapes
 from minivit.stem import Whitening, WhiteningStem
+from minivit.vit import PRESETS, VisionTransformer
 
 
 def correlated_images() -> torch.Tensor:
@@ -12,16 +18,29 @@ def correlated_images() -> torch.Tensor:
 
 def test_whitened_neighbourhoods_are_uncorrelated_and_of_unit_variance():
     images, layer = correlated_images(), Whitening()
-    layer.fit(images, eps=0.0)
+    layer.fit([images], eps=0.0)
     y = layer(images)[:, :12].transpose(0, 1).flatten(1)  # (12, all places)
     torch.testing.assert_close(y @ y.T / y.shape[1], torch.eye(12), atol=1e-4, rtol=0)
 
 
 def test_the_second_half_of_the_whitened_channels_is_the_first_with_the_other_sign():
     images, layer = correlated_images(), Whitening()
-    layer.fit(images)
+    layer.fit([images])
     first, second = layer(images).chunk(2, dim=1)
     torch.testing.assert_close(first, -second)
+
+
+def test_whitening_holds_a_part_of_the_images_at_a_time_and_is_that_of_all(monkeypatch):
+    data = shapes(0, 60, 20, image_size=16)
+    model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1))
+    seen, weights = [], []
+    monkeypatch.setattr(run, "normalise", lambda images, *stats: seen.append(len(images)) or normalise(images, *stats))
+    for at_once in (run.WHITENED_AT_ONCE, 25 * 16 * 16):
+        monkeypatch.setattr(run, "WHITENED_AT_ONCE", at_once)
+        run.fit_whitening(model, data)
+        weights.append(model.patch_embed.whiten.conv.weight.clone())
+    assert seen == [60, 25, 25, 10]
+    torch.testing.assert_close(*weights)
 
 
 def test_whitening_is_frozen():
@@ -30,7 +49,7 @@ def test_whitening_is_frozen():
 
 @pytest.mark.parametrize("patch, side", [(4, 8), (4, 24), (4, 32), (8, 24), (8, 32), (16, 32)])
 def test_the_whitening_stem_makes_one_token_of_each_patch(patch, side):
-    stem = WhiteningStem(patch, 16, width=8)
+    stem = WhiteningStem(patch, 16)
     assert stem(torch.randn(2, 3, side, side)).shape == (2, (side // patch) ** 2, 16)
 
 
@@ -42,7 +61,7 @@ def test_the_whitening_stem_names_the_patches_that_it_makes(patch, better):
 
 def test_each_further_convolution_of_a_stage_adds_to_what_comes_in():
     torch.manual_seed(0)
-    short, deep = WhiteningStem(8, 16, depth=1, width=8).eval(), WhiteningStem(8, 16, depth=3, width=8).eval()
+    short, deep = WhiteningStem(8, 16, depth=1).eval(), WhiteningStem(8, 16, depth=3).eval()
     missing, unexpected = deep.load_state_dict(short.state_dict(), strict=False)
     further = {f"stages.{stage}.mixes.{mix}" for stage in range(3) for mix in (1, 2)}
     assert {name.rsplit(".", 2)[0] for name in missing} == further and not unexpected

@@ -221,9 +221,9 @@ def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_s
     with pytest.raises(TrainingError, match="--cpu-minutes counts processor time, and cuda is no CPU"):
         Budget(cpu_minutes=1.0).seconds(torch.device("cuda"))
     monkeypatch.undo()
-    monkeypatch.setattr(budget, "FEWEST", 2)
+    monkeypatch.setattr(budget, "FEWEST", 2), monkeypatch.setattr(budget, "LEAST", 0.0)
     monkeypatch.chdir(tmp_path)
-    assert budget.epochs_within(Budget(hours=1e-6), given, dataset, least=0.0) == 1 and list(Path().iterdir()) == []
+    assert budget.epochs_within(Budget(hours=1e-6), given, dataset) == 1 and list(Path().iterdir()) == []
 
 
 def test_slow_steps_of_a_busy_machine_and_the_time_that_others_use_do_not_shorten_a_run(images, monkeypatch, tmp_path):
@@ -235,7 +235,8 @@ def test_slow_steps_of_a_busy_machine_and_the_time_that_others_use_do_not_shorte
     monkeypatch.setattr(Trainer, "accuracy", lambda self, model, split: evaluated.append(len(split)) or 0.5)
     clock = iter([10.0, 10.25])
     monkeypatch.setattr(budget.time, "process_time", lambda: next(clock))
-    assert budget.epoch_seconds(trainer, 0, least=16.5) == 2 * 1.0 + 2 * 0.25 and evaluated == [20]
+    monkeypatch.setattr(budget, "LEAST", 16.5)
+    assert budget.epoch_seconds(trainer, 0) == 2 * 1.0 + 2 * 0.25 and evaluated == [20]
     assert next(taken, None) is None  # 17 seconds of steps are enough
     trainer.claim.release()
 
@@ -302,6 +303,18 @@ def test_a_row_has_the_mean_and_the_standard_deviation_of_its_runs_and_dashes_fo
     assert study.cells(row) == ["58.00", "7.21", "3", "1,200", "3", "100", "1.2", "\u2013"]
     assert study.cells(Row("a", (0.5,), 12, 3, 10.0, 1.0))[1] == "\u2013"
     assert study.cells(Row("a", ())) == ["\u2013", "\u2013", "0", *["\u2013"] * 5]
+
+
+def test_names_that_no_font_has_are_drawn_as_escapes():
+    pytest.importorskip("matplotlib")
+    name, ticks = "lr \ud800\x1b[31m", []
+
+    def draw(shown):
+        figure = study.draw([Row(name, (0.5, 0.6))], name, shown)
+        ticks.extend(label.get_text() for label in figure.axes[0].get_yticklabels())
+        return figure
+
+    assert report.draw_png(draw, name).startswith(b"\x89PNG") and ticks == [r"lr \ud800\x1b[31m"]
 
 
 def test_a_damaged_run_is_named_and_a_subset_keeps_the_classes(images, tmp_path):

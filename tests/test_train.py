@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from minivit import checkpoint, train
+from minivit import checkpoint, files, train
 from minivit import data as datasets
 from minivit.precision import choose_precision
 from minivit.run import final_report
@@ -59,7 +59,14 @@ FAST = dataclasses.replace(
 FAST_MODEL = dataclasses.replace(MODEL, stem="whitening", smaller_images=True, relative_bias="joint", init="norm")
 
 
-@pytest.mark.parametrize("config, model", [(CONFIG, MODEL), (FAST, FAST_MODEL)], ids=["adamw", "muon and sizes"])
+CLASS_TOKEN = dataclasses.replace(MODEL, class_token=True, pool="cls")  # the last convolution learns nothing
+
+
+@pytest.mark.parametrize(
+    "config, model",
+    [(CONFIG, MODEL), (FAST, FAST_MODEL), (CONFIG, CLASS_TOKEN)],
+    ids=["adamw", "muon and sizes", "class token"],
+)
 def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(config, model, data, tmp_path):
     whole = trainer(data, tmp_path / "whole", config, model)
     whole.fit()
@@ -95,6 +102,18 @@ def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path, monke
     assert without_speed(whole.history) == without_speed(second.history)
 
 
+def test_the_random_numbers_of_an_apple_gpu_are_saved_and_set_again(data, tmp_path, monkeypatch):
+    numbers, t = [torch.arange(4, dtype=torch.uint8)], trainer(data, tmp_path)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: numbers[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", numbers.append)
+    t.device = torch.device("mps")
+    state = t.state_dict()
+    numbers.append(torch.zeros(4, dtype=torch.uint8))
+    t.load_state_dict(state)
+    assert torch.equal(numbers[-1], numbers[0])
+    t.load_state_dict({name: value for name, value in state.items() if name != "rng_mps"})  # of an older run
+
+
 def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
     first = trainer(data, tmp_path)
     other = trainer(data, tmp_path, dataclasses.replace(CONFIG, lr=2e-3, warmup=0.5))
@@ -103,6 +122,29 @@ def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
     longer = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=5))
     with pytest.raises(TrainingError, match="--epochs 5: .* ends with epoch 4, .*--pretrained .*best.pt"):
         longer.load_state_dict(first.state_dict())
+
+
+def test_resuming_with_a_teacher_of_other_weights_is_refused(data, tmp_path):
+    def teacher(level: float) -> torch.nn.Module:
+        linear = torch.nn.Linear(3 * 16 * 16, 10)
+        torch.nn.init.constant_(linear.weight, level), torch.nn.init.zeros_(linear.bias)
+        return torch.nn.Sequential(torch.nn.Flatten(), linear)
+
+    state = trainer(data, tmp_path, teacher=teacher(0.1)).state_dict()
+    trainer(data, tmp_path, teacher=teacher(0.1)).load_state_dict(state)
+    for other in (teacher(0.2), None):
+        with pytest.raises(TrainingError, match="another --teacher, whose weights differ"):
+            trainer(data, tmp_path, teacher=other).load_state_dict(state)
+    older = {name: value for name, value in state.items() if name != "teacher"}
+    trainer(data, tmp_path, teacher=teacher(0.2)).load_state_dict(older)
+
+
+def test_a_checkpoint_without_the_best_epoch_that_it_must_have_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "LEAST_HOLD_OUT", 1)
+    first = trainer(data, tmp_path)
+    first.fit(until=1)
+    with pytest.raises(ValueError, match="the run has no best epoch"):
+        trainer(data, tmp_path).load_state_dict(first.state_dict() | {"best": None})
 
 
 def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(data, tmp_path):
@@ -114,13 +156,14 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(data, tmp_
         trainer(data, tmp_path, FAST, FAST_MODEL).load_state_dict(state)
 
 
-def test_each_size_has_an_equal_share_of_the_epochs(data, tmp_path):
-    run = trainer(data, tmp_path, dataclasses.replace(FAST, epochs=6, sizes=(8, 8, 16)), FAST_MODEL)
-    seen = []
+@pytest.mark.parametrize("sizes", [[16], [8, 16], [8, 8, 16], [8, 8, 8, 16], [8, 8, 8, 8, 16, 16]], ids=len)
+def test_each_size_has_an_equal_share_of_the_epochs_and_short_runs_have_the_last_ones(sizes, data, tmp_path):
+    config = dataclasses.replace(FAST, epochs=len(sizes), sizes=(8, 8, 16), clean_epochs=0, warmup=0.0)
+    run, seen = trainer(data, tmp_path, config, FAST_MODEL), []
     run.model.patch_embed.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[-1]))
-    for run.epoch in range(6):
+    for run.epoch in range(len(sizes)):
         run.train_step(data.train.images[:4], data.train.labels[:4])
-    assert seen == [8, 8, 8, 8, 16, 16]
+    assert seen == sizes
 
 
 def test_two_epochs_show_every_image_once_as_it_is_and_once_mirrored(data, tmp_path):
@@ -156,15 +199,15 @@ def test_parts_of_a_batch_add_up_to_the_whole_batch(data, tmp_path):
 def test_a_step_that_is_not_finite_changes_nothing_and_too_many_end_the_run(data, tmp_path):
     t = trainer(data, tmp_path, dataclasses.replace(CONFIG, max_bad_steps=2))
     t.forward.train()
-    head = t.model.head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
-    before = copy.deepcopy([p.data for p in t.model.parameters()])
+    stem = t.model.patch_embed.convs[0].register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    before = copy.deepcopy(t.model.state_dict())
     t.train_step(data.train.images[:8], data.train.labels[:8])
-    assert all(torch.equal(p, q) for p, q in zip(before, t.model.parameters())) and t.bad_steps == 1
+    assert all(torch.equal(value, before[name]) for name, value in t.model.state_dict().items()) and t.bad_steps == 1
     with pytest.raises(
         TrainingError, match=r"2 steps in a row were not finite: step 0, learning rate .*, loss scale 1"
     ):
         t.train_step(data.train.images[:8], data.train.labels[:8])
-    head.remove()
+    stem.remove()
     t.bad_in_a_row = 1
     t.train_step(data.train.images[:8], data.train.labels[:8])
     assert t.bad_in_a_row == 0 and t.bad_steps == 2
@@ -362,7 +405,7 @@ def test_resuming_with_other_images_or_another_normalisation_is_refused(data, tm
 
 
 @pytest.mark.parametrize("killed_at", ["last.pt", "best.pt"])
-def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_with_the_best_weights(
+def test_a_kill_at_a_checkpoint_leaves_a_run_that_ends_with_the_best_weights_also_where_best_pt_is_damaged(
     killed_at, data, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(train, "LEAST_HOLD_OUT", 1)
@@ -379,10 +422,11 @@ def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_w
             raise Killed
         return replace(*paths)
 
-    replace = train.files.replace
+    replace = files.replace
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train.files, "replace", kill)
+        patch.setattr(files, "replace", kill)
         run.fit(until=2)
+    (tmp_path / "best.pt").write_bytes(b"half")
     again = trainer(data, tmp_path)
     again.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True))
     assert again.epoch == (1 if killed_at == "last.pt" else 2)
@@ -391,4 +435,4 @@ def test_a_kill_between_the_two_checkpoints_of_an_epoch_leaves_a_run_that_ends_w
     again.fit()
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["epoch"] == again.best["epoch"] == (1 if killed_at == "last.pt" else 2)
-    assert not (tmp_path / train.NEXT).exists()
+    assert best["val_acc"] == (0.1 if killed_at == "last.pt" else 0.5)

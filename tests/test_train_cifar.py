@@ -162,6 +162,26 @@ def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it
     assert run.prepare(given(images, tmp_path / "wide") | {"dim": 128})[0].dtype == torch.bfloat16
 
 
+def test_a_run_goes_on_in_its_precision_where_auto_would_choose_another(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("minivit.precision.cpu_has_bf16", lambda: True)
+    out = tmp_path / "r"
+    trainer, _ = run.prepare(given(images, out) | {"dim": 128, "epochs": 2})
+    trainer.fit(until=1)
+    trainer.claim.release()
+    settings, state = json.loads((out / "config.json").read_text()), torch.load(out / "last.pt", weights_only=True)
+    assert settings["arguments"]["amp"] == state["config"]["amp"] == "bf16"
+    monkeypatch.setattr("minivit.precision.cpu_has_bf16", lambda: False)
+    for amp in ("bf16", "auto"):  # "auto" stood in the files of older runs
+        settings["arguments"]["amp"] = state["config"]["amp"] = amp
+        (out / "config.json").write_text(json.dumps(settings))
+        torch.save(state, out / "last.pt")
+        trainer, _ = run.prepare({"resume": out})
+        assert trainer.dtype == torch.bfloat16 and trainer.epoch == 1
+        trainer.claim.release()
+    with pytest.raises(ValueError, match="another amp"):
+        run.prepare({"resume": out, "amp": "off"})
+
+
 def given(images: Path, out: Path) -> dict:
     """The arguments of `command` without --amp."""
     words = [word for word in command(images, out) if word not in ("--amp", "off")]
@@ -374,8 +394,12 @@ def test_weights_of_the_best_epoch_that_were_changed_are_told_at_the_end(tmp_pat
     capsys.readouterr()
     state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     shapes = {name: tensor[..., None] for name, tensor in state["model"].items()}
+    fit = train.Trainer.fit  # before it a run that goes on would mend the file
     for change in ({"model": None}, {"model": {}}, {"model": shapes}, {"epoch": 7}, {"weights": None}):
-        torch.save(state | change, tmp_path / "run" / "best.pt")
+        changed = state | change
+        monkeypatch.setattr(
+            train.Trainer, "fit", lambda t, c=changed, **on: torch.save(c, t.run / "best.pt") or fit(t, **on)
+        )
         assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
         assert "best.pt is" in error and "damaged" in error and error.count("\n") == 1
@@ -414,6 +438,23 @@ def test_a_run_from_a_config_has_the_normalisation_of_its_own_weights(tmp_path):
     other, _ = config.arguments({"config": tmp_path / "config.json", "pretrained": Path("b.npz")})
     given, _ = config.arguments({"config": tmp_path / "config.json", "pretrained": Path("b.npz"), "mean": [0.3] * 3})
     assert (same["mean"], other["mean"], given["mean"]) == ((0.1,) * 3, None, (0.3,) * 3)
+
+
+def test_the_commit_of_a_run_is_that_of_this_code_not_of_a_checkout_around_it(tmp_path, monkeypatch):
+    def git(*words: str) -> str:
+        words = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a", *words)
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    code = tmp_path / "lib" / "config.py"
+    code.parent.mkdir()
+    code.write_text("")
+    monkeypatch.setattr(config, "__file__", str(code))
+    git("init"), git("commit", "--allow-empty", "-m", "other code")
+    assert config.commit() is None
+    git("add", "lib"), git("commit", "-m", "this code")
+    assert config.commit() == git("rev-parse", "HEAD")
 
 
 def test_what_is_left_of_a_run_is_not_overwritten(finished, images, tmp_path, capsys):
@@ -456,7 +497,7 @@ def test_weights_that_saw_the_test_images_of_another_split_are_refused(tmp_path)
     with pytest.raises(ValueError, match=r"--teacher best.pt: .* saw test images of seed 0: give --seed 1, or make a"):
         run.check_unseen("--teacher", state, args)
     elsewhere = {"describe": {"data": "folder", "data_root": str(tmp_path / "a")}, "config": {"seed": 1}}
-    for fine in (state | {"config": {"seed": 0}}, elsewhere, None):
+    for fine in (state | {"config": {"seed": 0}}, elsewhere, state | {"describe": {"data": "folder"}}, None):
         run.check_unseen("--teacher", fine, args)
     (tmp_path / "test").mkdir()  # whose images are nobody's training images
     run.check_unseen("--teacher", state, args)
@@ -536,6 +577,15 @@ def test_a_run_folder_without_a_name_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train_cifar.main(["--data", "shapes", "--preset", "shapes-demo", "--out", ""]) == 2
     assert "--out: an empty name" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--out", "--save-predictions", "--save-attention", "--data-root", "--teacher"])
+def test_a_tilde_is_the_home_folder_in_every_name(flag, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert [*vars(parser.parse_arguments([f"{flag}=~/a.csv"], "minivit")).values()] == [tmp_path / "a.csv"]
+    with pytest.raises(ValueError, match=f"{flag}.*: ~nobody-x/a.csv: there is no such home folder"):
+        parser.parse_arguments([f"{flag}=~nobody-x/a.csv"], "minivit")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def test_an_image_of_another_size_is_named():
         ({"smaller_images": True, "class_attention": 1}, "takes images of one size"),
         ({"class_token": False}, "pool 'cls' needs the class token"),
         ({"class_token": False, "pool": "mean", "class_attention": 1}, "class-attention blocks need the class token"),
+        ({"pool": "mean", "class_attention": 1}, "--class-attention 1: .* the special tokens alone, which no head"),
         ({"class_attention": 4}, "--class-attention is 4, of --depth 3: give a number from 0 to 3"),
         ({"tokens_enter_late": True}, "tokens_enter_late needs class-attention blocks"),
         ({"depth": 0}, "--depth is 0, of a model whose class token would see no patch"),

@@ -20,7 +20,8 @@ PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a f
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; put in place when the block ends well, removed when it does not."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # The beginning of its name: a name has at most 255 bytes.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
         replace(temporary, path)
@@ -61,6 +62,6 @@ def remove_if_empty(folder: Path) -> None:
 
 def clear_temporaries(folder: Path, name: str) -> None:
     """Remove what processes that were killed left of a file of this name. Nobody may be writing it now."""
-    for path in list(folder.glob(f".{name}.*.tmp")):
+    for path in list(folder.glob(f".{name[:40]}.*.tmp")):
         if is_temporary(path.name) and path.is_file() and not path.is_symlink():
             path.unlink()
