@@ -57,7 +57,7 @@ class Redetection:
             self.tracker.lose(result.ids[column])
             tracked[column] = False
         new = unclaimed(detected, tracked, same, confirmed)
-        lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
+        lost = [column for column, there in enumerate(are_shown(tracked)) if not there]
         revived = revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
         for i, row in enumerate(new):
             if i in revived:
@@ -103,11 +103,10 @@ class Redetection:
         before: masks() of the frame before.
         """
         masks = result.low_res > 0
-        rows = [
-            row
-            for row, number in enumerate(result.ids)
-            if number in before and masks[row].any() and not (masks[row] & before[number]).any()
-        ]
+        shown = are_shown(masks)
+        rows = [row for row, number in enumerate(result.ids) if number in before and shown[row]]
+        stays = are_shown(masks[rows] & torch.stack([before[result.ids[row]] for row in rows])) if rows else []
+        rows = [row for row, stay in zip(rows, stays) if not stay]
         if not rows:
             return result
         alike = self._likeness(masks[rows], [result.ids[row] for row in rows]).diagonal()
@@ -118,22 +117,23 @@ class Redetection:
 
     def learn_appearances(self, ids: Collection[int], result: FrameResult) -> None:
         """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""
-        rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
-        for row, appearance in zip(rows, self.tracker.appearances(result.low_res[rows] > 0, self.image)):
+        masks = result.low_res > 0
+        rows = [row for row, (number, there) in enumerate(zip(result.ids, are_shown(masks))) if number in ids and there]
+        for row, appearance in zip(rows, self.tracker.appearances(masks[rows], self.image)):
             before = self.appearances.get(result.ids[row], appearance)
             self.appearances[result.ids[row]] = LASTING * before + (1 - LASTING) * appearance
 
     def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
         """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they were when last seen for
-        sure; 1 for an object of which that is not known."""
+        sure; 1 for an object of which that is not known. On the CPU: a GPU would be waited for at each entry."""
         seen, known = self.tracker.appearances(masks, self.image), [self.appearances.get(number) for number in ids]
         columns = [seen.new_ones(len(seen)) if one is None else likeness(seen, one) for one in known]
-        return torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)
+        return (torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)).cpu()
 
     def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
-        """Bool (detections, objects) on the tracker's device."""
+        """Bool (detections, objects)."""
         table = [[seed.label == self.known[number].label for number in result.ids] for seed in found.objects]
-        return torch.tensor(table, dtype=torch.bool, device=self.tracker.model.device).view(len(found), len(result.ids))
+        return torch.tensor(table, dtype=torch.bool).view(len(found), len(result.ids))
 
     def _revive(self, number: int, logits: Tensor, score: float) -> None:
         """Give a lost object the mask, logits (s, s), of the detection that shows it."""
@@ -168,7 +168,7 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
 
     same_label: bool (detections, objects); only such pairs can be one.
     """
-    return assign(mask_iou(detected, tracked) * same_label, SAME)
+    return assign(mask_iou(detected, tracked).cpu() * same_label, SAME)
 
 
 def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
@@ -177,12 +177,12 @@ def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[in
     alike: likeness (detections, objects) of detections to the objects as they were. present: (objects,), the same of
     what each track lies on now. An object is there for sure if a detection of its own phrase confirms it.
     """
-    overlap = mask_iou(detected, tracked)
+    overlap, shown = mask_iou(detected, tracked).cpu(), are_shown(tracked)
     lost = []
     for column in set(range(len(tracked))) - set(confirmed.values()):
         others = [row for row in range(len(detected)) if overlap[row, column] >= SAME]
         unlike = any(alike[row, column] < ALIKE for row in others) or present[column] < UNLIKE
-        if tracked[column].any() and unlike:
+        if shown[column] and unlike:
             lost.append(column)
     return lost
 
@@ -193,14 +193,10 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     if not len(detected):
         return []
     owned = torch.stack([tracked[same].any(0) for same in same_label])  # pixels of any object of the same label
-    area = detected.sum((1, 2))
-    inside = (detected & owned).sum((1, 2)) / area.clamp(min=1)
+    inside = (detected & owned).sum((1, 2)) / detected.sum((1, 2)).clamp(min=1)
     named = (mask_iou(detected, tracked) >= SHARED).any(1)
-    return [
-        row
-        for row in range(len(detected))
-        if row not in confirmed and inside[row] <= SAME and area[row] and not named[row]
-    ]
+    free = (inside <= SAME) & detected.flatten(1).any(1) & ~named
+    return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
 
 
 def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
@@ -219,6 +215,11 @@ def is_cold(mask: Tensor, label: str, heat: Sequence[HeatMap]) -> bool:
             above = torch.from_numpy(one.at(tuple(mask.shape)) > one.threshold).to(mask.device)
             return int((above & mask).sum()) < COLD * int(mask.sum())
     return False
+
+
+def are_shown(masks: Tensor) -> list[bool]:
+    """Whether each of bool masks (n, h, w) has a pixel: a device is waited for once."""
+    return masks.flatten(1).any(1).tolist()
 
 
 def sharing(masks: Tensor) -> list[tuple[int, int]]:

@@ -255,6 +255,32 @@ def test_a_track_is_lost_under_an_unlike_detection_or_on_something_unlike(alike,
     assert strayed(strips(0), strips(3) & False, alike, {}, present) == []  # nowhere
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that gives all its numbers, but no single one: a GPU is waited for each time."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def item(self):
+        raise AssertionError("a single number was asked for")
+
+    __bool__ = __float__ = __int__ = item
+
+
+def test_a_gpu_is_not_asked_for_each_entry_of_a_table():
+    detected, tracked = (strips(*starts).as_subclass(OnGpu) for starts in ((0, 20), (3, 12, 25)))
+    tracker = SimpleNamespace(appearances=lambda masks, image: torch.ones(len(masks), 5).as_subclass(OnGpu))
+    detections = Redetection(tracker, {})
+    detections.appearances[2] = torch.ones(5).as_subclass(OnGpu)
+    alike, same = detections._likeness(detected, [1, 2, 3]), torch.ones(2, 3, dtype=torch.bool)
+    assert type(alike) is torch.Tensor and alike.shape == (2, 3)
+    assert confirm(detected, tracked, same) == {0: 0}
+    assert strayed(detected, tracked, alike, {0: 0}, torch.tensor([1.0, 0.5, 1.0])) == [1]
+    assert unclaimed(detected, tracked, same, {0: 0}) == []
+    detections.learn_appearances({1}, SimpleNamespace(ids=[1, 2, 3], low_res=tracked.float()))
+    assert detections.appearances.keys() == {1, 2}
+
+
 def test_what_is_alike_enough_is_found_again_as_many_as_may_be():
     alike = torch.tensor([[0.8]], dtype=torch.float64)
     assert revive(alike, YES) == {0: 0} and revive(alike - 0.01, YES) == revive(alike, NO) == {}
