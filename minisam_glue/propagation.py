@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .heatmap import label_components
-from .masks import box_around, mask_box
+from .masks import box_around, label_components, mask_box
 from .models import Models
 from .pixels import Picture, own_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases

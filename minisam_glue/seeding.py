@@ -130,7 +130,10 @@ def _by_detector(
 
 
 def auto_threshold(scores: Tensor, least: float) -> float:
-    """Otsu's threshold over the scores (n,) of all that a detector proposes, at most one half, and at least `least`."""
+    """Otsu's threshold over the scores (n,) of boxes, at most one half, and at least `least`.
+
+    The boxes are all that overlap and the largest area leave of what a detector proposes.
+    """
     return max(least, min(otsu(scores.numpy()), MOST_AUTO)) if len(scores) else least
 
 

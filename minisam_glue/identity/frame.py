@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..heatmap import label_components
+from ..masks import label_components
 from .motion import Box
 
 MAIN = 0.6  # of the largest part of a mask: smaller ones do not count

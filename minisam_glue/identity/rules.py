@@ -170,8 +170,8 @@ class Identity:
                     self.words.append(f"#{number} hidden: its mask is #{owner}'s")
 
     def stray(self, frame: Frame) -> None:
-        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it has not the
-        size or place of the object, and is not like it."""
+        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it is not like
+        the object, and not of its size or not in its place. What comes back may be anywhere: likeness decides alone."""
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]
             if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
