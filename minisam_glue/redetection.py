@@ -32,27 +32,28 @@ class Redetection:
     """The objects of one tracking and what is detected on later frames: who is confirmed, lost, found again, new.
 
     tracker: a propagator (propagators.py). known: the latest record of each object, by its number; scores are brought
-    up to date here. appearances: (C + 3,) of each object, as appearances() has them. image: uint8 (H, W, 3), the
-    frame that the tracker was last shown.
+    up to date here. appearances: (C + 3,) of each object, as appearances() has them. image, of the methods: the frame
+    that the tracker was last shown, uint8 (H, W, 3).
     """
 
     def __init__(self, tracker, known: dict[int, Segment]):
         self.tracker, self.known = tracker, known
         self.appearances: dict[int, Tensor] = {}
-        self.image: np.ndarray | None = None
 
-    def reconcile(self, found: Seeds, result: FrameResult, add: Callable[[int, Seed], None] | None = None) -> None:
+    def reconcile(
+        self, found: Seeds, result: FrameResult, image: np.ndarray, add: Callable[[int, Seed], None] | None = None
+    ) -> None:
         """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again.
 
         add: what makes a detection of no known object a new one, from the frame and the detection; None leaves it out.
         """
         shown = self.tracker.masks_for_boxes(found.boxes)
         detected, tracked = shown.logits > 0, result.low_res > 0
-        same, alike = self._same_label(found, result), self._likeness(detected, result.ids)
+        same, alike = self._same_label(found, result), self._likeness(detected, result.ids, image)
         confirmed = confirm(detected, tracked, same)
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
-        present = self._likeness(tracked, result.ids).diagonal()
+        present = self._likeness(tracked, result.ids, image).diagonal()
         for column in strayed(detected, tracked, alike, confirmed, present):
             self.tracker.lose(result.ids[column])
             tracked[column] = False
@@ -69,11 +70,12 @@ class Redetection:
                 self.tracker.mistrust(result.ids[column])
         self.tracker.detection_done()
         sure = {result.ids[column] for column in confirmed.values()}
-        self.separate(sure)
+        self.separate(image, sure)
         result = self.tracker.result()
-        self.learn_appearances(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
+        prompted = {number for number in result.ids if self.tracker.is_prompted(number)}
+        self.learn_appearances(sure | prompted, result, image)
 
-    def separate(self, confirmed: Collection[int] = ()) -> None:
+    def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
         """Empty, of two objects with one mask, the one that it is not of.
 
         That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
@@ -82,7 +84,7 @@ class Redetection:
         result = self.tracker.result()
         masks = result.low_res > 0
         pairs = sharing(masks)
-        likeness = self._likeness(masks, result.ids).diagonal() if pairs else None
+        likeness = self._likeness(masks, result.ids, image).diagonal() if pairs else None
         for pair in pairs:
             there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
             sure = [result.ids[column] in confirmed for column in pair]
@@ -97,7 +99,7 @@ class Redetection:
         result = self.tracker.result()
         return dict(zip(result.ids, result.low_res > 0))
 
-    def refuse_strangers(self, before: dict[int, Tensor], result: FrameResult) -> FrameResult:
+    def refuse_strangers(self, before: dict[int, Tensor], result: FrameResult, image: np.ndarray) -> FrameResult:
         """Empty the masks that have come back, or jumped, to something unlike their object.
 
         before: masks() of the frame before.
@@ -109,24 +111,24 @@ class Redetection:
         rows = [row for row, stay in zip(rows, stays) if not stay]
         if not rows:
             return result
-        alike = self._likeness(masks[rows], [result.ids[row] for row in rows]).diagonal()
+        alike = self._likeness(masks[rows], [result.ids[row] for row in rows], image).diagonal()
         for row, value in zip(rows, alike):
             if value < UNLIKE:
                 self.tracker.lose(result.ids[row])
         return self.tracker.result()
 
-    def learn_appearances(self, ids: Collection[int], result: FrameResult) -> None:
+    def learn_appearances(self, ids: Collection[int], result: FrameResult, image: np.ndarray) -> None:
         """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""
         masks = result.low_res > 0
         rows = [row for row, (number, there) in enumerate(zip(result.ids, are_shown(masks))) if number in ids and there]
-        for row, appearance in zip(rows, self.tracker.appearances(masks[rows], self.image)):
+        for row, appearance in zip(rows, self.tracker.appearances(masks[rows], image)):
             before = self.appearances.get(result.ids[row], appearance)
             self.appearances[result.ids[row]] = LASTING * before + (1 - LASTING) * appearance
 
-    def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
+    def _likeness(self, masks: Tensor, ids: Sequence[int], image: np.ndarray) -> Tensor:
         """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they were when last seen for
         sure; 1 for an object of which that is not known. On the CPU: a GPU would be waited for at each entry."""
-        seen, known = self.tracker.appearances(masks, self.image), [self.appearances.get(number) for number in ids]
+        seen, known = self.tracker.appearances(masks, image), [self.appearances.get(number) for number in ids]
         columns = [seen.new_ones(len(seen)) if one is None else likeness(seen, one) for one in known]
         return (torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)).cpu()
 

@@ -226,6 +226,8 @@ def test_a_state_of_another_propagator_or_a_damaged_one_is_refused_and_changes_n
     for next_frame in (None, -1):  # of a run that goes forward
         with pytest.raises(ValueError, match="the next frame"):
             other.restore(other.state() | {"next": next_frame})
+    with pytest.raises(ValueError, match="the next frame"):  # that of the way back is known
+        Tracking(tiny_models(), "bright.", direction=BOTH).restore(other.state() | {"next": None, "reverse": True})
     assert one.tracker.frame == 1 and one.state()["known"] == before["known"]
 
 

@@ -97,7 +97,7 @@ def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
     seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
     tracking.detections.appearances = {number: look(angle) for number, (_, _, angle) in tracks.items()}
-    tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), tracking._add)
+    tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), None, tracking._add)
     return tracking
 
 
@@ -194,7 +194,7 @@ def test_what_was_absent_or_elsewhere_comes_back_only_on_something_like_it(angle
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
     tracking.detections.appearances = dict.fromkeys((1, 2, 3), look(0))
     before = {1: strip(None) > 0, 2: strip((5, 9)) > 0, 3: strip((3, 5)) > 0}
-    result = tracking.detections.refuse_strangers(before, tracking.tracker.result())
+    result = tracking.detections.refuse_strangers(before, tracking.tracker.result(), None)
     assert tracking.tracker.lost == lost
     assert [bool((logits > 0).any()) for logits in result.low_res] == [not lost, not lost, True]
 
@@ -272,12 +272,12 @@ def test_a_gpu_is_not_asked_for_each_entry_of_a_table():
     tracker = SimpleNamespace(appearances=lambda masks, image: torch.ones(len(masks), 5).as_subclass(OnGpu))
     detections = Redetection(tracker, {})
     detections.appearances[2] = torch.ones(5).as_subclass(OnGpu)
-    alike, same = detections._likeness(detected, [1, 2, 3]), torch.ones(2, 3, dtype=torch.bool)
+    alike, same = detections._likeness(detected, [1, 2, 3], None), torch.ones(2, 3, dtype=torch.bool)
     assert type(alike) is torch.Tensor and alike.shape == (2, 3)
     assert confirm(detected, tracked, same) == {0: 0}
     assert strayed(detected, tracked, alike, {0: 0}, torch.tensor([1.0, 0.5, 1.0])) == [1]
     assert unclaimed(detected, tracked, same, {0: 0}) == []
-    detections.learn_appearances({1}, SimpleNamespace(ids=[1, 2, 3], low_res=tracked.float()))
+    detections.learn_appearances({1}, SimpleNamespace(ids=[1, 2, 3], low_res=tracked.float()), None)
     assert detections.appearances.keys() == {1, 2}
 
 
@@ -299,6 +299,5 @@ def test_an_appearance_is_learned_by_a_tenth_at_a_time():
     tracker = SimpleNamespace(appearances=lambda masks, image: torch.full((len(masks), 2), float(image[0])))
     detections, result = Redetection(tracker, {}), SimpleNamespace(ids=[4], low_res=torch.ones(1, 2, 2))
     for shade in (1.0, 2.0):
-        detections.image = np.full(1, shade)
-        detections.learn_appearances({4}, result)
+        detections.learn_appearances({4}, result, np.full(1, shade))
     assert detections.appearances[4].tolist() == pytest.approx([1.1, 1.1])

@@ -88,7 +88,6 @@ class Identity:
     def settle(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
         """Apply the rules to the masks of a frame. masks_of: see Search. Returns the lost objects that were found."""
         frame.measure()
-        self.find_meeting()
         self.words = []
         for number in frame.ids:
             self.tracks.setdefault(number, Track())
@@ -275,6 +274,7 @@ class Identity:
             identity.tracks[kept["id"]] = Track(motion, *learned, kept["clean"], kept["absent"])
         for kept in state["contacts"]:
             identity.contacts[tuple(sorted(kept["pair"]))] = Contact(kept["known"], kept["meeting"], kept["apart"])
+        identity.find_meeting()
         return identity
 
 
