@@ -126,6 +126,7 @@ def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
         state = stopped.state()
         check(state, "the rules")
         stopped = Identity.from_state(state, torch.device("cpu"))
+        assert stopped.meeting == (back.meeting if t else set())
         backward = copy.deepcopy(frame)
         backward.number = 100 - t
         assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
