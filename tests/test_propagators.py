@@ -12,7 +12,7 @@ from helpers.tiny_heat import heat_models
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import propagation, propagators, redetection
-from minisam_glue.demo.evaluate import evaluate_trackers
+from minisam_glue.demo.evaluate import measure_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame
 from minisam_glue.identity.rules import Track
@@ -314,7 +314,8 @@ def test_the_command_propagates_by_flow_goes_on_where_it_was_and_keeps_frames(tm
 
 def test_both_propagators_are_measured_on_the_same_clips():
     films = [clip(seed, kind, 4, (48, 64)) for seed, kind in enumerate(("free", "crossing"))]
-    metrics = evaluate_trackers(tiny_model(), lambda: iter(films), PROPAGATORS)
+    found = measure_trackers(tiny_model(), films, PROPAGATORS)
+    metrics = {name: values.metrics() for name, values in found.items()}
     assert metrics.keys() == {"memory", "flow"}
     for one in metrics.values():
         assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["seconds_per_frame"] > 0
