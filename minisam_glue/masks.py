@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DIGITS = 7  # of 5 bits, at most, in a number of the string: enough for differences of runs below 2**32
@@ -27,6 +29,26 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
     """The box xyxy around a mask (H, W); zeros if it is empty."""
     return tuple(map(float, mask_box(mask) or (0, 0, 0, 0)))
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """The boxes (n, 4), xyxy, around bool masks (n, h, w); of the whole picture for an empty one."""
+    sides = []
+    for axis in (1, 2):  # columns, then rows
+        line = masks.any(axis).int()
+        sides.append((line.argmax(1), line.shape[1] - line.flip(1).argmax(1)))
+    (left, right), (top, bottom) = sides
+    return torch.stack((left, top, right, bottom), 1).float()
+
+
+def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
+    """The mean of tokens (N, C), a square of the picture's, inside bool masks (n, s, s), of length 1: (n, C).
+
+    Zeros for a mask without pixels.
+    """
+    grid = round(len(tokens) ** 0.5)
+    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[:, None], grid).flatten(1)
+    return F.normalize(weights @ tokens, dim=1)
 
 
 def mask_iou(one: Tensor, other: Tensor) -> Tensor:
@@ -50,6 +72,14 @@ def erode(mask: np.ndarray, steps: int) -> np.ndarray:
 
 
 # --- Connected components ----------------------------------------------------------------------------------
+
+
+def large_parts(mask: np.ndarray, share: float = 0.0, least: float = 1) -> np.ndarray:
+    """Bool (H, W) without the connected parts of less than `least` pixels, or less than `share` of the largest one."""
+    parts = label_components(mask)
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0  # what is outside
+    return (areas >= max(1, least, share * areas.max()))[parts]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .masks import box_around, label_components, mask_box
+from .masks import box_around, large_parts, mask_box
 from .models import Models
 from .pixels import Picture, own_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
@@ -426,11 +426,8 @@ def without_specks(mask: np.ndarray) -> np.ndarray:
     if box is None:
         return mask.copy()
     left, top, right, bottom = box
-    parts = label_components(mask[top:bottom, left:right])
-    areas = np.bincount(parts.ravel())
-    areas[0] = 0  # what is outside
     kept = np.zeros_like(mask)
-    kept[top:bottom, left:right] = (areas >= SPECK * areas.max())[parts] & (parts > 0)
+    kept[top:bottom, left:right] = large_parts(mask[top:bottom, left:right], SPECK)
     return kept
 
 

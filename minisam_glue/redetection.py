@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .assignment import hungarian
-from .masks import mask_iou
+from .masks import mask_iou, mean_tokens
 from .records import HeatMap, Segment
 from .sam2 import FrameResult
 from .sam2.layers import pool_to
@@ -150,10 +150,8 @@ def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
 
     tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).
     """
-    grid, side = round(len(tokens) ** 0.5), masks.shape[-1]
-    shares = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[None], grid)[0].flatten(1)  # (n, N)
-    inside = F.normalize(shares @ (tokens - tokens.mean(0)), dim=1)
-    colours = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, side).flatten(1)  # (3, s * s)
+    inside = mean_tokens(masks, tokens - tokens.mean(0))
+    colours = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, masks.shape[-1]).flatten(1)  # (3, s * s)
     area = masks.sum((1, 2)).clamp(min=1)[:, None]
     return torch.cat((inside, masks.flatten(1).to(tokens.dtype) @ colours.T / area), 1)
 

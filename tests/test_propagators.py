@@ -20,7 +20,7 @@ from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
 from minisam_glue.prompts import Clicks
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
-from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, MemoryPropagator, boxes_of, brightness
+from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, MemoryPropagator, brightness
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2 import SAM2, VideoTracker
 from minisam_glue.sam2.mask_decoder import Decoded
@@ -269,12 +269,6 @@ def test_odd_videos_have_a_result_for_each_frame(frames):
         results = list(segment_video(tiny_models(), frames, prompt, **FLOW))
         assert [r.frame for r in results] == list(range(len(frames)))
         assert all(r.masks.shape[1:] == frames[0].shape[:2] for r in results)
-
-
-def test_boxes_bound_masks():
-    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
-    masks[0, 2:4, 1:7] = masks[1, 5, 7] = True
-    assert boxes_of(masks).tolist() == [[1, 2, 7, 4], [7, 5, 8, 6]]
 
 
 def test_an_unknown_propagator_is_said():
