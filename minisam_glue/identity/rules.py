@@ -14,7 +14,7 @@ from .motion import NEAR_PREDICTION, Box, Motion, box_iou
 from .search import Candidate, MasksOf, Search
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
-SURE = 0.5  # predicted IoU of a clean mask, at least
+CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
 EMA = 0.9  # of the appearance
 ALIKE = 0.9  # cosine of two appearances from which they are alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
@@ -237,7 +237,7 @@ class Identity:
             elif number not in self.meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                if frame.ious[row] > SURE and self.in_place(frame, number) and self.looks_alike(frame, number):
+                if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
