@@ -24,7 +24,7 @@ from second_renderer import second_clip, second_scene
 
 from minisam_glue.clipseg import HeatMapper
 from minisam_glue.demo import DETECTOR, FOLDER, HEAT_MAPPER, SEGMENTER, load_detector, load_heat_mapper, load_segmenter
-from minisam_glue.demo.evaluate import evaluate_detector, evaluate_text_to_masks, evaluate_trackers
+from minisam_glue.demo.evaluate import evaluate_detector, evaluate_text_to_masks, measure_trackers
 from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat_to_masks
 from minisam_glue.demo.scenes import HELD_OUT, KINDS, Scene, clip, scene
 from minisam_glue.propagators import PROPAGATORS, FlowPropagator
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     films = range(args.first_seed, args.first_seed + args.clips)
     if films:
         drawn = [draw_clip(seed, kind=KINDS[seed % len(KINDS)]) for seed in films]
-        metrics |= evaluate_trackers(segmenter, lambda: drawn, TRACKERS)
+        metrics |= {name: found.metrics() for name, found in measure_trackers(segmenter, drawn, TRACKERS).items()}
     print(json.dumps(metrics, indent=1))
 
 

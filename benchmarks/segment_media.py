@@ -58,7 +58,8 @@ def models(sam: str, method: str, demo: bool):
 
 def passing(loaded, prompt: str, picture: np.ndarray) -> list[str]:
     """Flags with which OBJECTS boxes of a prompt, or at most as many regions, pass on a picture."""
-    from minisam_glue.heatmap import confidence, label_components, measure_components
+    from minisam_glue.heatmap import confidence
+    from minisam_glue.masks import label_components, measure_components
     from minisam_glue.prompts import split_phrases
 
     if loaded.heat_mapper is None:

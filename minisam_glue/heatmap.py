@@ -2,7 +2,7 @@
 
 Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE Trans. SMC 9(1), 1979, chooses the threshold.
 Confidences are used as the model gives them. They are not stretched to 0..1: an absent object lights up nothing.
-Left out: how the heat maps are made (clipseg/heat_mapper.py).
+Left out: how the heat maps are made (clipseg/heat_mapper.py), and connected components (masks.py).
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import erode, mask_iou
+from .masks import erode, label_components, mask_iou, measure_components
 from .sam2.layers import resize_antialiased
 
 REFERENCE_SIDE = 352  # pixels of the square that min_area and border are stated for
@@ -123,67 +123,6 @@ def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
     if threshold < SURE and (heat > threshold).mean() > 0.5:
         threshold = min(float(np.quantile(heat, settings.percentile)), SURE)
     return max(threshold, min(FLOOR if settings.floor is None else settings.floor, SURE))
-
-
-# --- Components --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Components:
-    """Measures of n components. areas (n,) pixels; boxes (n, 4) xyxy, right and bottom exclusive; centroids (n, 2) xy,
-    means of pixel indices."""
-
-    areas: np.ndarray
-    boxes: np.ndarray
-    centroids: np.ndarray
-
-
-def label_components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
-    """Bool (H, W) -> int32 (H, W): 0 outside, 1, 2, ... on each component, in raster order of its first pixel.
-
-    Runs of a row are joined with the runs of the row above that they touch: with 8 also at a corner, with 4 at a side.
-    """
-    H, W = mask.shape
-    change = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    row, start = np.nonzero(change == 1)  # runs, in raster order
-    end = np.nonzero(change == -1)[1]  # exclusive
-    corner, stride = int(connectivity == 8), W + 3
-    above = (row - 1) * stride
-    first = np.searchsorted(row * stride + end, above + start - corner, "right")
-    count = (np.searchsorted(row * stride + start, above + end + corner, "left") - first).clip(min=0)
-    lower = np.repeat(np.arange(len(row)), count)
-    upper = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
-    roots = join(len(row), lower, upper)
-    number = 1 + np.unique(roots, return_inverse=True)[1].reshape(-1)
-    steps = np.zeros(H * W + 1, np.int32)
-    steps[row * W + start] += number.astype(np.int32)
-    steps[row * W + end] -= number.astype(np.int32)
-    return np.cumsum(steps[:-1], dtype=np.int32).reshape(H, W)
-
-
-def join(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The least member of the set of each of `count` items, where items a[i] and b[i] are in one set."""
-    root = np.arange(count)
-    while True:
-        low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
-        if (low == high).all():
-            return root
-        np.minimum.at(root, high, low)
-        while (root[root] != root).any():
-            root = root[root]
-
-
-def measure_components(labels: np.ndarray) -> Components:
-    """Labels (H, W) from label_components -> areas, boxes and centroids, in the order of the labels."""
-    n = labels.max(initial=0)
-    y, x = np.nonzero(labels)
-    index = labels[y, x] - 1
-    areas = np.bincount(index, minlength=n)
-    low, high = np.full((n, 2), max(labels.shape)), np.zeros((n, 2), int)
-    np.minimum.at(low, index, np.stack((x, y), 1))
-    np.maximum.at(high, index, np.stack((x, y), 1) + 1)
-    sums = np.stack([np.bincount(index, weights=axis, minlength=n) for axis in (x, y)], 1)
-    return Components(areas, np.concatenate((low, high), 1), sums / np.maximum(areas, 1)[:, None])
 
 
 # --- Instances ---------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-"""Masks as arrays: bounding box, overlap, erosion, and run lengths in the form of the COCO data set.
+"""Masks as arrays: bounding box, overlap, erosion, connected components, and run lengths in the form of COCO.
 
 "Microsoft COCO: Common Objects in Context" (arXiv 1405.0312) names no format for run lengths: the runs and the
 compressed string are those that pycocotools writes (rleEncode and rleToString of its maskApi.c). Left out: merging and
-areas of encoded masks, polygons, connected components (sam2/components.py).
+areas of encoded masks, polygons. The small holes of SAM 2's masks: sam2/components.py.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DIGITS = 7  # of 5 bits, at most, in a number of the string: enough for differences of runs below 2**32
@@ -28,6 +31,26 @@ def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
     return tuple(map(float, mask_box(mask) or (0, 0, 0, 0)))
 
 
+def boxes_of(masks: Tensor) -> Tensor:
+    """The boxes (n, 4), xyxy, around bool masks (n, h, w); of the whole picture for an empty one."""
+    sides = []
+    for axis in (1, 2):  # columns, then rows
+        line = masks.any(axis).int()
+        sides.append((line.argmax(1), line.shape[1] - line.flip(1).argmax(1)))
+    (left, right), (top, bottom) = sides
+    return torch.stack((left, top, right, bottom), 1).float()
+
+
+def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
+    """The mean of tokens (N, C), a square of the picture's, inside bool masks (n, s, s), of length 1: (n, C).
+
+    Zeros for a mask without pixels.
+    """
+    grid = round(len(tokens) ** 0.5)
+    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[:, None], grid).flatten(1)
+    return F.normalize(weights @ tokens, dim=1)
+
+
 def mask_iou(one: Tensor, other: Tensor) -> Tensor:
     """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m); 0 where both are empty."""
     a, b = one.flatten(1).float(), other.flatten(1).float()
@@ -46,6 +69,78 @@ def erode(mask: np.ndarray, steps: int) -> np.ndarray:
         both = rows[1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] if step % 2 else rows[1:-1] & rows[:-2] & rows[2:]
         core[1:-1, 1:-1] = both
     return core[1:-1, 1:-1]
+
+
+# --- Connected components ----------------------------------------------------------------------------------
+
+
+def large_parts(mask: np.ndarray, share: float = 0.0, least: float = 1) -> np.ndarray:
+    """Bool (H, W) without the connected parts of less than `least` pixels, or less than `share` of the largest one."""
+    parts = label_components(mask)
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0  # what is outside
+    return (areas >= max(1, least, share * areas.max()))[parts]
+
+
+@dataclass
+class Components:
+    """Measures of n components. areas (n,) pixels; boxes (n, 4) xyxy, right and bottom exclusive; centroids (n, 2) xy,
+    means of pixel indices."""
+
+    areas: np.ndarray
+    boxes: np.ndarray
+    centroids: np.ndarray
+
+
+def label_components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
+    """Bool (H, W) -> int32 (H, W): 0 outside, 1, 2, ... on each component, in raster order of its first pixel.
+
+    Runs of a row are joined with the runs of the row above that they touch: with 8 also at a corner, with 4 at a side.
+    """
+    H, W = mask.shape
+    change = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    row, start = np.nonzero(change == 1)  # runs, in raster order
+    end = np.nonzero(change == -1)[1]  # exclusive
+    corner, stride = int(connectivity == 8), W + 3
+    above = (row - 1) * stride
+    first = np.searchsorted(row * stride + end, above + start - corner, "right")
+    count = (np.searchsorted(row * stride + start, above + end + corner, "left") - first).clip(min=0)
+    lower = np.repeat(np.arange(len(row)), count)
+    upper = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+    roots = join(len(row), lower, upper)
+    number = 1 + np.unique(roots, return_inverse=True)[1].reshape(-1)
+    steps = np.zeros(H * W + 1, np.int32)
+    steps[row * W + start] += number.astype(np.int32)
+    steps[row * W + end] -= number.astype(np.int32)
+    return np.cumsum(steps[:-1], dtype=np.int32).reshape(H, W)
+
+
+def join(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The least member of the set of each of `count` items, where items a[i] and b[i] are in one set."""
+    root = np.arange(count)
+    while True:
+        low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])
+        if (low == high).all():
+            return root
+        np.minimum.at(root, high, low)
+        while (root[root] != root).any():
+            root = root[root]
+
+
+def measure_components(labels: np.ndarray) -> Components:
+    """Labels (H, W) from label_components -> areas, boxes and centroids, in the order of the labels."""
+    n = labels.max(initial=0)
+    y, x = np.nonzero(labels)
+    index = labels[y, x] - 1
+    areas = np.bincount(index, minlength=n)
+    low, high = np.full((n, 2), max(labels.shape)), np.zeros((n, 2), int)
+    np.minimum.at(low, index, np.stack((x, y), 1))
+    np.maximum.at(high, index, np.stack((x, y), 1) + 1)
+    sums = np.stack([np.bincount(index, weights=axis, minlength=n) for axis in (x, y)], 1)
+    return Components(areas, np.concatenate((low, high), 1), sums / np.maximum(areas, 1)[:, None])
+
+
+# --- Run lengths -------------------------------------------------------------------------------------------
 
 
 def encode_rle(mask: np.ndarray) -> dict:

@@ -82,8 +82,7 @@ class Models:
             raise KeyboardInterrupt
         start = time.perf_counter()
         yield
-        if self.sam.device.type == "cuda":
-            torch.cuda.synchronize(self.sam.device)
+        synchronise(self.sam.device)
         with ADDING:
             self.seconds[name] += time.perf_counter() - start
 
@@ -231,6 +230,14 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} can't be used here: {str(error).splitlines()[0][:200]}") from error
     return device
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked for; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

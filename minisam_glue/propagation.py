@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .heatmap import label_components
-from .masks import box_around, mask_box
+from .masks import box_around, large_parts, mask_box
 from .models import Models
 from .pixels import Picture, own_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
@@ -183,6 +182,8 @@ class Tracking:
                 index, image = next(pairs, (None, None))
             if index is None:
                 return
+            if self.next is None and self.seed_frame is None:  # in reverse: the number of the last frame is known now
+                self.marks = [replace(mark, at=index if mark.at is None else mark.at) for mark in self.marks]
             result = self._step(index, own_rgb(image))
             self.next = index - 1 if self.reverse else index + 1
             yield result
@@ -203,21 +204,20 @@ class Tracking:
             self.tracker.seek(index, image)
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
-            self.detections.image = image
-            result = self.detections.refuse_strangers(masks, result)
+            result = self.detections.refuse_strangers(masks, result, image)
             if found is not None and (self.seeded_at is not None or before):  # before: by corrections alone
                 joins = self.redetect or self.seeded_at is None
-                self.detections.reconcile(found, result, self._add if joins else None)
+                self.detections.reconcile(found, result, image, self._add if joins else None)
             elif found is not None:
                 for seed in found.objects:
                     self._add(index, seed)
             elif self.redetect and before:
-                self.detections.separate()
+                self.detections.separate(image)
             for mark in marks:
                 self._mark(index, mark)
             result = self.tracker.result() if before else self.tracker.track(self.reverse)
             if found is not None and self.seeded_at is None:
-                self.detections.learn_appearances(self.tracker.objects.keys(), result)
+                self.detections.learn_appearances(self.tracker.objects.keys(), result, image)
             self._joined(index, self.tracker.objects.keys() - before, found)
             return self._record(index, image, result, found)
 
@@ -236,9 +236,6 @@ class Tracking:
 
     def _marks_at(self, index: int) -> list[ObjectPrompt]:
         """The objects that are marked or corrected on this frame. One that was removed before it came does not come."""
-        if self.reverse and self.direction == REVERSE and self.next is None and self.seed_frame is None:
-            # The number of the last frame is known now.
-            self.marks = [replace(mark, at=index if mark.at is None else mark.at) for mark in self.marks]
         gone = {prompt.id for prompt in self.prompts if prompt.remove and prompt.at <= index} | self.known.keys()
         marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in gone]
         return marks + [prompt for prompt in self.prompts if prompt.at == index and not self.reverse]
@@ -391,8 +388,8 @@ class Tracking:
             raise ValueError("the tracking does not say when its objects were marked")
         if self.direction != BOTH and state["reverse"] != (self.direction == REVERSE):
             raise ValueError("the tracking runs in the other direction")
-        if not state["reverse"]:
-            whole()(state["next"], "the next frame of the tracking")
+        if self.direction != REVERSE:
+            whole(-1 if state["reverse"] else 0)(state["next"], "the next frame of the tracking")
 
 
 def numbered(frames: Iterable[Picture], start: int | None, reverse: bool) -> Iterator[tuple[int, Picture]]:
@@ -429,11 +426,8 @@ def without_specks(mask: np.ndarray) -> np.ndarray:
     if box is None:
         return mask.copy()
     left, top, right, bottom = box
-    parts = label_components(mask[top:bottom, left:right])
-    areas = np.bincount(parts.ravel())
-    areas[0] = 0  # what is outside
     kept = np.zeros_like(mask)
-    kept[top:bottom, left:right] = (areas >= SPECK * areas.max())[parts] & (parts > 0)
+    kept[top:bottom, left:right] = large_parts(mask[top:bottom, left:right], SPECK)
     return kept
 
 

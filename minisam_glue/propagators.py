@@ -27,6 +27,7 @@ from . import redetection
 from .flow import farneback, grey, inconsistency, warp
 from .identity import Frame, Identity, Notes
 from .identity import state_kind as identity_kind
+from .masks import boxes_of
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2 import video_tracker as memory
@@ -471,17 +472,6 @@ def brightness_size(size: Sequence[int]) -> tuple[int, int]:
     scale = min(1.0, FLOW_SIDE / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
-
-
-def boxes_of(masks: Tensor) -> Tensor:
-    """The boxes (n, 4), xyxy, around bool masks (n, h, w), none of which is empty."""
-    sides = []
-    for axis in (1, 2):  # columns, then rows
-        line = masks.any(axis)
-        index = torch.arange(line.shape[1], device=masks.device)
-        sides.append((index.where(line, line.shape[1]).amin(1), index.where(line, -1).amax(1) + 1))
-    (left, right), (top, bottom) = sides
-    return torch.stack((left, top, right, bottom), 1).float()
 
 
 PROPAGATORS = {MEMORY: MemoryPropagator, FLOW: FlowPropagator}

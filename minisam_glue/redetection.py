@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .assignment import hungarian
-from .masks import mask_iou
+from .masks import mask_iou, mean_tokens
 from .records import HeatMap, Segment
 from .sam2 import FrameResult
 from .sam2.layers import pool_to
@@ -32,32 +32,33 @@ class Redetection:
     """The objects of one tracking and what is detected on later frames: who is confirmed, lost, found again, new.
 
     tracker: a propagator (propagators.py). known: the latest record of each object, by its number; scores are brought
-    up to date here. appearances: (C + 3,) of each object, as appearances() has them. image: uint8 (H, W, 3), the
-    frame that the tracker was last shown.
+    up to date here. appearances: (C + 3,) of each object, as appearances() has them. image, of the methods: the frame
+    that the tracker was last shown, uint8 (H, W, 3).
     """
 
     def __init__(self, tracker, known: dict[int, Segment]):
         self.tracker, self.known = tracker, known
         self.appearances: dict[int, Tensor] = {}
-        self.image: np.ndarray | None = None
 
-    def reconcile(self, found: Seeds, result: FrameResult, add: Callable[[int, Seed], None] | None = None) -> None:
+    def reconcile(
+        self, found: Seeds, result: FrameResult, image: np.ndarray, add: Callable[[int, Seed], None] | None = None
+    ) -> None:
         """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again.
 
         add: what makes a detection of no known object a new one, from the frame and the detection; None leaves it out.
         """
         shown = self.tracker.masks_for_boxes(found.boxes)
         detected, tracked = shown.logits > 0, result.low_res > 0
-        same, alike = self._same_label(found, result), self._likeness(detected, result.ids)
+        same, alike = self._same_label(found, result), self._likeness(detected, result.ids, image)
         confirmed = confirm(detected, tracked, same)
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
-        present = self._likeness(tracked, result.ids).diagonal()
+        present = self._likeness(tracked, result.ids, image).diagonal()
         for column in strayed(detected, tracked, alike, confirmed, present):
             self.tracker.lose(result.ids[column])
             tracked[column] = False
         new = unclaimed(detected, tracked, same, confirmed)
-        lost = [column for column in range(len(result.ids)) if not tracked[column].any()]
+        lost = [column for column, there in enumerate(are_shown(tracked)) if not there]
         revived = revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
         for i, row in enumerate(new):
             if i in revived:
@@ -69,11 +70,12 @@ class Redetection:
                 self.tracker.mistrust(result.ids[column])
         self.tracker.detection_done()
         sure = {result.ids[column] for column in confirmed.values()}
-        self.separate(sure)
+        self.separate(image, sure)
         result = self.tracker.result()
-        self.learn_appearances(sure | {number for number in result.ids if self.tracker.is_prompted(number)}, result)
+        prompted = {number for number in result.ids if self.tracker.is_prompted(number)}
+        self.learn_appearances(sure | prompted, result, image)
 
-    def separate(self, confirmed: Collection[int] = ()) -> None:
+    def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
         """Empty, of two objects with one mask, the one that it is not of.
 
         That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
@@ -82,7 +84,7 @@ class Redetection:
         result = self.tracker.result()
         masks = result.low_res > 0
         pairs = sharing(masks)
-        likeness = self._likeness(masks, result.ids).diagonal() if pairs else None
+        likeness = self._likeness(masks, result.ids, image).diagonal() if pairs else None
         for pair in pairs:
             there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
             sure = [result.ids[column] in confirmed for column in pair]
@@ -97,43 +99,43 @@ class Redetection:
         result = self.tracker.result()
         return dict(zip(result.ids, result.low_res > 0))
 
-    def refuse_strangers(self, before: dict[int, Tensor], result: FrameResult) -> FrameResult:
+    def refuse_strangers(self, before: dict[int, Tensor], result: FrameResult, image: np.ndarray) -> FrameResult:
         """Empty the masks that have come back, or jumped, to something unlike their object.
 
         before: masks() of the frame before.
         """
         masks = result.low_res > 0
-        rows = [
-            row
-            for row, number in enumerate(result.ids)
-            if number in before and masks[row].any() and not (masks[row] & before[number]).any()
-        ]
+        shown = are_shown(masks)
+        rows = [row for row, number in enumerate(result.ids) if number in before and shown[row]]
+        stays = are_shown(masks[rows] & torch.stack([before[result.ids[row]] for row in rows])) if rows else []
+        rows = [row for row, stay in zip(rows, stays) if not stay]
         if not rows:
             return result
-        alike = self._likeness(masks[rows], [result.ids[row] for row in rows]).diagonal()
+        alike = self._likeness(masks[rows], [result.ids[row] for row in rows], image).diagonal()
         for row, value in zip(rows, alike):
             if value < UNLIKE:
                 self.tracker.lose(result.ids[row])
         return self.tracker.result()
 
-    def learn_appearances(self, ids: Collection[int], result: FrameResult) -> None:
+    def learn_appearances(self, ids: Collection[int], result: FrameResult, image: np.ndarray) -> None:
         """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""
-        rows = [row for row, number in enumerate(result.ids) if number in ids and (result.low_res[row] > 0).any()]
-        for row, appearance in zip(rows, self.tracker.appearances(result.low_res[rows] > 0, self.image)):
+        masks = result.low_res > 0
+        rows = [row for row, (number, there) in enumerate(zip(result.ids, are_shown(masks))) if number in ids and there]
+        for row, appearance in zip(rows, self.tracker.appearances(masks[rows], image)):
             before = self.appearances.get(result.ids[row], appearance)
             self.appearances[result.ids[row]] = LASTING * before + (1 - LASTING) * appearance
 
-    def _likeness(self, masks: Tensor, ids: Sequence[int]) -> Tensor:
+    def _likeness(self, masks: Tensor, ids: Sequence[int], image: np.ndarray) -> Tensor:
         """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they were when last seen for
-        sure; 1 for an object of which that is not known."""
-        seen, known = self.tracker.appearances(masks, self.image), [self.appearances.get(number) for number in ids]
+        sure; 1 for an object of which that is not known. On the CPU: a GPU would be waited for at each entry."""
+        seen, known = self.tracker.appearances(masks, image), [self.appearances.get(number) for number in ids]
         columns = [seen.new_ones(len(seen)) if one is None else likeness(seen, one) for one in known]
-        return torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)
+        return (torch.stack(columns, 1) if columns else seen.new_zeros(len(seen), 0)).cpu()
 
     def _same_label(self, found: Seeds, result: FrameResult) -> Tensor:
-        """Bool (detections, objects) on the tracker's device."""
+        """Bool (detections, objects)."""
         table = [[seed.label == self.known[number].label for number in result.ids] for seed in found.objects]
-        return torch.tensor(table, dtype=torch.bool, device=self.tracker.model.device).view(len(found), len(result.ids))
+        return torch.tensor(table, dtype=torch.bool).view(len(found), len(result.ids))
 
     def _revive(self, number: int, logits: Tensor, score: float) -> None:
         """Give a lost object the mask, logits (s, s), of the detection that shows it."""
@@ -148,10 +150,8 @@ def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
 
     tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).
     """
-    grid, side = round(len(tokens) ** 0.5), masks.shape[-1]
-    shares = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[None], grid)[0].flatten(1)  # (n, N)
-    inside = F.normalize(shares @ (tokens - tokens.mean(0)), dim=1)
-    colours = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, side).flatten(1)  # (3, s * s)
+    inside = mean_tokens(masks, tokens - tokens.mean(0))
+    colours = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, masks.shape[-1]).flatten(1)  # (3, s * s)
     area = masks.sum((1, 2)).clamp(min=1)[:, None]
     return torch.cat((inside, masks.flatten(1).to(tokens.dtype) @ colours.T / area), 1)
 
@@ -168,7 +168,7 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
 
     same_label: bool (detections, objects); only such pairs can be one.
     """
-    return assign(mask_iou(detected, tracked) * same_label, SAME)
+    return assign(mask_iou(detected, tracked).cpu() * same_label, SAME)
 
 
 def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
@@ -177,12 +177,12 @@ def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[in
     alike: likeness (detections, objects) of detections to the objects as they were. present: (objects,), the same of
     what each track lies on now. An object is there for sure if a detection of its own phrase confirms it.
     """
-    overlap = mask_iou(detected, tracked)
+    overlap, shown = mask_iou(detected, tracked).cpu(), are_shown(tracked)
     lost = []
     for column in set(range(len(tracked))) - set(confirmed.values()):
         others = [row for row in range(len(detected)) if overlap[row, column] >= SAME]
         unlike = any(alike[row, column] < ALIKE for row in others) or present[column] < UNLIKE
-        if tracked[column].any() and unlike:
+        if shown[column] and unlike:
             lost.append(column)
     return lost
 
@@ -193,14 +193,10 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     if not len(detected):
         return []
     owned = torch.stack([tracked[same].any(0) for same in same_label])  # pixels of any object of the same label
-    area = detected.sum((1, 2))
-    inside = (detected & owned).sum((1, 2)) / area.clamp(min=1)
+    inside = (detected & owned).sum((1, 2)) / detected.sum((1, 2)).clamp(min=1)
     named = (mask_iou(detected, tracked) >= SHARED).any(1)
-    return [
-        row
-        for row in range(len(detected))
-        if row not in confirmed and inside[row] <= SAME and area[row] and not named[row]
-    ]
+    free = (inside <= SAME) & detected.flatten(1).any(1) & ~named
+    return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
 
 
 def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
@@ -219,6 +215,11 @@ def is_cold(mask: Tensor, label: str, heat: Sequence[HeatMap]) -> bool:
             above = torch.from_numpy(one.at(tuple(mask.shape)) > one.threshold).to(mask.device)
             return int((above & mask).sum()) < COLD * int(mask.sum())
     return False
+
+
+def are_shown(masks: Tensor) -> list[bool]:
+    """Whether each of bool masks (n, h, w) has a pixel: a device is waited for once."""
+    return masks.flatten(1).any(1).tolist()
 
 
 def sharing(masks: Tensor) -> list[tuple[int, int]]:

@@ -130,7 +130,10 @@ def _by_detector(
 
 
 def auto_threshold(scores: Tensor, least: float) -> float:
-    """Otsu's threshold over the scores (n,) of all that a detector proposes, at most one half, and at least `least`."""
+    """Otsu's threshold over the scores (n,) of boxes, at most one half, and at least `least`.
+
+    The boxes are all that overlap and the largest area leave of what a detector proposes.
+    """
     return max(least, min(otsu(scores.numpy()), MOST_AUTO)) if len(scores) else least
 
 
@@ -176,13 +179,13 @@ def _by_heat_maps(
             heat.append(HeatMap(phrase, one, choose_threshold(confidence(one), seeding.heat)))
             found = find_instances(one, image.shape[:2], seeding.heat)
             seeds += [seed_of_instance(phrase, instance, image.shape[:2], seeding) for instance in found]
-        seeds = [seed for seed in seeds if share(seed.box, image.shape[:2]) <= thresholds.max_area]
+        seeds = [seed for seed in seeds if box_share(seed.box, image.shape[:2]) <= thresholds.max_area]
         best = max(((one.phrase, one.best) for one in heat), key=lambda pair: pair[1])
         results.append(Seeds(sorted(seeds, key=lambda seed: -seed.score), best, heat))
     return results
 
 
-def share(box: Box, size: Size) -> float:
+def box_share(box: Box, size: Size) -> float:
     """The area of a box, as a share of the picture."""
     return (box[2] - box[0]) * (box[3] - box[1]) / (size[0] * size[1])
 

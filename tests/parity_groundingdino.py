@@ -7,11 +7,12 @@ import numpy as np
 import parity
 import torch
 from helpers import official_phrases
+from helpers.gather_samples import gather_samples
 
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino.bert import BertConfig
 from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
-from minisam_glue.grounding_dino.fast import accelerate, gather_samples
+from minisam_glue.grounding_dino.fast import accelerate
 from minisam_glue.grounding_dino.fusion import BiAttentionBlock
 from minisam_glue.grounding_dino.geometry import (
     box_embedding,

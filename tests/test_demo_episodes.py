@@ -24,7 +24,7 @@ from minisam_glue.demo.episodes import (
     without_recent,
 )
 from minisam_glue.demo.scenes import ALL_KINDS, TRAINING_FROM, clip, motion
-from minisam_glue.demo.train_segmenter import SegmenterTask, follow
+from minisam_glue.demo.train_segmenter import SegmenterTask, unroll
 from minisam_glue.demo.training import Trainer
 from minisam_glue.sam2.memory_bank import FrameMemory, MemorySelection
 
@@ -178,7 +178,7 @@ def test_frames_that_lead_up_fill_the_memory_without_gradients(monkeypatch):
     batch = next(b for b in (task.batch(step, step) for step in range(1, 20)) if b.taught_from > 2)
     encode = model.encode_memory
     monkeypatch.setattr(model, "encode_memory", lambda *a, **k: seen.append(encode(*a, **k)) or seen[-1])
-    answers = follow(model, batch)
+    answers = unroll(model, batch)
     last = len(batch.numbers) - 1
     assert [m.requires_grad for m in seen] == [t == 0 or t >= batch.taught_from for t in range(last)]
     assert {t for _, t in answers} == {0, *range(batch.taught_from, last + 1)}
@@ -203,8 +203,8 @@ def test_predicted_boxes_change_the_answer(monkeypatch):
     model = task.build()
     batch = next(b for b in (task.batch(step, step) for step in range(1, 40)) if not b.hints[-1].isnan().any())
     with torch.no_grad():
-        answers = follow(model, batch)
-        blind = follow(model, replace(batch, hints=torch.full_like(batch.hints, torch.nan)))
+        answers = unroll(model, batch)
+        blind = unroll(model, replace(batch, hints=torch.full_like(batch.hints, torch.nan)))
     assert torch.equal(answers[0][0].masks, blind[0][0].masks)  # of the prompted frame
     assert not torch.equal(answers[-1][0].object_score_logits, blind[-1][0].object_score_logits)
 

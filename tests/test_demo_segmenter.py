@@ -20,8 +20,8 @@ from minisam_glue.demo.train_segmenter import (
     best_mask,
     covered,
     error_clicks,
-    follow,
     mask_losses,
+    unroll,
 )
 from minisam_glue.demo.training import Trainer, export
 from minisam_glue.sam2 import PRESETS, VideoTracker
@@ -89,7 +89,7 @@ def test_training_sees_what_the_tracker_sees(monkeypatch):
     model, film = TASK.build(), clip(5, "crossing", 4, (48, 64))
     objects = seeded(film)
     with torch.no_grad():
-        answers = follow(model, clip_batch(film, objects, seed=0))  # a seed that asks for a single mask
+        answers = unroll(model, clip_batch(film, objects, seed=0))  # a seed that asks for a single mask
     tracker = VideoTracker(model, max_hole=0)
     tracker.seek(0, film.frames[0])
     for i in objects:

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from helpers.gather_samples import gather_samples
 from helpers.gdino_tiny import TOKENIZER, tiny_model
 
 from minisam_glue.grounding_dino import fast
 from minisam_glue.grounding_dino.deformable_attention import MSDeformAttn, deformable_sample
-from minisam_glue.grounding_dino.fast import FORMS, accelerate, gather_samples
+from minisam_glue.grounding_dino.fast import FORMS, accelerate
 from minisam_glue.grounding_dino.fusion import BiMultiHeadAttention
 from minisam_glue.grounding_dino.swin import WindowAttention, shift_mask
 

@@ -3,12 +3,12 @@
 import parity
 import pytest
 import torch
+from helpers.gather_samples import gather_samples
 from helpers.gdino_tiny import CONFIG, TOKENIZER, tiny_model
 
 from minisam_glue.grounding_dino import model as model_module
 from minisam_glue.grounding_dino.bert import phrase_masks
 from minisam_glue.grounding_dino.deformable_attention import deformable_sample
-from minisam_glue.grounding_dino.fast import gather_samples
 from minisam_glue.grounding_dino.model import PRESETS, GroundingDINO, load, load_official
 from minisam_glue.grounding_dino.swin import WindowAttention, shift_mask
 from minisam_glue.grounding_dino.transformer import Attention

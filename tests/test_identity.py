@@ -13,12 +13,11 @@ from helpers.sam2_tiny import frames, tiny_model
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame, Identity, state_kind
-from minisam_glue.identity.frame import appearances
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import Track, groups
 from minisam_glue.identity.search import Candidate, Search
-from minisam_glue.masks import mask_iou
+from minisam_glue.masks import mask_iou, mean_tokens
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import VideoTracker, accelerate
 
@@ -126,6 +125,7 @@ def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
         state = stopped.state()
         check(state, "the rules")
         stopped = Identity.from_state(state, torch.device("cpu"))
+        assert stopped.meeting == (back.meeting if t else set())
         backward = copy.deepcopy(frame)
         backward.number = 100 - t
         assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
@@ -440,7 +440,7 @@ def test_a_meeting_ends_when_predictions_are_a_tenth_of_their_size_apart():
 def test_a_search_looks_in_the_corners_too():
     corner, empty = square(3, 45), torch.zeros(SIDE, SIDE, dtype=torch.bool)
     tokens = tokens_of(corner, empty)
-    ((x, y),) = Search(no_look).places(tokens, appearances(corner[None], tokens)[0], empty)
+    ((x, y),) = Search(no_look).places(tokens, mean_tokens(corner[None], tokens)[0], empty)
     assert corner[int(y), int(x)]
 
 
@@ -467,7 +467,7 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
         return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
-    found = Search(masks_of).find(frame, motion, appearances(squares[0][None], tokens)[0], torch.zeros(3))
+    found = Search(masks_of).find(frame, motion, mean_tokens(squares[0][None], tokens)[0], torch.zeros(3))
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
     assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
 

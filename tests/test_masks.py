@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+from minisam_glue.masks import boxes_of, large_parts, mean_tokens
 from minisam_glue.masks import decode_rle as decode
 from minisam_glue.masks import encode_rle as encode
 
@@ -104,3 +106,25 @@ def test_damaged_run_lengths_are_refused(rle, words):
 def test_only_two_dimensions_are_encoded():
     with pytest.raises(ValueError, match="not \\(1, 2, 2\\)"):
         encode(np.zeros((1, 2, 2), bool))
+
+
+def test_boxes_bound_masks_and_that_of_nothing_is_the_whole_picture():
+    masks = torch.zeros(3, 6, 8, dtype=torch.bool)
+    masks[0, 2:4, 1:7] = masks[1, 5, 7] = True
+    assert boxes_of(masks).tolist() == [[1, 2, 7, 4], [7, 5, 8, 6], [0, 0, 8, 6]]
+
+
+def test_large_parts_have_a_share_of_the_largest_and_so_many_pixels():
+    mask = np.zeros((6, 12), bool)
+    mask[:4, :4] = mask[:2, 6:10] = mask[5, 11] = True  # 16, 8 and 1 pixels
+    limits = ({}, 25), ({"share": 0.5}, 24), ({"share": 0.51}, 16), ({"least": 1.5}, 24), ({"least": 17}, 0)
+    for kept, left in limits:
+        assert large_parts(mask, **kept).sum() == left
+    assert not large_parts(mask & False, 0.5).any()
+
+
+def test_the_token_of_a_mask_is_the_mean_inside_of_length_1():
+    masks, tokens = torch.zeros(3, 4, 4, dtype=torch.bool), torch.eye(4)  # of 2 x 2 cells
+    masks[0, :2, :2] = masks[1, :2] = True
+    half = 0.5**0.5
+    assert torch.allclose(mean_tokens(masks, tokens), torch.tensor([[1.0, 0, 0, 0], [half, half, 0, 0], [0, 0, 0, 0]]))

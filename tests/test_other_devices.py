@@ -8,7 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.sam2_tiny import tiny_model
 
+from minisam_glue.models import Models
+from minisam_glue.sam2 import SAM2
 from minivit import run
 
 TINY = {"data": "shapes", "preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "device": "cpu", "amp": "off"}
@@ -22,6 +25,17 @@ HELPER = Path(__file__).parent / "helpers" / "pretended_gpu.py"
 def test_nothing_is_asked_of_a_gpu_that_it_refuses(device, package):
     done = subprocess.run([sys.executable, HELPER, device, package], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("device, waits", [("cpu", []), ("cuda:1", ["cuda:1"]), ("mps", ["mps"])])
+def test_the_seconds_of_a_stage_are_those_until_the_device_is_done(device, waits, monkeypatch):
+    models, waited = Models(None, tiny_model()), []
+    monkeypatch.setattr(SAM2, "device", torch.device(device))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(str(device)))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    with models.stage("track"):
+        assert not waited
+    assert waited == waits and models.seconds["track"] > 0
 
 
 def test_a_preset_that_does_not_compile_is_measured_without(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from helpers.tiny_heat import heat_models
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import propagation, propagators, redetection
-from minisam_glue.demo.evaluate import evaluate_trackers
+from minisam_glue.demo.evaluate import measure_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame
 from minisam_glue.identity.rules import Track
@@ -20,7 +20,7 @@ from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
 from minisam_glue.prompts import Clicks
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
-from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, MemoryPropagator, boxes_of, brightness
+from minisam_glue.propagators import DETECT_EVERY, PROPAGATORS, FlowPropagator, MemoryPropagator, brightness
 from minisam_glue.records import HeatMap
 from minisam_glue.sam2 import SAM2, VideoTracker
 from minisam_glue.sam2.mask_decoder import Decoded
@@ -226,6 +226,8 @@ def test_a_state_of_another_propagator_or_a_damaged_one_is_refused_and_changes_n
     for next_frame in (None, -1):  # of a run that goes forward
         with pytest.raises(ValueError, match="the next frame"):
             other.restore(other.state() | {"next": next_frame})
+    with pytest.raises(ValueError, match="the next frame"):  # that of the way back is known
+        Tracking(tiny_models(), "bright.", direction=BOTH).restore(other.state() | {"next": None, "reverse": True})
     assert one.tracker.frame == 1 and one.state()["known"] == before["known"]
 
 
@@ -269,12 +271,6 @@ def test_odd_videos_have_a_result_for_each_frame(frames):
         assert all(r.masks.shape[1:] == frames[0].shape[:2] for r in results)
 
 
-def test_boxes_bound_masks():
-    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
-    masks[0, 2:4, 1:7] = masks[1, 5, 7] = True
-    assert boxes_of(masks).tolist() == [[1, 2, 7, 4], [7, 5, 8, 6]]
-
-
 def test_an_unknown_propagator_is_said():
     with pytest.raises(ValueError, match="propagate 'magic': choose one of memory, flow"):
         segment_video(tiny_models(), film(2), "bright.", propagate="magic")
@@ -312,7 +308,8 @@ def test_the_command_propagates_by_flow_goes_on_where_it_was_and_keeps_frames(tm
 
 def test_both_propagators_are_measured_on_the_same_clips():
     films = [clip(seed, kind, 4, (48, 64)) for seed, kind in enumerate(("free", "crossing"))]
-    metrics = evaluate_trackers(tiny_model(), lambda: iter(films), PROPAGATORS)
+    found = measure_trackers(tiny_model(), films, PROPAGATORS)
+    metrics = {name: values.metrics() for name, values in found.items()}
     assert metrics.keys() == {"memory", "flow"}
     for one in metrics.values():
         assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["seconds_per_frame"] > 0

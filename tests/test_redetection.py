@@ -97,7 +97,7 @@ def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
     seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
     tracking.detections.appearances = {number: look(angle) for number, (_, _, angle) in tracks.items()}
-    tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), tracking._add)
+    tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), None, tracking._add)
     return tracking
 
 
@@ -194,7 +194,7 @@ def test_what_was_absent_or_elsewhere_comes_back_only_on_something_like_it(angle
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
     tracking.detections.appearances = dict.fromkeys((1, 2, 3), look(0))
     before = {1: strip(None) > 0, 2: strip((5, 9)) > 0, 3: strip((3, 5)) > 0}
-    result = tracking.detections.refuse_strangers(before, tracking.tracker.result())
+    result = tracking.detections.refuse_strangers(before, tracking.tracker.result(), None)
     assert tracking.tracker.lost == lost
     assert [bool((logits > 0).any()) for logits in result.low_res] == [not lost, not lost, True]
 
@@ -255,6 +255,32 @@ def test_a_track_is_lost_under_an_unlike_detection_or_on_something_unlike(alike,
     assert strayed(strips(0), strips(3) & False, alike, {}, present) == []  # nowhere
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that gives all its numbers, but no single one: a GPU is waited for each time."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def item(self):
+        raise AssertionError("a single number was asked for")
+
+    __bool__ = __float__ = __int__ = item
+
+
+def test_a_gpu_is_not_asked_for_each_entry_of_a_table():
+    detected, tracked = (strips(*starts).as_subclass(OnGpu) for starts in ((0, 20), (3, 12, 25)))
+    tracker = SimpleNamespace(appearances=lambda masks, image: torch.ones(len(masks), 5).as_subclass(OnGpu))
+    detections = Redetection(tracker, {})
+    detections.appearances[2] = torch.ones(5).as_subclass(OnGpu)
+    alike, same = detections._likeness(detected, [1, 2, 3], None), torch.ones(2, 3, dtype=torch.bool)
+    assert type(alike) is torch.Tensor and alike.shape == (2, 3)
+    assert confirm(detected, tracked, same) == {0: 0}
+    assert strayed(detected, tracked, alike, {0: 0}, torch.tensor([1.0, 0.5, 1.0])) == [1]
+    assert unclaimed(detected, tracked, same, {0: 0}) == []
+    detections.learn_appearances({1}, SimpleNamespace(ids=[1, 2, 3], low_res=tracked.float()), None)
+    assert detections.appearances.keys() == {1, 2}
+
+
 def test_what_is_alike_enough_is_found_again_as_many_as_may_be():
     alike = torch.tensor([[0.8]], dtype=torch.float64)
     assert revive(alike, YES) == {0: 0} and revive(alike - 0.01, YES) == revive(alike, NO) == {}
@@ -273,6 +299,5 @@ def test_an_appearance_is_learned_by_a_tenth_at_a_time():
     tracker = SimpleNamespace(appearances=lambda masks, image: torch.full((len(masks), 2), float(image[0])))
     detections, result = Redetection(tracker, {}), SimpleNamespace(ids=[4], low_res=torch.ones(1, 2, 2))
     for shade in (1.0, 2.0):
-        detections.image = np.full(1, shade)
-        detections.learn_appearances({4}, result)
+        detections.learn_appearances({4}, result, np.full(1, shade))
     assert detections.appearances[4].tolist() == pytest.approx([1.1, 1.1])

@@ -8,7 +8,7 @@ from helpers.squares import film
 from helpers.tiny_segment import tiny_models
 
 from minisam_glue import Clicks, frames, load_models, propagation, segment_video
-from minisam_glue.heatmap import label_components
+from minisam_glue.masks import label_components
 from minisam_glue.propagation import SPECK, without_specks
 from minisam_glue.propagators import HOLE, MOST_PROMPTED
 from minisam_glue.sam2 import VideoTracker

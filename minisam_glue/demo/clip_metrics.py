@@ -48,7 +48,7 @@ def boundary_f(found: Tensor, true: Tensor) -> Tensor:
     return torch.where((count[1] == 0) & (count[3] == 0), 1.0, f)
 
 
-def share(part: Tensor, whole: Tensor) -> Tensor:
+def coverage(part: Tensor, whole: Tensor) -> Tensor:
     """Share (...) of the pixels of `whole` that lie in `part`, bool (..., H, W); 0 where `whole` is empty."""
     return (part & whole).sum((-2, -1)) / whole.sum((-2, -1)).clamp(min=1)
 
@@ -73,7 +73,7 @@ def outcome(found: Tensor, true: Tensor) -> str:
     switched: else, a mask has a higher mean IoU with the other object than with its own.
     lost: else; so a mask is empty, too small, or on neither of them.
     """
-    covers = (share(found[:, :, None], true[:, None]) >= RIGHT).all(2).any(1)
+    covers = (coverage(found[:, :, None], true[:, None]) >= RIGHT).all(2).any(1)
     same = (broadcast_iou(found[:, 0], found[:, 1]) >= RIGHT) & found.flatten(2).any(2).all(1)
     if (covers | same).float().mean() > 0.5:
         return "merged"
@@ -134,7 +134,7 @@ def waits(found: Tensor, true: Tensor) -> list[int | None]:
 
 def on_wrong_twin(found: Tensor, twins: Tensor) -> list[bool]:
     """Whether a mask (T, H, W) covers at least half of one of the twins (T, m, H, W), for each frame but the first."""
-    return (share(found[:, None], twins) >= RIGHT).any(1)[1:].tolist()
+    return (coverage(found[:, None], twins) >= RIGHT).any(1)[1:].tolist()
 
 
 # --- All of it ---------------------------------------------------------------------------------------------

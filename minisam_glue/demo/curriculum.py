@@ -29,7 +29,7 @@ from .episodes import (
     with_jump,
 )
 from .evaluate import seeded
-from .scenes import ALL_KINDS, KINDS, TRAINING_FROM, Motion, clip, motion, scene
+from .scenes import ALL_KINDS, KINDS, TRAINING_FROM, ClipMotion, clip, motion, scene
 
 MEETINGS = ("crossing", "pass", "bounce", "twins")  # kinds of clips in which look-alikes meet
 RETURNS = ("occlusion", "leaving", "return", "scale")  # and in which an object returns
@@ -175,7 +175,7 @@ def random_clip_size(rng: np.random.Generator) -> tuple[int, int]:
 
 def choose_episode(
     seed: int, kinds: tuple[str, ...], recipe: Recipe, rng: np.random.Generator, size: tuple[int, int]
-) -> tuple[str, Motion, Episode]:
+) -> tuple[str, ClipMotion, Episode]:
     """The kind and motion of the clip of this seed, and the frames to show of it, forwards or backwards.
 
     kinds: MEETINGS or RETURNS for frames about what these are about; where nothing meets or returns, and for other

@@ -36,18 +36,18 @@ SMALL = 7.0  # pixels of radius below which a figure is drawn plain: no outline,
 
 
 def box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
-    """Exact along the sides; beyond the corners too small."""
+    """A rectangle: exact along the sides; beyond the corners too small."""
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
 def triangle(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
-    """Equilateral, a corner at the top, whatever the proportion."""
+    """An equilateral triangle, a corner at the top, whatever the proportion."""
     slant = math.sqrt(3) / 2 * np.abs(x) - y / 2  # one of the upper sides, by symmetry
     return np.maximum(y, slant) - 0.5
 
 
 def star(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
-    """Five points: all is folded into half a point, whose edge runs from (1, 0) to `inner` at 36 degrees."""
+    """A star of five points: all is folded into half a point, whose edge runs from (1, 0) to `inner` at 36 degrees."""
     inner, sector = 0.38 + 0.12 * proportion, 2 * math.pi / 5
     angle = np.abs((np.arctan2(x, -y) + sector / 2) % sector - sector / 2)
     radius, normal = np.hypot(x, y), (inner * math.sin(sector / 2), 1 - inner * math.cos(sector / 2))
@@ -55,7 +55,7 @@ def star(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
 
 
 def cross(x: np.ndarray, y: np.ndarray, proportion: float) -> np.ndarray:
-    """Upright, its arms the wider the larger the proportion."""
+    """An upright cross, its arms the wider the larger the proportion."""
     arm = 0.22 + 0.13 * proportion
     return np.minimum(box(x, y, 0.94, arm), box(x, y, arm, 0.94))
 

@@ -10,7 +10,7 @@
 A clip of 60 frames takes some 10 seconds on one core of an AMD EPYC, by each tracker.
 
 Seeds are held out (see scenes.py). Average precision follows COCO: 101 recall points, IoU 0.5 to 0.95 in
-steps of 0.05, all phrases of all scenes pooled. Figures of clips: clip_metrics.py. The same on drawings by another
+steps of 0.05, all phrases of all scenes pooled. Metrics of clips: clip_metrics.py. The same on drawings by another
 hand: benchmarks/second_renderer.py. Left out: COCO's limits on area and number of boxes.
 """
 
@@ -262,13 +262,6 @@ def measure_trackers(
             found[name].frames += len(masks)
             found[name].add(film, objects, masks)
     return found
-
-
-def evaluate_trackers(
-    model: SAM2, clips: Callable[[], Iterable[Clip]], trackers: dict[str, Callable[[SAM2], VideoTracker]]
-) -> dict[str, dict[str, float]]:
-    """Metrics of evaluate_clips and seconds a frame, by the name of each tracker."""
-    return {name: found.metrics() for name, found in measure_trackers(model, clips(), trackers).items()}
 
 
 def add_values(paths: Iterable[Path]) -> dict[str, ClipMetrics]:

@@ -34,8 +34,8 @@ FLOORS, AREAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (30, 60, 120, 240)  # that --fl
 def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str, float]:
     """Heat maps alone, cut at one half.
 
-    heat_iou: mean IoU, over the phrases that name something, with all of their objects. heat_silence: share of the
-    phrases that match nothing whose map nowhere reaches one half. heat_present, heat_absent: mean of the highest
+    heat_iou: mean IoU, over the phrases that name something, with all of their objects. heat_true_negative_rate: share
+    of the phrases that match nothing whose map nowhere reaches one half. heat_present, heat_absent: mean of the highest
     confidence of either kind.
     """
     overlaps, present, absent = [], [], []
@@ -51,7 +51,7 @@ def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str,
     return {
         "heat_phrases": len(overlaps),
         "heat_iou": mean(overlaps),
-        "heat_silence": mean([best < SURE for best in absent]),
+        "heat_true_negative_rate": mean([best < SURE for best in absent]),
         "heat_present": mean(present),
         "heat_absent": mean(absent),
     }
@@ -94,9 +94,9 @@ def found_metrics(results: Iterable[tuple[Scene, Found]]) -> dict[str, float]:
     """Metrics as text_metrics has them, and true_negative_rate: the share of the negative_scenes, those with absent
     phrases, in which these yield nothing."""
     results = list(results)
-    silent = [not set(found.labels.tolist()) & set(truth.absent) for truth, found in results if truth.absent]
+    true_negatives = [not set(found.labels.tolist()) & set(truth.absent) for truth, found in results if truth.absent]
     metrics = text_metrics((truth, found.labels, found.masks) for truth, found in results)
-    return metrics | {"true_negative_rate": mean(silent), "negative_scenes": len(silent)}
+    return metrics | {"true_negative_rate": mean(true_negatives), "negative_scenes": len(true_negatives)}
 
 
 def demo_models(mapper: HeatMapper, model: SAM2) -> Models:

@@ -21,7 +21,7 @@ def fold(position: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def wander(rng: Rng, figure: Figure, time: np.ndarray, size: Size) -> Path:
-    """Across the frame along a bent line, bouncing off its borders, turning, growing and shrinking."""
+    """A way across the frame along a bent line, bouncing off its borders, turning, growing and shrinking."""
     height, width = size
     speed, bend = rng.normal(0, 0.6, 2) * (width, height), rng.uniform(0, 0.1, 2) * (width, height)
     phase, rate = rng.uniform(0, 2 * math.pi, 3), rng.uniform(1, 3, 3) * math.pi
@@ -86,7 +86,7 @@ def encounter(rng: Rng, pair: tuple[Figure, Figure], time: np.ndarray, size: Siz
 
 
 def elsewhere(rng: Rng, figure: Figure, time: np.ndarray, size: Size) -> Path:
-    """Out through one border, hidden for a fifth to a third of the time, and in again through another one."""
+    """A way out through one border, hidden for a fifth to a third of the time, and in again through another one."""
     out, back = int(rng.integers(4)), int(rng.integers(1, 4))
     leave, hidden = rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.34)
     first, last = beyond(rng, out, figure.radius, size), beyond(rng, (out + back) % 4, figure.radius, size)

@@ -437,7 +437,7 @@ def visible_parts(masks: list[np.ndarray]) -> np.ndarray:
 
 
 @dataclass
-class Motion:
+class ClipMotion:
     """The motion of a clip's objects, without its pictures."""
 
     masks: np.ndarray  # bool (T, n, H, W), as the clip has them
@@ -446,12 +446,12 @@ class Motion:
     twins: tuple[int, ...]
 
 
-def motion(seed: int, kind: str, frames: int = 60, size: Size = (120, 160)) -> Motion:
+def motion(seed: int, kind: str, frames: int = 60, size: Size = (120, 160)) -> ClipMotion:
     """The motion of clip(seed, kind, frames, size), far sooner than the clip."""
     figures, paths, leads = stage(np.random.default_rng((seed, 2)), kind, np.linspace(0, 1, frames), size)
     whole = [[stamp(at, *size) for _, at in posed(figures, paths, t, size)] for t in range(frames)]
     masks = np.stack([visible_parts(some) for some in whole])
-    return Motion(masks, extents(np.stack([np.stack(some) for some in whole])), *tracked_and_twins(kind, leads))
+    return ClipMotion(masks, extents(np.stack([np.stack(some) for some in whole])), *tracked_and_twins(kind, leads))
 
 
 def tracked_and_twins(kind: str, leads: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

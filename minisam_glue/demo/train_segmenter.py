@@ -183,7 +183,7 @@ def decode_tracked(
     return model.decode(tokens, features.high_res, hint.nan_to_num(0.0), labels, multimask=three)
 
 
-def follow(model: SAM2, batch: Batch) -> list[tuple[Decoded, int]]:
+def unroll(model: SAM2, batch: Batch) -> list[tuple[Decoded, int]]:
     """Prompt the first frame, track the objects through the others: the answers to learn from, and their frames."""
     generator = torch.Generator().manual_seed(batch.seed)
     model.resize(batch.images.shape[-1])
@@ -247,7 +247,7 @@ class SegmenterTask:
     def losses(self, model: SAM2, batch: Batch) -> dict[str, Tensor]:
         """The mean over all answers; those of images, clips and episodes under names of their own, for the log."""
         truth, crowd, weights = (part.to(model.device) for part in (batch.truth, batch.crowd, batch.weights))
-        parts = [mask_losses(out, truth[t], crowd[t], weights[t]) for out, t in follow(model, batch)]
+        parts = [mask_losses(out, truth[t], crowd[t], weights[t]) for out, t in unroll(model, batch)]
         mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         kind = "image" if len(batch.numbers) == 1 else "clip" if batch.taught_from == 1 else "episode"
         total = FOCAL * mean["focal"] + mean["dice"] + mean["iou"] + mean["object_score"]

@@ -154,7 +154,7 @@ class Trainer:
             )
 
     def run(self, workers: int, minutes: float = math.inf) -> bool:
-        """Train to the last step and write the weights, or stop after so many minutes: whether it is done.
+        """Train to the last step and write the weights, or stop after so many minutes. Returns whether it is done.
 
         A step after which time is up is the last one of a process; with several of them each looks at its own clock, so
         that only a run of one process may be stopped.

@@ -130,12 +130,6 @@ class GatheredMSDeformAttn(MSDeformAttn):
         return x[:, :, None, :, None].expand(-1, -1, -1, -1, self.points, -1).flatten(3)
 
 
-def gather_samples(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The same as `deformable_sample`, by gathers from one table."""
-    pixels = locations * level_sizes(shapes, value.device)[:, None] - 0.5  # (B, Q, h, levels, K, 2)
-    return gather_pixels(lay_out(value, shapes), shapes, pixels.flatten(3, 4), weights.flatten(3))
-
-
 def level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
     """(levels, 2): width and height, in cells."""
     return torch.tensor(shapes, dtype=torch.float32, device=device).flip(-1)

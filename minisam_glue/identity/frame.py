@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..heatmap import label_components
+from ..masks import boxes_of, large_parts, mean_tokens
 from .motion import Box
 
 MAIN = 0.6  # of the largest part of a mask: smaller ones do not count
@@ -36,7 +35,7 @@ class Frame:
         self.masks = self.logits > 0
         self.areas = self.masks.flatten(1).sum(1).tolist()
         self.boxes = mask_boxes(main_parts(self.masks))
-        self.appearances = appearances(self.masks, self.tokens)
+        self.appearances = mean_tokens(self.masks, self.tokens)
         self.colours = self.colours_in(self.masks)
 
     def shows(self, number: int) -> bool:
@@ -68,28 +67,12 @@ class Frame:
 
 def main_parts(masks: Tensor, least: float | None = None) -> Tensor:
     """Bool masks (n, s, s) without the connected parts of less than `least` pixels: MAIN of the largest one."""
-    kept = []
-    for mask in masks.cpu().numpy():
-        parts = label_components(mask)
-        areas = np.bincount(parts.ravel())
-        areas[0] = 0  # what is outside
-        kept.append((areas >= max(1, MAIN * areas.max() if least is None else least))[parts])
+    limits = {"share": MAIN} if least is None else {"least": least}
+    kept = [large_parts(mask, **limits) for mask in masks.cpu().numpy()]
     return torch.from_numpy(np.stack(kept)).to(masks.device)
 
 
 def mask_boxes(masks: Tensor) -> list[Box]:
     """The boxes of bool masks (n, s, s); of the whole picture for an empty one."""
-    sides = []
-    for axis in (1, 2):  # columns, then rows
-        line = masks.any(axis).int()
-        low, high = line.argmax(1), line.shape[1] - line.flip(1).argmax(1)
-        sides.append((((low + high) / 2).tolist(), (high - low).tolist()))
-    (x, w), (y, h) = sides
-    return list(zip(x, y, map(float, w), map(float, h)))
-
-
-def appearances(masks: Tensor, tokens: Tensor) -> Tensor:
-    """The mean of tokens (N, C) inside bool masks (n, s, s), of length 1: (n, C)."""
-    grid = round(len(tokens) ** 0.5)
-    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[:, None], grid).flatten(1)
-    return F.normalize(weights @ tokens, dim=1)
+    low, high = boxes_of(masks).split(2, 1)
+    return list(map(tuple, torch.cat(((low + high) / 2, high - low), 1).tolist()))

@@ -14,7 +14,7 @@ from .motion import NEAR_PREDICTION, Box, Motion, box_iou
 from .search import Candidate, MasksOf, Search
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
-SURE = 0.5  # predicted IoU of a clean mask, at least
+CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
 EMA = 0.9  # of the appearance
 ALIKE = 0.9  # cosine of two appearances from which they are alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
@@ -88,7 +88,6 @@ class Identity:
     def settle(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
         """Apply the rules to the masks of a frame. masks_of: see Search. Returns the lost objects that were found."""
         frame.measure()
-        self.find_meeting()
         self.words = []
         for number in frame.ids:
             self.tracks.setdefault(number, Track())
@@ -170,8 +169,8 @@ class Identity:
                     self.words.append(f"#{number} hidden: its mask is #{owner}'s")
 
     def stray(self, frame: Frame) -> None:
-        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it has not the
-        size or place of the object, and is not like it."""
+        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it is not like
+        the object, and not of its size or not in its place. What comes back may be anywhere: likeness decides alone."""
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]
             if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
@@ -238,7 +237,7 @@ class Identity:
             elif number not in self.meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                if frame.ious[row] > SURE and self.in_place(frame, number) and self.looks_alike(frame, number):
+                if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
@@ -275,6 +274,7 @@ class Identity:
             identity.tracks[kept["id"]] = Track(motion, *learned, kept["clean"], kept["absent"])
         for kept in state["contacts"]:
             identity.contacts[tuple(sorted(kept["pair"]))] = Contact(kept["known"], kept["meeting"], kept["apart"])
+        identity.find_meeting()
         return identity
 
 

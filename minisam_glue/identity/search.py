@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frame import Frame, appearances
+from ..masks import mean_tokens
+from .frame import Frame
 from .motion import Motion
 
 PEAKS, LIKENESS = 2, 0.6  # places that a search tries; cosine of their image token, at least
@@ -70,7 +71,7 @@ class Search:
         table = torch.stack(
             (
                 ious,
-                appearances(masks, frame.tokens) @ appearance,
+                mean_tokens(masks, frame.tokens) @ appearance,
                 (frame.colours_in(masks) - colour).norm(dim=1),
                 areas / motion.area,
                 on_others,

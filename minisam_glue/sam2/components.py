@@ -1,7 +1,7 @@
 """Small connected components of masks (8-connectivity) in pure torch: holes to fill, sprinkles to remove.
 
 Follows what the official code (facebookresearch/sam2) does where its CUDA extension is built; this version
-needs no compiler and gives the same masks on every machine. Left out: labels of large components.
+needs no compiler and gives the same masks on every machine. Left out: labels of large components (../masks.py).
 """
 
 import torch

@@ -88,12 +88,12 @@ def prompt_points(
     if not parts:
         return None
     if len(parts) == 2:
-        parts = share([p[0] for p in parts], [p[1] for p in parts])
+        parts = repeat_clicks([p[0] for p in parts], [p[1] for p in parts])
     xy, labels = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
     return xy / torch.tensor([size[1], size[0]]) * target, labels
 
 
-def share(points: list[Tensor], labels: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def repeat_clicks(points: list[Tensor], labels: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Repeat the clicks, if there is one set of them, once per box."""
     B = len(points[0])
     if len(points[1]) not in (1, B):

@@ -377,9 +377,11 @@ class VideoTracker:
             obj.bank.tracked[self.frame] = FrameMemory(*(t.clone() for t in parts))
 
     def select_memories(self, bank: MemoryBank, reverse: bool) -> MemorySelection:
+        """Select what the current frame attends to of an object's memories."""
         return bank.select_memories(self.frame, reverse, self.stride, self.max_prompted, self.pointer_count)
 
     def clean(self, logits: Tensor) -> Tensor:
+        """Fill small holes and remove small components of masks, logits (n, s, s)."""
         return clean(logits, self.max_hole, self.max_sprinkle, 0.1, -0.1)  # 0.1: fill_holes_in_mask_scores
 
     @torch.inference_mode(False)  # tensors that may be learned from and written to, whoever calls

@@ -243,6 +243,7 @@ def install(place: str) -> None:
     if place == "mps":
         importlib.import_module("torch._dynamo")  # it looks into the function that is replaced here
         torch.backends.mps.is_available = lambda: True
+        torch.mps.synchronize = lambda: None
         return
     torch.cuda._lazy_init = lambda: None
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
