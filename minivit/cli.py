@@ -12,7 +12,7 @@ from minivit import chain, config, predict, run, study
 from minivit.distributed import Ranks, is_told, join, own_ranks
 from minivit.finetune import learning_share
 from minivit.parser import parse_arguments
-from minivit.process import CLOSED_PIPE, Stopped, leads_nowhere, on_signals, out_of_memory, stop
+from minivit.process import CLOSED_PIPE, Stopped, lead_nowhere, on_signals, out_of_memory, stop
 from minivit.reading import flag_of, optional, whole, within
 from minivit.report import percent
 from minivit.text import LogLines, complain, count, one_line, printable, say, shell_word
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None, command: str = "minivit") -> int:
             sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has seen enough
-        leads_nowhere(sys.stdout)
+        lead_nowhere(sys.stdout)
         return 128 + CLOSED_PIPE
     except KeyboardInterrupt as stopped:
         return 128 + getattr(stopped, "number", signal.SIGINT)

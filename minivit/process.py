@@ -63,7 +63,7 @@ def begin_program() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
-def leads_nowhere(stream: TextIO) -> None:
+def lead_nowhere(stream: TextIO) -> None:
     """Let a stream whose reader has gone take everything from now on: Python would fail again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

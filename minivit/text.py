@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from minivit.process import leads_nowhere
+from minivit.process import lead_nowhere
 
 MARKUP = re.compile(r"([\\`*_{}\[\]<>|&~$])")
 
@@ -43,7 +43,7 @@ def complain(line: str) -> None:
     try:
         print(printable(line), file=sys.stderr, flush=True)
     except BrokenPipeError:
-        leads_nowhere(sys.stderr)
+        lead_nowhere(sys.stderr)
 
 
 def count(number: int, noun: str) -> str:
