@@ -8,6 +8,7 @@ minutes that were spent. The schedule is that of a plain run of so many epochs, 
 bit. Left out: schedules that follow the clock.
 """
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -50,18 +51,29 @@ class Budget:
 
 
 def epochs_within(budget: Budget, arguments: dict, dataset: Dataset) -> int:
-    """The number of epochs of the run of these arguments that fit into a budget; at least 1. Evaluation of the
-    hold-out counts."""
+    """The number of epochs of the run of these arguments that fit into a budget; at least 1.
+
+    Evaluation of the hold-out counts, and each epoch as its image size does.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        sizes = config.resolve(arguments)["sizes"] or (None,)
-        probe = {**arguments, "out": Path(folder) / "probe", "epochs": len(sizes), **NOT_TIMED}
+        sizes = config.resolve(arguments)["sizes"]
+        probe = {**arguments, "out": Path(folder) / "probe", "epochs": max(1, len(sizes)), **NOT_TIMED}
         trainer, _ = run.prepare(probe, dataset=dataset)
         try:
-            seconds = budget.seconds(trainer.device)
-            epoch = statistics.fmean(epoch_seconds(trainer, number) for number in range(len(sizes)))
+            within = budget.seconds(trainer.device)
+            first = {trainer.config.side(epoch): epoch for epoch in range(trainer.config.epochs)}
+            cost = {side: epoch_seconds(trainer, epoch) for side, epoch in first.items()}
         finally:
             trainer.claim.release()
-    return max(1, int(seconds / epoch))
+
+    def fits(epochs: int) -> bool:
+        whole = dataclasses.replace(trainer.config, epochs=epochs)
+        return sum(cost[whole.side(epoch)] for epoch in range(epochs)) <= within
+
+    epochs = max(1, int(within / max(cost.values())))  # which fit at the slowest size
+    while fits(epochs + 1):
+        epochs += 1
+    return epochs
 
 
 def epoch_seconds(trainer: Trainer, epoch: int) -> float:

@@ -37,7 +37,7 @@ from minivit.train_config import TrainingError
 PLAIN = {"crop": 0, "flip": False, "trivial_augment": False, "erasing": 0.0, "mix_prob": 0.0, "label_smoothing": 0.0}
 NOISE = {"trivial_augment": False, "jitter": 0.4, "drop_path": 0.1, "mixup": 0.8, "cutmix": 1.0}
 DISTILLED = {"preset": "distilled"}  # whose own recipe is soft distillation: temperature 2, weight 0.5
-HARD = {"distill_temperature": 0.0}
+SOFT, HARD = {"distill_temperature": 2.0}, {"distill_temperature": 0.0}
 TEACHER = {"preset": "resnet18"}
 LADDER = {"preset": "vit-d256-l6"}
 
@@ -55,7 +55,13 @@ STUDIES: dict[str, dict[str, dict]] = {
         "+ augmentation and regularisation": {**LADDER, **NOISE},
         "small CNN + transformer": {**LADDER, **NOISE, "stem": "cnn"},
         "+ LayerScale": {**LADDER, **NOISE, "layer_scale": 0.1},
-        "distilled from ResNet-18": {**LADDER, **NOISE, "layer_scale": 0.1, "teacher": "@ResNet-18, the teacher"},
+        "distilled from ResNet-18": {
+            **LADDER,
+            **NOISE,
+            **SOFT,
+            "layer_scale": 0.1,
+            "teacher": "@ResNet-18, the teacher",
+        },
         "ResNet-18 + transformer": {**LADDER, **NOISE, "stem": "resnet18"},
     },
     "distillation": {

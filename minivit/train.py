@@ -221,8 +221,7 @@ class Trainer:
     @property
     def side(self) -> int | None:
         """The side in pixels of this epoch's images, None for what the model takes."""
-        sizes = self.config.sizes[-self.config.epochs :]  # a run of fewer epochs has the last ones
-        return sizes[self.epoch * len(sizes) // self.config.epochs] if sizes else None
+        return self.config.side(self.epoch)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One update from uint8 images (B, 3, H, W) and labels (B,)."""

@@ -74,6 +74,11 @@ class TrainConfig:
         if self.layer_decay != 1 and self.optimizer == "muon":
             raise TrainingError(f"--layer-decay {self.layer_decay:g} goes with --optimizer adamw, not with muon")
 
+    def side(self, epoch: int) -> int | None:
+        """The side in pixels of the images of an epoch, which counts from 0; None for what the model takes."""
+        sizes = self.sizes[-self.epochs :]  # a run of fewer epochs has the last ones
+        return sizes[epoch * len(sizes) // self.epochs] if sizes else None
+
 
 TRAIN_DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 # The ranges of those settings; of the others, the annotation says what they may be.

@@ -218,6 +218,8 @@ def test_the_epochs_of_a_time_budget_are_those_that_fit_each_image_size_by_its_s
     for limit, minutes in ((Budget(hours=1.0), 120), (Budget(cpu_minutes=5.0), 5)):  # of two threads
         assert budget.epochs_within(limit, given, dataset) == 60 * minutes // (2 * 3)  # 3 steps of 2 s on average
     assert budget.epochs_within(Budget(hours=1e-6), given, dataset) == 1
+    for minutes, epochs in ((0.19, 1), (0.2, 2), (0.39, 3), (0.4, 4), (0.45, 5)):  # of 9, 12, 15, 24 and 27 s
+        assert budget.epochs_within(Budget(cpu_minutes=minutes), given, dataset) == epochs
     with pytest.raises(TrainingError, match="--cpu-minutes counts processor time, and cuda is no CPU"):
         Budget(cpu_minutes=1.0).seconds(torch.device("cuda"))
     monkeypatch.undo()
