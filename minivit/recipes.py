@@ -15,6 +15,7 @@ CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXi
 }
 # Settings of presets, where they differ from TrainConfig; head_dropout is one of ViTConfig.
 RECIPES: dict[str, dict] = {
+    "cifar": {"padding": "reflect", "alternate_flip": True},  # taken over from cifar-fast
     "cifar-small": {
         "epochs": 24,
         "batch_size": 128,
