@@ -47,12 +47,14 @@ def test_the_stated_facts_are_what_the_benchmark_writes(images, tmp_path, monkey
     for file in (checkpoint.DEMO, checkpoint.DEMO.with_suffix(".json")):
         shutil.copy(file, tmp_path / file.name)
     monkeypatch.setattr(checkpoint, "DEMO", tmp_path / checkpoint.DEMO.name)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "test").symlink_to(images)  # there is no train/
+    for folder in images.iterdir():
+        (tmp_path / "data" / "test" / folder.name).mkdir(parents=True)  # there is no train/
+        for file in sorted(folder.glob("*.jpg"))[:2]:
+            shutil.copy(file, tmp_path / "data" / "test" / folder.name)
     cifar_demo.measure(tmp_path / "data", tmp_path / "report")
     facts = json.loads(checkpoint.DEMO.with_suffix(".json").read_text())
-    assert facts["test_images"] == 200 and facts["cpu_minutes"] == STATED["cpu_minutes"]
-    assert facts["float32"]["accuracy"] == facts["float32"]["right_of_200_fixed"] / 200
+    assert facts["test_images"] == 20 and facts["cpu_minutes"] == STATED["cpu_minutes"]
+    assert facts["float32"]["right_of_200_fixed"] == STATED["float32"]["right_of_200_fixed"]
     assert facts.keys() == STATED.keys() and facts["float32"].keys() == STATED["float32"].keys()
 
 
