@@ -20,11 +20,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import data as datasets
 from minivit.augment import normalise, random_crop
-from minivit.evaluate import top1
+from minivit.evaluate import Evaluator, top1
 from minivit.muon import newton_schulz
 from minivit.stem import Whitening
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MEAN, STD = datasets.CIFAR_MEAN_STD["cifar10"]
 WIDTHS = 64, 256, 256
 BATCH, SMOOTHING, PADDING = 2000, 0.2, 2
 MUON, MUON_MOMENTUM = 0.24, 0.6  # relative change of a matrix in one step
@@ -81,13 +81,6 @@ def shifted(x: Tensor, mirrored: Tensor) -> Tensor:
     return random_crop(x, PADDING, torch.default_generator, "reflect")
 
 
-@torch.no_grad()
-def scores(model: nn.Module, images: Tensor) -> Tensor:
-    model.eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([model(prepared(x)).float() for x in images.split(1000)])
-
-
 def train(model: FastCNN, images: Tensor, labels: Tensor, epochs: int) -> None:
     matrices = [p for p in model.groups.parameters() if p.ndim == 4]
     averages = [torch.zeros_like(p) for p in matrices]
@@ -142,12 +135,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     data = datasets.load("folder", args.data_root)
     model = FastCNN(len(data.classes))
-    model.whiten.fit([prepared(data.train.images[:5000])])
+    some = data.train.images[:: max(1, len(data.train) // 5000)]  # of each class, as they lie in order
+    model.whiten.fit([prepared(some)])
     train(model.to(memory_format=torch.channels_last), data.train.images, data.train.labels, args.epochs)
-    test = data.test
-    alone, mirrored = scores(model, test.images), scores(model, test.images.flip(3))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, test accuracy {top1(alone, test.labels):.2%}")
-    print(f"scores of the image and its mirror image added: {top1(alone + mirrored, test.labels):.2%}")
+    test, evaluator = data.test, Evaluator(MEAN, STD, "cpu", torch.bfloat16)
+    alone, mirrored = (top1(evaluator.predict(model, test.images, tta), test.labels) for tta in (None, "flip"))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, test accuracy {alone:.2%}")
+    print(f"mean probability of the image and its mirror image: {mirrored:.2%}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ of the steps after the first one.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from peak_memory import peak_mib
 
 ROWS = (  # blocks that learn (None: all), checkpointing
     (3, False),
@@ -31,7 +31,7 @@ ROWS = (  # blocks that learn (None: all), checkpointing
 
 
 def measure(last: int | None, checkpointing: bool, batch: int, steps: int, device: str, preset: str) -> dict:
-    """Train for some steps in this process. Returns peak memory in bytes, seconds of a step, parameters that learn."""
+    """Train for some steps in this process. Returns peak memory in MiB, seconds of a step, parameters that learn."""
     import torch
 
     from minivit.checkpoint import build_model
@@ -57,9 +57,9 @@ def measure(last: int | None, checkpointing: bool, batch: int, steps: int, devic
             if device != "cpu":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
-    used = torch.cuda.max_memory_allocated() if device != "cpu" else peak_of_this_process()
+    used = torch.cuda.max_memory_allocated() / 2**20 if device != "cpu" else peak_mib()
     return {
-        "bytes": used,
+        "mib": used,
         "seconds": statistics.median(seconds[1:]),
         "learn": learning_share(trainer.model)[0],
         "precision": str(trainer.dtype).removeprefix("torch."),
@@ -67,12 +67,6 @@ def measure(last: int | None, checkpointing: bool, batch: int, steps: int, devic
         "machine": torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()} CPU",
         "threads": torch.get_num_threads(),
     }
-
-
-def peak_of_this_process() -> int:
-    """The largest resident set so far, in bytes; the system counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> int:
@@ -89,6 +83,7 @@ def main() -> int:
         return 0
     print("| blocks that learn | parameters that learn | batch | checkpointing | peak memory | seconds a step |")
     print("|---|---|---|---|---|---|")
+    got = None
     for last, checkpointing in ROWS:
         batch = args.whole_batch if last is None else args.batch
         row = {"last": last, "checkpointing": checkpointing, "batch": batch, "steps": args.steps}
@@ -97,11 +92,14 @@ def main() -> int:
         done = subprocess.run(command, capture_output=True, text=True)
         blocks, on = last or "all", "yes" if checkpointing else "no"
         if done.returncode:
-            print(f"| {blocks} | - | {batch} | {on} | failed: {done.stderr.strip().splitlines()[-1][:80]} | - |")
+            reason = done.stderr.strip() or f"exit status {done.returncode}"  # what is killed says nothing
+            print(f"| {blocks} | - | {batch} | {on} | failed: {reason.splitlines()[-1][:80]} | - |")
             continue
         got = json.loads(done.stdout.splitlines()[-1])
-        size, learn = got["bytes"] / 2**30, got["learn"] / 1e6
+        size, learn = got["mib"] / 2**10, got["learn"] / 1e6
         print(f"| {blocks} | {learn:.2f}M | {batch} | {on} | {size:.2f} GiB | {got['seconds']:.2f} |", flush=True)
+    if got is None:
+        return 1
     print(f"\n{got['machine']}, {got['threads']} threads, {got['precision']}, torch {got['torch']}, {args.steps} steps")
     return 0
 

@@ -3,7 +3,8 @@
 Each measurement is written as soon as it is there, so a run that is cut off leaves what it has measured. A
 preset that does not compile is measured without compilation, and that is said. `cifar-fast` is trained
 first, for a third of the time that is left, then `cifar` for the rest; epochs follow from the measured
-speed, with a tenth of the time in reserve for evaluation and reports.
+seconds of an epoch, after as many as were needed until the first step, with a tenth of the time in
+reserve for reports. A run that takes longer all the same ends before the epoch that would not fit.
 """
 
 import argparse
@@ -37,19 +38,29 @@ def prepare(preset: str, args: argparse.Namespace, **changes) -> tuple[Trainer, 
 
 def time_steps(trainer: Trainer, sizes: int, steps: int) -> float:
     """Images/s of training steps, over all image sizes of the recipe; the first steps compile and are not timed."""
-    B, seconds = trainer.batch_size, 0.0
-    images, labels = trainer.train_split.images[:B], trainer.train_split.labels[:B]
+    seconds = 0.0
     for phase in range(sizes):
         trainer.epoch = phase * trainer.config.epochs // sizes
-        for _ in range(3):
-            trainer.train_step(images, labels)
-        wait(trainer.device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            trainer.train_step(images, labels)
+        trainer.forward.train()
+        for step in range(-3, steps):
+            if step == 0:
+                wait(trainer.device)
+                start = time.perf_counter()
+            index = torch.randint(len(trainer.train_split), (trainer.batch_size,)).to(trainer.device)
+            trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index])
         wait(trainer.device)
         seconds += time.perf_counter() - start
-    return B * steps * sizes / seconds
+    return trainer.batch_size * steps * sizes / seconds
+
+
+def time_end(trainer: Trainer) -> float:
+    """Seconds that an epoch takes after its steps: for the hold-out, raw and averaged weights, and the checkpoint."""
+    start, path = time.perf_counter(), trainer.run / "timed.pt"
+    for model in (trainer.model, trainer.ema.module) if trainer.val_split else ():
+        trainer.accuracy(model, trainer.val_split)
+    trainer.save(path)
+    path.unlink()
+    return time.perf_counter() - start
 
 
 def wait(device: torch.device) -> None:
@@ -58,13 +69,15 @@ def wait(device: torch.device) -> None:
 
 
 def measure(preset: str, args: argparse.Namespace) -> dict:
-    """Images/s and peak memory of one preset, compiled where that works."""
+    """Images/s, seconds of an epoch and peak memory of one preset, compiled where that works."""
     row = {}
     for compiled in (True, False) if args.device.startswith("cuda") else (False,):
-        row["compiled"] = compiled
+        row["compiled"], start = compiled, time.perf_counter()
         try:
             trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}")
             row["images_per_s"] = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
+            row["start_seconds"] = time.perf_counter() - start  # for data, compiler and a few steps
+            row["epoch_seconds"] = len(trainer.train_split) / row["images_per_s"] + time_end(trainer)
             break
         except Exception as error:  # a compiler raises types of its own
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -78,14 +91,20 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
 
 
 def train(preset: str, row: dict, seconds: float, args: argparse.Namespace) -> dict:
-    """Train for about `seconds`, and evaluate once. Returns run.final_report with the seconds it took."""
-    epochs = max(1, int(0.9 * seconds * row["images_per_s"] / row["train_images"]))
+    """Train for `seconds`, or one epoch, and evaluate once. Returns run.final_report with the seconds of training."""
+    deadline = time.perf_counter() + seconds
+    epochs = max(1, int((0.9 * seconds - row["start_seconds"]) / row["epoch_seconds"]))
     trainer, _ = prepare(preset, args, compile=row["compiled"], epochs=epochs, out=args.out / preset)
-    start = time.perf_counter()
-    cli.fit(trainer)
-    wait(trainer.device)
-    spent = time.perf_counter() - start
-    return run.final_report(trainer) | {"epochs": epochs, "train_seconds": spent}
+    print(cli.first_line(trainer), flush=True)
+    ends = [time.perf_counter()]
+
+    def on_epoch() -> None:
+        print(cli.epoch_line(trainer, ends[0], 0), flush=True)
+        ends.append(time.perf_counter())
+        trainer.stop_requested = 2 * ends[-1] - ends[-2] > deadline  # another epoch would end after it
+
+    trainer.fit(on_epoch=on_epoch)
+    return run.final_report(trainer) | {"planned_epochs": epochs, "train_seconds": ends[-1] - ends[0]}
 
 
 def main() -> int:
@@ -109,7 +128,7 @@ def main() -> int:
     results = {}
     for preset, share in TRAINED:
         left = args.seconds - (time.perf_counter() - start)
-        if "images_per_s" in speed[preset] and (left > 0 or not results):
+        if "epoch_seconds" in speed[preset] and (left > 0 or not results):
             results[preset] = train(preset, speed[preset], share * left, args)
             write(args.out / "result.json", facts | results)
             print(preset, results[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)

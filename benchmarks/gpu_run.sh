@@ -11,6 +11,7 @@ set -eu
 data=$1 out=$2
 shift 2
 [ -d "$data/train" ] || { echo "error: $data has no train folder: name the folder of the JPEG set" >&2; exit 2; }
+[ ! -e "$out/log.txt" ] || { echo "error: $out holds a run already: name another folder" >&2; exit 2; }
 mkdir -p "$out"
 export MINIVIT_CACHE="$out/cache"
 python=${PYTHON:-python3}

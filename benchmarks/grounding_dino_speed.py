@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 import torch
+from peak_memory import peak_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -182,7 +183,7 @@ def worker(args) -> None:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         torch.save((logits.cpu(), boxes.cpu()), folder / f"{args.worker}.pth")
-        print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(args.device)}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak_mib": peak_of(args.device)}), flush=True)
 
 
 def forget_peak(device: str) -> None:
@@ -193,16 +194,9 @@ def forget_peak(device: str) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_mib(device: str) -> float:
-    """Peak of the device's or the process's resident memory, weights included."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+def peak_of(device: str) -> float:
+    """Peak of the device's or the process's resident memory in MiB, weights included."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib()
 
 
 def start_worker(side: str, args, folder: str) -> subprocess.Popen | None:

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peak_memory import rusage_mib
 
 from minisam_glue.demo.scenes import scene
 
@@ -53,7 +54,7 @@ def run(checkout: Path, pictures: Path, out: Path, threads: int, launcher: list[
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(launcher)} {checkout}: exit status {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - begun, used.ru_maxrss / 1024
+    return time.perf_counter() - begun, rusage_mib(used)
 
 
 def main() -> None:

@@ -3,26 +3,33 @@
     python benchmarks/preset_speed.py --preset cifar-fast                  # batch 256, one thread
     python benchmarks/preset_speed.py --preset cifar --batch-size 64 --steps 4
 
-Each precision runs in a process of its own, in turns, so that a machine whose speed drifts slows all alike; so does
-bf16 with the memory handling of the C library as it is by default (`minivit.process.keep_freed_memory` left out). A
-training step is the trainer's own: augmentation, mixing, forward, backward, optimiser, averaged weights. Images are
-generated. Printed: the median of all rounds, with the slowest and the fastest.
+Training and prediction run in a process of their own for each precision, in turns, so that a machine whose speed
+drifts slows all alike; so does bf16 with the memory handling of the C library as it is by default
+(`minivit.process.keep_freed_memory` left out). A training step is the trainer's own: images of a shuffled index, flips,
+augmentation, mixing, forward, backward, optimiser, averaged weights. Images are generated. Printed: the median of all
+rounds, with the slowest and the fastest, and the peak memory of the process, PyTorch and the set-up included: whitening
+of a training run, no trainer in prediction.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peak_memory import peak_mib
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import run
+from minivit.checkpoint import build_model
+from minivit.evaluate import Evaluator
+from minivit.fast import accelerate
+from minivit.precision import choose_precision
 
 SIDES = {
     "fp32": ("off", True),
@@ -32,22 +39,43 @@ SIDES = {
 
 
 def measure(args: argparse.Namespace, amp: str, keep: bool) -> dict:
-    """Images per second of each step, training and prediction, and the peak memory of this process, MiB."""
+    """Images per second of each step of --part, and the peak memory of this process, MiB."""
     if not keep:
         run.keep_freed_memory = lambda: None
     with tempfile.TemporaryDirectory() as folder:
-        given = {"data": "shapes", "preset": args.preset, "batch_size": args.batch_size, "amp": amp, "sizes": ()}
-        given |= {"device": "cpu", "threads": args.threads, "epochs": 2, "out": Path(folder)}
-        trainer, _ = run.prepare(given)
-        images, labels = (t[: args.batch_size] for t in (trainer.train_split.images, trainer.train_split.labels))
-        training = [rate(lambda: trainer.train_step(images, labels), args.batch_size) for _ in range(args.steps + 2)]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        predict = lambda: trainer.evaluator.predict(trainer.model, images)  # noqa: E731
-        prediction = [rate(predict, args.batch_size) for _ in range(args.steps + 2)]
-    return {"training": training[2:], "prediction": prediction[2:], "MiB": peak}  # the first steps set up memory
+        step = PARTS[args.part](args, amp, Path(folder))
+        rates = [rate(step, args.batch_size) for _ in range(args.steps + 2)]
+    return {"rates": rates[2:], "MiB": peak_mib()}  # the first steps set up memory
 
 
-def rate(step, images: int) -> float:
+def training(args: argparse.Namespace, amp: str, folder: Path) -> Callable[[], None]:
+    """A training step, with the trainer's ways to images."""
+    given = {"data": "shapes", "preset": args.preset, "batch_size": args.batch_size, "amp": amp, "sizes": ()}
+    given |= {"device": "cpu", "threads": args.threads, "epochs": 2, "out": folder}
+    trainer, _ = run.prepare(given)
+    trainer.forward.train()
+
+    def step() -> None:
+        index = torch.randint(len(trainer.train_split), (trainer.batch_size,))
+        trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index])
+
+    return step
+
+
+def prediction(args: argparse.Namespace, amp: str, folder: Path) -> Callable[[], None]:
+    """A prediction of one batch, by a model alone."""
+    device = run.set_up_machine({"device": "cpu", "threads": args.threads})
+    model = accelerate(build_model(args.preset, 10, {}).to(memory_format=torch.channels_last))
+    side = run.image_side({"data": "shapes", "preset": args.preset})
+    images = torch.randint(256, (args.batch_size, 3, side, side), dtype=torch.uint8)
+    evaluator = Evaluator((0.5,) * 3, (0.25,) * 3, device, choose_precision(amp, device))
+    return lambda: evaluator.predict(model, images)
+
+
+PARTS = {"training": training, "prediction": prediction}
+
+
+def rate(step: Callable[[], None], images: int) -> float:
     start = time.perf_counter()
     step()
     return images / (time.perf_counter() - start)
@@ -61,23 +89,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a process of this script's own
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         print(json.dumps(measure(args, *SIDES[args.side])))
         return
-    found: dict[str, list[dict]] = {side: [] for side in SIDES}
+    found: dict[tuple[str, str], list[dict]] = {(side, part): [] for side in SIDES for part in PARTS}
     for _ in range(args.rounds):
-        for side in SIDES:
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+        for side, part in found:
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--part", part]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[side].append(json.loads(answer.splitlines()[-1]))
+            found[side, part].append(json.loads(answer.splitlines()[-1]))
     print(f"{args.preset}, batch {args.batch_size}, {args.threads} thread(s), torch {torch.__version__}, images/s")
-    for side, rounds in found.items():
-        cells = []
-        for part in ("training", "prediction"):
-            values = [value for each in rounds for value in each[part]]
-            cells.append(f"{part} {statistics.median(values):6.0f} ({min(values):.0f} - {max(values):.0f})")
-        print(f"{side:24} {'   '.join(cells)}   peak {max(each['MiB'] for each in rounds):.0f} MiB in training")
+    for (side, part), rounds in found.items():
+        values = [value for each in rounds for value in each["rates"]]
+        cells = f"{side:24} {part:10} {statistics.median(values):6.0f} ({min(values):.0f} - {max(values):.0f})"
+        print(f"{cells}   peak {max(each['MiB'] for each in rounds):.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ frame), memory (of a short and a long clip), first (time from opening the long c
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peak_memory import peak_mib
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,14 +186,13 @@ def measure(args) -> dict:
             out["seconds"] = [timed(args.device, next, side.video(folder, objects))[0]]
         else:
             frames, last = [], clock(args.device)
-            for _ in side.video(folder, objects):
+            for found in side.video(folder, objects):
                 now = clock(args.device)
                 frames.append(now - last)
-                last = now
+                last, masks = now, found  # those of the last frame are compared
             out["frames"] = frames
     np.save(args.masks, masks.reshape(-1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    out["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20 if args.device.startswith("cuda") else peak
+    out["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20 if args.device.startswith("cuda") else peak_mib()
     return out
 
 
@@ -229,7 +228,9 @@ def compare(args, work: Path, part: str, clip: Path, objects: int = 1) -> dict[s
             runs[name].append(json.loads(done.stdout.splitlines()[-1]))
             masks[name] = np.load(work / "masks.npy")
     union = (masks["ours"] | masks["official"]).sum()
-    runs["iou"] = float((masks["ours"] & masks["official"]).sum() / union) if union else 1.0
+    if part in ("boxes", "video") and not union:
+        raise RuntimeError(f"{part}: no side has found a mask, so none can be compared")
+    runs["iou"] = float((masks["ours"] & masks["official"]).sum() / union) if union else None  # of what has no masks
     return runs
 
 

@@ -14,7 +14,6 @@ Needs Linux or macOS for the peak memory. Left out: the quality of masks.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peak_memory import peak_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -99,7 +99,6 @@ def work(source: str, args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         record = json.loads(next(Path(out).glob("*/result.json")).read_text())
     assert status == 0
-    unit = 1024 if sys.platform == "linux" else 1024**2
     print(
         json.dumps(
             {
@@ -108,7 +107,7 @@ def work(source: str, args: argparse.Namespace) -> None:
                 "size": record["size"],
                 "frames": record.get("frames", 1),
                 "objects": len(record["objects"]),
-                "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+                "mib": peak_mib(),
             }
         )
     )

@@ -94,14 +94,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[FULL // 2, FULL, FULL * 3 // 2])
     parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--frames", type=int, default=60, help="frames of a clip")
+    parser.add_argument("--frames", type=int, help="frames of a clip (default 60), or with --sam measured ones (4)")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--sam", choices=("tiny", "small", "base_plus", "large"), help="seconds of an official shape")
     parser.add_argument("--rounds", type=int, default=3, help="with --sam")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
+    args.frames = args.frames or (4 if args.sam else 60)
     if args.sam:
-        args.sam, args.frames = f"sam2.1_hiera_{args.sam}", min(args.frames, 4)
+        args.sam = f"sam2.1_hiera_{args.sam}"
         show_seconds(args)
         return
     print(f"{args.clips} clips of {args.frames} frames, {args.scenes} scenes, seeds from {FIRST_SEED}, demo weights")

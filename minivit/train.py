@@ -133,7 +133,7 @@ class Trainer:
         self.plain, self.strong = augmentations(config, data)
         self.class_weights = class_weights(self.train_split.labels, len(data.classes))
         alternate = config.flip and config.alternate_flip
-        self.mirrored = torch.rand(len(data.train), generator=self.generator) < 0.5 if alternate else None
+        self.mirrored = (torch.rand(len(data.train), generator=self.generator) < 0.5).to(device) if alternate else None
         self.epoch = self.batch = self.bad_steps = self.bad_in_a_row = 0
         self.order = torch.empty(0, dtype=torch.int64)
         self.sums = [0.0, 0.0, 0]  # loss, hits, images of this epoch
@@ -215,7 +215,7 @@ class Trainer:
         images = self.train_split.images[index]
         if self.mirrored is None:
             return images
-        turn = (self.mirrored[index.cpu()] ^ bool(self.epoch % 2)).to(self.device)
+        turn = self.mirrored[index] ^ bool(self.epoch % 2)
         return torch.where(turn[:, None, None, None], images.flip(3), images)
 
     @property

@@ -1,6 +1,8 @@
 """The CIFAR-10 weights that ship, on 200 test images that the repository holds."""
 
+import importlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -37,6 +39,23 @@ def accuracy(images: Path, dtype: torch.dtype) -> float:
 
 def test_the_weights_give_the_stated_accuracy_on_the_fixed_images(images):
     assert accuracy(images, torch.float32) == pytest.approx(STATED["float32"]["right_of_200_fixed"] / 200)
+
+
+def test_the_stated_facts_are_what_the_benchmark_writes(images, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    cifar_demo = importlib.import_module("cifar_demo")
+    for file in (checkpoint.DEMO, checkpoint.DEMO.with_suffix(".json")):
+        shutil.copy(file, tmp_path / file.name)
+    monkeypatch.setattr(checkpoint, "DEMO", tmp_path / checkpoint.DEMO.name)
+    for folder in images.iterdir():
+        (tmp_path / "data" / "test" / folder.name).mkdir(parents=True)  # there is no train/
+        for file in sorted(folder.glob("*.jpg"))[:2]:
+            shutil.copy(file, tmp_path / "data" / "test" / folder.name)
+    cifar_demo.measure(tmp_path / "data", tmp_path / "report")
+    facts = json.loads(checkpoint.DEMO.with_suffix(".json").read_text())
+    assert facts["test_images"] == 20 and facts["cpu_minutes"] == STATED["cpu_minutes"]
+    assert facts["float32"]["right_of_200_fixed"] == STATED["float32"]["right_of_200_fixed"]
+    assert facts.keys() == STATED.keys() and facts["float32"].keys() == STATED["float32"].keys()
 
 
 def test_the_weights_and_the_images_are_small():

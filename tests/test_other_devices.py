@@ -59,3 +59,5 @@ def test_a_preset_that_does_not_compile_is_measured_without(tmp_path, monkeypatc
     row = gpu_run.measure("cifar", SimpleNamespace(device="cuda", out=tmp_path, steps=1))
     assert [compiled for compiled, _ in tried] == [True, False] and row["images_per_s"] == 100.0
     assert row["failed"] == "RuntimeError: a compiler's error" and row["train_images"] > 0
+    assert row["start_seconds"] > 0 and row["epoch_seconds"] > row["train_images"] / 100.0  # its end counts, too
+    assert not list(tmp_path.rglob("*.pt"))

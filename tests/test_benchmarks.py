@@ -1,0 +1,160 @@
+"""The scripts of benchmarks/: what they compare and refuse, and what a run that fails or comes late leaves behind."""
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from minivit import checkpoint, run
+from minivit.data import shapes
+from minivit.splits import Dataset, Split, hold_out
+from minivit.train import Trainer
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TINY = {"data": "shapes", "preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "device": "cpu", "amp": "off"}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """script(name): the module of a benchmark."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_a_run_slower_than_it_was_measured_ends_in_time_with_its_report(script, tmp_path, monkeypatch):
+    gpu_run = script("gpu_run")
+    data = hold_out(shapes(0, 200, 20), 100)
+    given = {**TINY, "batch_size": 50}
+    monkeypatch.setattr(
+        gpu_run, "prepare", lambda preset, args, compile, **more: run.prepare(given | more, dataset=data)
+    )
+    row = {"start_seconds": 0.1, "epoch_seconds": 0.001, "compiled": False}
+    result = gpu_run.train("tiny", row, 0.5, SimpleNamespace(out=tmp_path))
+    assert 1 <= result["epochs"] < result["planned_epochs"] and 0 < result["test_acc"] < 1
+    assert json.loads((tmp_path / "tiny" / "result.json").read_text())["epochs"] == result["epochs"]
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")
+def test_a_folder_of_a_gpu_run_is_not_used_twice(tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "log.txt").write_text("of the first run")
+    words = ["sh", str(BENCHMARKS / "gpu_run.sh"), str(tmp_path / "data"), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "holds a run already" in done.stderr
+    assert (tmp_path / "log.txt").read_text() == "of the first run"
+
+
+def test_the_masks_of_a_videos_last_frame_are_kept_for_the_comparison(script, tmp_path, monkeypatch):
+    sam2_speed = script("sam2_speed")
+    frames = torch.rand(3, 2, 4, 5).numpy() > 0.5
+    side = SimpleNamespace(video=lambda folder, boxes: iter(frames))
+    monkeypatch.setitem(sam2_speed.SIDES, "ours", lambda args, size, weights: side)
+    torch.save({}, tmp_path / "weights.pt")
+    args = SimpleNamespace(threads=torch.get_num_threads(), worker="video", side="ours", video_size=64, objects=2)
+    args.weights, args.clip, args.masks = tmp_path / "weights.pt", tmp_path, tmp_path / "masks.npy"
+    args.dtype, args.device = "float32", "cpu"
+    assert len(sam2_speed.measure(args)["frames"]) == 3
+    assert (np.load(args.masks) == frames[-1].reshape(-1)).all()
+
+
+@pytest.mark.parametrize("masks, iou", [([True, False], 1.0), ([False, False], None)])
+def test_masks_that_no_side_has_are_not_called_equal(masks, iou, script, tmp_path, monkeypatch):
+    sam2_speed = script("sam2_speed")
+
+    def worker(*_, **__):
+        np.save(tmp_path / "masks.npy", np.array(masks))
+        return SimpleNamespace(returncode=0, stdout="{}\n")
+
+    monkeypatch.setattr(sam2_speed.subprocess, "run", worker)
+    options = ("preset", "device", "dtype", "threads", "image_size", "video_size", "boxes", "repeats")
+    args = SimpleNamespace(rounds=1, **dict.fromkeys(options, 1))
+    if iou is not None:
+        assert sam2_speed.compare(args, tmp_path, "video", tmp_path)["iou"] == iou
+        return
+    with pytest.raises(RuntimeError, match="video: no side has found a mask"):
+        sam2_speed.compare(args, tmp_path, "video", tmp_path)
+    assert sam2_speed.compare(args, tmp_path, "encoder", tmp_path)["iou"] is None  # which makes none
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--epochs", "5"], "--epochs does nothing here"),
+        (["--tta", "flip"], "--tta does nothing here"),
+        (["--eval", "best.pt"], "--eval does nothing here"),
+        (["--optimizer", "sgdx"], "sgdx"),
+        (["--seed", "0", "--optimiser", "muon"], "--optimiser"),
+    ],
+)
+def test_a_budget_refuses_idle_flags(words, message, script, tmp_path, monkeypatch, capsys, one_thread):
+    given = ["--data-root", str(tmp_path), "--side", "ours", "--threads", "1", "--out", str(tmp_path / "out"), *words]
+    monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *given])
+    with pytest.raises(SystemExit) as stopped:
+        script("cpu_budget").main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_budget_does_not_read_a_flag_as_the_beginning_of_another(script, tmp_path, monkeypatch, capsys):
+    words = ["--data", str(tmp_path), "--side", "ours", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *words])
+    with pytest.raises(SystemExit):
+        script("cpu_budget").main()
+    assert "required: --data-root" in capsys.readouterr().err
+
+
+def test_rows_of_fine_tuning_that_are_all_killed_are_said_to_have_failed(script, monkeypatch, capsys):
+    finetune_memory = script("finetune_memory")
+    killed = SimpleNamespace(returncode=-9, stdout="", stderr="")
+    monkeypatch.setattr(finetune_memory.subprocess, "run", lambda *_, **__: killed)
+    monkeypatch.setattr(sys, "argv", ["finetune_memory.py"])
+    assert finetune_memory.main() == 1
+    assert capsys.readouterr().out.count("failed: exit status -9") == 4
+
+
+def test_the_cnn_is_whitened_by_images_of_all_classes(script, monkeypatch, one_thread):
+    fast_cnn, seen = script("fast_cnn"), []
+    labels = torch.arange(10).repeat_interleave(1000)  # folders are read class by class
+    train = Split(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2), labels)
+    test = Split(torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8), torch.arange(10))
+    data = Dataset(train, test, [str(number) for number in range(10)], (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(fast_cnn.datasets, "load", lambda name, root: data)
+    monkeypatch.setattr(fast_cnn, "train", lambda *_: None)
+    monkeypatch.setattr(fast_cnn.Whitening, "fit", lambda self, parts: seen.extend(parts))
+    monkeypatch.setattr(sys, "argv", ["fast_cnn.py", "--data-root", ".", "--threads", "1"])
+    fast_cnn.main()
+    assert seen[0][:, 0, 0, 0].unique(return_counts=True)[1].tolist() == [500] * 10
+
+
+@pytest.mark.parametrize("part", ["training", "prediction"])
+def test_the_speed_of_a_preset_is_that_of_the_trainers_own_steps(part, script, monkeypatch, one_thread):
+    preset_speed, flips = script("preset_speed"), []
+    flipped = Trainer.flipped
+    monkeypatch.setattr(run, "load_data", lambda args: shapes(0, 40, 20))
+    monkeypatch.setattr(Trainer, "flipped", lambda self, index: flips.append(len(index)) or flipped(self, index))
+    args = SimpleNamespace(part=part, preset="shapes-demo", batch_size=8, threads=1, steps=1)
+    found = preset_speed.measure(args, "off", keep=True)
+    assert len(found["rates"]) == 1 and found["rates"][0] > 0 and found["MiB"] > 100
+    assert flips == ([8] * 3 if part == "training" else [])
+
+
+@pytest.mark.parametrize("platform, most", [("darwin", 2**21), ("linux", 2**11)])
+def test_macos_counts_peak_memory_in_bytes_and_others_in_kib(platform, most, script, monkeypatch):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert script("peak_memory").rusage_mib(SimpleNamespace(ru_maxrss=most)) == 2
+
+
+def test_weights_that_ship_come_with_the_facts_of_their_run(script, tmp_path, monkeypatch):
+    trainer, _ = run.prepare({**TINY, "out": tmp_path / "run"}, dataset=shapes(0, 20, 20))
+    trainer.save_best("averaged", 0.9)
+    monkeypatch.setattr(checkpoint, "DEMO", tmp_path / "demo" / "cifar10.pt")
+    script("cifar_demo").export(tmp_path / "run")
+    facts = json.loads((tmp_path / "demo" / "cifar10.json").read_text())
+    assert facts["hold_out_accuracy"] == 0.9 and facts["arguments"]["preset"] == "shapes-demo"
+    assert checkpoint.load_model(checkpoint.DEMO, torch.device("cpu"))[1]["classes"] == trainer.data.classes
