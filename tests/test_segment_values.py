@@ -349,7 +349,9 @@ BOX = [[5, 10, 15, 22]]
         (lambda m, p: segment_image(m, p, None), TypeError, "a prompt is a sentence"),
         (lambda m, p: segment_image(m, p, b"bright."), TypeError, "a prompt is a sentence"),
         (lambda m, p: segment_image(m, p, []), ValueError, "no phrase"),
-        (lambda m, p: segment_image(m, p, [1, 2]), TypeError, "strings"),
+        (lambda m, p: segment_image(m, p, [1, 2]), TypeError, "strings, not a int$"),
+        (lambda m, p: segment_image(m, p, [p]), TypeError, "strings, not a ndarray; HeatMapper.heat_maps takes pict"),
+        (lambda m, p: segment_image(m, p, p), TypeError, "or Clicks, not a ndarray; HeatMapper.heat_maps takes pict"),
         (
             lambda m, p: segment_image(m, p, Clicks(boxes=[[60, 0, 70, 9]])),
             ValueError,
