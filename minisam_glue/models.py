@@ -109,7 +109,8 @@ def load_models(
     pixels (default: 352, or what the demo was trained for), with phrases put into `templates`. size: side of the
     square that SAM 2 sees, in pixels, a multiple of 32 (default: 1,024, or what the demo was trained for); no weight
     depends on it, and half of it takes about a quarter of the time or less, for coarser masks.
-    WeightsError names a file that is missing or damaged, ValueError a name that does not exist.
+    WeightsError names a file that is missing or damaged, ValueError a name that does not exist,
+    or a detector beside clipseg.
     """
     place = choose_device(device)
     precision = choose_dtype(dtype, place)
@@ -118,6 +119,8 @@ def load_models(
     for kind, name, names in (("detector", detector, DETECTORS), ("sam", sam, SAMS)):
         if name is not None and name not in names:
             raise ValueError(f"{kind} {name!r}: there is no such model, choose one of {', '.join(names)}")
+    if method == CLIPSEG and detector not in (None, DETECTORS[0]):
+        raise ValueError(f"detector {detector!r}: method {CLIPSEG} has none; leave one of them out")
     if size is not None:
         check_image_size(size, "size")  # before the long loading
     folder = demo.FOLDER if source == "demo" else source

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .heatmap import HeatSettings
 from .masks import decode_rle, encode_rle, rle_size
+from .pixels import Picture
 from .sam2.preprocess import finite_tensor
 from .support.reading import anything, fields, flag, optional, real, sequence, text, whole
 
@@ -251,19 +252,25 @@ def split_phrases(sentence: Sentence) -> list[str]:
     no phrase, or an empty item; TypeError for anything but a string or a list of strings.
     """
     if isinstance(sentence, (bytes, Clicks)) or not isinstance(sentence, (str, list, tuple)):
-        raise TypeError(
-            f'a prompt is a sentence such as "car. dog.", a list of phrases, or Clicks, not {sentence!r:.80}'
-        )
+        kinds = 'a sentence such as "car. dog.", a list of phrases, or Clicks'
+        raise TypeError(f"a prompt is {kinds}, not a {kind_of(sentence)}")
     parts = re.split(r";|(?<!\d)[.,]|[.,](?!\d)", sentence) if isinstance(sentence, str) else sentence
-    if not all(isinstance(part, str) for part in parts):
-        raise TypeError(f"a list of phrases holds strings, not {sentence!r:.80}")
+    for part in parts:
+        if not isinstance(part, str):
+            raise TypeError(f"a list of phrases holds strings, not a {kind_of(part)}")
     phrases = [part.strip() for part in parts]
     if isinstance(sentence, str):
         phrases = [phrase for phrase in phrases if phrase]
     if not phrases or not all(phrases):
         kind = "an empty" if phrases else "no"
-        raise ValueError(f'the prompt {sentence!r} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
+        raise ValueError(f'the prompt {sentence!r:.80} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
     return list(dict.fromkeys(phrases))
+
+
+def kind_of(prompt: object) -> str:
+    """The type of what is no sentence; of a picture also where it can be a prompt."""
+    hint = "; HeatMapper.heat_maps takes pictures" if isinstance(prompt, Picture) else ""
+    return type(prompt).__name__ + hint
 
 
 # --- Checks ------------------------------------------------------------------------------------------------

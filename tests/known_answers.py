@@ -69,11 +69,20 @@ class Files:
     def model(self, name: str) -> object:
         """SAM 2, a Detector, or a HeatMapper. WeightsError if its files can't be had or read."""
         if name == SAM:
-            return sam2.load(self.path(SAM), SAM).eval()
+            return self.read(SAM, lambda path: sam2.load(path, SAM)).eval()
         if name == "swin-t":
-            model, vocabulary = grounding_dino.load(self.path(name), name).eval(), self.path("bert-vocab")
-            return Detector(model, WordPieceTokenizer.load(vocabulary))
-        return HeatMapper(clipseg.load(self.path("clipseg")).eval(), CLIPTokenizer.load(self.path("clip-bpe")))
+            model = self.read(name, lambda path: grounding_dino.load(path, name)).eval()
+            return Detector(model, self.read("bert-vocab", WordPieceTokenizer.load))
+        model = self.read("clipseg", clipseg.load).eval()
+        return HeatMapper(model, self.read("clip-bpe", CLIPTokenizer.load))
+
+    def read(self, name: str, load: Callable[[Path], object]) -> object:
+        """A model or vocabulary by its loader. WeightsError if its file can't be had, or holds something else."""
+        path = self.path(name)
+        try:
+            return load(path)
+        except (ValueError, OSError) as error:
+            raise weights.WeightsError(f"{path}: {error}") from error
 
     def picture(self, name: str) -> np.ndarray:
         """uint8 (H, W, 3)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minisam_glue.demo import evaluate
+from minisam_glue.demo import FOLDER, SEGMENTER, evaluate
 from minisam_glue.demo.clip_metrics import (
     OUTCOMES,
     SOON,
@@ -190,6 +190,16 @@ def test_the_values_of_pieces_add_up_to_those_of_the_whole_and_damage_is_said(fi
         with pytest.raises(SystemExit) as ended:
             run("--add", *paths)
         assert ended.value.code == 2 and f"--add {paths[1]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, given", [([], ["Detector", "FastSAM2"]), (["--segmenter", FOLDER / SEGMENTER], ["NoneType", "FastSAM2"])]
+)
+def test_without_files_the_weights_of_the_package_are_measured(words, given, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, words), "--scenes", "0", "--clips", "0"])
+    monkeypatch.setattr(evaluate, "evaluate", lambda *parts: [type(model).__name__ for model in parts[:2]])
+    evaluate.main()
+    assert json.loads(capsys.readouterr().out) == given
 
 
 def test_an_unknown_kind_is_a_usage_error(monkeypatch, capsys):

@@ -320,6 +320,8 @@ def test_the_method_is_known_by_name_and_needs_no_detector():
     for source in (None, "demo"):
         with pytest.raises(ValueError, match="detector .clipseg.: there is no such model, choose one of swin-t"):
             load_models(source, detector="clipseg")
+        with pytest.raises(ValueError, match="detector 'swin-b': method clipseg has none; leave one of them out"):
+            load_models(source, detector="swin-b", method="clipseg")
     with pytest.raises(ValueError, match="seed_prompt"):
         Seeding(("circle",))
     assert heat_models().detector is None and isinstance(heat_models().heat_mapper, BrightHeatMapper)

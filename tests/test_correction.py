@@ -36,7 +36,8 @@ def slipped(film) -> MemoryPropagator:
 def corrected(slipped, film, number: int, forget: bool, **prompt) -> dict[int, torch.Tensor]:
     """The masks of objects, bool (frames, H, W), after a prompt on frame AT."""
     tracker = copy.copy(slipped)
-    tracker.objects, tracker.forget = copy.deepcopy(slipped.objects), forget
+    tracker.objects, tracker.identity = copy.deepcopy(slipped.objects), copy.deepcopy(slipped.identity)
+    tracker.forget = forget
     tracker.prompt(number, **prompt)
     results = [tracker.step(film.frames[t]) for t in range(AT + 1, END)]
     return dict(zip(results[0].ids, torch.stack([result.masks() for result in results], 1)))
@@ -60,6 +61,12 @@ def test_a_prompt_that_agrees_with_the_mask_forgets_nothing(film, slipped):
     box = film.boxes[AT, film.leads[1]]
     one, other = (corrected(slipped, film, 1, forget, box=box) for forget in (False, True))
     assert torch.equal(one[1], other[1])
+
+
+def test_a_corrected_copy_leaves_the_rules_of_the_others_as_they_were(film, slipped):
+    before = [track.clean for track in slipped.identity.tracks.values()]
+    corrected(slipped, film, 1, True, box=film.boxes[AT, film.leads[0]])
+    assert [track.clean for track in slipped.identity.tracks.values()] == before
 
 
 def test_what_only_cuts_away_is_no_new_object():

@@ -45,6 +45,12 @@ def change(monkeypatch, module, name, new):
     monkeypatch.setattr(module, name, lambda *args, **kwargs: new(old, *args, **kwargs))
 
 
+def test_the_files_of_weights_are_small():
+    sizes = {path.name: path.stat().st_size for path in FOLDER.glob("*.pt")}
+    assert sizes.keys() == {DETECTOR, HEAT_MAPPER, SEGMENTER}
+    assert sum(sizes.values()) < 16e6 and sizes[SEGMENTER] < 5e6
+
+
 # --- A sentence to boxes --------------------------------------------------------------------------------------
 
 

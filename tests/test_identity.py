@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from helpers.sam2_tiny import frames, tiny_model
 
+from minisam_glue import Clicks, segment_video
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
 from minisam_glue.demo.scenes import clip
-from minisam_glue.identity import Frame, Identity, state_kind
+from minisam_glue.identity import Frame, Identity, rules, state_kind
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import Track, groups
 from minisam_glue.identity.search import Candidate, Search
 from minisam_glue.masks import mask_iou, mean_tokens
+from minisam_glue.models import Models
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import VideoTracker, accelerate
 
@@ -515,12 +517,12 @@ def tracked(tracker: VideoTracker, film, objects: list[int], count: int) -> list
 
 
 def test_where_nothing_meets_and_nothing_is_lost_the_masks_are_the_official_ones(demo):
-    film = clip(14, "crossing")
-    official, ruled = (
-        tracked(MemoryPropagator(demo, identity), film, list(film.leads), 3) for identity in (False, True)
-    )
+    film, trackers = clip(14, "crossing"), [MemoryPropagator(demo, identity) for identity in (False, True)]
+    official, ruled = (tracked(tracker, film, list(film.leads), 10) for tracker in trackers)
     assert all(torch.equal(a.low_res, b.low_res) for a, b in zip(official, ruled))
     assert official[-1].masks().flatten(1).any(1).all()
+    identity = trackers[1].identity
+    assert all(track.known for track in identity.tracks.values()) and not identity.contacts  # the rules could act
 
 
 def test_changed_masks_go_into_memory_and_absent_ones_as_absent(monkeypatch):
@@ -577,6 +579,51 @@ def test_tracking_by_rules_goes_on_from_a_state_and_takes_any_frame(size):
         other.restore(whole.state())
         a, b = whole.step(film[t]), other.step(film[t])
         assert torch.equal(a.low_res, b.low_res) and a.logits().isfinite().all()
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Rules that know an object after its first frame, whatever the decoder says: tiny models are never sure."""
+    monkeypatch.setattr(rules, "CLEAN", 1)
+    monkeypatch.setattr(rules, "CLEAN_IOU", -math.inf)
+
+
+def test_objects_by_ones_or_by_eights_have_the_same_masks(eager):
+    film, seen = frames(4), []
+    for chunk in (1, 8):
+        tracker, done = MemoryPropagator(tiny_model()), []
+        tracker.chunk = chunk
+        tracker.seek(0, film[0])
+        for number in range(10):
+            tracker.prompt(number, box=[4 * number, 5, 4 * number + 12, 30])
+        masks = [tracker.track().masks()]
+        for image in film[1:]:
+            masks.append(tracker.step(image).masks())
+            done += tracker.identity.done()
+        seen.append((torch.stack(masks), done))
+    (one_by_one, done), (by_eights, also_done) = seen
+    assert torch.equal(one_by_one, by_eights) and done == also_done
+    hidden = {words.split()[0] for words in done if "hidden" in words}
+    assert hidden & {f"#{n}" for n in range(8)} and hidden & {"#8", "#9"}  # of both groups of eight
+
+
+BAD_CLIPS = {  # boxes, frames, and what is added to the score that an object is there
+    "200 boxes": ([[x % 20, x % 11, x % 20 + 6 + x % 13, x % 11 + 9] for x in range(200)], (2, 24, 40, 3), 5.0),
+    "frames of one pixel": ([[0, 0, 1, 1], [0, 0, 0.5, 1]], (6, 1, 1, 3), 5.0),
+    "objects that never appear": ([[20, 12, 30, 22], [5, 5, 9, 9]], (6, 24, 40, 3), -50.0),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLIPS)
+def test_many_objects_tiny_frames_and_empty_ground_are_taken(case, eager):
+    boxes, shape, there = BAD_CLIPS[case]
+    models, film = Models(None, tiny_model(object_score=there)), np.full(shape, 90, np.uint8)
+    seen = list(segment_video(models, film, Clicks(boxes=boxes)))
+    assert [frame.frame for frame in seen] == list(range(len(film)))
+    for frame in seen:
+        assert [o.id for o in frame.objects] == list(range(1, len(boxes) + 1))
+        assert all(o.mask.shape == shape[1:3] and o.mask.dtype == bool for o in frame.objects)
+    assert there > 0 or not any(o.mask.any() for frame in seen[1:] for o in frame.objects)
 
 
 def test_a_prompt_and_a_removal_make_the_rules_forget_an_object():

@@ -84,6 +84,14 @@ def test_a_picture_of_another_content_is_refused(tmp_path):
         files.path("truck.jpg")
 
 
+@pytest.mark.parametrize("name", ["clipseg", "swin-t", known_answers.SAM])
+def test_garbage_in_a_file_of_weights_is_said_with_its_name(name, tmp_path):
+    path = tmp_path / weights.CHECKPOINTS[name].file
+    path.write_bytes(b"garbage")
+    with pytest.raises(weights.WeightsError, match=path.name):
+        known_answers.Files(tmp_path).model(name)
+
+
 def test_a_folder_that_is_not_there_is_one_line_and_status_2(tmp_path, capsys):
     assert known_answers.main(["--weights", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

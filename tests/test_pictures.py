@@ -20,7 +20,7 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image
 
 from minisam_glue import Clicks, load_models, segment_image, segment_video
-from minisam_glue.media import MediaError, expand_inputs, frames, is_moving, read_image, read_masks
+from minisam_glue.media import MediaError, expand_inputs, frames, heif, is_moving, read_image, read_masks
 from minisam_glue.media.images import is_picture, page_count
 from minisam_glue.media.sources import SAMPLES
 from minisam_glue.pixels import to_rgb
@@ -200,6 +200,25 @@ def test_a_heic_that_claims_more_than_its_bytes_is_refused_at_once(sizes, count,
     (tmp_path / "a.heic").write_bytes(box(b"ftyp", b"heic", bytes(4)) + meta)
     with pytest.raises(MediaError, match="a.heic: damaged: (pieces of a picture without a place|a picture is longer)"):
         read_image(tmp_path / "a.heic")
+
+
+def test_a_tile_that_a_heic_names_often_is_decoded_once_and_tiles_beyond_all_bounds_are_not(tmp_path, monkeypatch):
+    decode, decoded = heif._File._decoded, []
+    monkeypatch.setattr(heif._File, "_decoded", lambda self, item: decoded.append(item) or decode(self, item))
+    data = (CASES / "heic" / "iphone_grid.heic").read_bytes()
+    named, once = (struct.pack(">4s6H", b"dimg", 5, 4, *tiles) for tiles in ((1, 2, 3, 4), (1, 1, 1, 1)))
+    assert data.count(named) == 1
+    first, again = heif.read_heif(data), heif.read_heif(data.replace(named, once))
+    assert decoded == [1, 2, 3, 4, 1]
+    assert np.array_equal(again, np.tile(first[:256, :256], (2, 2, 1)))
+    size = struct.pack(">HBBHH", 0, 1, 1, 512, 512)
+    small = data.replace(size, struct.pack(">HBBHH", 0, 1, 1, 4, 4))
+    assert data.count(size) == 1 and heif.read_heif(small).shape == (4, 4, 3)
+    monkeypatch.setattr(heif, "MAX_PIXELS", 256 * 256)
+    decoded.clear()
+    with pytest.raises(MediaError, match="damaged: tiles of far more than 4x4 pixels"):
+        heif.read_heif(small)
+    assert decoded == [1, 2, 3]
 
 
 def test_a_heic_without_pyav_says_what_to_do():

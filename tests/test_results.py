@@ -223,12 +223,23 @@ def test_other_weights_are_other_results_and_a_published_file_is_not_hashed(tmp_
 
 
 def test_every_flag_is_part_of_the_facts_or_listed_as_without_effect(tmp_path, models):
-    args, source = parse_arguments(["a.png", "x."]), str(save(picture(5), tmp_path / "a.png"))
+    args = parse_arguments(["a.png", "x.", "--refine-every", "2"])  # which is no part of them by default
+    source = str(save(picture(5), tmp_path / "a.png"))
     film, still = (facts_of(source, args, "x.", models, moving) for moving in (True, False))
     flags = {"--" + name.replace("_", "-") for name in vars(args).keys() - {*CHANGE_NOTHING, *STATED_OTHERWISE}}
     assert {name for name in film if name.startswith("--")} == flags
     of_videos = {"--" + name.replace("_", "-") for name in {*VIDEO_FLAGS, "fps"}.difference(CHANGE_NOTHING)}
     assert film.keys() - still.keys() == of_videos
+
+
+def test_results_of_before_refine_every_count_as_those_of_its_default(tmp_path, models):
+    source = str(save(picture(5), tmp_path / "a.png"))
+    film, default, other = (
+        facts_of(source, parse_arguments(["a.png", "x.", *words]), "x.", models, True)
+        for words in ([], ["--refine-every", "1"], ["--refine-every", "2"])
+    )
+    assert film == default and "--refine-every" not in film
+    assert differences(film, other) == ["another --refine-every (none then, 2 now)"]
 
 
 def test_what_nobody_can_compare_is_never_taken_for_the_same(models):

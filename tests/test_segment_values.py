@@ -14,7 +14,7 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image
 
 from minisam_glue import Clicks, Thresholds, demo, segment_image, segment_images, segment_video
-from minisam_glue.cli import main, parser
+from minisam_glue.cli import main, parser, video
 from minisam_glue.cli.progress import Progress
 from minisam_glue.demo.drawing import COLOURS, SHAPES
 from minisam_glue.grounding_dino import WordPieceTokenizer
@@ -35,6 +35,7 @@ NUMBERS = {
     "--stride": (("0", "-1", "1.5", "99999999999", "x"), ("1", "3")),
     "--seed-frame": (("-1", "0.5", "x", "99999999999"), ("0", "3")),
     "--redetect": (("-5", "2.5", "x", ""), ("0", "1")),
+    "--refine-every": (("0", "-1", "1.5", "x"), ("1", "3")),
     "--batch": (("0", "-1", "1.5", "x"), ("1", "3")),
     "--size": (("0", "31", "500", "8192", "1.5", "x"), ("64",)),
     "--states": (("-1", "nan", "x", "1e9"), ("0", "0.1", "64")),
@@ -252,7 +253,11 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
             ["{film}", "bright.", "--frames", "--identity", "on", "--propagate", "flow"],
             "--identity does nothing with --propagate flow: the rules are for SAM 2's memory",
         ),
-        (["{film}", "bright.", "--frames", "--propagate", "flow"], ""),
+        (["{film}", "bright.", "--frames", "--propagate", "flow", "--refine-every", "2"], ""),
+        (
+            ["{film}", "bright.", "--frames", "--refine-every", "2"],
+            "--refine-every does nothing without --propagate flow",
+        ),
         (["{png}", "--point", "9,15", "--save", "heatmap"], "--save heatmap does nothing without a sentence"),
         (
             ["{film}", "bright.", "--frames", "--states", "9", "--direction", "both"],
@@ -275,6 +280,14 @@ def test_flags_without_effect_are_said_unless_quiet(words, note, places, tmp_pat
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert said == ([f"note: {note}"] if note else [])
     assert command(*words, "--quiet") == 0 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("how, every", [("flow", 2), ("memory", 1)])
+def test_refine_every_is_for_flow(how, every, places, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(video, "Tracking", lambda *args, **more: made.append(args[8]) or Tracking(*args, **more))
+    words = [places["film"], "bright.", "--frames", "--propagate", how, "--refine-every", "2", "--format", "gif"]
+    assert command(*words, "--out", tmp_path / "out", "--quiet") == 0 and made == [every]
 
 
 def test_frames_of_a_tiff_of_many_pages_is_no_idle_flag(tmp_path, capsys):
@@ -349,7 +362,9 @@ BOX = [[5, 10, 15, 22]]
         (lambda m, p: segment_image(m, p, None), TypeError, "a prompt is a sentence"),
         (lambda m, p: segment_image(m, p, b"bright."), TypeError, "a prompt is a sentence"),
         (lambda m, p: segment_image(m, p, []), ValueError, "no phrase"),
-        (lambda m, p: segment_image(m, p, [1, 2]), TypeError, "strings"),
+        (lambda m, p: segment_image(m, p, [1, 2]), TypeError, "strings, not a int$"),
+        (lambda m, p: segment_image(m, p, [p]), TypeError, "strings, not a ndarray; HeatMapper.heat_maps takes pict"),
+        (lambda m, p: segment_image(m, p, p), TypeError, "or Clicks, not a ndarray; HeatMapper.heat_maps takes pict"),
         (
             lambda m, p: segment_image(m, p, Clicks(boxes=[[60, 0, 70, 9]])),
             ValueError,

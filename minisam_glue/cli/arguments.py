@@ -23,7 +23,7 @@ ARGUMENTS = (  # names in the Python interface
     "box|point|mask|seed_frame|redetect|direction|propagate|identity|device|dtype|sam|detector|method|heat_size|seed_prompt|template|size"
 )
 VIDEO_FLAGS = ("start", "max_seconds", "stride", "seed_frame", "redetect", "direction", "propagate")
-VIDEO_FLAGS += ("identity", "story", "format", "states")
+VIDEO_FLAGS += ("refine_every", "identity", "story", "format", "states")
 SENTENCE_FLAGS = ("box_threshold", "text_threshold", "nms", "max_area", "detector", "method")
 DETECTOR_FLAGS = ("box_threshold", "text_threshold", "nms")
 HEAT_FLAGS = ("heat_size", "heat_threshold", "heat_percentile", "min_area", "template")
@@ -188,6 +188,8 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Calla
         notes += [] if "-" in inputs else note(("fps",), "except for folders and pipes, which state no rate")
     if args.propagate == FLOW:
         notes += note(("identity",), f"with --propagate {FLOW}: the rules are for SAM 2's memory")
+    else:
+        notes += note(("refine_every",), f"without --propagate {FLOW}")
     if isinstance(prompt, Clicks):
         notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
         notes += ["--save heatmap does nothing without a sentence"] if "heatmap" in args.save else []

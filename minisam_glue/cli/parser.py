@@ -353,6 +353,14 @@ def add_tracking_flags(group: argparse._ArgumentGroup) -> None:
         help="what carries masks to the next frame: SAM 2's memory, or optical flow (default %(default)s)",
     )
     group.add_argument(
+        "--refine-every",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="with --propagate flow: SAM 2 refines the masks on every N-th frame alone; more is faster and less exact "
+        "(default %(default)s)",
+    )
+    group.add_argument(
         "--identity",
         choices=("on", "off"),
         help="keep look-alikes apart where they meet, and look for lost objects; off: SAM 2's own masks (default: on "

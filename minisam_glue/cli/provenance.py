@@ -82,6 +82,8 @@ def settings_of(args: Namespace, prompt: Prompt, models: Models, moving: bool) -
     facts |= {"--" + name.replace("_", "-"): getattr(args, name) for name in sorted(flags)}
     if "identity" in flags:
         facts["--identity"] = args.identity or "on"  # the default, whether or not it is given
+    if args.refine_every == 1:  # as in results of before there was this flag
+        facts.pop("--refine-every", None)
     facts["--save"] = sorted(set(args.save) - FORMATS.keys())  # a data set is made of a result, and is none of it
     return json.loads(json.dumps(facts))  # tuples become lists, as they are when they are read again
 

@@ -9,6 +9,7 @@ from ..datasets import FORMATS
 from ..media.images import is_picture
 from ..prompts import Clicks
 from ..propagation import FORWARD, Tracking
+from ..propagators import FLOW
 from ..support.processes import install_command
 from .console import count, summary
 from .job import Job
@@ -69,7 +70,8 @@ class VideoRun:
     def new_tracking(self) -> Tracking:
         """The tracking that the flags ask for, before its first frame."""
         job, args = self.job, self.args
-        how = (args.seed_frame, args.redetect, args.direction, job.seeding, args.propagate)
+        refine_every = args.refine_every if args.propagate == FLOW else 1
+        how = (args.seed_frame, args.redetect, args.direction, job.seeding, args.propagate, refine_every)
         return Tracking(job.models, job.prompt, job.thresholds, *how, identity=args.identity != "off")
 
     def open_output(

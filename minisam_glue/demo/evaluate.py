@@ -1,6 +1,7 @@
 """Metrics of the demo models on generated scenes and clips, as JSON from one command.
 
-    python -m minisam_glue.demo.evaluate --detector detector.pt --segmenter segmenter.pt    # or one of them
+    python -m minisam_glue.demo.evaluate    # the weights of the package
+    python -m minisam_glue.demo.evaluate --detector detector.pt --segmenter segmenter.pt    # others, or one of them
     python -m minisam_glue.demo.evaluate --propagate flow    # clips alone: optical flow beside SAM 2's memory
     python -m minisam_glue.demo.evaluate --identity both --kinds pass bounce twins return --clips 100 --held-out
     python -m minisam_glue.demo.evaluate --identity both --first-seed 700010 --clips 10 --values b.json    # in pieces
@@ -35,7 +36,7 @@ from ..render.story import story
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
 from ..support.files import whole_file
 from ..support.reading import anything, check_regular, mapping, text
-from . import FOLDER, SEGMENTER, load_detector, load_segmenter
+from . import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
 from .clip_metrics import ClipMetrics, broadcast_iou, mean
 from .clip_story import tell
 from .scenes import ALL_KINDS, HELD_OUT, KINDS, SMALLEST, Clip, Scene, clip, extents, scene
@@ -305,7 +306,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     """The command line of an evaluation."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", type=Path, help="file that train_detector wrote")
-    parser.add_argument("--segmenter", type=Path, help="file that train_segmenter wrote")
+    parser.add_argument("--segmenter", type=Path, help="file that train_segmenter wrote (without both: the package's)")
     parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
     parser.add_argument("--clips", type=int, default=100, help="number of clips, of the kinds in turn (default 100)")
     parser.add_argument(
@@ -350,10 +351,12 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 
 def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
-    """The models whose files are given."""
+    """The models whose files are given; if none is, those of the package."""
+    files = args.detector, args.segmenter
+    detector, segmenter = files if any(files) else (FOLDER / DETECTOR, FOLDER / SEGMENTER)
     return (
-        load_detector(args.detector, args.device) if args.detector else None,
-        accelerate(load_segmenter(args.segmenter, args.device)) if args.segmenter else None,
+        load_detector(detector, args.device) if detector else None,
+        accelerate(load_segmenter(segmenter, args.device)) if segmenter else None,
     )
 
 
@@ -389,8 +392,6 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error(f"--story {args.story}: give a name that ends with .png, in a folder that is there")
     if args.story and args.clips < 1:
         parser.error("--story draws the first clip: give --clips 1 or more")
-    if not (args.propagate == FLOW or args.identity or args.story or args.detector or args.segmenter):
-        parser.error("nothing to evaluate: give --detector, --segmenter, or both")
 
 
 def run(

@@ -114,15 +114,20 @@ class _File:
             raise MediaError(f"{width}x{height} pixels are more than {MAX_PIXELS}: make it smaller first")
         if len(tiles) != rows * columns or len(tiles) > MOST_TILES:
             raise MediaError(f"damaged: {len(tiles)} tiles for {rows} x {columns}")
-        whole = None
+        places: dict[int, list[int]] = {}  # each tile is decoded once, however often a small file names it
         for number, tile in enumerate(tiles):
+            places.setdefault(tile, []).append(number)
+        whole, decoded = np.zeros((height, width, 3), np.uint8), 0
+        for tile, numbers in places.items():
             pixels = self._decoded(tile)
             high, wide = pixels.shape[:2]
-            if whole is None:
-                whole = np.zeros((height, width, 3), np.uint8)
-            top, left = number // columns * high, number % columns * wide
-            place = whole[top : top + high, left : left + wide]
-            place[:] = pixels[: place.shape[0], : place.shape[1]]
+            decoded += high * wide
+            if decoded > 2 * MAX_PIXELS:  # much of it beyond the edges
+                raise MediaError(f"damaged: tiles of far more than {width}x{height} pixels")
+            for number in numbers:
+                top, left = number // columns * high, number % columns * wide
+                place = whole[top : top + high, left : left + wide]
+                place[:] = pixels[: place.shape[0], : place.shape[1]]
         return whole
 
     def _decoded(self, item: int) -> np.ndarray:
