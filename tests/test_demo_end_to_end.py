@@ -25,8 +25,7 @@ from minisam_glue.masks import decode_rle
 from minisam_glue.models import load_models
 
 ROOT = Path(__file__).resolve().parent.parent
-# Least mean IoU over the frames. These weights take look-alikes that crossed for one another: see RESULTS.md.
-FOLLOWED = {"free": 0.6, "crossing": 0.5, "occlusion": 0.6, "leaving": 0.6}
+FOLLOWED = {"free": 0.6, "crossing": 0.6, "occlusion": 0.6, "leaving": 0.6}  # least mean IoU over the frames
 FOUND, FALSE = 0.7, 0.15  # by a sentence: least mean IoU; most wrong objects for each right one
 FIRST_SEED = 700_000  # held out, and neither of the evaluation nor of the examples
 
