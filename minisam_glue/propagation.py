@@ -92,6 +92,7 @@ class Tracking:
         self.corrections: list[ObjectPrompt] = []  # of this run, and of earlier ones that it repeats
         self.repeated: list[ObjectPrompt] = []
         self.held: list[dict] = []  # objects as they joined, with the frame: for the way back
+        self.found: dict[int, tuple[float, ...]] = {}  # boxes of the detections that joined on the present frame
 
     # --- Frames in order ---
 
@@ -194,7 +195,7 @@ class Tracking:
         """One frame: objects are tracked; detections and marks of this frame join them, or correct them."""
         if self.reverse:
             self._take_up(index)
-        marks, found = self._marks_at(index), self._detect(index, image)
+        marks, found, self.found = self._marks_at(index), self._detect(index, image), {}
         if not self.tracker.objects and not marks and not found:
             return self._without_objects(index, image, found)
         if marks and isinstance(self.prompt, Clicks):
@@ -292,6 +293,7 @@ class Tracking:
         """A new object."""
         number = self.number_of(index, seed)
         self.tracker.prompt(number, **self._shown(seed))
+        self.found |= {number: seed.box} if seed.box else {}
         self.known[number] = Segment(number, seed.label, seed.score, seed.box or (), None, index, index)
 
     def next_number(self, index: int, seed: Seed) -> int:
@@ -333,7 +335,7 @@ class Tracking:
             objects.append(Segment(number, known.label, known.score, box_around(mask), mask, known.first, known.last))
         best, heat = (None, []) if found is None else (found.best, found.heat)
         notes = self.tracker.notes(result) if self.tracker.identity is not None else None
-        return Segmented(image, objects, index, best, heat, notes)
+        return Segmented(image, objects, index, best, heat, notes, self.found)
 
     def state(self) -> dict:
         """Everything that the frames to come depend on. torch.save takes it; torch.load with weights_only reads it."""

@@ -92,6 +92,7 @@ class Segmented:
     best: the best phrase and its score, whether or not it passed; None where no detection ran.
     heat: the heat map of each phrase, if the objects were looked for by heat maps here.
     notes: what the rules of identity/ did here; None without them, and for pictures.
+    found: of a video, the detection's box, xyxy in pixels, of each object that a sentence found first on this frame.
     """
 
     image: np.ndarray  # uint8 (H, W, 3), a copy of the picture
@@ -100,6 +101,7 @@ class Segmented:
     best: tuple[str, float] | None = None
     heat: list[HeatMap] = field(default_factory=list)
     notes: Notes | None = None
+    found: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def masks(self) -> np.ndarray:
@@ -128,11 +130,13 @@ class Segmented:
         )
 
     def as_json(self) -> dict:
-        """Size and visible objects, ready for json.dumps."""
+        """Size and visible objects, ready for json.dumps; and what was found first here, if anything was."""
         best = None if self.best is None else {"label": self.best[0], "score": round(self.best[1], 4)}
-        return {
+        record = {
             "frame": self.frame,
             "size": list(self.image.shape[:2]),
             "best": best,
             "objects": [o.as_json() for o in self.seen],
         }
+        found = [{"id": number, "box": [round(float(side), 2) for side in box]} for number, box in self.found.items()]
+        return record | ({"found": found} if found else {})

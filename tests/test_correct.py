@@ -98,6 +98,15 @@ def test_a_result_without_states_is_tracked_again_from_the_first_frame_to_the_sa
     assert (result / "result.jsonl").read_bytes() == (other / "result.jsonl").read_bytes()
 
 
+def test_a_source_of_the_same_content_may_have_another_name(finished, result, tmp_path, models):
+    moved = shutil.copytree(finished / "film", tmp_path / "moved")
+    words = ["--correct", result, "--object", CLICK, "--quiet"]
+    assert command(moved, *words, models=models) == 0
+    assert json.loads((result / "result.json").read_text())["source"] == str(moved)
+    save(picture(4), moved / "0.png")
+    assert command(moved, *words, models=models) == 2
+
+
 def test_a_correction_keeps_no_states_where_they_have_no_room(result, models):
     correct(result, CLICK, models=models, flags=("--states", 0))
     assert not (result / "states").exists()
@@ -375,3 +384,24 @@ def test_a_correction_that_could_not_be_put_in_place_is_made_once_when_it_is_ask
     after = correct(other, "id=1 at=3 remove", models=models)  # another one comes after it
     assert of(after, 3) == of(lines(result / "result.jsonl"), 3) and len(of(after, 1)) == 3
     assert of(correct(result, *words, models=models), 4)  # asked for once more
+
+
+@pytest.mark.parametrize("kept", ["found", "mask"])
+def test_an_object_keeps_its_number_by_the_box_that_it_was_found_in_or_in_earlier_results_by_its_mask(
+    kept, tmp_path, models
+):
+    words = [save_film(tmp_path / "film", COUNT), "bright.", "--frames", "--format", "gif", "--quiet", "--states", 0]
+    assert command(*words, "--out", tmp_path / "out", models=models) == 0
+    path = tmp_path / "out" / "film" / "result.jsonl"
+    first, *others = lines(path)
+    assert first["found"] == [{"id": 1, "box": [4, 10, 14, 22]}] and not any("found" in record for record in others)
+    if kept == "found":  # as if SAM 2 had seen nothing there
+        first["objects"] = []
+    else:  # as results were that did not tell it
+        (o,) = first["objects"]
+        o["box"] = first.pop("found")[0]["box"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in [first, *others]))
+    for at in (AT, AT + 1):
+        after = correct(path.parent, f"id=1 at={at} point=15,15", models=models, flags=("--states", 0))
+        assert {o["id"] for record in after for o in record["objects"]} == {1}
+    assert after[0].get("found") == first.get("found")

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from minisam_glue.cli.data_sets import run
 from minisam_glue.cli.lock import FolderLock
 from minisam_glue.datasets import FORMATS, Categories, DataSets, Picture, Pixels, voc, yolo
+from minisam_glue.datasets.dataset import DataSet
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -355,6 +356,50 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_data_sets(inputs, tmp_p
                 path.unlink() if path.is_file() else path.rmdir()
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_that_a_killed_process_began_go_when_their_input_does_not_come_again(name, inputs, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    write, left = Pixels.save, iter(range(2))
+
+    def killed(pixels: Pixels, path: Path) -> None:
+        if next(left, None) is None:
+            raise Killed
+        write(pixels, path)
+
+    words = ["bright.", "--frames", "--format", "gif", "--save", name, "--quiet", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Pixels, "save", killed)
+        patch.setattr(DataSet, "_clear_begun", lambda *_: None)  # a process that is killed clears nothing
+        with pytest.raises(Killed):
+            command(inputs[1], inputs[0], *words, tmp_path / "out")
+    assert any("film" in file for file in files(tmp_path / "out" / name))
+    for out in ("out", "whole"):
+        assert command(inputs[0], *words, tmp_path / out) == 0
+    assert files(tmp_path / "out" / name) == files(tmp_path / "whole" / name)
+
+
+def test_a_result_whose_rewriting_fails_is_in_the_data_set_no_more(inputs, tmp_path, monkeypatch):
+    words = ["bright.", "--frames", "--format", "gif", "--quiet", "--out", tmp_path / "out", "--save", "coco", "yolo"]
+    assert command(*inputs[:2], *words) == 0
+    write, left = Pixels.save, iter(range(1))
+
+    def full(pixels: Pixels, path: Path) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        write(pixels, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pixels, "save", full)
+        assert run([str(tmp_path / "out"), "--to", "coco", "yolo", "--quiet"]) == 2
+    made = data_sets(tmp_path / "out")
+    assert [image["file_name"] for image in json.loads(made["coco/annotations.json"])["images"]] == []
+    assert not [file for file in made if "/film/" in file or ".begun" in file]
+    assert run([str(tmp_path / "out"), "--to", "coco", "yolo", "--quiet"]) == 0
+    assert len(json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())["images"]) == 4
+
+
 def test_two_processes_make_the_same_data_sets_as_one(inputs, tmp_path, monkeypatch):
     assert made_by(inputs, tmp_path / "one") == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -382,6 +427,28 @@ def test_labels_of_results_of_another_sentence_are_no_categories(tmp_path):
         assert command(source, sentence, "--quiet", "--out", out, *flags) == 0
     made = json.loads((out / "coco" / "annotations.json").read_text())
     assert [category["name"] for category in made["categories"]] == ["bright"]
+
+
+def test_a_result_that_is_resumed_from_elsewhere_goes_into_the_data_set_with_the_pixels_that_are_there(tmp_path):
+    here, there = (tmp_path / name / "a.png" for name in ("here", "there"))
+    for path in (here, there):
+        path.parent.mkdir()
+        save(picture(5), path)
+    words = ["bright.", "--quiet", "--out", tmp_path / "out"]
+    assert command(here, *words) == 0
+    save(picture(30, seed=1), here)
+    models = tiny_models()
+    assert command(there, *words, "--resume", "--save", "coco", models=models) == 0 and models.detector.looked == 0
+    assert (tmp_path / "out" / "coco" / "images" / "a.png").read_bytes() == there.read_bytes()
+
+
+def test_a_data_set_of_frames_that_were_kept_needs_no_source(tmp_path):
+    source, out = save_film(tmp_path / "film", 2), tmp_path / "out"
+    words = ["bright.", "--frames", "--format", "gif", "--save", "frames", "--quiet", "--out", out]
+    assert command(source, *words) == 0
+    (tmp_path / "film").rename(tmp_path / "gone")
+    assert run([str(out), "--to", "coco", "--quiet"]) == 0
+    assert len(list((out / "coco" / "images" / "film").iterdir())) == 2
 
 
 def test_ctrl_c_stops_the_taking_over_of_results_that_are_there_and_resume_does_the_others(tmp_path, monkeypatch):
@@ -461,7 +528,7 @@ def test_a_result_that_one_format_can_not_hold_is_in_none_of_them(tmp_path, caps
 
 
 def test_a_picture_that_a_data_set_refuses_is_told_and_its_result_too(inputs, tmp_path, capsys, monkeypatch):
-    def refuse(self, folder, image):
+    def refuse(self, folder, image, source):
         raise ValueError(f"{folder.name} can't be held")
 
     monkeypatch.setattr(DataSets, "add", refuse)

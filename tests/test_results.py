@@ -607,6 +607,38 @@ def test_temporary_files_of_killed_runs_go_and_others_stay(tmp_path, monkeypatch
     assert seen == [] and sorted(p.name for p in folder.iterdir() if p.name[0] == ".") == [".dear.tmp"]
 
 
+def test_a_resumed_video_keeps_the_states_and_the_hint_of_one_in_one_go(tmp_path, monkeypatch, models, capsys):
+    monkeypatch.setattr("minisam_glue.cli.states.EVERY", 1)
+    source, flags = save_film(tmp_path / "film", 9), ["--frames", "--format", "gif", "--identity", "off"]
+    words = [source, "bright.", *flags, "--max-seconds", 0.9, "--out"]
+    assert command(*words, tmp_path / "one", models=models) == 0
+    size = max(path.stat().st_size for path in (tmp_path / "one" / "film" / "states").iterdir())
+    words[-1:] = ["--states", 3.5 * size / 1e6, "--out"]
+    assert command(*words, tmp_path / "whole", models=models) == 0
+    stop_at(5, [*words, tmp_path / "out"], monkeypatch, models)
+    assert command(*words, tmp_path / "out", "--resume", models=models) == 0
+    whole, out = ({p.name for p in (tmp_path / o / "film" / "states").iterdir()} for o in ("whole", "out"))
+    assert out == whole and "000003.pt" not in whole
+
+    dim = save_film(tmp_path / "dim", 4, empty=4)
+    words = [dim, "bright.", *flags, "--seed-frame", 0, "--out", tmp_path / "out"]
+    stop_at(2, words, monkeypatch, models)
+    capsys.readouterr()
+    assert command(*words, "--resume", models=models) == 0
+    assert "the best is 'bright' with 0.10" in capsys.readouterr().out
+
+
+def test_an_input_that_can_not_be_read_any_more_is_told_with_its_earlier_result(tmp_path, models, capsys):
+    words = [save(picture(5), tmp_path / "a.png"), "bright.", "--quiet", "--out", tmp_path / "out"]
+    for ending in ("", f"; its earlier result stays in {tmp_path / 'out' / 'a'}\n"):
+        (tmp_path / "a.png").write_bytes(b"broken")
+        assert command(*words, models=models) == 2
+        (error,) = capsys.readouterr().err.splitlines(keepends=True)
+        assert error.endswith(ending) and ("earlier" in error) == bool(ending)
+        save(picture(5), tmp_path / "a.png")
+        assert command(*words, models=models) == 0
+
+
 # --- Pages -------------------------------------------------------------------------------------------------
 
 

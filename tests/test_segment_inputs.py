@@ -22,7 +22,7 @@ from PIL import Image
 import segment
 from minisam_glue import media
 from minisam_glue.cli import run
-from minisam_glue.cli.arguments import folders_of
+from minisam_glue.cli.arguments import expand, folders_of
 from minisam_glue.cli.console import Console
 from minisam_glue.cli.outputs import label_name
 from minisam_glue.cli.parser import parse_arguments
@@ -252,6 +252,15 @@ def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_take
     assert [glob.escape(name) for name in names] == names  # loaders of data sets look for files by globs
 
 
+def test_an_input_keeps_the_folder_of_its_result_when_another_of_its_name_comes(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "result.json").write_text(json.dumps({"source": "a/./x.png"}))
+    sources = ["a/X.jpg", "a/x.png", "b/x.png"]
+    names = [path.name for path in folders_of(sources, tmp_path).values()]
+    assert names == ["X_jpg", "x", "x_png"]
+    assert [path.name for path in folders_of(sources, tmp_path, ["x"]).values()] == ["X_jpg", "x_png", "x_png-2"]
+
+
 def test_results_do_not_go_into_the_input(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_film(Path("film"), 2)
@@ -378,3 +387,12 @@ def test_what_stands_after_two_dashes_is_no_option_and_numbers_of_a_box_are_join
     assert command("a.png", "--box", "10", "20", "30", "40") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and ("such as --box 10,20,30,40" in error or "X1,Y1,X2,Y2" in error), error
+
+
+def test_an_input_that_is_given_in_two_spellings_is_one(tmp_path):
+    (tmp_path / "p").mkdir()
+    for name in "ab":
+        save(picture(5), tmp_path / "p" / f"{name}.png")
+    one, again = str(tmp_path / "p" / "b.png"), f"{tmp_path}/./p/../p/b.png"
+    inputs = expand([one, again, str(tmp_path / "p"), "camera:0", "camera:0"], False, tmp_path / "out", print)
+    assert inputs == [one, str(tmp_path / "p" / "a.png"), "camera:0"]

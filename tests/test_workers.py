@@ -1,8 +1,11 @@
 """Many pictures: threads that overlap, in order, with bounded memory; what is told; the bar over all inputs."""
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -194,3 +197,21 @@ def test_what_memory_does_not_hold_beside_others_is_done_in_its_turn(pictures, t
     printed = capsys.readouterr()
     told = [line.split(".png:")[0][-1] for line in printed.out.splitlines() if ".png:" in line]
     assert told == list("013456") and not printed.err and len(tried) == 12
+
+
+def test_processes_of_one_run_print_whole_lines_into_one_pipe():
+    pytest.importorskip("fcntl")
+    code = "import sys\nfrom minisam_glue.cli.console import Console\n"
+    code += "print('r', end='', file=sys.stderr, flush=True)\nsys.stdin.read()\n"
+    code += "for _ in range(50): Console(True, True).record({'mask': 'x' * 100_000})"
+    reading, writing = os.pipe()
+    pipes = {"stdin": subprocess.PIPE, "stdout": writing, "stderr": subprocess.PIPE}
+    env = os.environ | {"WORLD_SIZE": "2"}
+    several = [subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) for _ in range(2)]
+    os.close(writing)
+    assert [process.stderr.read(1) for process in several] == [b"r", b"r"]  # both are there, and begin together
+    for process in several:
+        process.stdin.close()
+    with open(reading) as stream:
+        assert [json.loads(line)["mask"] for line in stream] == ["x" * 100_000] * 100
+    assert [process.wait() for process in several] == [0, 0]

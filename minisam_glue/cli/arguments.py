@@ -14,7 +14,7 @@ from ..models import CLIPSEG
 from ..prompts import Clicks, Prompt, Seeding, split_phrases
 from ..propagation import FORWARD
 from ..propagators import FLOW
-from .folders import UNFINISHED
+from .folders import UNFINISHED, read_result
 from .objects import objects_of, parse_numbers, parse_point, read_masks
 from .parser import OTSU, parse_arguments, program
 
@@ -127,7 +127,10 @@ def expand(sources: list[str], frames: bool, out: Path, warn: Callable[[str], No
         if results:
             warn(f"{source}: {len(results)} left out, as results in {out}")
         inputs += [path for path in found if path not in results]
-    return list(dict.fromkeys(inputs))
+    unique = {}
+    for path in inputs:  # ./a.jpg and a.jpg are one
+        unique.setdefault(os.path.abspath(path) if os.path.exists(path) else path, path)
+    return list(unique.values())
 
 
 def results_among(found: list[str], source: str, out: Path) -> set[str]:
@@ -210,16 +213,21 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Calla
 
 
 def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dict[str, Path]:
-    """A folder for each input: named as the file, with its ending or a number where two would be the same.
+    """A folder for each input: named as the file, with its ending or a number where two would be the same; but one
+    whose result lies in the folder that is named as the file keeps that, whatever inputs have come since.
 
     others: names that are taken. ValueError if that would be the input itself, a folder of frames.
     """
     stems = Counter(stem(source).casefold() for source in sources)  # some file systems take A and a for the same
     folders, taken = {}, {name.casefold() for name in others}
+    same = [source for source in sources if stems[stem(source).casefold()] > 1]
+    there = {s for s in same if stem(s).casefold() not in taken and holds_result_of(out / stem(s), s)}
+    taken |= {stem(source).casefold() for source in there}
     for source in sources:
-        name = stem(source) if stems[stem(source).casefold()] == 1 else last_part(source).replace(".", "_")
+        alone = source in there or stems[stem(source).casefold()] == 1
+        name = stem(source) if alone else last_part(source).replace(".", "_")
         number, unique = 1, name
-        while unique.casefold() in taken:
+        while unique.casefold() in taken and source not in there:
             number += 1
             unique = f"{name}-{number}"
         taken.add(unique.casefold())
@@ -227,6 +235,12 @@ def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dic
         if os.path.isdir(source) and folders[source].resolve() == Path(source).resolve():
             raise ValueError(f"the results of {source} would go into it: choose another --out")
     return folders
+
+
+def holds_result_of(folder: Path, source: str) -> bool:
+    """Whether a result in a folder is of this input."""
+    then = read_result(folder / "result.json").get("source")
+    return isinstance(then, str) and os.path.abspath(then) == os.path.abspath(source)
 
 
 def stem(source: str) -> str:

@@ -2,11 +2,12 @@
 
 import errno
 import json
+import os
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TextIO
 
 import torch
@@ -14,6 +15,11 @@ import torch
 from ..clipseg.heat_mapper import SIZE
 from ..support.processes import lead_nowhere
 from ..support.text import one_line, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 USAGE_ERROR = 2  # the exit status
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
@@ -40,7 +46,8 @@ def tell(line: str, stream: TextIO) -> bool:
     OSError, which names the stream, if the line can't be written for another reason.
     """
     try:
-        print(line, file=stream, flush=True)
+        with in_turn(stream):
+            print(line, file=stream, flush=True)
     except BrokenPipeError:
         lead_nowhere(stream)
         return False
@@ -72,6 +79,21 @@ def too_large(args: Namespace) -> str:
     }
     ways = [*(way for way, helps in smaller.items() if helps), "smaller pictures"]
     return f"out of memory: take {', '.join(ways[:-1])}{' or ' if len(ways) > 1 else ''}{ways[-1]}"
+
+
+@contextmanager
+def in_turn(stream: TextIO) -> Iterator[None]:
+    """Let no other process of this run write into the same pipe or file meanwhile: a long line goes in pieces."""
+    several = fcntl is not None and os.environ.get("WORLD_SIZE", "1") != "1"
+    with suppress(OSError, ValueError):  # of what has no such lock
+        if several:
+            fcntl.lockf(stream, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            if several:
+                fcntl.lockf(stream, fcntl.LOCK_UN)
 
 
 class Console:

@@ -38,7 +38,7 @@ from .objects import read_objects
 from .outputs import OF, Journal, VideoOutput, is_complete
 from .parser import parse_arguments, program
 from .progress import Progress
-from .provenance import CHANGE_NOTHING, STATED_OTHERWISE, Facts, differences, facts_of
+from .provenance import CHANGE_NOTHING, STATED_OTHERWISE, UNKNOWN, Facts, differences, facts_of
 from .run import check_weights, load
 from .states import States, listed, read_state
 from .video import VideoRun
@@ -51,7 +51,7 @@ OF_THE_PROMPT = ("prompt", "boxes", "points", "masks", "objects")  # facts that 
 IN_PLACE, BY_OBJECT = "--correct writes the new result in place of the old one", "--object corrects"
 IDLE = {"out": IN_PLACE, "resume": IN_PLACE, "box": BY_OBJECT, "point": BY_OBJECT, "mask": BY_OBJECT}  # no use here
 IDLE |= {"batch": "the frames of a video are segmented one by one"}
-SAME = 0.3  # IoU of the boxes of an object as it was found and as it is found now
+SAME = 0.3  # IoU of the boxes of an object, or of its mask, as it was found and as it is found now
 
 
 def correct(args: Namespace, models: Models | None) -> int:
@@ -263,10 +263,11 @@ def job_of(settings: Namespace, result: dict, models: Models | None) -> Job:
 
 
 def facts_now(source: str, settings: Namespace, models: Models, of: Facts) -> Facts:
-    """The facts of a result of the same prompt, made now."""
+    """The facts of a result of the same prompt, made now. A source of the same content may have another name."""
     facts = facts_of(source, settings, "", models, True)
-    return {name: value for name, value in facts.items() if name not in OF_THE_PROMPT} | {
-        name: of[name] for name in OF_THE_PROMPT if name in of
+    given = OF_THE_PROMPT if facts["content"] == UNKNOWN else (*OF_THE_PROMPT, "source")
+    return {name: value for name, value in facts.items() if name not in given} | {
+        name: of[name] for name in given if name in of
     }
 
 
@@ -306,7 +307,7 @@ class Correction(VideoRun):
             for prompt in self.corrections:
                 self.check_inside(prompt)
             tracking, earlier = self.tracking()
-            old = Old(self.folder, self.size, self.result["frames"])
+            old = Old(self.folder, self.size, self.result)
             try:
                 self.begin(tracking)
                 number_of = partial(self.number_of, tracking, old)
@@ -344,11 +345,19 @@ class Correction(VideoRun):
         return self.new_tracking(), earlier
 
     def number_of(self, tracking: Tracking, old: "Old", index: int, seed: Seed) -> int:
-        """The number of an object that the sentence finds: that of the object of the result there, else a new one."""
-        there = [o for o in old.journal.objects(index) if o.label == seed.label and o.id not in tracking.known]
-        nearest = max(there, key=lambda o: box_iou(o.box, seed.box), default=None)
-        if nearest and box_iou(nearest.box, seed.box) > SAME:
-            return nearest.id
+        """The number of an object that the sentence finds: that of the object of the result there, else a new one.
+
+        An object that was found there is where its detection was, whatever its mask was: of a part of it, or empty.
+        """
+        there = {o.id: o.box for o in old.journal.objects(index)} | old.found(index)
+        shares = {
+            number: box_iou(box, seed.box)
+            for number, box in there.items()
+            if old.labels.get(number) == seed.label and number not in tracking.known
+        }
+        nearest = max(shares, key=shares.get, default=None)
+        if nearest and shares[nearest] > SAME:
+            return nearest
         self.last += 1
         return self.last
 
@@ -424,6 +433,7 @@ class Correction(VideoRun):
             if new.frame >= self.first:
                 before.objects, before.heat = self.merged(new, before.objects), new.heat
                 before.best, before.notes = before.best or new.best, new.notes
+                before.found |= new.found
             yield before
 
     def merged(self, new: Segmented, old: list[Segment]) -> list[Segment]:
@@ -469,10 +479,11 @@ def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 class Old:
-    """The frames of the result as it was. ValueError if it is damaged. size: (height, width)."""
+    """The frames of a result as it was. ValueError if it is damaged. size: (height, width)."""
 
-    def __init__(self, folder: Path, size: tuple[int, int], frames: int):
-        path = folder / "result.jsonl"
+    def __init__(self, folder: Path, size: tuple[int, int], result: dict):
+        path, frames = folder / "result.jsonl", result["frames"]
+        self.labels = {o["id"]: o["label"] for o in result["objects"]}
         try:
             self.journal = Journal(path, path.stat().st_size, size)
             if len(self.journal.places) != frames or 0 not in self.journal.places:
@@ -484,7 +495,13 @@ class Old:
     def frame(self, index: int, image: np.ndarray, without: set[int]) -> Segmented:
         """A frame as it was, but for some objects."""
         objects = [o for o in self.journal.objects(index) if o.id not in without]
-        return Segmented(image, objects, index, self.journal.best(index), notes=self.journal.notes(index))
+        found = self.found(index)
+        return Segmented(image, objects, index, self.journal.best(index), notes=self.journal.notes(index), found=found)
+
+    def found(self, index: int) -> dict[int, tuple[float, ...]]:
+        """The boxes of what was found first on a frame, without objects that were never seen: their numbers are free
+        for others."""
+        return {number: box for number, box in self.journal.found(index).items() if number in self.labels}
 
     def close(self) -> None:
         """Close the file."""

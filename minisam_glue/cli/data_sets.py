@@ -78,7 +78,9 @@ def find_results(folder: Path, console: Console) -> list[Path]:
 
 
 def check_source(result: Result) -> None:
-    """ValueError if what a result was made of has changed, or can't be told; OSError if it is gone."""
+    """ValueError if what a result was made of has changed, is gone or can't be told, unless its frames were kept."""
+    if result.keeps_frames:
+        return
     then = result.of.get("content")
     try:
         now = content(result.source)
@@ -86,7 +88,7 @@ def check_source(result: Result) -> None:
         raise ValueError(
             f"{result.folder}: its source {result.source} is not here: start the command where segment.py ran"
         ) from error
-    if UNKNOWN in (then, now) and not (result.folder / "frames").is_dir():
+    if UNKNOWN in (then, now):
         raise ValueError(
             f"{result.folder}: its source {result.source} may be another one now: "
             "a data set of it is made while it is segmented, by --save coco"

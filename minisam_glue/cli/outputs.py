@@ -52,6 +52,7 @@ THUMBNAIL = 240  # pixels of its longer side
 VERSION = 4  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 BEST = optional(fields(label=text, score=real))  # of a frame's record
+FOUND = sequence(fields(id=whole(1), box=sequence(real, 4)))  # of a frame's record, see Segmented
 STATE = fields(journal=whole(), lost=optional(sequence(whole(-LARGEST))), of=OF, tracking=anything)
 
 
@@ -246,6 +247,13 @@ class Journal:
         BEST(best, "the best phrase of a frame")
         return best and (best["label"], best["score"])
 
+    def found(self, frame: int) -> dict[int, tuple[float, ...]]:
+        """The boxes of what a sentence found first on a frame; none in results of before. ValueError if damaged."""
+        line = self.line(frame)
+        found = [] if line is None else json.loads(line).get("found", [])
+        FOUND(found, "what was found on a frame")
+        return {record["id"]: tuple(record["box"]) for record in found}
+
     def notes(self, frame: int) -> Notes | None:
         """The notes of the rules on a frame, if they were kept. ValueError if it is damaged."""
         line = self.line(frame)
@@ -358,8 +366,9 @@ class VideoOutput:
     def add(self, result: Segmented) -> dict:
         """Add a frame: journal, masks, cut-outs, and its picture if it is the next. Returns its JSON record, with its
         time in seconds of the source. A frame that comes twice keeps what the second time does not have: objects, and
-        the best phrase of a detection."""
+        the best phrase of a detection and the boxes of what it found."""
         result.best = result.best or self.journal.best(result.frame)
+        result.found = self.journal.found(result.frame) | result.found
         tracked = {segment.id for segment in result.objects}
         result.objects[:0] = [o for o in self.journal.objects(result.frame) if o.id not in tracked]
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()

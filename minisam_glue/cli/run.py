@@ -314,8 +314,15 @@ class Run:
             return console.fail(error if error.filename else f"{self.folders[source]}: {error.strerror or error}")
         if isinstance(error, RuntimeError):
             raise error
-        text = with_flag(error)
+        text = self.with_earlier(source, error, with_flag(error))
         return console.fail(text if len(self.folders) == 1 or source in text else f"{source}: {text}")
+
+    def with_earlier(self, source: str, error: Exception, text: Exception | str) -> Exception | str:
+        """What is told of an error; of an input that can't be read any more also that its earlier result stays."""
+        folder = self.folders[source]
+        if isinstance(error, media.MediaError) and is_complete(folder, "result.json"):
+            return f"{text}; its earlier result stays in {folder}"
+        return text
 
     def into_data_sets(self, source: str, console: Console, image: np.ndarray | None = None) -> int:
         """Put the result of an input into the data sets; image: its picture, if it is at hand. What can't be done is
@@ -323,7 +330,7 @@ class Run:
         if self.sets is not None:
             try:
                 with self.job.models.stage("write"):
-                    self.sets.add(self.folders[source], image)
+                    self.sets.add(self.folders[source], image, source)
             except FAULTS as error:
                 return self.failed(source, error, console)
         return 0
@@ -372,5 +379,6 @@ class Run:
                     images[source] = image
             except (ValueError, OSError, MemoryError) as error:
                 console.ran_out |= isinstance(error.__cause__, MemoryError)
-                status = self.failed(source, error, console) if out_of_memory(error) else console.fail(error)
+                told = self.with_earlier(source, error, error)
+                status = self.failed(source, error, console) if out_of_memory(error) else console.fail(told)
         return images, of, status

@@ -34,22 +34,28 @@ class States:
     def __init__(self, folder: Path, room: float, of: Facts, tell: Callable[[str], None] = log.warning):
         self.folder, self.room, self.of, self.every, self.tell = folder, room, of, EVERY, tell
 
-    def keep(self, tracking: Tracking) -> None:
-        """Write the present state, if it is time. OSError if that can't be done."""
-        frame = tracking.next
+    def go_on(self, every: object) -> None:
+        """Go on at the distance that a run which was interrupted had reached. ValueError if it is none."""
+        whole(1)(every, "the distance of states")
+        self.every = every
+
+    def keep(self, tracking: Tracking) -> bool:
+        """Write the present state, if it is time. Returns whether others went for it. OSError if it can't be done."""
+        frame, before = tracking.next, self.every
         if not self.room or tracking.reverse or frame % self.every or not tracking.tracker.objects:
-            return
+            return False
         content = io.BytesIO()  # because torch.save does not raise OSError when a disk is full
         torch.save({"version": VERSION, "of": self.of, "tracking": tracking.state() | {"held": []}}, content)
         size = content.getbuffer().nbytes
         if size > self.room:
             self.tell(f"a state takes {size / 1e6:.3g} MB, --states {self.room / 1e6:g} allows less: no more are kept")
             self.room = 0
-            return
+            return False
         self.folder.mkdir(exist_ok=True)
         with whole_file(self.folder / f"{frame:06d}.pt") as path:
             path.write_bytes(content.getbuffer())
         self._make_room()
+        return self.every != before
 
     def _make_room(self) -> None:
         """Remove every second state until the others have room."""

@@ -1,6 +1,7 @@
 """One video of a command: frame by frame into its output, saved from time to time, continued if it was interrupted."""
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .job import Job
 from .outputs import VideoOutput
 from .progress import Progress
 from .provenance import Facts
-from .states import States
+from .states import EVERY, States
 
 SAVE_EVERY = 10.0  # seconds between saved states of a video
 
@@ -40,6 +41,7 @@ class VideoRun:
                 self.job.prompt.check_inside(video.size[::-1])  # before there is a folder
             of, in_order = self.job.result_of(self.source, True), self.args.direction == FORWARD
             output = self.open_output(video, of, in_order, self.args.resume)
+            self.states = States(output.new / "states", self.args.states * 1e6, output.of, self.note)
             try:
                 best = self.frames(video, tracking, output)
                 if self.job.stopped and video.seekable:
@@ -87,27 +89,27 @@ class VideoRun:
 
     def frames(self, video: media.Frames, tracking: Tracking, output: VideoOutput) -> tuple[str, float] | None:
         """Segment frame after frame into the output. Returns the best phrase and score of any detection."""
+        best, saved = None, time.monotonic()
         if output.state:
             try:
                 tracking.restore(output.state["tracking"])
                 output.check_next(tracking.next)
+                self.states.go_on(output.state.get("every", EVERY))
+                best = best_of(map(output.journal.best, output.journal.places))
             except ValueError as error:
                 raise output.damaged(error) from error
-        states = States(output.new / "states", self.args.states * 1e6, output.of, self.note)
         kept = video.seekable and self.args.direction == FORWARD  # for --correct
-        best, saved = None, time.monotonic()
         with Progress(self.source, not self.args.quiet, *tracking.counted(video.count)) as progress:
             for result in tracking.run(video):
                 with self.job.models.stage("write"):
                     record = output.add(result)
-                    if kept:
-                        states.keep(tracking)
+                    thinned = kept and self.states.keep(tracking)
                 self.console.record({"source": self.source} | record)
-                best = max(filter(None, (best, result.best)), key=lambda b: b[1], default=None)
+                best = best_of((best, result.best))
                 progress.step(len(result.seen), *tracking.counted(video.count))
                 if self.job.stopped:
                     break
-                if video.seekable and time.monotonic() - saved > SAVE_EVERY:
+                if video.seekable and (thinned or time.monotonic() - saved > SAVE_EVERY):
                     self.save(tracking, output)
                     saved = time.monotonic()
         return best
@@ -118,7 +120,7 @@ class VideoRun:
 
     def save(self, tracking: Tracking, output: VideoOutput) -> None:
         """Save the state that --resume continues from."""
-        output.save_state({"tracking": tracking.state()})
+        output.save_state({"tracking": tracking.state(), "every": self.states.every})
 
     def picture_name(self) -> str:
         """The file name of the annotated video, or "annotated" for a folder of PNG."""
@@ -135,3 +137,8 @@ class VideoRun:
             self.console.warn(f"{self.source}: {count(damaged, 'damaged piece')} left out")
         text = summary([o["label"] for o in result["objects"]], best, self.job.hints)
         self.console.say(f"{self.source}: {count(result['frames'], 'frame')}, {text} -> {self.folder}")
+
+
+def best_of(found: Iterable[tuple[str, float] | None]) -> tuple[str, float] | None:
+    """The phrase with the highest score, if there is one."""
+    return max(filter(None, found), key=lambda best: best[1], default=None)

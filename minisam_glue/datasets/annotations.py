@@ -142,8 +142,9 @@ class Result:
     content: dict  # of result.json
 
     @classmethod
-    def read(cls, folder: Path) -> "Result":
-        """ValueError or OSError, which names the file, if it is no result."""
+    def read(cls, folder: Path, source: str | None = None) -> "Result":
+        """ValueError or OSError, which names the file, if it is no result. source: where its source is now, if it may
+        be elsewhere than it was."""
         path = folder / "result.json"
         try:
             check_regular(path, LARGEST_RESULT)
@@ -153,7 +154,7 @@ class Result:
             READING(content.get("of", {}), "its 'of'")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no result of segment.py ({_short(error)})") from error
-        return cls(folder, content["source"], content.get("of", {}), content)
+        return cls(folder, source or content["source"], content.get("of", {}), content)
 
     @property
     def name(self) -> str:
@@ -164,6 +165,11 @@ class Result:
     def is_video(self) -> bool:
         """Whether it has a line for each frame."""
         return "frames" in self.content
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether --save frames has kept the plain frames of a video, so that its source is not needed."""
+        return self.is_video and (self.folder / "frames" / f"{self.content['frames'] - 1:06d}.png").is_file()
 
     def labels(self) -> list[str]:
         """The phrases of its prompt, and the labels of its objects."""
@@ -224,7 +230,7 @@ class Result:
     def _frames(self) -> Iterator[np.ndarray]:
         """The plain frames: those that --save frames has kept, else the source's, read as they were then."""
         count, kept = self.content["frames"], self.folder / "frames"
-        if (kept / f"{count - 1:06d}.png").is_file():
+        if self.keeps_frames:
             yield from (media.read_image(kept / f"{number:06d}.png") for number in range(count))
             return
         if self.source == "-" or self.source.startswith("camera:"):

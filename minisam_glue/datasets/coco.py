@@ -21,6 +21,11 @@ ANNOTATIONS = "annotations.json"
 WHOLE = {"neg_category_ids": [], "not_exhaustive_category_ids": []}  # TAO looks for some categories, we for all
 
 
+def files(picture: Picture) -> list[str]:
+    """The image."""
+    return [f"images/{picture.name}{picture.pixels.suffix}"]
+
+
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     """Write the image. Returns what annotations.json says of it, with polygons."""
     return _write(folder, picture, _polygons)
@@ -36,7 +41,7 @@ def _polygons(annotation: Annotation) -> list[list[int]]:
 
 
 def _write(folder: Path, picture: Picture, segmentation: Callable[[Annotation], object]) -> dict:
-    path = f"images/{picture.name}{picture.pixels.suffix}"
+    (path,) = files(picture)
     picture.pixels.save(folder / path)
     objects = []
     for a in picture.annotations:

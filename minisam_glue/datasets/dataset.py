@@ -1,8 +1,9 @@
 """One data set in one folder, which grows input by input and is whole at any time.
 
-The files of an input come first, then the list of its entries in `.parts`: what has a list there is complete. From the
-lists `assemble` writes the files of the whole set, in the order of the inputs, so that several processes, or a run that
-was killed and one that went on, come to the same. `.minisam.json` says which run a data set is of.
+The files of an input come first, then the list of its entries in `.parts`: what has a list there is complete. What was
+begun is listed there before, so that files of a process that was killed can go. From the lists `assemble` writes the
+files of the whole set, in the order of the inputs, so that several processes, or a run that was killed and one that
+went on, come to the same. `.minisam.json` says which run a data set is of.
 """
 
 import json
@@ -20,7 +21,7 @@ from ..support.text import shortened
 from .annotations import Categories, Picture, Result
 from .formats import FORMATS
 
-ABOUT, PARTS = ".minisam.json", ".parts"
+ABOUT, PARTS, BEGUN = ".minisam.json", ".parts", ".begun"
 LARGEST_ABOUT = 1 << 26  # bytes
 KIND = fields(format=text, of=mapping(text, plain), categories=sequence(text), inputs=sequence(text))
 
@@ -86,6 +87,8 @@ class DataSet:
         with whole_file(self.folder / ABOUT) as temporary:
             temporary.write_text(json.dumps(self.about) + "\n", encoding="ascii")
         (self.folder / PARTS).mkdir(exist_ok=True)
+        for path in list((self.folder / PARTS).glob(f"*{BEGUN}")) if alone else ():
+            self._clear_begun(path.name.removesuffix(BEGUN))
 
     def has(self, name: str, since: int) -> bool:
         """Whether an input is complete here, and written at `since` (nanoseconds of file times) or later."""
@@ -96,26 +99,46 @@ class DataSet:
     @contextmanager
     def writing(self, name: str) -> Iterator[Callable[[Picture], None]]:
         """Write an input by the function that this gives, picture by picture. What an earlier result had more goes; and
-        what was written of this one, if it fails: YOLO and labelme have no list of what belongs to the set."""
-        before = {file for entry in self.entries_of(name) or () for file in entry["files"]}
-        part, written = self._part(name), set()
+        all of both results, if it fails: YOLO and labelme have no list of what belongs to the set, and an earlier list
+        fits no image that is written anew."""
+        self._clear_begun(name)
+        part, begun, before = self._part(name), self._begun(name), self._files_of(name)
 
         def put(picture: Picture) -> None:
-            entry = self.how.write(self.folder, picture, self.categories)
-            written.update(entry["files"])
-            file.write(json.dumps(entry) + "\n")
+            self._note(begun, [*(before if part.exists() else ()), *self.how.files(picture)])
+            part.unlink(missing_ok=True)
+            file.write(json.dumps(self.how.write(self.folder, picture, self.categories)) + "\n")
 
         try:
             with whole_file(part) as temporary, open(temporary, "w", encoding="ascii") as file:
                 yield put
-        except Exception:
-            self._remove(written - before)
+        except BaseException:
+            self._clear_begun(name)
+            if before and not part.exists():
+                self.assemble()  # the files of the whole set speak of the earlier result
             raise
-        self._remove(before - written)
+        self._clear_begun(name)
 
-    def _remove(self, files: set[str]) -> None:
-        for file in files:
-            (self.folder / file).unlink(missing_ok=True)
+    def _note(self, begun: Path, files: list[str]) -> None:
+        """Add files that are about to be written to a list of what was begun."""
+        with open(begun, "a", encoding="ascii") as notes:
+            notes.writelines(json.dumps(file) + "\n" for file in files)
+
+    def _clear_begun(self, name: str) -> None:
+        """Remove the files of an input that were begun, but for those that belong to what is complete; and the list."""
+        with suppress(FileNotFoundError):
+            lines, kept = set(self._begun(name).read_bytes().splitlines()), self._files_of(name)
+            for line in lines:
+                with suppress(ValueError, RecursionError):  # of a process that was killed while it wrote this line
+                    file = json.loads(line)
+                    _inside(file, "a file")
+                    if file not in kept:
+                        (self.folder / file).unlink(missing_ok=True)
+            self._begun(name).unlink()
+
+    def _files_of(self, name: str) -> set[str]:
+        """The files of an input that is complete; none if it is not."""
+        return {file for entry in self.entries_of(name) or () for file in entry["files"]}
 
     def entries_of(self, name: str) -> list[dict] | None:
         """The entries of an input; None if it is not complete here."""
@@ -150,6 +173,9 @@ class DataSet:
     def _part(self, name: str) -> Path:
         return self.folder / PARTS / f"{name}.jsonl"
 
+    def _begun(self, name: str) -> Path:
+        return self.folder / PARTS / f"{name}{BEGUN}"
+
 
 class DataSets:
     """The data sets of one run, each in a folder of its own, named as its format. Arguments: see DataSet and begin."""
@@ -163,12 +189,13 @@ class DataSets:
         for held in self.sets:  # all are checked before one is begun
             held.begin(alone)
 
-    def add(self, folder: Path, image: np.ndarray | None = None) -> None:
-        """Take over the result in a folder. image: its picture, uint8 (H, W, 3), if it is at hand.
+    def add(self, folder: Path, image: np.ndarray | None = None, source: str | None = None) -> None:
+        """Take over the result in a folder. image: its picture, uint8 (H, W, 3), if it is at hand. source: where that
+        or the video is now; by default where it was.
 
         ValueError or OSError as of Result: the result is then in none of the data sets.
         """
-        result = Result.read(folder)
+        result = Result.read(folder, source)
         with ExitStack() as stack:
             writers = [stack.enter_context(held.writing(result.name)) for held in self.sets]
             for picture in result.pictures(self.categories, image):

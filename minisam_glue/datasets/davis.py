@@ -15,14 +15,19 @@ from .palette import MOST, number_map, save
 RESOLUTION = "Full-Resolution"  # DAVIS's name for what is not made smaller
 
 
+def files(picture: Picture) -> list[str]:
+    """The annotation and the frame."""
+    frame = f"{picture.video or picture.name}/{picture.frame:05d}"
+    return [f"Annotations/{RESOLUTION}/{frame}.png", f"JPEGImages/{RESOLUTION}/{frame}.jpg"]
+
+
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     """Write annotation and frame. ValueError if a video has more objects than a palette."""
     video, frame = picture.video or picture.name, f"{picture.frame:05d}"
     if len(picture.tracks) > MOST:
         raise ValueError(f"{video} has {len(picture.tracks)} objects, and DAVIS holds {MOST}: choose another data set")
     numbers = [picture.tracks.index(annotation.track) + 1 for annotation in picture.annotations]
-    mask = f"Annotations/{RESOLUTION}/{video}/{frame}.png"
-    image = f"JPEGImages/{RESOLUTION}/{video}/{frame}.jpg"
+    mask, image = files(picture)
     save(folder / mask, number_map(picture.size, picture.annotations, numbers))
     picture.pixels.save(folder / image)
     seen = {str(number): a.category for number, a in zip(numbers, picture.annotations)}

@@ -16,9 +16,14 @@ INSET = 0.1  # of half a pixel
 VERSION = "5.5.0"  # of labelme, which has read files of this form since
 
 
+def files(picture: Picture) -> list[str]:
+    """The image and the JSON file."""
+    return [f"{picture.name}{picture.pixels.suffix}", f"{picture.name}.json"]
+
+
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     """Write the JSON file and the image."""
-    image, path = f"{picture.name}{picture.pixels.suffix}", f"{picture.name}.json"
+    image, path = files(picture)
     shapes = [
         {
             "label": categories.names[annotation.category],

@@ -21,26 +21,27 @@ from .palette import MOST, colours, number_map, save
 ROOT = "VOCdevkit/VOC2012"
 
 
+def files(picture: Picture) -> list[str]:
+    """The masks of objects and classes, the boxes and the image."""
+    name = one_word(picture.name)
+    masks = [f"{ROOT}/SegmentationObject/{name}.png", f"{ROOT}/SegmentationClass/{name}.png"]
+    return [*masks, f"{ROOT}/Annotations/{name}.xml", f"{ROOT}/JPEGImages/{name}.jpg"]
+
+
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     """Write both masks, boxes and image. ValueError if there are more objects or classes than a palette holds."""
     for count, what in ((len(picture.annotations), "objects"), (len(categories.names), "classes")):
         if count > MOST:
             raise ValueError(f"{picture.name}: {count} {what}, and VOC holds {MOST}: choose another data set")
-    name = one_word(picture.name)
-    files = {
-        "object": f"{ROOT}/SegmentationObject/{name}.png",
-        "class": f"{ROOT}/SegmentationClass/{name}.png",
-        "boxes": f"{ROOT}/Annotations/{name}.xml",
-        "image": f"{ROOT}/JPEGImages/{name}.jpg",
-    }
-    found = picture.annotations
-    save(folder / files["object"], number_map(picture.size, found, list(range(1, len(found) + 1))))
-    save(folder / files["class"], number_map(picture.size, found, [a.category + 1 for a in found]))
-    (folder / files["boxes"]).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / files["boxes"]) as temporary:
+    name, found = one_word(picture.name), picture.annotations
+    by_object, by_class, boxes, image = files(picture)
+    save(folder / by_object, number_map(picture.size, found, list(range(1, len(found) + 1))))
+    save(folder / by_class, number_map(picture.size, found, [a.category + 1 for a in found]))
+    (folder / boxes).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / boxes) as temporary:
         temporary.write_text(_xml(picture, name, categories), encoding="utf-8")
-    picture.pixels.save(folder / files["image"])
-    return {"files": list(files.values()), "name": name}
+    picture.pixels.save(folder / image)
+    return {"files": [by_object, by_class, boxes, image], "name": name}
 
 
 def one_word(name: str) -> str:

@@ -23,15 +23,19 @@ INSET = 0.1  # of half a pixel
 LONGEST_JOINT = 0.01  # of the area
 
 
+def files(picture: Picture) -> list[str]:
+    """The label file and the image."""
+    name = re.sub(r"^images_*(?=/)", r"\g<0>_", picture.name, flags=re.IGNORECASE)  # no two become the same
+    return [f"labels/train/{name}.txt", f"images/train/{name}{picture.pixels.suffix}"]
+
+
 def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     """Write the label file and then the image: one without labels would count as empty."""
-    name = re.sub(r"^images_*(?=/)", r"\g<0>_", picture.name, flags=re.IGNORECASE)  # no two become the same
-    label = f"labels/train/{name}.txt"
+    label, image = files(picture)
     lines = [line for annotation in picture.annotations for line in _lines(annotation, picture.size)]
     (folder / label).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / label) as temporary:
         temporary.write_text("".join(lines), encoding="ascii")
-    image = f"images/train/{name}{picture.pixels.suffix}"
     picture.pixels.save(folder / image)
     return {"files": [label, image]}
 
