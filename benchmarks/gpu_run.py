@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import cli, config, run
+from minivit.budget import random_step
 from minivit.files import write_atomically
 from minivit.train import Trainer
 
@@ -46,8 +47,7 @@ def time_steps(trainer: Trainer, sizes: int, steps: int) -> float:
             if step == 0:
                 wait(trainer.device)
                 start = time.perf_counter()
-            index = torch.randint(len(trainer.train_split), (trainer.batch_size,)).to(trainer.device)
-            trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index])
+            random_step(trainer)
         wait(trainer.device)
         seconds += time.perf_counter() - start
     return trainer.batch_size * steps * sizes / seconds

@@ -26,6 +26,7 @@ from peak_memory import peak_mib
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import run
+from minivit.budget import random_step
 from minivit.checkpoint import build_model
 from minivit.evaluate import Evaluator
 from minivit.fast import accelerate
@@ -54,12 +55,7 @@ def training(args: argparse.Namespace, amp: str, folder: Path) -> Callable[[], N
     given |= {"device": "cpu", "threads": args.threads, "epochs": 2, "out": folder}
     trainer, _ = run.prepare(given)
     trainer.forward.train()
-
-    def step() -> None:
-        index = torch.randint(len(trainer.train_split), (trainer.batch_size,))
-        trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index])
-
-    return step
+    return lambda: random_step(trainer)
 
 
 def prediction(args: argparse.Namespace, amp: str, folder: Path) -> Callable[[], None]:

@@ -90,8 +90,13 @@ def epoch_seconds(trainer: Trainer, epoch: int) -> float:
 
 def step_seconds(trainer: Trainer) -> float:
     """Seconds of one training step."""
+    return timed(trainer, lambda: random_step(trainer))
+
+
+def random_step(trainer: Trainer) -> None:
+    """Take a training step on images drawn at random, which the trainer gathers and mirrors as in an epoch."""
     index = torch.randint(len(trainer.train_split), (trainer.batch_size,)).to(trainer.device)
-    return timed(trainer, lambda: trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index]))
+    trainer.train_step(trainer.flipped(index), trainer.train_split.labels[index])
 
 
 def evaluation_seconds(trainer: Trainer) -> float:

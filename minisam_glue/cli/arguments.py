@@ -134,7 +134,7 @@ def expand(sources: list[str], frames: bool, out: Path, warn: Callable[[str], No
 
 
 def results_among(found: list[str], source: str, out: Path) -> set[str]:
-    """Those of an input's files that lie in a result or data set in `out`, if the input does not name that itself."""
+    """The files of an input that lie in a result or data set in `out`, if the input does not name that itself."""
     given, place = (os.path.join(os.path.abspath(path), "") for path in (source, out))
     inside = {path: os.path.abspath(path) for path in found}
     names = {path: full[len(place) :].split(os.sep)[0] for path, full in inside.items() if full.startswith(place)}

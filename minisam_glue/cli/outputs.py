@@ -235,30 +235,31 @@ class Journal:
         self.file.seek(offset)
         return self.file.read(length)
 
+    def record(self, frame: int) -> dict:
+        """The record of a frame; {} if there is none."""
+        line = self.line(frame)
+        return {} if line is None else json.loads(line)
+
     def objects(self, frame: int) -> list[Segment]:
         """The objects seen on a frame."""
-        line = self.line(frame)
-        return [] if line is None else [Segment.from_json(o) for o in json.loads(line)["objects"]]
+        return [Segment.from_json(o) for o in self.record(frame).get("objects", [])]
 
     def best(self, frame: int) -> tuple[str, float] | None:
         """The best phrase and its score on a frame, if a sentence was asked there. ValueError if that is damaged."""
-        line = self.line(frame)
-        best = None if line is None else json.loads(line).get("best")
+        best = self.record(frame).get("best")
         BEST(best, "the best phrase of a frame")
         return best and (best["label"], best["score"])
 
     def found(self, frame: int) -> dict[int, tuple[float, ...]]:
         """The boxes of what a sentence found first on a frame; none in results of before. ValueError if damaged."""
-        line = self.line(frame)
-        found = [] if line is None else json.loads(line).get("found", [])
+        found = self.record(frame).get("found", [])
         FOUND(found, "what was found on a frame")
         return {record["id"]: tuple(record["box"]) for record in found}
 
     def notes(self, frame: int) -> Notes | None:
         """The notes of the rules on a frame, if they were kept. ValueError if it is damaged."""
-        line = self.line(frame)
-        record = None if line is None else json.loads(line).get("rules")
-        return None if record is None else Notes.from_json(record)
+        rules = self.record(frame).get("rules")
+        return None if rules is None else Notes.from_json(rules)
 
     @property
     def size(self) -> int:

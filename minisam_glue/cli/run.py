@@ -318,7 +318,7 @@ class Run:
         return console.fail(text if len(self.folders) == 1 or source in text else f"{source}: {text}")
 
     def with_earlier(self, source: str, error: Exception, text: Exception | str) -> Exception | str:
-        """What is told of an error; of an input that can't be read any more also that its earlier result stays."""
+        """The words for an error; of an input that can't be read any more also that its earlier result stays."""
         folder = self.folders[source]
         if isinstance(error, media.MediaError) and is_complete(folder, "result.json"):
             return f"{text}; its earlier result stays in {folder}"
