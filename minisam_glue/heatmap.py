@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import erode, label_components, mask_iou, measure_components
-from .sam2.layers import resize_antialiased
+from .masks import erode, label_components, measure_components
 
 REFERENCE_SIDE = 352  # pixels of the square that min_area and border are stated for
 FLOOR, MIN_AREA = 0.1, 300.0  # for weights about which nothing else is known, the published ones among them
@@ -31,6 +29,8 @@ class HeatSettings:
     and up to one half the least threshold; it does not count where `threshold` is given. min_area, border: in pixels
     of a heat map of 352 x 352, scaled for others. floor and min_area: None takes the values that suit the loaded
     weights, HEAT_FLOOR and HEAT_MIN_AREA of the demo, and FLOOR and MIN_AREA of all others, which are not measured.
+    split: whether a region may become several objects that touch, see mask_proposals.py. None for the demo weights
+    alone: others know parts of things, and might take a head for an object of its own.
     positives, negatives: points inside an instance and outside of its border. ValueError for a value out of range.
     """
 
@@ -41,15 +41,16 @@ class HeatSettings:
     positives: int = 8
     negatives: int = 8
     border: float = 5
+    split: bool | None = None
 
     def scaled_border(self, side: int) -> int:
         """The border in pixels of a picture or heat map whose longer side has so many."""
         return round(self.border * side / REFERENCE_SIDE)
 
-    def filled(self, floor: float, min_area: float) -> "HeatSettings":
-        """The same, with these values where floor and min_area are None."""
+    def filled(self, floor: float, min_area: float, split: bool = False) -> "HeatSettings":
+        """The same, with these values where floor, min_area and split are None."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{"floor": floor, "min_area": min_area} | given)
+        return replace(self, **{"floor": floor, "min_area": min_area, "split": split} | given)
 
     def __post_init__(self):
         shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
@@ -186,13 +187,3 @@ def spread(candidates: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
         chosen.append(int(distance.argmax() if chosen else worth.argmax()))
         distance = np.minimum(distance, ((places - places[chosen[-1]]) ** 2).sum(1))
     return places[chosen]
-
-
-def agreement(masks: Tensor, region: np.ndarray) -> Tensor:
-    """IoU (M,) of bool masks (M, h, w) with a region (S, S), each of which covers the whole image.
-
-    A segmenter's best-scored mask may be the background; the one that agrees best with the heat map is not.
-    """
-    grid = torch.from_numpy(region).to(masks.device)[None, None].float()
-    small = resize_antialiased(grid, tuple(masks.shape[-2:]))[0] > 0.5
-    return mask_iou(masks, small)[:, 0]

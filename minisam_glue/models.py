@@ -71,8 +71,8 @@ class Models:
         vars(self).update(state, ended=Event())
 
     def heat_settings(self, settings: HeatSettings) -> HeatSettings:
-        """The settings, with the floor and the least area that suit these weights where it leaves them open."""
-        suitable = (demo.HEAT_FLOOR, demo.HEAT_MIN_AREA) if self.demo else (FLOOR, MIN_AREA)
+        """The settings, with what suits these weights where they leave floor, min_area and split open."""
+        suitable = (demo.HEAT_FLOOR, demo.HEAT_MIN_AREA, True) if self.demo else (FLOOR, MIN_AREA, False)
         return settings.filled(*suitable)
 
     @contextmanager

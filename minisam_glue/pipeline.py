@@ -5,8 +5,9 @@
     for frame in segment_video(models, frames("clip.mp4"), "car."):
         print(frame.frame, [(o.id, o.label) for o in frame.seen])
 
-A sentence becomes boxes (seeding.py), boxes become masks (SAM 2), masks become tracks (propagation.py). Coordinates
-are pixels of the picture as given, boxes xyxy. Left out: files and command lines (media/, cli/).
+A sentence becomes boxes (seeding.py), boxes become masks (SAM 2, mask_proposals.py), masks become tracks
+(propagation.py). Coordinates are pixels of the picture as given, boxes xyxy. Left out: files and command lines
+(media/, cli/).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .mask_proposals import first_of_repeats, segment_seed, split_seeds
 from .masks import box_around
 from .models import Models
 from .pixels import Picture, hint_for, own_rgb
@@ -23,7 +25,7 @@ from .propagation import FORWARD, Tracking, check_frames
 from .propagators import MEMORY
 from .records import Segment, Segmented
 from .sam2 import EncodedImages
-from .seeding import Seeds, check_settings, find_seeds, seed_of_prompt, segment_seed
+from .seeding import Seeds, check_settings, find_seeds, seed_of_prompt
 
 
 def segment_image(
@@ -102,14 +104,15 @@ def check_pictures(images: Sequence[Picture]) -> None:
 def _from_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, row: int) -> list[Segment]:
     """Objects by what a sentence found on image number `row` of those that are encoded."""
     with models.stage("masks"):
+        seeds = split_seeds(models, seeds, encoded, row) if seeds.may_split else seeds
         if any(seed.proposed or seed.points for seed in seeds.objects):  # points may differ in number
             masks = [segment_seed(models, seed, encoded, row)[0] for seed in seeds.objects]
         else:  # boxes, all at once
             masks = models.predictor.predict(boxes=seeds.boxes, image=row, encoded=encoded).masks[:, 0].cpu().numpy()
-    return [
-        Segment(number, seed.label, seed.score, seed.box, mask)
-        for number, (seed, mask) in enumerate(zip(seeds.objects, masks), 1)
-    ]
+    found = list(zip(seeds.objects, masks))
+    if seeds.heat:  # boxes of a detector went through its own suppression
+        found = [found[i] for i in first_of_repeats([seed.label for seed in seeds.objects], masks)]
+    return [Segment(number, seed.label, seed.score, seed.box, mask) for number, (seed, mask) in enumerate(found, 1)]
 
 
 def _from_clicks(models: Models, image: np.ndarray, clicks: Clicks) -> Segmented:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .mask_proposals import segment_seed, split_seeds
 from .masks import box_around, large_parts, mask_box
 from .models import Models
 from .pixels import Picture, own_rgb
@@ -21,7 +22,7 @@ from .records import Segment, Segmented
 from .redetection import Redetection
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
-from .seeding import Seed, Seeds, check_settings, find_seeds, seed_of_prompt, segment_seed
+from .seeding import Seed, Seeds, check_settings, find_seeds, seed_of_prompt
 from .support.reading import fields, flag, optional, real, sequence, tensor, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -206,6 +207,8 @@ class Tracking:
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
             result = self.detections.refuse_strangers(masks, result, image)
+            if found is not None and found.may_split:
+                found = split_seeds(self.models, found, self._encoded())
             if found is not None and (self.seeded_at is not None or before):  # before: by corrections alone
                 joins = self.redetect or self.seeded_at is None
                 self.detections.reconcile(found, result, image, self._add if joins else None)
@@ -320,8 +323,11 @@ class Tracking:
         """A seed as the arguments of VideoTracker.prompt; of masks that are proposed the one that is chosen."""
         if not seed.proposed:
             return seed.as_prompt()
-        encoded = EncodedImages(self.tracker.current(), [self.tracker.size])
-        return {"mask": segment_seed(self.models, seed, encoded)[0]}
+        return {"mask": segment_seed(self.models, seed, self._encoded())[0]}
+
+    def _encoded(self) -> EncodedImages:
+        """The current frame, as SAM 2 has it."""
+        return EncodedImages(self.tracker.current(), [self.tracker.size])
 
     # --- Records ---
 

@@ -1,4 +1,4 @@
-"""A sentence -> seeds -> masks: where each object of a picture is, and what SAM 2 makes of that.
+"""A sentence, or an object's prompts, to seeds: where each object of a picture is.
 
 A sentence goes through a detector (Grounding DINO), which answers with boxes, or through heat maps (CLIPSeg), which
 become boxes, points and regions (heatmap.py). Both fill the same record, so that what follows, masks and tracks, does
@@ -9,17 +9,13 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .grounding_dino.detector import pack_captions
-from .heatmap import HeatInstance, HeatSettings, agreement, choose_threshold, confidence, find_instances, otsu
-from .masks import box_around
+from .heatmap import HeatInstance, HeatSettings, choose_threshold, confidence, find_instances, otsu
 from .models import Models
 from .prompts import AUTO, CLICKED, ObjectPrompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
 from .records import HeatMap
-from .sam2 import EncodedImages
-from .sam2.layers import resize_antialiased
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -31,8 +27,9 @@ class Seed:
     """Place of one object: a box, points, a mask of it, or several of them. score: 0 to 1; None if the user marked it.
 
     prompts_box: whether SAM 2 gets the box; else it only says where the object was found.
-    proposed: whether several masks are proposed and one is chosen, see segment_seed.
+    proposed: whether several masks are proposed and one is chosen, see mask_proposals.py.
     region: where a heat map shows the object, bool (S, S), stretched over the whole picture.
+    may_split: whether the region may hold several objects that touch, and these are to be told apart.
     """
 
     label: str = CLICKED
@@ -44,6 +41,7 @@ class Seed:
     prompts_box: bool = True
     proposed: bool = False
     region: np.ndarray | None = None
+    may_split: bool = False
 
     def as_prompt(self) -> dict:
         """The arguments of VideoTracker.prompt for a seed that is not `proposed`."""
@@ -66,6 +64,11 @@ class Seeds:
 
     def __len__(self) -> int:
         return len(self.objects)
+
+    @property
+    def may_split(self) -> bool:
+        """Whether the region of one of them may hold several objects."""
+        return any(seed.may_split for seed in self.objects)
 
     @property
     def boxes(self) -> list[Box]:
@@ -194,7 +197,7 @@ def seed_of_instance(phrase: str, instance: HeatInstance, size: Size, seeding: S
     """A region of a heat map as a seed, with the prompts that `seeding` names; by default box and points."""
     prompts = seeding.prompts or ("box", "points")
     seed = Seed(phrase, instance.score, instance.box, region=instance.region, proposed=True)
-    seed.prompts_box = "box" in prompts
+    seed.prompts_box, seed.may_split = "box" in prompts, bool(seeding.heat.split)
     if "points" in prompts:
         seed.points, seed.point_labels = list(map(tuple, instance.points.tolist())), instance.labels.tolist()
     if "mask" in prompts:
@@ -232,39 +235,3 @@ def seed_of_prompt(prompt: ObjectPrompt, size: Size) -> Seed:
         point_labels=[int(point[2]) for point in prompt.points],
         mask=None if prompt.mask is None else check_mask(prompt.mask, size),
     )
-
-
-# --- From seeds to masks -----------------------------------------------------------------------------------
-
-
-def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[np.ndarray, float]:
-    """The mask, bool (H, W), of a seed on image number `image` of those encoded, and SAM 2's own score of it.
-
-    A mask is refined: it goes in as SAM 2's mask prompt, with its box. Three masks are proposed for a seed with a
-    region, or with one click alone, which may mean a part or the whole. The one that agrees best with the region is
-    taken (the best-scored one may be the background); without a region the best-scored one.
-    """
-    box = seed.box if seed.prompts_box else None
-    mask = None if seed.mask is None else _mask_logits(seed.mask, models)
-    if mask is not None and box is None and not seed.points:
-        box = box_around(seed.mask)
-    one_click = box is None and len(seed.points) == 1
-    found = models.predictor.predict(
-        boxes=None if box is None else [box],
-        points=seed.points or None,
-        labels=seed.point_labels or None,
-        mask=mask,
-        multimask=one_click or seed.region is not None,
-        image=image,
-        encoded=encoded,
-    )
-    rating = found.scores[0] if seed.region is None else agreement(found.masks[0], seed.region)
-    best = int(rating.argmax())
-    # A copy: a view would keep all three masks in memory.
-    return found.masks[0, best].cpu().numpy().copy(), float(found.scores[0, best])
-
-
-def _mask_logits(mask: np.ndarray, models: Models) -> Tensor:
-    """A mask as a mask prompt: logits of +-10, in between along its edge."""
-    covered = resize_antialiased(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
-    return 20 * covered[0] - 10

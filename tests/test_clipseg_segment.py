@@ -18,16 +18,7 @@ from minisam_glue.heatmap import HeatSettings
 from minisam_glue.models import Models, load_models
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import SEED_PROMPTS, Seeding, Thresholds
-from minisam_glue.seeding import (
-    Seed,
-    _enlarged,
-    _mask_logits,
-    auto_threshold,
-    find_seeds,
-    points_of_box,
-    segment_seed,
-    show_more,
-)
+from minisam_glue.seeding import Seed, _enlarged, auto_threshold, find_seeds, points_of_box, show_more
 
 CLIPSEG = ("--method", "clipseg", "--min-area", 100)
 
@@ -36,7 +27,7 @@ CLIPSEG = ("--method", "clipseg", "--min-area", 100)
 
 
 def test_each_bright_region_is_an_object_of_its_phrase_and_an_absent_one_is_none():
-    found = segment_image(heat_models(), picture(5, 30), "bright. dark.")
+    (found,) = find_seeds(heat_models(), [picture(5, 30)], "bright. dark.")
     assert [o.label for o in found.objects] == ["bright", "bright"] and found.best[0] == "bright"
     assert found.best[1] == pytest.approx(0.9, abs=1e-3) and [h.phrase for h in found.heat] == ["bright", "dark"]
     one, two = sorted(found.objects, key=lambda o: o.box)
@@ -51,15 +42,6 @@ def test_objects_of_several_phrases_come_in_the_order_of_their_confidence(monkey
     monkeypatch.setattr(models.heat_mapper, "heat_maps", lambda images, phrases: maps.logit())
     seeds = find_seeds(models, [picture(5)], "a. b. c.")[0]
     assert [seed.label for seed in seeds.objects] == ["b", "c", "a"] and seeds.best == ("b", pytest.approx(0.9))
-
-
-def test_a_mask_prompt_is_logits_of_ten_with_the_shares_of_its_edge_between():
-    models, mask = heat_models(), np.zeros((64, 64), bool)
-    mask[:, :30] = True
-    logits = _mask_logits(mask, models)
-    side = models.sam.config.image_size // 4
-    assert logits.shape == (1, side, side) and logits[0, :, [0, -1]].tolist() == [pytest.approx([10, -10])] * side
-    assert logits.mean() == pytest.approx(20 * 30 / 64 - 10, abs=0.5)
 
 
 def test_nothing_is_found_where_the_confidence_is_low_and_that_is_said():
@@ -92,23 +74,6 @@ def test_sam_gets_the_prompts_that_are_asked_for_and_no_others(prompts, monkeypa
     given = asked[0]
     assert (given["points"] is not None) == ("points" in prompts) and (given["mask"] is not None) == ("mask" in prompts)
     assert (given["boxes"] is not None) == ("box" in prompts or prompts == ("mask",))  # a mask comes with its box
-
-
-def test_of_the_proposed_masks_the_one_that_agrees_with_the_heat_map_is_taken_not_the_best_scored(monkeypatch):
-    models = heat_models()
-    object_mask, background = torch.zeros(40, 56, dtype=torch.bool), torch.ones(40, 56, dtype=torch.bool)
-    object_mask[10:22, 5:15] = True
-    background[10:22, 5:15] = False
-    proposed = type("Prediction", (), {})()
-    proposed.masks = torch.stack([background, object_mask, object_mask & False])[None]
-    proposed.scores = torch.tensor([[0.99, 0.4, 0.7]])
-    monkeypatch.setattr(models.predictor, "predict", lambda **given: proposed)
-    (seed,) = find_seeds(models, [picture(5)], "bright.")[0].objects
-    encoded = models.predictor.encode([picture(5)])
-    mask, score = segment_seed(models, seed, encoded)
-    assert np.array_equal(mask, object_mask.numpy()) and score == pytest.approx(0.4)
-    seed.region = None
-    assert np.array_equal(segment_seed(models, seed, encoded)[0], background.numpy())
 
 
 def test_a_region_between_the_pixels_of_a_tiny_picture_still_has_a_mask_prompt():

@@ -11,7 +11,6 @@ from helpers.sam2_tiny import tiny_model
 from minisam_glue.demo import HEAT_FLOOR, HEAT_MIN_AREA
 from minisam_glue.heatmap import (
     HeatSettings,
-    agreement,
     choose_threshold,
     confidence,
     find_instances,
@@ -105,12 +104,13 @@ def test_an_instance_must_reach_the_floor_somewhere_but_not_everywhere():
     assert len(find_instances(logit(heat), (352, 352), HeatSettings(threshold=0.5, floor=0.9))) == 2
 
 
-def test_floor_and_least_area_are_those_of_the_weights_unless_they_are_given():
+def test_floor_least_area_and_splitting_are_those_of_the_weights_unless_they_are_given():
     official, small = (Models(None, tiny_model(), demo=demo) for demo in (False, True))
-    assert official.heat_settings(HeatSettings()) == HeatSettings(floor=0.1, min_area=300)
+    assert official.heat_settings(HeatSettings()) == HeatSettings(floor=0.1, min_area=300, split=False)
     of_demo = small.heat_settings(HeatSettings(percentile=0.9))
     assert (of_demo.floor, of_demo.min_area, of_demo.percentile) == (HEAT_FLOOR, HEAT_MIN_AREA, 0.9)
-    given = HeatSettings(floor=0.0, min_area=7)
+    assert of_demo.split and not official.heat_settings(HeatSettings()).split  # these know parts of things
+    given = HeatSettings(floor=0.0, min_area=7, split=False)
     assert small.heat_settings(given) == official.heat_settings(given) == given
 
 
@@ -258,14 +258,3 @@ def test_points_are_spread_from_the_best_pixel_to_the_farthest():
     value[0, 30] = 1
     assert spread(candidates, value, 3)[:, 0].tolist() == [30, 100, 0]
     assert spread(candidates & False, value, 3).shape == (0, 2)
-
-
-def test_of_several_masks_the_one_that_agrees_with_the_heat_map_is_known():
-    region = np.zeros((88, 88), bool)
-    region[20:60, 30:70] = True
-    small = torch.zeros(3, 32, 32, dtype=torch.bool)
-    small[0] = True
-    small[1, 7:22, 11:25] = True
-    small[2] = ~small[1]
-    iou = agreement(small, region)
-    assert iou.argmax() == 1 and iou[1] > 0.8 and iou[2] < 0.1

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..clipseg import HeatMapper
 from ..heatmap import REFERENCE_SIDE, SURE, HeatSettings, confidence
+from ..mask_proposals import first_of_repeats, segment_seed, split_seed
 from ..models import Models
 from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
-from ..seeding import find_seeds, segment_seed
+from ..seeding import find_seeds
 from . import load_heat_mapper, load_segmenter
 from .evaluate import mean, text_metrics
 from .scenes import Scene, scene
@@ -61,8 +62,8 @@ def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str,
 class Found:
     """The n instances that phrases found in a scene, with their masks.
 
-    labels: (n,) numbers of the phrases. scores: (n,) best confidences. areas: (n,) of the regions of the heat map, in
-    pixels of one of 352 x 352, as HeatSettings.min_area has them. masks: bool (n, H, W).
+    labels: (n,) numbers of the phrases. scores: (n,) best confidences. areas: (n,) of the regions of the heat map in
+    which they were found, in pixels of one of 352 x 352, as HeatSettings.min_area has them. masks: bool (n, H, W).
     """
 
     labels: Tensor
@@ -73,6 +74,14 @@ class Found:
     def at_least(self, floor: float, area: float) -> "Found":
         """The instances that reach a confidence and an area."""
         keep = (self.scores >= floor) & (self.areas >= area)
+        return self.only(keep)
+
+    def without_repeats(self) -> "Found":
+        """The instances that are not the same object once more, as segment_image has them."""
+        return self.only(torch.tensor(first_of_repeats(self.labels.tolist(), self.masks.numpy()), dtype=torch.long))
+
+    def only(self, keep: Tensor) -> "Found":
+        """The instances that an index picks."""
         return Found(self.labels[keep], self.scores[keep], self.areas[keep], self.masks[keep])
 
 
@@ -81,11 +90,12 @@ def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Fo
     names = [phrase.text for phrase in truth.phrases]
     (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
     encoded = models.predictor.encode([truth.image])
-    masks = [segment_seed(models, seed, encoded)[0] for seed in seeds.objects]
+    found = [(seed, one) for seed in seeds.objects for one in split_seed(models, seed, encoded)]
+    masks = [segment_seed(models, one, encoded)[0] for _, one in found]
     return Found(
-        torch.tensor([names.index(seed.label) for seed in seeds.objects], dtype=torch.long),
-        torch.tensor([seed.score for seed in seeds.objects]),
-        torch.tensor([seed.region.mean() * REFERENCE_SIDE**2 for seed in seeds.objects]),
+        torch.tensor([names.index(seed.label) for seed, _ in found], dtype=torch.long),
+        torch.tensor([seed.score for seed, _ in found]),
+        torch.tensor([seed.region.mean() * REFERENCE_SIDE**2 for seed, _ in found]),
         torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2])),
     )
 
@@ -109,7 +119,7 @@ def evaluate_heat_to_masks(
 ) -> dict[str, float]:
     """Metrics of phrases to heat maps to masks: see found_metrics."""
     models = demo_models(mapper, model)
-    return found_metrics((truth, find_masks(models, truth, seeding)) for truth in scenes)
+    return found_metrics((truth, find_masks(models, truth, seeding).without_repeats()) for truth in scenes)
 
 
 def evaluate_floors(
@@ -128,7 +138,7 @@ def evaluate_floors(
     results = [(truth, find_masks(models, truth, seeding)) for truth in scenes]
     return [
         {"floor": floor, "min_area": area}
-        | found_metrics((truth, found.at_least(floor, area)) for truth, found in results)
+        | found_metrics((truth, found.at_least(floor, area).without_repeats()) for truth, found in results)
         for floor, area in product(floors, areas)
     ]
 

@@ -1,0 +1,168 @@
+"""Masks that SAM 2 proposes for a seed, and those that are taken.
+
+A seed of a heat map is a region that may hold a part of an object, one object, or several that touch. Each of its
+prompts means something else to SAM 2: box and points together this very region, the points alone the object under
+them, one point alone a single object. What is proposed is compared with the region.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .masks import box_around, mask_iou
+from .models import Models
+from .sam2 import EncodedImages, MaskPrediction
+from .sam2.layers import resize_antialiased
+from .seeding import Seed, Seeds
+
+TRUST = 0.5  # weight of SAM 2's own score of a mask beside its agreement with the region
+SAME = 0.7  # IoU above which two masks of one phrase are one object, as of two boxes: Thresholds.nms
+# Chosen, as TRUST, with the demo weights on the scenes of seeds 2000 to 2119 and 2200 to 2319:
+INSIDE = 0.8  # share of a single object's mask that lies in the region
+REPEATED = 0.3  # share of the smaller one of two masks from which they show one object
+ONE_BETTER = 0.1  # by which the rating of one mask for the region must exceed that of several
+
+
+def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[np.ndarray, float]:
+    """The mask, bool (H, W), of a seed on image number `image` of those encoded, and SAM 2's own score of it.
+
+    A mask is refined: it goes in as SAM 2's mask prompt, with its box. Several masks are proposed for a seed with a
+    region, or with one click alone, which may mean a part or the whole. The one of the best rating is taken.
+    """
+    masks, scores = propose(models, seed, encoded, image)
+    best = int(rate(masks, scores, seed.region).argmax())
+    # A copy: a view would keep all masks in memory.
+    return masks[best].cpu().numpy().copy(), float(scores[best])
+
+
+def propose(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[Tensor, Tensor]:
+    """The masks, bool (M, H, W), that all prompts of a seed together mean, and with a region also those that its
+    points on the object mean alone; and SAM 2's scores of them (M,)."""
+    box = seed.box if seed.prompts_box else None
+    mask = None if seed.mask is None else mask_logits(seed.mask, models)
+    if mask is not None and box is None and not seed.points:
+        box = box_around(seed.mask)
+    one_click = box is None and len(seed.points) == 1
+    found = [
+        models.predictor.predict(
+            boxes=None if box is None else [box],
+            points=seed.points or None,
+            labels=seed.point_labels or None,
+            mask=mask,
+            multimask=one_click or seed.region is not None,
+            image=image,
+            encoded=encoded,
+        )
+    ]
+    inside = points_inside(seed)
+    if seed.region is not None and inside and len(inside) < len(seed.points) + (box is not None):
+        found.append(propose_for_points(models, inside, encoded, image))
+    return torch.cat([one.masks[0] for one in found]), torch.cat([one.scores[0] for one in found])
+
+
+def rate(masks: Tensor, scores: Tensor, region: np.ndarray | None) -> Tensor:
+    """The ratings (M,) of masks, bool (M, h, w): their agreement with a region (S, S), to which their scores (M,) add.
+
+    The best-scored mask may be the background; without a region there is nothing that would tell.
+    """
+    return scores if region is None else agreement(masks, region) + TRUST * scores
+
+
+def agreement(masks: Tensor, region: np.ndarray) -> Tensor:
+    """IoU (M,) of bool masks (M, h, w) with a region (S, S), each of which covers the whole image."""
+    return mask_iou(masks, resized(region, masks))[:, 0]
+
+
+def resized(region: np.ndarray, masks: Tensor) -> Tensor:
+    """A region, bool (S, S), as a mask of the size of others (M, h, w): (1, h, w)."""
+    grid = torch.from_numpy(region).to(masks.device)[None, None].float()
+    return resize_antialiased(grid, tuple(masks.shape[-2:]))[0] > 0.5
+
+
+def mask_logits(mask: np.ndarray, models: Models) -> Tensor:
+    """A mask as a mask prompt: logits of +-10, in between along its edge."""
+    covered = resize_antialiased(torch.from_numpy(mask)[None, None].float(), models.sam.config.image_size // 4)
+    return 20 * covered[0] - 10
+
+
+def first_of_repeats(labels: Sequence[str | int], masks: Sequence[np.ndarray]) -> list[int]:
+    """Indices of the masks, bool (H, W), best first, without those that repeat an earlier one of the same label.
+
+    A heat map shows one object in pieces now and then, and SAM 2 completes each of them to the whole.
+    """
+    kept = []
+    for i, mask in enumerate(masks):
+        others = [masks[k] for k in kept if labels[k] == labels[i]]
+        if all((mask & other).sum() <= SAME * (mask | other).sum() for other in others):
+            kept.append(i)
+    return kept
+
+
+# --- Several objects in one region -------------------------------------------------------------------------
+
+
+def split_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, image: int = 0) -> Seeds:
+    """The same, with one seed for each object of a region that holds several, if they are to be told apart."""
+    objects = [one for seed in seeds.objects for one in split_seed(models, seed, encoded, image)]
+    return replace(seeds, objects=objects)
+
+
+def split_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> list[Seed]:
+    """A seed with a region and points as it is, or one for each object that the points show one by one.
+
+    The masks of single points are taken, best score first, that lie in the region and do not repeat one another. They
+    stand for the region if all of them together have a better rating than one mask for all of it.
+    """
+    inside = points_inside(seed)
+    if not seed.may_split or len(inside) < 2:
+        return [seed]
+    one = float(rate(*propose(models, seed, encoded, image), seed.region).max())
+    masks, scores = [], []
+    for point in inside:  # one by one: of large pictures many masks would fill the memory
+        found = propose_for_points(models, [point], encoded, image)
+        masks.append(found.low_res[0] > 0)
+        scores.append(found.scores[0])
+    masks, scores = torch.cat(masks), torch.cat(scores)
+    taken = choose_single(masks, scores, resized(seed.region, masks)[0])
+    if len(taken) < 2:
+        return [seed]
+    several = rate(masks[taken].any(0, keepdim=True), scores[taken].mean(0, keepdim=True), seed.region)
+    if one > float(several) + ONE_BETTER:
+        return [seed]
+    return [part_of(seed, masks[i].cpu().numpy(), inside[i // 3], encoded.sizes[image]) for i in taken]
+
+
+def choose_single(masks: Tensor, scores: Tensor, region: Tensor) -> list[int]:
+    """Indices of those masks, bool (M, h, w), that lie in a region (h, w), best score first, without repeats."""
+    areas = masks.sum((1, 2)).clamp(min=1)
+    within = (masks & region).sum((1, 2)) / areas
+    taken = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        shared = [(masks[i] & masks[k]).sum() / torch.minimum(areas[i], areas[k]) for k in taken]
+        if within[i] >= INSIDE and all(share < REPEATED for share in shared):
+            taken.append(i)
+    return taken
+
+
+def part_of(seed: Seed, mask: np.ndarray, point: tuple[float, float], size: tuple[int, int]) -> Seed:
+    """A seed for one object of a seed's region: a mask (s, s), stretched over a picture of `size`, and its point."""
+    to_pixels = np.array([size[1], size[0]] * 2) / len(mask)
+    box = tuple(map(float, np.array(box_around(mask)) * to_pixels))
+    return replace(seed, box=box, points=[point], point_labels=[1], region=mask, may_split=False, prompts_box=False)
+
+
+def points_inside(seed: Seed) -> list[tuple[float, float]]:
+    """The points of a seed that lie on its object."""
+    return [point for point, label in zip(seed.points, seed.point_labels) if label == 1]
+
+
+def propose_for_points(
+    models: Models, points: list[tuple[float, float]], encoded: EncodedImages, image: int
+) -> MaskPrediction:
+    """Three masks of what lies under all of these points."""
+    return models.predictor.predict(
+        points=points, labels=[1] * len(points), multimask=True, image=image, encoded=encoded
+    )
