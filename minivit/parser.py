@@ -195,6 +195,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "residual convolutions in each stage of the whitening stem: two stages for patch 4, three for 8",
         type=int,
     )
+    flag("--whiten", "set and freeze the first layer of the whitening stem, instead of learning it", **ON_OFF)
     flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
     flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
     flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)

@@ -282,7 +282,7 @@ def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
 def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
     """Set the frozen first layer of a whitening stem from about 5,000 training images."""
     stem = getattr(model, "patch_embed", None)
-    if isinstance(stem, WhiteningStem):
+    if isinstance(stem, WhiteningStem) and model.config.whiten:
         height, width = model.config.size
         images = dataset.train.images[:: max(1, len(dataset.train) // 5000)]
         parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))

@@ -19,10 +19,11 @@ class WhiteningStem(nn.Module):
     """Images (B, 3, H, W), normalised, to one token for each patch: (B, H/patch * W/patch, dim).
 
     Whitened 2x2 neighbourhoods, of which there are (H - 1) x (W - 1), then a stage for each halving down to the
-    patches: the first has 64 channels, the others `dim`. ValueError for a patch other than 4, 8, 16, ...
+    patches: the first has 64 channels, the others `dim`. whiten: False for a first layer that learns like the others.
+    ValueError for a patch other than 4, 8, 16, ...
     """
 
-    def __init__(self, patch: int, dim: int, depth: int = 1):
+    def __init__(self, patch: int, dim: int, depth: int = 1, whiten: bool = True):
         super().__init__()
         halvings = patch.bit_length() - 1
         if patch < 4 or patch != 2**halvings:
@@ -30,8 +31,8 @@ class WhiteningStem(nn.Module):
                 f"the whitening stem halves an image two times or more, to patches of 4, 8, 16 pixels, not {patch}: "
                 f"--patch {4 if patch < 6 else 8} or --stem conv"
             )
-        self.whiten = Whitening()
-        widths = [self.whiten.channels, 64] + [dim] * (halvings - 1)
+        self.whiten = Whitening() if whiten else nn.Conv2d(3, Whitening.channels, KERNEL, bias=False)
+        widths = [Whitening.channels, 64] + [dim] * (halvings - 1)
         self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:

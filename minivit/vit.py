@@ -26,8 +26,8 @@ STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem, "cnn
 
 MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a number of a configuration may be
 FLAGS = (  # settings that the command line has a flag for
-    *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "stem_depth", "mlp_conv", "relative_bias"),
-    *("class_attention", "layer_scale", "dropout", "head_dropout", "drop_path"),
+    *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "stem_depth", "whiten", "mlp_conv"),
+    *("relative_bias", "class_attention", "layer_scale", "dropout", "head_dropout", "drop_path"),
 )
 SIDE = whole(1, MOST_OTHERS)
 MODEL_KINDS: dict[str, Kind] = {  # ranges; of the other settings, the annotation says what they may be
@@ -58,6 +58,7 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv", "whitening", "cnn", "resnet18"] = "patch"
     stem_depth: int = 1  # residual 3x3 convolutions after each halving of the whitening stem
+    whiten: bool = True  # its first layer is set from images and frozen; False: it learns from a random start
     position: Literal["learned", "sincos", "none"] = "learned"
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
     mlp_conv: bool = False  # 3x3 depth-wise convolution inside the MLP
@@ -114,6 +115,8 @@ class ViTConfig:
             raise ValueError("tokens_enter_late needs class-attention blocks, where they enter: set class_attention")
         if self.stem_depth != 1 and self.stem != "whitening":
             raise ValueError(f"--stem-depth {self.stem_depth} is of the whitening stem, not of --stem {self.stem}")
+        if not self.whiten and self.stem != "whitening":
+            raise ValueError(f"--no-whiten is of the whitening stem, not of --stem {self.stem}")
         if self.qk_norm and self.qk_temperature:
             raise ValueError("qk_norm has a learned factor already: leave qk_temperature out")
         if self.smaller_images and self.class_attention:
@@ -411,8 +414,8 @@ def shape_hint(x: Tensor) -> str:
 
 def make_stem(config: ViTConfig) -> nn.Module:
     """The patch embedding of a configuration: images (B, 3, H, W) -> patches (B, N, C)."""
-    depth = (config.stem_depth,) if config.stem == "whitening" else ()
-    return STEMS[config.stem](config.patch, config.dim, *depth)
+    own = (config.stem_depth, config.whiten) if config.stem == "whitening" else ()
+    return STEMS[config.stem](config.patch, config.dim, *own)
 
 
 def make_position_bias(config: ViTConfig, tokens: int) -> nn.Module | None:

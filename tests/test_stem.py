@@ -47,6 +47,25 @@ def test_whitening_is_frozen():
     assert not any(p.requires_grad for p in Whitening().parameters())
 
 
+def test_without_whitening_the_first_layer_starts_at_random_and_learns():
+    config = dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1, whiten=False)
+    model = VisionTransformer(config)
+    whitened = VisionTransformer(dataclasses.replace(config, whiten=True))
+    first = model.patch_embed.whiten.weight
+    before = first.detach().clone()
+    run.fit_whitening(model, shapes(0, 60, 20, image_size=16))
+    assert torch.equal(first, before) and first.requires_grad
+    images = torch.randn(2, 3, 16, 16)
+    assert model.patch_embed(images).shape == whitened.patch_embed(images).shape
+    model(images).sum().backward()
+    assert first.grad.abs().max() > 0
+
+
+def test_only_the_whitening_stem_can_do_without_whitening():
+    with pytest.raises(ValueError, match="--no-whiten is of the whitening stem, not of --stem conv"):
+        dataclasses.replace(PRESETS["cifar"], stem="conv", whiten=False)
+
+
 @pytest.mark.parametrize("patch, side", [(4, 8), (4, 24), (4, 32), (8, 24), (8, 32), (16, 32)])
 def test_the_whitening_stem_makes_one_token_of_each_patch(patch, side):
     stem = WhiteningStem(patch, 16)

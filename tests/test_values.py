@@ -66,6 +66,7 @@ ROWS = {
     "--mlp-ratio": number("-1 0 0.001 65537", "0.01 1 8.5"),
     "--stem": choice("patch conv whitening cnn resnet18"),
     "--stem-depth": whole("-1 1001", "1"),
+    "--whiten": (("=1",), (None,), ""),
     "--mlp-conv": (("=1",), (None,), ""),
     "--relative-bias": choice("none decomposed joint"),
     "--class-attention": whole("-1 13 1001", "0 1 12", "--preset distilled"),
