@@ -6,7 +6,7 @@ learns from all training images, its learning rate is a function of the share of
 evaluation is not charged. Our side is `train_cifar.py --preset cifar-fast` with as many epochs as fit
 (minivit/budget.py: told by timed steps beforehand); it holds a fiftieth of the training images out, and
 its evaluations of these are charged. Further flags are those of train_cifar.py, for ablations:
-`--depth 0`, `--optimizer adamw --lr 2e-3`, `--sizes 32`.
+`--depth 0`, `--optimizer adamw --lr 2e-3`, `--sizes 32`. The same command goes on with a run that was interrupted.
 
     python benchmarks/cpu_budget.py --data-root cifar10-jpeg --side timm --cpu-minutes 120 --out runs/budget_timm
     python benchmarks/cpu_budget.py --data-root cifar10-jpeg --side ours --cpu-minutes 120 --out runs/budget_ours
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minivit import cli, config, run
+from minivit import cli, config, run, study
 from minivit import data as datasets
 from minivit.budget import Budget, epochs_within
 from minivit.evaluate import top1
@@ -101,18 +101,20 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
 def train_ours(given: dict, cpu_minutes: float, out: Path) -> None:
     """Our preset through the code that train_cifar.py runs, which `given` are the arguments of."""
     dataset = run.load_data(config.resolve(given))
-    epochs = epochs_within(Budget(cpu_minutes=cpu_minutes), given, dataset)
-    trainer, _ = run.prepare(given | {"out": out, "epochs": epochs}, dataset=dataset)
-    start = time.process_time()
+    if (out / "last.pt").exists():
+        arguments = {"resume": out, "device": given["device"], "threads": given["threads"]}
+    else:
+        arguments = given | {"out": out, "epochs": epochs_within(Budget(cpu_minutes=cpu_minutes), given, dataset)}
+    trainer, _ = run.prepare(arguments, dataset=dataset)
     cli.fit(trainer)
-    spent = time.process_time() - start
-    result = run.final_report(trainer) | {"cpu_minutes": spent / 60, "epochs": epochs}
+    minutes, epochs = trainer.cpu_seconds / 60, trainer.config.epochs
+    result = run.final_report(trainer) | {"cpu_minutes": minutes, "epochs": epochs}
     model, test = run.candidates_of(trainer)[result["chosen"]], trainer.data.test
     result["test_acc_with_flips"] = top1(trainer.evaluator.predict(model, test.images, "flip"), test.labels)
     (out / "budget.json").write_text(json.dumps(result, indent=1))
     cli.show_result(result, out)
     print(f"chosen weights, mean probability of the image and its mirror image: {result['test_acc_with_flips']:.2%}")
-    print(f"{epochs} epochs in {spent / 60:.1f} CPU minutes")
+    print(f"{epochs} epochs in {minutes:.1f} CPU minutes")
 
 
 def main() -> None:
@@ -141,7 +143,10 @@ def main() -> None:
         try:
             given |= vars(parse_arguments(further, parser.prog))
             run.check(config.resolve(given | {"out": args.out}))
-            run.check_new(args.out)
+            if study.is_done(given | {"out": args.out}):
+                parser.error(f"{args.out} holds a finished run: choose another --out")
+            if not (args.out / "last.pt").exists():
+                run.check_new(args.out)
         except ValueError as error:
             parser.error(str(error))
         idle = sorted(NOT_HERE & given.keys())

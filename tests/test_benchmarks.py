@@ -1,5 +1,6 @@
 """The scripts of benchmarks/: what they compare and refuse, and what a run that fails or comes late leaves behind."""
 
+import gc
 import importlib
 import json
 import shutil
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minivit import checkpoint, run
 from minivit.data import shapes
@@ -107,6 +109,42 @@ def test_a_budget_does_not_read_a_flag_as_the_beginning_of_another(script, tmp_p
     with pytest.raises(SystemExit):
         script("cpu_budget").main()
     assert "required: --data-root" in capsys.readouterr().err
+
+
+def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(
+    script, tmp_path, monkeypatch, capsys, one_thread
+):
+    for part, number in (("train", 6), ("test", 2)):
+        for label in ("bright", "dark"):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng(i).integers(0, 128, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels + 127 * (label == "bright")).save(folder / f"{i}.png")
+    out = tmp_path / "out"
+    model = "--image-size 16 --sizes 16 --dim 16 --depth 1 --heads 1 --batch-size 4 --val-split 4 --amp off"
+    words = ["--data-root", str(tmp_path), "--side", "ours", "--threads", "1", "--out", str(out), *model.split()]
+    monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *words])
+    cpu_budget = script("cpu_budget")
+    monkeypatch.setattr(cpu_budget, "epochs_within", lambda *_: 2)
+
+    def killed(trainer):
+        trainer.fit(on_epoch=lambda: setattr(trainer, "stop_requested", True))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_budget.cli, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cpu_budget.main()
+    gc.collect()  # the interrupted run lets go of its folder, as the end of its process does
+    rows = (out / "metrics.jsonl").read_text().splitlines()
+    cpu_budget.main()
+    result, after = json.loads((out / "budget.json").read_text()), (out / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 1 and len(after) == 2 and after[0] == rows[0]
+    assert result["epochs"] == 2 and result["cpu_minutes"] > json.loads(after[0])["cpu_minutes"]
+    with pytest.raises(SystemExit):
+        cpu_budget.main()
+    assert capsys.readouterr().err.endswith(f"{out} holds a finished run: choose another --out\n")
 
 
 def test_rows_of_fine_tuning_that_are_all_killed_are_said_to_have_failed(script, monkeypatch, capsys):
