@@ -114,7 +114,7 @@ def split_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 
     """A seed with a region and points as it is, or one for each object that the points show one by one.
 
     The masks of single points are taken, best score first, that lie in the region and do not repeat one another. They
-    stand for the region if all of them together have a better rating than one mask for all of it.
+    stand for the region unless one mask for all of it is rated clearly better than all of them together.
     """
     inside = points_inside(seed)
     if not seed.may_split or len(inside) < 2:
@@ -151,7 +151,8 @@ def part_of(seed: Seed, mask: np.ndarray, point: tuple[float, float], size: tupl
     """A seed for one object of a seed's region: a mask (s, s), stretched over a picture of `size`, and its point."""
     to_pixels = np.array([size[1], size[0]] * 2) / len(mask)
     box = tuple(map(float, np.array(box_around(mask)) * to_pixels))
-    return replace(seed, box=box, points=[point], point_labels=[1], region=mask, may_split=False, prompts_box=False)
+    own = {"points": [point], "point_labels": [1], "prompts_box": False, "mask": None}
+    return replace(seed, box=box, region=mask, may_split=False, **own)
 
 
 def points_inside(seed: Seed) -> list[tuple[float, float]]:

@@ -22,7 +22,7 @@ from minisam_glue.mask_proposals import (
 )
 from minisam_glue.models import load_models
 from minisam_glue.pipeline import segment_image, segment_video
-from minisam_glue.prompts import Seeding
+from minisam_glue.prompts import SEED_PROMPTS, Seeding
 from minisam_glue.seeding import find_seeds
 
 SPLIT = Seeding(heat=HeatSettings(split=True))
@@ -124,6 +124,13 @@ def test_two_objects_that_touch_in_one_region_are_told_apart(monkeypatch):
     np.testing.assert_allclose((one.box, two.box), ((5, 10, 15, 22), (15, 10, 25, 22)), atol=0.7)
     assert one.mask[10:22, 5:15].mean() > 0.8 and not (one.mask & two.mask).any()
     assert one.label == two.label == "bright" and one.score == two.score == pytest.approx(0.9, abs=1e-3)
+
+
+def test_the_whole_region_is_no_mask_prompt_of_one_of_its_objects(monkeypatch):
+    models, image = touching(monkeypatch), picture(5, 15)
+    (whole,) = find_seeds(models, [image], "bright.", seeding=Seeding(SEED_PROMPTS, HeatSettings(split=True)))[0].objects
+    parts = split_seed(models, whole, models.predictor.encode([image]))
+    assert whole.mask is not None and len(parts) == 2 and all(part.mask is None for part in parts)
 
 
 def test_a_region_stays_one_object_unless_it_is_to_be_split(monkeypatch):
