@@ -128,7 +128,9 @@ def test_two_objects_that_touch_in_one_region_are_told_apart(monkeypatch):
 
 def test_the_whole_region_is_no_mask_prompt_of_one_of_its_objects(monkeypatch):
     models, image = touching(monkeypatch), picture(5, 15)
-    (whole,) = find_seeds(models, [image], "bright.", seeding=Seeding(SEED_PROMPTS, HeatSettings(split=True)))[0].objects
+    (whole,) = find_seeds(models, [image], "bright.", seeding=Seeding(SEED_PROMPTS, HeatSettings(split=True)))[
+        0
+    ].objects
     parts = split_seed(models, whole, models.predictor.encode([image]))
     assert whole.mask is not None and len(parts) == 2 and all(part.mask is None for part in parts)
 
