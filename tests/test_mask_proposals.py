@@ -128,9 +128,8 @@ def test_two_objects_that_touch_in_one_region_are_told_apart(monkeypatch):
 
 def test_the_whole_region_is_no_mask_prompt_of_one_of_its_objects(monkeypatch):
     models, image = touching(monkeypatch), picture(5, 15)
-    (whole,) = find_seeds(models, [image], "bright.", seeding=Seeding(SEED_PROMPTS, HeatSettings(split=True)))[
-        0
-    ].objects
+    (seeds,) = find_seeds(models, [image], "bright.", seeding=Seeding(SEED_PROMPTS, HeatSettings(split=True)))
+    (whole,) = seeds.objects
     parts = split_seed(models, whole, models.predictor.encode([image]))
     assert whole.mask is not None and len(parts) == 2 and all(part.mask is None for part in parts)
 
@@ -147,9 +146,8 @@ def test_a_mask_of_the_whole_region_that_sam_2_is_sure_of_stays_one_object(monke
 
 def test_without_points_a_region_is_not_split(monkeypatch):
     models = heat_models()
-    (seed,) = find_seeds(models, [picture(5, 15)], "bright.", seeding=Seeding(("box",), HeatSettings(split=True)))[
-        0
-    ].objects
+    (seeds,) = find_seeds(models, [picture(5, 15)], "bright.", seeding=Seeding(("box",), HeatSettings(split=True)))
+    (seed,) = seeds.objects
     assert split_seed(models, seed, models.predictor.encode([picture(5, 15)])) == [seed]
 
 
