@@ -19,6 +19,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from minivit import cli, config, run, study
 from minivit import data as datasets
 from minivit.budget import Budget, epochs_within
 from minivit.evaluate import top1
+from minivit.files import write_json
 from minivit.parser import parse_arguments
 from minivit.reading import flag_of
 
@@ -98,14 +100,27 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
     torch.save(model.state_dict(), out / "last.pt")
 
 
-def train_ours(given: dict, cpu_minutes: float, out: Path) -> None:
+def begun(given: dict, budget: Budget, out: Path) -> bool:
+    """Whether the folder has a run of these arguments to go on with. ValueError for another one, or a finished one."""
+    if not (out / "config.json").exists():
+        run.check_new(out)
+        return False
+    study.check_budget(out, budget)
+    study.is_done(given | {"out": out})  # which compares the arguments
+    if (out / "budget.json").exists():
+        raise ValueError(f"{out} holds a finished run: choose another --out")
+    return (out / "last.pt").exists()
+
+
+def train_ours(given: dict, budget: Budget, out: Path) -> None:
     """Our preset through the code that train_cifar.py runs, which `given` are the arguments of."""
     dataset = run.load_data(config.resolve(given))
-    if (out / "last.pt").exists():
+    if begun(given, budget, out):
         arguments = {"resume": out, "device": given["device"], "threads": given["threads"]}
     else:
-        arguments = given | {"out": out, "epochs": epochs_within(Budget(cpu_minutes=cpu_minutes), given, dataset)}
+        arguments = given | {"out": out, "epochs": epochs_within(budget, given, dataset)}
     trainer, _ = run.prepare(arguments, dataset=dataset)
+    write_json(out / "study.json", asdict(budget))
     cli.fit(trainer)
     minutes, epochs = trainer.cpu_seconds / 60, trainer.config.epochs
     result = run.final_report(trainer) | {"cpu_minutes": minutes, "epochs": epochs}
@@ -143,16 +158,12 @@ def main() -> None:
         try:
             given |= vars(parse_arguments(further, parser.prog))
             run.check(config.resolve(given | {"out": args.out}))
-            if study.is_done(given | {"out": args.out}):
-                parser.error(f"{args.out} holds a finished run: choose another --out")
-            if not (args.out / "last.pt").exists():
-                run.check_new(args.out)
+            idle = sorted(NOT_HERE & given.keys())
+            if idle:
+                raise ValueError(f"{flag_of(idle[0])} does nothing here: leave it out")
+            train_ours(given, Budget(cpu_minutes=args.cpu_minutes), args.out)
         except ValueError as error:
             parser.error(str(error))
-        idle = sorted(NOT_HERE & given.keys())
-        if idle:
-            parser.error(f"{flag_of(idle[0])} does nothing here: leave it out")
-        train_ours(given, args.cpu_minutes, args.out)
         return
     if further:
         parser.error(f"the textbook has no {' '.join(further)}")

@@ -29,8 +29,9 @@ class HeatSettings:
     and up to one half the least threshold; it does not count where `threshold` is given. min_area, border: in pixels
     of a heat map of 352 x 352, scaled for others. floor and min_area: None takes the values that suit the loaded
     weights, HEAT_FLOOR and HEAT_MIN_AREA of the demo, and FLOOR and MIN_AREA of all others, which are not measured.
-    split: whether a region may become several objects that touch, see mask_proposals.py. None for the demo weights
-    alone: others know parts of things, and might take a head for an object of its own.
+    split: whether a region may become several objects that touch, see mask_proposals.py; it takes points, two of them
+    on the object. None: True with the demo weights and False with others, which know parts of things and might take a
+    head for an object of its own.
     positives, negatives: points inside an instance and outside of its border. ValueError for a value out of range.
     """
 
@@ -53,6 +54,8 @@ class HeatSettings:
         return replace(self, **{"floor": floor, "min_area": min_area, "split": split} | given)
 
     def __post_init__(self):
+        if self.split is not None and not isinstance(self.split, (bool, np.bool_)):
+            raise ValueError(f"split {self.split!r:.80}: give True, False or None")
         shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
         for name, value in shares.items():
             if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):

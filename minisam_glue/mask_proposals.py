@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .masks import box_around, mask_iou
 from .models import Models
-from .sam2 import EncodedImages, MaskPrediction
+from .sam2 import EncodedImages
 from .sam2.layers import resize_antialiased
 from .seeding import Seed, Seeds
 
@@ -32,35 +32,44 @@ def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int 
     A mask is refined: it goes in as SAM 2's mask prompt, with its box. Several masks are proposed for a seed with a
     region, or with one click alone, which may mean a part or the whole. The one of the best rating is taken.
     """
-    masks, scores = propose(models, seed, encoded, image)
-    best = int(rate(masks, scores, seed.region).argmax())
-    # A copy: a view would keep all masks in memory.
-    return masks[best].cpu().numpy().copy(), float(scores[best])
+    low, scores = propose(models, seed, encoded, image)
+    best = int(rate(low > 0, scores, seed.region).argmax())
+    full = models.predictor.enlarge(low[best][None, None], image, encoded)
+    return (full[0, 0] > 0).cpu().numpy(), float(scores[best])
 
 
 def propose(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[Tensor, Tensor]:
-    """The masks, bool (M, H, W), that all prompts of a seed together mean, and with a region also those that its
+    """The masks, logits (M, s, s), that all prompts of a seed together mean, and with a region also those that its
     points on the object mean alone; and SAM 2's scores of them (M,)."""
     box = seed.box if seed.prompts_box else None
     mask = None if seed.mask is None else mask_logits(seed.mask, models)
     if mask is not None and box is None and not seed.points:
         box = box_around(seed.mask)
     one_click = box is None and len(seed.points) == 1
-    found = [
-        models.predictor.predict(
-            boxes=None if box is None else [box],
-            points=seed.points or None,
-            labels=seed.point_labels or None,
-            mask=mask,
-            multimask=one_click or seed.region is not None,
-            image=image,
-            encoded=encoded,
-        )
+    prompts = [
+        {
+            "boxes": None if box is None else [box],
+            "points": seed.points or None,
+            "labels": seed.point_labels or None,
+            "mask": mask,
+            "multimask": one_click or seed.region is not None,
+        }
     ]
     inside = points_inside(seed)
-    if seed.region is not None and inside and len(inside) < len(seed.points) + (box is not None):
-        found.append(propose_for_points(models, inside, encoded, image))
-    return torch.cat([one.masks[0] for one in found]), torch.cat([one.scores[0] for one in found])
+    if seed.region is not None and inside and (box or mask is not None or len(inside) < len(seed.points)):
+        prompts.append(on_object(inside))
+    found = [models.predictor.propose(**prompt, image=image, encoded=encoded) for prompt in prompts]
+    return torch.cat([low[0] for low, _ in found]), torch.cat([scores[0] for _, scores in found])
+
+
+def points_inside(seed: Seed) -> list[tuple[float, float]]:
+    """The points of a seed that lie on its object."""
+    return [point for point, label in zip(seed.points, seed.point_labels) if label == 1]
+
+
+def on_object(points: list[tuple[float, float]]) -> dict:
+    """The prompt that asks for three masks of what lies under all of these points."""
+    return {"points": points, "labels": [1] * len(points), "multimask": True}
 
 
 def rate(masks: Tensor, scores: Tensor, region: np.ndarray | None) -> Tensor:
@@ -93,10 +102,10 @@ def first_of_repeats(labels: Sequence[str | int], masks: Sequence[np.ndarray]) -
 
     A heat map shows one object in pieces now and then, and SAM 2 completes each of them to the whole.
     """
-    kept = []
-    for i, mask in enumerate(masks):
-        others = [masks[k] for k in kept if labels[k] == labels[i]]
-        if all((mask & other).sum() <= SAME * (mask | other).sum() for other in others):
+    kept, areas = [], [mask.sum() for mask in masks]
+    for i, label in enumerate(labels):
+        alike = (k for k in kept if labels[k] == label and min(areas[i], areas[k]) > SAME * max(areas[i], areas[k]))
+        if all((masks[i] & masks[k]).sum() <= SAME * (masks[i] | masks[k]).sum() for k in alike):
             kept.append(i)
     return kept
 
@@ -117,32 +126,32 @@ def split_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 
     stand for the region unless one mask for all of it is rated clearly better than all of them together.
     """
     inside = points_inside(seed)
-    if not seed.may_split or len(inside) < 2:
+    if seed.least_part is None or len(inside) < 2:
         return [seed]
-    one = float(rate(*propose(models, seed, encoded, image), seed.region).max())
-    masks, scores = [], []
-    for point in inside:  # one by one: of large pictures many masks would fill the memory
-        found = propose_for_points(models, [point], encoded, image)
-        masks.append(found.low_res[0] > 0)
-        scores.append(found.scores[0])
-    masks, scores = torch.cat(masks), torch.cat(scores)
-    taken = choose_single(masks, scores, resized(seed.region, masks)[0])
+    single = [models.predictor.propose(**on_object([point]), image=image, encoded=encoded) for point in inside]
+    masks, scores = torch.cat([low[0] > 0 for low, _ in single]), torch.cat([scores[0] for _, scores in single])
+    taken = choose_single(masks, scores, resized(seed.region, masks)[0], seed.least_part)
     if len(taken) < 2:
         return [seed]
     several = rate(masks[taken].any(0, keepdim=True), scores[taken].mean(0, keepdim=True), seed.region)
-    if one > float(several) + ONE_BETTER:
+    together, own = propose(models, seed, encoded, image)
+    if float(rate(together > 0, own, seed.region).max()) > float(several) + ONE_BETTER:
         return [seed]
     return [part_of(seed, masks[i].cpu().numpy(), inside[i // 3], encoded.sizes[image]) for i in taken]
 
 
-def choose_single(masks: Tensor, scores: Tensor, region: Tensor) -> list[int]:
-    """Indices of those masks, bool (M, h, w), that lie in a region (h, w), best score first, without repeats."""
-    areas = masks.sum((1, 2)).clamp(min=1)
+def choose_single(masks: Tensor, scores: Tensor, region: Tensor, least: float = 0.0) -> list[int]:
+    """Indices of those masks, bool (M, h, w), that lie in a region (h, w), best score first, without repeats.
+
+    least: the area of a mask, as a share of the picture, that it must have.
+    """
+    areas = masks.sum((1, 2))
+    large, areas = areas >= least * region.numel(), areas.clamp(min=1)
     within = (masks & region).sum((1, 2)) / areas
     taken = []
     for i in scores.argsort(descending=True, stable=True).tolist():
         shared = [(masks[i] & masks[k]).sum() / torch.minimum(areas[i], areas[k]) for k in taken]
-        if within[i] >= INSIDE and all(share < REPEATED for share in shared):
+        if large[i] and within[i] >= INSIDE and all(share < REPEATED for share in shared):
             taken.append(i)
     return taken
 
@@ -152,18 +161,4 @@ def part_of(seed: Seed, mask: np.ndarray, point: tuple[float, float], size: tupl
     to_pixels = np.array([size[1], size[0]] * 2) / len(mask)
     box = tuple(map(float, np.array(box_around(mask)) * to_pixels))
     own = {"points": [point], "point_labels": [1], "prompts_box": False, "mask": None}
-    return replace(seed, box=box, region=mask, may_split=False, **own)
-
-
-def points_inside(seed: Seed) -> list[tuple[float, float]]:
-    """The points of a seed that lie on its object."""
-    return [point for point, label in zip(seed.points, seed.point_labels) if label == 1]
-
-
-def propose_for_points(
-    models: Models, points: list[tuple[float, float]], encoded: EncodedImages, image: int
-) -> MaskPrediction:
-    """Three masks of what lies under all of these points."""
-    return models.predictor.predict(
-        points=points, labels=[1] * len(points), multimask=True, image=image, encoded=encoded
-    )
+    return replace(seed, box=box, region=mask, least_part=None, **own)

@@ -35,7 +35,7 @@ class Thresholds:
     box, text: scores from 0 to 1; a detection must exceed both, so that the larger one decides. box may be "auto":
     Otsu's threshold over the scores of a picture, at most one half, and at least `text`. nms: IoU above which
     overlapping boxes of one phrase are suppressed, 0 to 1. max_area: largest box, as a share of the picture, above 0
-    and up to 1.
+    and up to 1; by heat maps the box of a region, before it may become several objects.
     """
 
     box: float | str = 0.35
@@ -62,6 +62,7 @@ class Seeding:
     """The prompts that SAM 2 gets for the objects of a sentence. ValueError for an unknown prompt, or none.
 
     prompts: what shows it an object, some of box, points and mask; None for the box, and for heat maps also the points.
+    One of several objects in a region of a heat map is shown by a point alone.
     heat: how instances are made of heat maps; without heat maps its numbers of points and its border count.
     """
 

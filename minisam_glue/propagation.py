@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .mask_proposals import segment_seed, split_seeds
+from .mask_proposals import first_of_repeats, segment_seed, split_seeds
 from .masks import box_around, large_parts, mask_box
 from .models import Models
 from .pixels import Picture, own_rgb
@@ -196,7 +196,7 @@ class Tracking:
         """One frame: objects are tracked; detections and marks of this frame join them, or correct them."""
         if self.reverse:
             self._take_up(index)
-        marks, found, self.found = self._marks_at(index), self._detect(index, image), {}
+        marks, found, self.found, self.shown = self._marks_at(index), self._detect(index, image), {}, []
         if not self.tracker.objects and not marks and not found:
             return self._without_objects(index, image, found)
         if marks and isinstance(self.prompt, Clicks):
@@ -294,10 +294,21 @@ class Tracking:
 
     def _add(self, index: int, seed: Seed) -> None:
         """A new object."""
+        shown = self._shown(seed)
+        if seed.region is not None and self._repeats(seed.label, shown["mask"]):
+            return
         number = self.number_of(index, seed)
-        self.tracker.prompt(number, **self._shown(seed))
+        self.tracker.prompt(number, **shown)
         self.found |= {number: seed.box} if seed.box else {}
         self.known[number] = Segment(number, seed.label, seed.score, seed.box or (), None, index, index)
+
+    def _repeats(self, label: str, mask: np.ndarray) -> bool:
+        """Whether a heat map has shown this object on this frame before. If not, it is noted."""
+        labels, masks = zip(*self.shown, (label, mask))
+        if len(first_of_repeats(labels, masks)) <= len(self.shown):
+            return True
+        self.shown.append((label, mask))
+        return False
 
     def next_number(self, index: int, seed: Seed) -> int:
         """The number after all that objects and corrections have."""

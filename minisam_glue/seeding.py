@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .grounding_dino.detector import pack_captions
-from .heatmap import HeatInstance, HeatSettings, choose_threshold, confidence, find_instances, otsu
+from .heatmap import REFERENCE_SIDE, HeatInstance, HeatSettings, choose_threshold, confidence, find_instances, otsu
 from .models import Models
 from .prompts import AUTO, CLICKED, ObjectPrompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
 from .records import HeatMap
@@ -28,8 +28,9 @@ class Seed:
 
     prompts_box: whether SAM 2 gets the box; else it only says where the object was found.
     proposed: whether several masks are proposed and one is chosen, see mask_proposals.py.
-    region: where a heat map shows the object, bool (S, S), stretched over the whole picture.
-    may_split: whether the region may hold several objects that touch, and these are to be told apart.
+    region: where a heat map shows the object, or SAM 2 one of several in a region; bool (S, S), stretched over the
+    whole picture. least_part: least area, as a share of the picture, of an object of a region that holds several; None
+    for a region that stays one object.
     """
 
     label: str = CLICKED
@@ -41,7 +42,7 @@ class Seed:
     prompts_box: bool = True
     proposed: bool = False
     region: np.ndarray | None = None
-    may_split: bool = False
+    least_part: float | None = None
 
     def as_prompt(self) -> dict:
         """The arguments of VideoTracker.prompt for a seed that is not `proposed`."""
@@ -67,8 +68,8 @@ class Seeds:
 
     @property
     def may_split(self) -> bool:
-        """Whether the region of one of them may hold several objects."""
-        return any(seed.may_split for seed in self.objects)
+        """Whether the region of one of them may become several objects."""
+        return any(seed.least_part is not None for seed in self.objects)
 
     @property
     def boxes(self) -> list[Box]:
@@ -197,7 +198,8 @@ def seed_of_instance(phrase: str, instance: HeatInstance, size: Size, seeding: S
     """A region of a heat map as a seed, with the prompts that `seeding` names; by default box and points."""
     prompts = seeding.prompts or ("box", "points")
     seed = Seed(phrase, instance.score, instance.box, region=instance.region, proposed=True)
-    seed.prompts_box, seed.may_split = "box" in prompts, bool(seeding.heat.split)
+    seed.prompts_box = "box" in prompts
+    seed.least_part = seeding.heat.min_area / REFERENCE_SIDE**2 if seeding.heat.split else None
     if "points" in prompts:
         seed.points, seed.point_labels = list(map(tuple, instance.points.tolist())), instance.labels.tolist()
     if "mask" in prompts:

@@ -398,7 +398,8 @@ def is_done(arguments: dict) -> bool:
     folder = arguments["out"]
     if not (folder / "config.json").exists():
         return False
-    saved, wanted = config.read_config(folder / "config.json"), config.resolve(arguments)
+    saved = with_model(config.read_config(folder / "config.json"))
+    wanted = with_model(config.resolve(arguments))
     settled = {"epochs", "clean_epochs", "mean", "std"}  # by the budget, the run's length or the pretrained file
     free = {"out", "device", "threads", "amp", *(settled - arguments.keys())}
     other = sorted(key for key in wanted.keys() - free if key in saved and saved[key] != wanted[key])
@@ -408,6 +409,12 @@ def is_done(arguments: dict) -> bool:
             "remove it"
         )
     return (folder / "result.json").exists()
+
+
+def with_model(args: dict) -> dict:
+    """Resolved arguments with all the settings of their model: those that were not given are the preset's."""
+    given = {name: args[name] for name in config.MODEL_FIELDS & args.keys()}
+    return args | run.all_settings(args["preset"], given)
 
 
 class Loader:

@@ -141,10 +141,26 @@ def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(
     cpu_budget.main()
     result, after = json.loads((out / "budget.json").read_text()), (out / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 1 and len(after) == 2 and after[0] == rows[0]
-    assert result["epochs"] == 2 and result["cpu_minutes"] > json.loads(after[0])["cpu_minutes"]
-    with pytest.raises(SystemExit):
-        cpu_budget.main()
-    assert capsys.readouterr().err.endswith(f"{out} holds a finished run: choose another --out\n")
+    assert result["epochs"] == 2
+    assert result["cpu_minutes"] == pytest.approx(json.loads(after[1])["cpu_minutes"], abs=0.05)
+    assert json.loads(after[1])["cpu_minutes"] > json.loads(after[0])["cpu_minutes"]
+    (out / "budget.json").unlink()  # killed before its last figure
+    cpu_budget.main()
+    assert json.loads((out / "budget.json").read_text())["test_acc"] == result["test_acc"]
+
+    def refused(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *words, *more])
+        with pytest.raises(SystemExit) as stopped:
+            cpu_budget.main()
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert refused().endswith(f"{out} holds a finished run: choose another --out")
+    assert "was trained with another --whiten (True)" in refused("--no-whiten")
+    assert "was trained with another --depth (1)" in refused("--depth", "2")
+    assert "120 CPU minutes" in refused("--cpu-minutes", "40")
+    (out / "config.json").unlink()  # as the textbook's side leaves its folder
+    assert f"{out} holds a run already" in refused()
 
 
 def test_rows_of_fine_tuning_that_are_all_killed_are_said_to_have_failed(script, monkeypatch, capsys):

@@ -195,6 +195,12 @@ def test_settings_that_can_not_be_are_refused(settings):
         HeatSettings(**settings)
 
 
+@pytest.mark.parametrize("split", ["yes", 1, 2.5, [], np.array([1, 0])])
+def test_whether_regions_are_split_is_true_false_or_left_open(split):
+    with pytest.raises(ValueError, match="give True, False or None"):
+        HeatSettings(split=split)
+
+
 # --- Seed points -------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,5 @@
 """Masks that SAM 2 proposes for a seed: which one is taken, and when a region is several objects."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -17,6 +15,7 @@ from minisam_glue.mask_proposals import (
     first_of_repeats,
     mask_logits,
     propose,
+    rate,
     segment_seed,
     split_seed,
 )
@@ -26,6 +25,14 @@ from minisam_glue.prompts import SEED_PROMPTS, Seeding
 from minisam_glue.seeding import find_seeds
 
 SPLIT = Seeding(heat=HeatSettings(split=True))
+
+
+def box_mask(*sides: int) -> torch.Tensor:
+    """Bool (64, 64) that is True inside a box xyxy of a picture (H, W)."""
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    left, top, right, bottom = (round(side * 64 / whole) for side, whole in zip(sides, (W, H, W, H)))
+    mask[top:bottom, left:right] = True
+    return mask
 
 
 # --- One mask for a seed -----------------------------------------------------------------------------------
@@ -42,19 +49,16 @@ def test_a_mask_prompt_is_logits_of_ten_with_the_shares_of_its_edge_between():
 
 def test_of_the_proposed_masks_the_one_that_agrees_with_the_heat_map_is_taken_not_the_best_scored(monkeypatch):
     models = heat_models()
-    object_mask, background = torch.zeros(40, 56, dtype=torch.bool), torch.ones(40, 56, dtype=torch.bool)
-    object_mask[10:22, 5:15] = True
-    background[10:22, 5:15] = False
-    proposed = type("Prediction", (), {})()
-    proposed.masks = torch.stack([background, object_mask, object_mask & False])[None]
-    proposed.scores = torch.tensor([[0.99, 0.4, 0.7]])
-    monkeypatch.setattr(models.predictor, "predict", lambda **given: proposed)
+    object_mask = box_mask(5, 10, 15, 22)
+    proposed = torch.stack([~object_mask, object_mask, object_mask & False])[None].float() - 0.5
+    scores = torch.tensor([[0.99, 0.4, 0.7]])
+    monkeypatch.setattr(models.predictor, "propose", lambda **given: (proposed, scores))
     (seed,) = find_seeds(models, [picture(5)], "bright.")[0].objects
     encoded = models.predictor.encode([picture(5)])
     mask, score = segment_seed(models, seed, encoded)
-    assert np.array_equal(mask, object_mask.numpy()) and score == pytest.approx(0.4)
+    assert mask[11:21, 6:14].all() and mask.mean() < 0.1 and score == pytest.approx(0.4)
     seed.region = None
-    assert np.array_equal(segment_seed(models, seed, encoded)[0], background.numpy())
+    assert not segment_seed(models, seed, encoded)[0][11:21, 6:14].any()  # the background
 
 
 def test_of_several_masks_the_one_that_agrees_with_the_heat_map_is_known():
@@ -70,29 +74,23 @@ def test_of_several_masks_the_one_that_agrees_with_the_heat_map_is_known():
 
 def test_the_points_alone_propose_masks_beside_all_prompts_together(monkeypatch):
     models, asked = heat_models(), []
-    predict = models.predictor.predict
-    monkeypatch.setattr(models.predictor, "predict", lambda **given: asked.append(given) or predict(**given))
+    real = models.predictor.propose
+    monkeypatch.setattr(models.predictor, "propose", lambda **given: asked.append(given) or real(**given))
     encoded = models.predictor.encode([picture(5)])
 
-    def proposed(*prompts: str) -> int:
+    def proposed(*prompts: str, **settings: int) -> int:
         asked.clear()
-        (seed,) = find_seeds(models, [picture(5)], "bright.", seeding=Seeding(prompts))[0].objects
+        seeding = Seeding(prompts, HeatSettings(**settings))
+        (seed,) = find_seeds(models, [picture(5)], "bright.", seeding=seeding)[0].objects
         return len(propose(models, seed, encoded)[0])
 
     assert proposed("box", "points") == 6 and asked[1]["labels"] == [1] * 8 and asked[1].get("boxes") is None
     assert proposed("points") == 6  # without the points on the background
+    assert proposed("points", "mask", negatives=0) == 6 and proposed("points", negatives=0) == 3
     assert proposed("box") == proposed("mask") == 3
 
 
 # --- Several objects in one region -------------------------------------------------------------------------
-
-
-def box_mask(*sides: int) -> torch.Tensor:
-    """Bool (64, 64) that is True inside a box xyxy of a picture (H, W)."""
-    mask = torch.zeros(64, 64, dtype=torch.bool)
-    left, top, right, bottom = (round(side * 64 / whole) for side, whole in zip(sides, (W, H, W, H)))
-    mask[top:bottom, left:right] = True
-    return mask
 
 
 LEFT, RIGHT, BOTH = box_mask(5, 10, 15, 22), box_mask(15, 10, 25, 22), box_mask(5, 10, 25, 22)
@@ -105,16 +103,13 @@ def touching(monkeypatch, single: float = 0.9, together: float = 0.6):
     """
     models = heat_models()
 
-    def predict(points=None, labels=None, **others) -> SimpleNamespace:
+    def proposed(points=None, labels=None, **others) -> tuple[torch.Tensor, torch.Tensor]:
         alone = labels == [1]
         mask = (LEFT if points[0][0] < 15 else RIGHT) if alone else BOTH
         low = torch.stack([mask, mask & False, ~mask])[None]
-        full = torch.nn.functional.interpolate(low.float(), (H, W)) > 0.5
-        return SimpleNamespace(
-            masks=full, low_res=low.float() - 0.5, scores=torch.tensor([[single if alone else together, 0.1, 0.2]])
-        )
+        return low.float() - 0.5, torch.tensor([[single if alone else together, 0.1, 0.2]])
 
-    monkeypatch.setattr(models.predictor, "predict", predict)
+    monkeypatch.setattr(models.predictor, "propose", proposed)
     return models
 
 
@@ -132,6 +127,30 @@ def test_the_whole_region_is_no_mask_prompt_of_one_of_its_objects(monkeypatch):
     (whole,) = seeds.objects
     parts = split_seed(models, whole, models.predictor.encode([image]))
     assert whole.mask is not None and len(parts) == 2 and all(part.mask is None for part in parts)
+
+
+def test_objects_of_a_region_have_the_least_area_of_instances(monkeypatch):
+    for least, objects in ((5000, 2), (6500, 1)):  # a square has 120 of 2240 pixels, 6600 of 352 x 352; here a bit less
+        seeding = Seeding(heat=HeatSettings(split=True, min_area=least))
+        assert len(segment_image(touching(monkeypatch), picture(5, 15), "bright.", seeding=seeding).objects) == objects
+
+
+def test_a_mask_of_the_points_alone_is_taken_if_it_fits_better(monkeypatch):
+    models = heat_models()
+
+    def proposed(boxes=None, **others) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = box_mask(5, 10, 9, 22) if boxes else box_mask(5, 10, 15, 22)
+        return mask[None, None].float() - 0.5, torch.tensor([[0.8]])
+
+    monkeypatch.setattr(models.predictor, "propose", proposed)
+    (found,) = segment_image(models, picture(5), "bright.").objects
+    assert found.mask[11:21, 6:14].all()
+
+
+def test_of_masks_that_agree_nearly_as_well_the_one_that_sam_2_is_surer_of_is_taken():
+    masks = torch.stack([box_mask(5, 10, 15, 22), box_mask(5, 10, 15, 21)])
+    assert rate(masks, torch.tensor([0.5, 0.9]), masks[0].numpy()).argmax() == 1
+    assert rate(masks, torch.tensor([0.9, 0.9]), masks[0].numpy()).argmax() == 0
 
 
 def test_a_region_stays_one_object_unless_it_is_to_be_split(monkeypatch):
@@ -172,12 +191,14 @@ def test_what_several_pieces_of_one_object_show_comes_once(monkeypatch):
     image, maps = picture(5), torch.full((1, 1, 64, 64), 0.004)
     maps[0, 0, 16:34, 5:10] = maps[0, 0, 16:34, 12:17] = 0.9  # two pieces of the square
     monkeypatch.setattr(models.heat_mapper, "heat_maps", lambda images, phrases: maps.logit())
-    whole = SimpleNamespace(masks=torch.zeros(1, 1, H, W, dtype=torch.bool), scores=torch.ones(1, 1))
-    whole.masks[..., 10:22, 5:15] = True
-    monkeypatch.setattr(models.predictor, "predict", lambda **given: whole)
+    whole = box_mask(5, 10, 15, 22)[None, None].float() - 0.5
+    monkeypatch.setattr(models.predictor, "propose", lambda **given: (whole, torch.ones(1, 1)))
     pieces = Seeding(heat=HeatSettings(min_area=100))
     assert len(find_seeds(models, [image], "bright.", seeding=pieces)[0]) == 2
     assert len(segment_image(models, image, "bright.", seeding=pieces).objects) == 1
+    for redetect in (0, 1):
+        frames = list(segment_video(models, [image, image], "bright.", seeding=pieces, redetect=redetect))
+        assert [[o.id for o in frame.objects] for frame in frames] == [[1], [1]]
 
 
 def test_repeats_are_those_of_one_phrase():

@@ -174,6 +174,18 @@ def test_a_study_trains_each_run_once_goes_on_after_a_stop_and_writes_one_table(
     assert "was trained with another --subset (40): choose another --out" in capsys.readouterr().err
 
 
+def test_a_setting_of_the_model_that_is_not_given_again_makes_it_another_run(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"preset": "shapes-demo", "data": "folder", "data_root": images, "out": tmp_path / "run"}
+    arguments["out"].mkdir()
+    config.write_arguments(arguments["out"] / "config.json", config.resolve(arguments | {"dim": 32}))
+    with pytest.raises(study.StudyError, match="another --dim \\(32\\)"):
+        study.is_done(arguments)
+    with pytest.raises(study.StudyError, match="another --depth"):
+        study.is_done(arguments | {"dim": 32, "depth": 9})
+    assert not study.is_done(arguments | {"dim": 32})
+
+
 def test_what_a_run_settles_by_itself_does_not_make_it_another_one(images, tmp_path, monkeypatch):
     settled = {"mean": [0.1] * 3, "std": [0.2] * 3, "epochs": 7}  # as a pretrained file and a budget do
     monkeypatch.setattr(run, "final_report", lambda trainer: write_json(trainer.run / "result.json", {}))

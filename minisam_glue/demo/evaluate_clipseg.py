@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..clipseg import HeatMapper
-from ..heatmap import REFERENCE_SIDE, SURE, HeatSettings, confidence
-from ..mask_proposals import first_of_repeats, segment_seed, split_seed
+from ..heatmap import SURE, HeatSettings, confidence
+from ..mask_proposals import first_of_repeats, segment_seed, split_seeds
 from ..models import Models
 from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
@@ -62,19 +61,16 @@ def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str,
 class Found:
     """The n instances that phrases found in a scene, with their masks.
 
-    labels: (n,) numbers of the phrases. scores: (n,) best confidences. areas: (n,) of the regions of the heat map in
-    which they were found, in pixels of one of 352 x 352, as HeatSettings.min_area has them. masks: bool (n, H, W).
+    labels: (n,) numbers of the phrases. scores: (n,) best confidences. masks: bool (n, H, W).
     """
 
     labels: Tensor
     scores: Tensor
-    areas: Tensor
     masks: Tensor
 
-    def at_least(self, floor: float, area: float) -> "Found":
-        """The instances that reach a confidence and an area."""
-        keep = (self.scores >= floor) & (self.areas >= area)
-        return self.only(keep)
+    def at_least(self, floor: float) -> "Found":
+        """The instances that reach a confidence."""
+        return self.only(self.scores >= floor)
 
     def without_repeats(self) -> "Found":
         """The instances that are not the same object once more, as segment_image has them."""
@@ -82,20 +78,19 @@ class Found:
 
     def only(self, keep: Tensor) -> "Found":
         """The instances that an index picks."""
-        return Found(self.labels[keep], self.scores[keep], self.areas[keep], self.masks[keep])
+        return Found(self.labels[keep], self.scores[keep], self.masks[keep])
 
 
 def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Found:
-    """The masks that the phrases of a scene find by way of heat maps and SAM 2."""
+    """The masks that the phrases of a scene find by way of heat maps and SAM 2, repeats included."""
     names = [phrase.text for phrase in truth.phrases]
     (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
     encoded = models.predictor.encode([truth.image])
-    found = [(seed, one) for seed in seeds.objects for one in split_seed(models, seed, encoded)]
-    masks = [segment_seed(models, one, encoded)[0] for _, one in found]
+    objects = split_seeds(models, seeds, encoded).objects
+    masks = [segment_seed(models, seed, encoded)[0] for seed in objects]
     return Found(
-        torch.tensor([names.index(seed.label) for seed, _ in found], dtype=torch.long),
-        torch.tensor([seed.score for seed, _ in found]),
-        torch.tensor([seed.region.mean() * REFERENCE_SIDE**2 for seed, _ in found]),
+        torch.tensor([names.index(seed.label) for seed in objects], dtype=torch.long),
+        torch.tensor([seed.score for seed in objects]),
         torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2])),
     )
 
@@ -110,7 +105,7 @@ def found_metrics(results: Iterable[tuple[Scene, Found]]) -> dict[str, float]:
 
 
 def demo_models(mapper: HeatMapper, model: SAM2) -> Models:
-    """Both models, with the floor and the least area of the demo weights."""
+    """Both models, with the settings for heat maps that suit the demo weights."""
     return Models(None, model, demo=True, heat_mapper=mapper)
 
 
@@ -129,18 +124,21 @@ def evaluate_floors(
     floors: Sequence[float] = FLOORS,
     areas: Sequence[float] = AREAS,
 ) -> list[dict[str, float]]:
-    """The metrics of evaluate_heat_to_masks with each floor, of SURE or more, and each least area; each mask is made
-    once. ValueError for a lower floor: it would change the threshold and with it the instances."""
+    """The metrics of evaluate_heat_to_masks with each floor, of SURE or more, and each least area.
+
+    The masks of an area are made once. ValueError for a lower floor: it would change the threshold and with it the
+    instances.
+    """
     if min(floors) < SURE:
         raise ValueError(f"floor {min(floors)}: give {SURE} or more")
-    models = demo_models(mapper, model)
-    seeding = Seeding(heat=HeatSettings(floor=min(floors), min_area=min(areas)))
-    results = [(truth, find_masks(models, truth, seeding)) for truth in scenes]
-    return [
-        {"floor": floor, "min_area": area}
-        | found_metrics((truth, found.at_least(floor, area).without_repeats()) for truth, found in results)
-        for floor, area in product(floors, areas)
-    ]
+    models, scenes, rows = demo_models(mapper, model), list(scenes), []
+    for area in areas:
+        seeding = Seeding(heat=HeatSettings(floor=min(floors), min_area=area))
+        results = [(truth, find_masks(models, truth, seeding)) for truth in scenes]
+        for floor in floors:
+            metrics = found_metrics((truth, found.at_least(floor).without_repeats()) for truth, found in results)
+            rows.append({"floor": floor, "min_area": area} | metrics)
+    return rows
 
 
 def main() -> None:

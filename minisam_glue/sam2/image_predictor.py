@@ -12,6 +12,7 @@ From several threads at once, each call brings its own images:
 SAM 2, arXiv 2408.00714. Left out: the automatic mask generator (a grid of points over the whole image).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,48 @@ class ImagePredictor:
         for prompts that may mean several things, such as one click; otherwise one mask, chosen by its stability.
         No boxes, (0, 4), give no masks. Raises ValueError for prompts that are missing, malformed or not finite.
         """
+        parts = []
+        for low, scores in self.chunks(boxes, points, labels, mask, multimask, image, encoded):
+            full = self.enlarge(low, image, encoded)
+            parts.append((full if logits else full > 0, scores, low.clamp(-32, 32)))
+        return MaskPrediction(*map(torch.cat, zip(*parts)))
+
+    @torch.no_grad()
+    def propose(
+        self,
+        boxes: Array | None = None,
+        points: Array | None = None,
+        labels: Array | None = None,
+        mask: Array | None = None,
+        multimask: bool = False,
+        image: int = 0,
+        encoded: EncodedImages | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What predict enlarges: logits (B, M, S / 4, S / 4), and scores (B, M). Arguments as predict takes them.
+
+        To compare masks, and then `enlarge` only the one that is taken: of a large image that saves time and memory.
+        """
+        parts = self.chunks(boxes, points, labels, mask, multimask, image, encoded)
+        return tuple(map(torch.cat, zip(*parts)))
+
+    @torch.no_grad()
+    def enlarge(self, low: Tensor, image: int = 0, encoded: EncodedImages | None = None) -> Tensor:
+        """Logits (B, M, S / 4, S / 4) -> (B, M, H, W) at the size of an image, small components filled or removed."""
+        size = (encoded or self.encoded).sizes[image]
+        low = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)  # as SAM2Transforms.postprocess_masks
+        return F.interpolate(low, size=size, mode="bilinear", align_corners=False)
+
+    def chunks(
+        self,
+        boxes: Array | None,
+        points: Array | None,
+        labels: Array | None,
+        mask: Array | None,
+        multimask: bool,
+        image: int,
+        encoded: EncodedImages | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The logits and scores of some prompts at a time."""
         encoded = encoded or self.encoded
         if encoded is None:
             raise ValueError("no image yet: call set_image first, or give what encode returns")
@@ -108,12 +151,12 @@ class ImagePredictor:
             raise ValueError(f"image {image}: there are {len(encoded.sizes)}, counted from 0")
         features, size = encoded.features[image : image + 1], encoded.sizes[image]
         xy, labels, mask = self.prompts(boxes, points, labels, mask, size)
-        parts = []
-        with torch.inference_mode():  # faster for small images; what is joined outside of it is as any other tensor
-            for i in range(0, max(len(xy), 1), self.chunk):
-                chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
-                parts.append(self.decode(features, size, *chunk, multimask, logits))
-        return MaskPrediction(*(torch.cat([getattr(p, k) for p in parts]) for k in ("masks", "scores", "low_res")))
+        for i in range(0, max(len(xy), 1), self.chunk):
+            chunk = (None if t is None else t[i : i + self.chunk] for t in (xy, labels, mask))
+            with torch.inference_mode():  # faster for small images; what is joined outside of it is as any other tensor
+                out = self.model.decode(self.model.without_memory(features), features.high_res, *chunk, multimask)
+                low, scores = out.masks.float(), out.ious.float()
+            yield low, scores
 
     def prompts(
         self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None, size: tuple[int, int]
@@ -141,21 +184,3 @@ class ImagePredictor:
             B = len(mask) * len(xy)
             xy, labels, mask = xy.expand(B, -1, -1), labels.expand(B, -1), mask.expand(B, -1, -1, -1)
         return xy, labels, mask
-
-    def decode(
-        self,
-        features: ImageFeatures,
-        size: tuple[int, int],
-        xy: Tensor,
-        labels: Tensor,
-        mask: Tensor | None,
-        multimask: bool,
-        logits: bool,
-    ) -> MaskPrediction:
-        """One chunk of prompts on one image of (H, W) pixels."""
-        tokens = self.model.without_memory(features)
-        out = self.model.decode(tokens, features.high_res, xy, labels, mask, multimask)
-        low = out.masks.float()
-        full = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)  # as SAM2Transforms.postprocess_masks
-        full = F.interpolate(full, size=size, mode="bilinear", align_corners=False)
-        return MaskPrediction(full if logits else full > 0, out.ious.float(), low.clamp(-32, 32))
