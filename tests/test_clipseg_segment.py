@@ -65,8 +65,8 @@ def test_a_region_that_is_too_large_or_too_small_is_no_object():
 @pytest.mark.parametrize("prompts", [("box",), ("points",), ("mask",), ("box", "points"), SEED_PROMPTS])
 def test_sam_gets_the_prompts_that_are_asked_for_and_no_others(prompts, monkeypatch):
     models, asked = heat_models(), []
-    predict = models.predictor.predict
-    monkeypatch.setattr(models.predictor, "predict", lambda **given: asked.append(given) or predict(**given))
+    propose = models.predictor.propose
+    monkeypatch.setattr(models.predictor, "propose", lambda **given: asked.append(given) or propose(**given))
     (seed,) = find_seeds(models, [picture(5)], "bright.", seeding=Seeding(prompts))[0].objects
     assert seed.prompts_box == ("box" in prompts) and bool(seed.points) == ("points" in prompts)
     assert (seed.mask is not None) == ("mask" in prompts)
