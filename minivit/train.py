@@ -200,8 +200,9 @@ class Trainer:
 
     def stopping(self) -> bool:
         """Whether a stop is requested, in this process or in another one: all stop at the same step."""
-        self.stop_requested = self.ranks.any(self.stop_requested)
-        return self.stop_requested
+        agreed = self.ranks.any(self.stop_requested)
+        self.stop_requested |= agreed  # a signal may have come while the processes agreed: it counts at the next step
+        return agreed
 
     def draw_order(self) -> Tensor:
         """The images of an epoch, as indices: each once, or drawn so that all classes are equally likely."""

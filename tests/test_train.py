@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +78,17 @@ def test_two_epochs_and_two_more_after_a_restart_equal_four_bit_for_bit(config, 
     second.fit()
     assert_same_state(whole, second)
     assert without_speed(whole.history) == without_speed(second.history)
+
+
+def test_a_stop_that_is_asked_for_while_processes_agree_is_not_lost(data, tmp_path, monkeypatch):
+    run = trainer(data, tmp_path)
+
+    def agree(mine: bool) -> bool:
+        run.stop_requested = True  # a signal comes after this process has said no
+        return mine
+
+    monkeypatch.setattr(run, "ranks", SimpleNamespace(any=agree))
+    assert not run.stopping() and run.stopping()
 
 
 def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit(data, tmp_path, monkeypatch):
