@@ -16,7 +16,7 @@ test: $(VENV)/.ready
 	$(RUN) -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder  # a process per core
 
 # Each row of the study's tables, the recipes of fine-tuning and the larger teacher, for one epoch on 500 generated
-# images: twenty minutes of one core.
+# images: half an hour of one core.
 study-smoke: $(VENV)/.ready
 	for study in grid ladder distillation ablation; do \
 	  $(RUN) train_cifar.py --study $$study --data shapes --subset 500 --epochs 1 --out runs/smoke/$$study || exit 1; \
