@@ -19,7 +19,6 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import cli, config, run, study
 from minivit import data as datasets
-from minivit.budget import Budget, epochs_within
+from minivit.budget import Budget
 from minivit.evaluate import top1
 from minivit.files import write_json
 from minivit.parser import parse_arguments
@@ -100,33 +99,25 @@ def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
     torch.save(model.state_dict(), out / "last.pt")
 
 
-def begun(given: dict, budget: Budget, out: Path) -> bool:
-    """Whether the folder has a run of these arguments to go on with. ValueError for another one, or a finished one."""
+def check_folder(given: dict, budget: Budget, out: Path) -> None:
+    """ValueError if the folder has a finished run, or one of other arguments."""
     if not (out / "config.json").exists():
         run.check_new(out)
-        return False
     study.check_budget(out, budget)
     study.is_done(given | {"out": out})  # which compares the arguments
     if (out / "budget.json").exists():
         raise ValueError(f"{out} holds a finished run: choose another --out")
-    return (out / "last.pt").exists()
 
 
 def train_ours(given: dict, budget: Budget, out: Path) -> None:
-    """Our preset through the code that train_cifar.py runs, which `given` are the arguments of."""
-    dataset = run.load_data(config.resolve(given))
-    if begun(given, budget, out):
-        arguments = {"resume": out, "device": given["device"], "threads": given["threads"]}
-    else:
-        arguments = given | {"out": out, "epochs": epochs_within(budget, given, dataset)}
-    trainer, _ = run.prepare(arguments, dataset=dataset)
-    write_json(out / "study.json", asdict(budget))
-    cli.fit(trainer)
+    """Our preset through the code that train_cifar.py runs, which `given` are the arguments of, as a study of one."""
+    check_folder(given, budget, out)
+    trainer = study.Study("budget", {}, out, budget, cli.fit, study.Loader()).finish(given | {"out": out}, [out])
     minutes, epochs = trainer.cpu_seconds / 60, trainer.config.epochs
-    result = run.final_report(trainer) | {"cpu_minutes": minutes, "epochs": epochs}
+    result = json.loads((out / "result.json").read_text()) | {"cpu_minutes": minutes, "epochs": epochs}
     model, test = run.candidates_of(trainer)[result["chosen"]], trainer.data.test
     result["test_acc_with_flips"] = top1(trainer.evaluator.predict(model, test.images, "flip"), test.labels)
-    (out / "budget.json").write_text(json.dumps(result, indent=1))
+    write_json(out / "budget.json", result)
     cli.show_result(result, out)
     print(f"chosen weights, mean probability of the image and its mirror image: {result['test_acc_with_flips']:.2%}")
     print(f"{epochs} epochs in {minutes:.1f} CPU minutes")

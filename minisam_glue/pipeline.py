@@ -104,7 +104,7 @@ def check_pictures(images: Sequence[Picture]) -> None:
 def _from_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, row: int) -> list[Segment]:
     """Objects by what a sentence found on image number `row` of those that are encoded."""
     with models.stage("masks"):
-        seeds = split_seeds(models, seeds, encoded, row) if seeds.may_split else seeds
+        seeds = split_seeds(models, seeds, encoded, row)
         if any(seed.proposed or seed.points for seed in seeds.objects):  # points may differ in number
             masks = [segment_seed(models, seed, encoded, row)[0] for seed in seeds.objects]
         else:  # boxes, all at once

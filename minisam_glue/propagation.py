@@ -94,6 +94,7 @@ class Tracking:
         self.repeated: list[ObjectPrompt] = []
         self.held: list[dict] = []  # objects as they joined, with the frame: for the way back
         self.found: dict[int, tuple[float, ...]] = {}  # boxes of the detections that joined on the present frame
+        self.shown: list[tuple[str, np.ndarray]] = []  # labels and masks of what heat maps have shown on it
 
     # --- Frames in order ---
 

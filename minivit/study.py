@@ -313,8 +313,8 @@ class Study:
             write_tables(self, runs)
         write_tables(self, runs)
 
-    def finish(self, arguments: dict, folders: list[Path]) -> None:
-        """Train a run, or go on with it, to its report.
+    def finish(self, arguments: dict, folders: list[Path]) -> Trainer:
+        """Train a run, or go on with it, to its report. Returns its trainer.
 
         folders: of this variant's seeds, which have as many epochs under a budget as the first of them.
         """
@@ -335,6 +335,7 @@ class Study:
             run.final_report(trainer)
         finally:
             trainer.claim.release()
+        return trainer
 
     def best(self, runs: list[tuple[str, int, dict]]) -> str:
         """The variant with the highest hold-out accuracy of those that teach no other. StudyError if none has one."""

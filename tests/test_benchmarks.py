@@ -126,7 +126,7 @@ def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(
     words = ["--data-root", str(tmp_path), "--side", "ours", "--threads", "1", "--out", str(out), *model.split()]
     monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *words])
     cpu_budget = script("cpu_budget")
-    monkeypatch.setattr(cpu_budget, "epochs_within", lambda *_: 2)
+    monkeypatch.setattr(cpu_budget.study, "epochs_within", lambda *_: 2)
 
     def killed(trainer):
         trainer.fit(on_epoch=lambda: setattr(trainer, "stop_requested", True))

@@ -119,9 +119,10 @@ class ImagePredictor:
         image: int = 0,
         encoded: EncodedImages | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What predict enlarges: logits (B, M, S / 4, S / 4), and scores (B, M). Arguments as predict takes them.
+        """Masks for B prompts, before predict enlarges them: logits (B, M, S / 4, S / 4), and scores (B, M).
 
-        To compare masks, and then `enlarge` only the one that is taken: of a large image that saves time and memory.
+        Arguments: see predict. To compare masks, and then `enlarge` only the one that is taken: of a large image that
+        saves time and memory.
         """
         parts = self.chunks(boxes, points, labels, mask, multimask, image, encoded)
         return tuple(map(torch.cat, zip(*parts)))
