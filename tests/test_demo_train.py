@@ -274,6 +274,35 @@ def test_a_run_may_be_lengthened_until_the_learning_rate_falls(tmp_path):
         Trainer(DetectorTask(replace(plain, steps=2)), tmp_path, "cpu")
 
 
+def test_a_run_may_begin_with_exported_weights_and_goes_on_with_its_own(tmp_path):
+    earlier = Trainer(TASK, tmp_path / "earlier", "cpu")
+    for weight in earlier.ema.parameters():
+        weight.data.fill_(0.25)  # a value that fp16 holds exactly
+    export(earlier.ema, tmp_path / "detector.pt")
+    task = DetectorTask(replace(RECIPE, start=str(tmp_path / "detector.pt")))
+    trainer = Trainer(task, tmp_path / "run", "cpu")
+    assert all((weight == 0.25).all() for model in (trainer.model, trainer.ema) for weight in model.parameters())
+    trainer.run(0)
+    (tmp_path / "detector.pt").unlink()  # a run that has begun needs the file no more
+    resumed = Trainer(task, tmp_path / "run", "cpu")
+    assert resumed.step == RECIPE.steps
+    assert not all((weight == 0.25).all() for weight in resumed.model.parameters())
+
+
+@pytest.mark.parametrize("content", [None, b"no weights", {"model": {"weight": torch.zeros(2)}}, {"step": 3}, [1]])
+def test_a_start_that_is_no_weights_of_the_model_is_one_line(tmp_path, monkeypatch, capsys, content):
+    file = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "run"), "--start", str(file)])
+    with pytest.raises(SystemExit) as stop:
+        command("A training.", DetectorTask, RECIPE, "unused")
+    assert stop.value.code == 2 and not (tmp_path / "run").exists()
+    assert f"--start {file}" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_exported_weights_load_strictly_and_are_small(tmp_path):
     trainer = Trainer(TASK, tmp_path, "cpu")
     export(trainer.ema, tmp_path / "detector.pt")

@@ -326,6 +326,8 @@ class CLIPSegTask:
     name = "clipseg"
 
     def __init__(self, recipe: Recipe):
+        if recipe.start:  # those weights know names: windows for two fifths of the steps, then whole scenes
+            recipe = replace(recipe, naming_steps=0, whole_from=round(0.4 * recipe.steps))
         self.recipe, self.tokenizer = recipe, clip_tokenizer()
         ids = [self.tokenizer.encode(name) for name in sum(NAMES.values(), [])]
         self.words = pad_ids(ids, max(map(len, ids)))
@@ -361,7 +363,7 @@ class CLIPSegTask:
         recipe = self.recipe
         naming, whole = step < recipe.naming_steps, step >= recipe.whole_from
         if naming or step % 2 and not whole:
-            difficulty = min(2 * step / recipe.naming_steps, 1.0)
+            difficulty = min(2 * step / recipe.naming_steps, 1.0) if recipe.naming_steps else 1.0
             return [self.figure(difficulty, rng) for _ in range((32 if naming else 8) * recipe.batch_size)]
         scenes = [self.scene(rng) for _ in range(recipe.batch_size * (1 if whole else 2))]
         return [cut(s, rng, SIDE if whole else WINDOW, 1.0 if whole else WINDOW / SIDE) for s in scenes]

@@ -32,6 +32,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..support.files import whole_file
 from ..support.processes import own_gpu, rank_and_number
+from ..support.reading import check_weights, load_state_dict
+from ..support.text import one_line
 from .muon import Muon, matrices_of
 
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 100, 2500  # steps
@@ -50,6 +52,7 @@ class Recipe:
     clip_norm: float = 1.0
     ema_decay: float = 0.998  # of the exponential moving average (EMA) of the weights
     seed: int = 0
+    start: str | None = None  # file of weights to begin with, as `export` writes them; None: from nothing
 
     @property
     def plateau(self) -> int:
@@ -105,14 +108,17 @@ class Trainer:
     def __init__(self, task: Task, out: Path, device: str, rank: int = 0):
         torch.manual_seed(task.recipe.seed)
         self.task, self.recipe, self.out, self.step, self.rank = task, task.recipe, out, 0, rank
-        self.model = task.build().to(device).train()
+        self.model, begun = task.build(), (out / "last.pt").exists()
+        if self.recipe.start and not begun:
+            begin_with(self.model, Path(self.recipe.start))
+        self.model.to(device).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         matrices = matrices_of(self.model)
         rest = [w for w in self.model.parameters() if all(w is not matrix for matrix in matrices)]
         self.optimizers = (Muon(matrices, self.recipe.lr), torch.optim.AdamW(rest, self.recipe.lr, weight_decay=0.0))
         self.recent: dict[str, list[Tensor]] = defaultdict(list)  # losses since the last line of the log
         out.mkdir(parents=True, exist_ok=True)
-        if (out / "last.pt").exists():
+        if begun:
             self.resume(torch.load(out / "last.pt", map_location=device, weights_only=True))
 
     def resume(self, state: dict) -> None:
@@ -225,6 +231,16 @@ def average_gradients(model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient) / dist.get_world_size())
 
 
+def begin_with(model: nn.Module, path: Path) -> None:
+    """Give a model the weights that `export` wrote. ValueError if the file cannot be read, or is another model's."""
+    try:
+        state = load_state_dict(path)
+        check_weights(state, model.state_dict())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--start {path}: {one_line(error)}") from None
+    model.load_state_dict(state)
+
+
 def export(model: nn.Module, path: Path) -> None:
     """The weights alone, floats in fp16; what the model holds under two names is stored once."""
     state, halves = model.state_dict(), {}
@@ -245,6 +261,9 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     )
     parser.add_argument("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
     parser.add_argument("--seed", type=int, default=recipe.seed)
+    parser.add_argument(
+        "--start", metavar="FILE", help="begin with these weights; default: from nothing"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
     parser.add_argument(
@@ -256,7 +275,13 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
         if processes > 1 and args.minutes < math.inf:
             raise ValueError("--minutes stops a run of one process: leave it out, or start without torchrun")
         recipe = dataclasses.replace(
-            recipe, steps=args.steps, batch_size=args.batch_size, processes=processes, lr=args.lr, seed=args.seed
+            recipe,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            processes=processes,
+            lr=args.lr,
+            seed=args.seed,
+            start=args.start,
         )
         if processes > 1 and args.device == "cuda":
             args.device = own_gpu(torch.cuda.device_count())
