@@ -261,9 +261,7 @@ def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) 
     )
     parser.add_argument("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
     parser.add_argument("--seed", type=int, default=recipe.seed)
-    parser.add_argument(
-        "--start", metavar="FILE", help="begin with these weights; default: from nothing"
-    )
+    parser.add_argument("--start", metavar="FILE", help="begin with these weights; default: from nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
     parser.add_argument(
