@@ -25,6 +25,7 @@ from minivit.train_config import TrainingError
 
 LEAST = 5.0  # seconds of measurement at each image size
 FEWEST, MOST = 6, 40  # steps of it
+SHARE = 0.01  # of the budget, for measurement at each size: a machine's speed can change for seconds at a time
 NOT_TIMED = {"clean_epochs": 0, "unsmoothed_epochs": 0, "warmup": 0.0, "patience": 0}  # what a step takes no time for
 
 
@@ -62,7 +63,7 @@ def epochs_within(budget: Budget, arguments: dict, dataset: Dataset) -> int:
         try:
             within = budget.seconds(trainer.device)
             first = {trainer.config.side(epoch): epoch for epoch in range(trainer.config.epochs)}
-            cost = {side: epoch_seconds(trainer, epoch) for side, epoch in first.items()}
+            cost = {side: epoch_seconds(trainer, epoch, SHARE * within) for side, epoch in first.items()}
         finally:
             trainer.claim.release()
 
@@ -76,13 +77,16 @@ def epochs_within(budget: Budget, arguments: dict, dataset: Dataset) -> int:
     return epochs
 
 
-def epoch_seconds(trainer: Trainer, epoch: int) -> float:
-    """Seconds of an epoch of a run, its evaluation included: lower quartile of steps of LEAST seconds together."""
+def epoch_seconds(trainer: Trainer, epoch: int, least: float = 0.0) -> float:
+    """Seconds of an epoch of a run, its evaluation included: the lower quartile of timed steps.
+
+    They take LEAST seconds together, or are MOST, and take `least` seconds in any case.
+    """
     trainer.epoch = epoch
     trainer.forward.train()
     step_seconds(trainer)  # the first one allocates, and may compile
     steps = []
-    while len(steps) < FEWEST or (sum(steps) < LEAST and len(steps) < MOST):
+    while len(steps) < FEWEST or (sum(steps) < LEAST and len(steps) < MOST) or sum(steps) < least:
         steps.append(step_seconds(trainer))
     step = statistics.quantiles(steps, n=4)[0] or statistics.fmean(steps)  # 0 between two ticks of a coarse clock
     return trainer.steps_per_epoch * step + evaluation_seconds(trainer)

@@ -252,6 +252,9 @@ def test_slow_steps_of_a_busy_machine_and_the_time_that_others_use_do_not_shorte
     monkeypatch.setattr(budget, "LEAST", 16.5)
     assert budget.epoch_seconds(trainer, 0) == 2 * 1.0 + 2 * 0.25 and evaluated == [20]
     assert next(taken, None) is None  # 17 seconds of steps are enough
+    taken = iter([9.0] + [2.0] * 10)
+    clock = iter([10.0, 10.25])
+    assert budget.epoch_seconds(trainer, 0, 20.0) == 2 * 2.0 + 2 * 0.25 and next(taken, None) is None
     trainer.claim.release()
 
 
