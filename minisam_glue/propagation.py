@@ -214,12 +214,14 @@ class Tracking:
                 joins = self.redetect or self.seeded_at is None
                 self.detections.reconcile(found, result, image, self._add if joins else None)
             elif found is not None:
-                for seed in found.objects:
+                for seed in self.detections.distinct(found):
                     self._add(index, seed)
             elif self.redetect and before:
                 self.detections.separate(image)
             for mark in marks:
                 self._mark(index, mark)
+            if marks and self.redetect:
+                self.detections.prompted([m.id for m in marks if m.id in self.tracker.objects], image)
             result = self.tracker.result() if before else self.tracker.track(self.reverse)
             if found is not None and self.seeded_at is None:
                 self.detections.learn_appearances(self.tracker.objects.keys(), result, image)

@@ -79,12 +79,12 @@ class MemoryPropagator(VideoTracker):
     def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
         super().remember_prompt(obj, out)
         if self.identity is not None:
-            self.identity.restart(obj.id)
+            self.identity.prompt(obj.id, self.frame, out.logits[0] > 0)
 
     def remove(self, object_id: int) -> None:
         super().remove(object_id)
         if self.identity is not None:
-            self.identity.restart(object_id)
+            self.identity.forget(object_id)
 
     def settle(self, found: list[tuple[Sequence[TrackedObject], Decoded]]) -> list:
         """Settle as VideoTracker does, then apply the rules: only the masks that they change differ."""
@@ -202,6 +202,8 @@ class MemoryPropagator(VideoTracker):
         """Empty the mask of an object on the current frame, and forget the frames on which it was tracked: it lies on
         something else. Frames on which it was prompted stay, this one among them."""
         self.objects[number].bank.tracked.clear()
+        if self.identity is not None:
+            self.identity.lose(number)
 
     def state(self) -> dict:
         """The state of VideoTracker, with what the rules know."""

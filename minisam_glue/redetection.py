@@ -59,10 +59,14 @@ class Redetection:
             tracked[column] = False
         new = unclaimed(detected, tracked, same, confirmed)
         lost = [column for column, there in enumerate(are_shown(tracked)) if not there]
-        revived = revive(alike[new][:, lost], same[new][:, lost]) if new and lost else {}
-        for i, row in enumerate(new):
+        # An object of which no appearance is known can't be told from another of its label: it does not return.
+        returning = [column for column in lost if result.ids[column] in self.appearances]
+        revived = revive(alike[new][:, returning], same[new][:, returning]) if new and returning else {}
+        ranks = [(i in revived, found.objects[row].score) for i, row in enumerate(new)]
+        for i in sorted(apart(detected[new], ranks)):
+            row = new[i]
             if i in revived:
-                self._revive(result.ids[lost[revived[i]]], shown.logits[row], found.objects[row].score)
+                self._revive(result.ids[returning[revived[i]]], shown.logits[row], found.objects[row].score)
             elif add:
                 add(result.frame, found.objects[row])
         for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
@@ -75,6 +79,13 @@ class Redetection:
         prompted = {number for number in result.ids if self.tracker.is_prompted(number)}
         self.learn_appearances(sure | prompted, result, image)
 
+    def distinct(self, found: Seeds) -> list[Seed]:
+        """The detections on the first frame, in their order: where several phrases name one thing, the best of them."""
+        if len({seed.label for seed in found.objects}) < 2:
+            return found.objects
+        masks = self.tracker.masks_for_boxes(found.boxes).logits > 0
+        return [found.objects[row] for row in sorted(apart(masks, [(seed.score,) for seed in found.objects]))]
+
     def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
         """Empty, of two objects with one mask, the one that it is not of.
 
@@ -85,7 +96,10 @@ class Redetection:
         masks = result.low_res > 0
         pairs = sharing(masks)
         likeness = self._likeness(masks, result.ids, image).diagonal() if pairs else None
+        emptied = set()
         for pair in pairs:
+            if emptied & set(pair):  # what is left is one mask
+                continue
             there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
             sure = [result.ids[column] in confirmed for column in pair]
             weaker = min(range(2), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
@@ -93,6 +107,7 @@ class Redetection:
             unlike = likeness[column] < ALIKE and likeness[column] < likeness[pair[other]]
             if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
                 self.tracker.lose(result.ids[column])
+                emptied.add(column)
 
     def masks(self) -> dict[int, Tensor]:
         """The objects' masks, bool (s, s), on the frame that the tracker was last shown."""
@@ -116,6 +131,12 @@ class Redetection:
             if value < UNLIKE:
                 self.tracker.lose(result.ids[row])
         return self.tracker.result()
+
+    def prompted(self, ids: Collection[int], image: np.ndarray) -> None:
+        """Learn anew how objects look that were prompted on this frame: they may have been taken for others."""
+        for number in ids:
+            self.appearances.pop(number, None)
+        self.learn_appearances(ids, self.tracker.result(), image)
 
     def learn_appearances(self, ids: Collection[int], result: FrameResult, image: np.ndarray) -> None:
         """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""
@@ -197,6 +218,15 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     named = (mask_iou(detected, tracked) >= SHARED).any(1)
     free = (inside <= SAME) & detected.flatten(1).any(1) & ~named
     return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
+
+
+def apart(masks: Tensor, ranks: Sequence[tuple]) -> list[int]:
+    """Rows of masks (n, h, w), the highest rank first, without those that are one mask with a higher one."""
+    table, kept = mask_iou(masks, masks).cpu(), []
+    for row in sorted(range(len(masks)), key=ranks.__getitem__, reverse=True):
+        if not any(table[row, other] >= SHARED for other in kept):
+            kept.append(row)
+    return kept
 
 
 def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:

@@ -63,6 +63,24 @@ def test_a_prompt_that_agrees_with_the_mask_forgets_nothing(film, slipped):
     assert torch.equal(one[1], other[1])
 
 
+def test_a_second_prompt_on_the_same_frame_corrects_as_the_first_one_does(film, slipped):
+    tracker = copy.copy(slipped)
+    tracker.objects, tracker.identity = copy.deepcopy(slipped.objects), copy.deepcopy(slipped.identity)
+    tracker.prompt(1, box=film.boxes[AT, film.leads[1]])  # which agrees with the mask that slipped
+    right = torch.from_numpy(film.masks[AT, [film.leads[0]]])
+    result = tracker.prompt(1, box=film.boxes[AT, film.leads[0]])
+    assert float(broadcast_iou(result.masks()[:1], right)) > 0.9 and not tracker.objects[1].bank.tracked
+
+
+def test_a_click_that_only_cuts_away_forgets_nothing_on_a_frame_that_was_not_tracked(film, slipped):
+    tracker = copy.copy(slipped)
+    tracker.objects, tracker.identity = copy.deepcopy(slipped.objects), copy.deepcopy(slipped.identity)
+    before = set(tracker.objects[1].bank.tracked)
+    tracker.seek(AT + 1, film.frames[AT + 1])
+    tracker.prompt(1, points=[[2, 2]], labels=[0])
+    assert before <= set(tracker.objects[1].bank.tracked) and before
+
+
 def test_a_corrected_copy_leaves_the_rules_of_the_others_as_they_were(film, slipped):
     before = [track.clean for track in slipped.identity.tracks.values()]
     corrected(slipped, film, 1, True, box=film.boxes[AT, film.leads[0]])

@@ -82,13 +82,100 @@ def settled(identity: Identity, frame: Frame) -> torch.Tensor:
 
 
 def both_right(masks: torch.Tensor, true: list[torch.Tensor]) -> bool:
-    return bool((mask_iou(masks, torch.stack(true)).diagonal() >= 0.5).all())
+    """Whether each mask is on its own square; the union of both has an IoU of a half with each, and is not."""
+    return bool((mask_iou(masks, torch.stack(true)).diagonal() >= 0.6).all())
 
 
 def test_look_alikes_that_cross_keep_their_own_masks():
     identity = Identity()
     right = [both_right(settled(identity, frame), true) for _, true, frame in crossing()]
     assert all(right[:10]) and all(right[-6:]) and sum(right) >= 20
+    assert not any(both_right(frame.logits > 0, true) for _, true, frame in crossing()[-6:])  # without the rules
+
+
+def test_masks_that_stay_merged_are_cut_however_far_apart_their_objects_should_be():
+    identity, film = Identity(), crossing()
+    seen = [settled(identity, frame) for _, _, frame in film]
+    t, true, frame = film[-1]
+    assert both_right(seen[-1], true) and identity.meeting == {1, 2}
+    frame.logits, frame.number = logits_of(true), t + 1  # the decoder has recovered
+    settled(identity, frame)
+    assert not identity.meeting
+
+
+def walk_in(first: int) -> list[bool]:
+    """Whether both masks are right on each frame, of a decoder that makes no mistake: two look-alikes cross, of which
+    one comes into the frame from the left, `first` columns of it on the first frame."""
+    identity, right = Identity(), []
+    for t in range(44):
+        true = [square(first - 5 + 1.0 * min(t, 32)), square(43 - max(0, t - 12), 26)]
+        tokens = tokens_of(true[0] | true[1], torch.zeros_like(true[0]))
+        right.append(both_right(settled(identity, Frame(t, [1, 2], logits_of(true), [0.9, 0.9], tokens)), true))
+    return right
+
+
+@pytest.mark.parametrize("first", [2, 3, 5])
+def test_what_comes_in_from_an_edge_is_not_taken_for_as_small_as_it_was_there(first):
+    assert sum(walk_in(first)) >= 42  # of 44; where they coincide nobody can tell
+
+
+@pytest.mark.parametrize("at", [9, 11, 13])
+def test_a_prompt_in_a_meeting_leaves_it_as_it_is(at):
+    identity = Identity()
+    for t, true, frame in crossing():
+        masks = settled(identity, frame)
+        if t == at:
+            identity.prompt(1, t, true[0])
+    assert both_right(masks, true)
+
+
+@pytest.mark.parametrize("at, right", [(0, False), (14, True)])
+def test_of_two_that_were_taken_for_each_other_a_prompt_puts_both_right(at, right):
+    identity = Identity()
+    for t, true, frame in crossing():
+        masks = settled(identity, frame)
+        if t == 13:  # as if the rules had mixed them up
+            identity.tracks[1].motion.exchange(identity.tracks[2].motion)
+        if t == at:
+            identity.prompt(1, t, true[0])
+    assert both_right(masks, true) == right and both_right(masks, true[::-1]) != right
+
+
+def test_a_prompt_elsewhere_begins_anew_and_one_in_its_place_ends_an_absence():
+    identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(9):
+        mask = square(10) if t < 6 else empty
+        settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens_of(square(10), empty)))
+    track = identity.tracks[1]
+    assert track.absent == 3
+    identity.prompt(1, 8, square(12))
+    assert identity.tracks[1] is track and track.absent == 0 and track.known
+    identity.prompt(1, 8, square(36))
+    assert 1 not in identity.tracks
+    identity.prompt(2, 8, square(36))  # a new one
+
+
+def test_what_another_was_found_to_hold_is_absent_and_meets_nobody():
+    identity = Identity()
+    for _, _, frame in crossing()[:14]:
+        settled(identity, frame)
+    assert identity.meeting == {1, 2}
+    identity.lose(2)
+    assert not identity.meeting and not identity.contacts and identity.tracks[2].absent == 1
+
+
+@pytest.mark.parametrize("ids", [(1, 2), (2, 1)])
+def test_of_two_lost_objects_the_one_returns_that_what_is_found_is_most_like(ids):
+    shade, there, empty = {1: 1.0, 2: 0.9}, square(32, 22), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    identity, found = Identity(), {}
+    for t in range(11):
+        places = {1: square(10 + t, 10), 2: square(10 + t, 36)}
+        shown = [(places[number], shade[number]) for number in ids] if t < 6 else [(there, 0.9)] if t == 10 else []
+        masks = [places[number] if t < 6 else empty for number in ids]
+        image, twins = painted(*shown), torch.stack([empty, *(mask for mask, _ in shown)]).any(0)
+        frame = Frame(t, list(ids), logits_of(masks), [0.9, 0.9], tokens_of(twins, empty), image=image)
+        found = identity.settle(frame, lambda boxes: answers([there] * len(boxes), 0.9))
+    assert found.keys() == {2}
 
 
 def with_memory(last: torch.Tensor, before: list[torch.Tensor], true: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -138,7 +225,7 @@ def test_an_object_that_is_prompted_in_a_meeting_leaves_it():
     for _, _, frame in film[:12]:
         settled(identity, frame)
     assert identity.meeting == {1, 2}
-    identity.restart(1)
+    identity.forget(1)
     assert not identity.meeting  # what was predicted for its partner there holds no more
     for _, _, frame in film[12:]:
         settled(identity, frame)
@@ -308,7 +395,8 @@ def test_motion_is_a_line_through_the_last_places_and_leaks_do_not_enlarge_it():
     for t in range(10):
         motion.observe(t, (2.0 * t, 5.0 - t, 10 + 3.0 * t, 8.0), 80)
     x, y, w, h = motion.predict(12)
-    assert (x, y) == pytest.approx((24, -7)) and w == pytest.approx(15) and h == 8
+    assert (x, y) == pytest.approx((24, -7)) and w == pytest.approx(1.5 * motion.usual[0]) and h == pytest.approx(8)
+    assert 10 < motion.usual[0] < 14  # the masks grew from 10 to 37
     motion.correct(12, (100.0, 0.0))
     assert 24 < motion.predict(12)[0] < 27 and motion.velocity[0] > 2
 
@@ -320,9 +408,27 @@ def test_motion_knows_the_last_frames_alone_and_what_is_far_from_them_does_not_f
         motion.observe(t, (x, 5.0, w, 8.0), area)
     assert motion.predict(41) == pytest.approx((14, 5, 12, 8)) and motion.area == 150
     assert [motion.fits(area) for area in (59, 60, 375, 376)] == [False, True, True, False]
-    for t in range(40, 60):
-        motion.observe(t, (10.0, 5.0, 1.0, 8.0), 150)
-    assert motion.size == pytest.approx((10 / 1.5, 8))  # a mask that shrinks to a sliver is no small object
+    usual = motion.usual
+    for t in range(40, 50):
+        motion.observe(t, (10.0, 5.0, 1.0, 8.0), 150, whole=False)
+    assert motion.usual == usual
+    assert motion.size == pytest.approx((usual[0] / 1.5, 8))  # a mask that shrinks to a sliver is no small object
+
+
+def test_an_object_may_grow_slowly_and_may_come_in_from_an_edge():
+    grown = Motion()
+    for t in range(140):
+        side = 12 + 0.2 * t
+        assert grown.is_clean(t, (30, 30, side, side), side**2)
+        grown.observe(t, (30.0, 30.0, side, side), side**2)
+    assert grown.size[0] > 0.9 * side
+    entering = Motion()
+    for t in range(30):
+        w = min(2.0 + t, 16.0)
+        box = (w / 2 + max(0, t - 14), 30.0, w, 16.0)
+        assert entering.is_clean(t, box, 16 * w)
+        entering.observe(t, box, 16 * w, whole=t > 14)
+    assert entering.size == pytest.approx((16, 16))
 
 
 def test_an_object_is_known_after_four_frames_of_which_the_decoder_is_sure():

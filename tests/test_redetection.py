@@ -144,6 +144,45 @@ def test_of_two_objects_with_one_mask_the_one_that_is_not_confirmed_or_unlike_is
     assert run(both, [("car", (0, 4), 0), ("car", (0, 4), 0)]).tracker.lost == []
 
 
+def test_a_mask_that_was_emptied_empties_no_other():
+    tracking = run({1: ("car", (0, 10), 0), 2: ("dog", (1, 11), 0), 3: ("cat", (2, 12), 0)}, [])
+    tracking.detections.appearances[3] = look(45)  # it is the one of 2 and 3 that its mask is unlike
+    tracking.detections.separate(None, {1})
+    assert tracking.tracker.lost == [2]  # the one of 1 and 2 that is not confirmed; 1 and 3 share less than 0.7
+
+
+def test_several_phrases_for_one_thing_are_one_new_object_or_the_one_that_returns():
+    assert reconcile({}, [("car", (4, 8), 0), ("vehicle", (4, 8), 0)])[0] == [(1, "box", (0, 0, 0, 0))]
+    there = {1: ("car", (0, 3), 0)}
+    assert reconcile(there, [("vehicle", (6, 9), 0), ("car", (6, 9), 0)])[0] == [(2, "box", (0, 0, 0, 0))]
+    gone = {1: ("car", None, 0)}
+    assert reconcile(gone, [("vehicle", (6, 9), 0), ("car", (6, 9), 0)])[0] == [(1, "mask", (6, 9))]
+    assert len(reconcile({}, [("car", (0, 4), 0), ("wheel", (0, 2), 0)])[0]) == 2  # a part is something else
+
+
+def test_several_phrases_for_one_thing_are_one_object_on_the_first_frame():
+    tracker = ScriptedTracker({}, [((0, 4), 0), ((0, 4), 0), ((6, 9), 0)])
+    seeds = [Seed(label, score, (0.0,) * 4) for label, score in (("car", 0.6), ("vehicle", 0.7), ("car", 0.5))]
+    assert redetection.Redetection(tracker, {}).distinct(Seeds(seeds)) == seeds[1:]
+
+
+def test_what_was_lost_and_of_which_no_appearance_is_known_does_not_return_by_its_label():
+    tracking = run({1: ("car", None, 0)}, [])
+    tracking.detections.appearances.clear()
+    tracking.tracker.looks_of = [((4, 6), 0)]
+    found = Seeds([Seed("car", 0.9, (0.0,) * 4)])
+    tracking.detections.reconcile(found, tracking.tracker.result(), None, tracking._add)
+    assert tracking.tracker.prompted == [(2, "box", (0, 0, 0, 0))]
+
+
+def test_what_is_prompted_is_known_as_it_looks_from_then_on():
+    tracking = run({1: ("car", (0, 4), 0), 2: ("car", (6, 9), 10)}, [])
+    tracking.tracker.tracks[1] = ((0, 4), 80)
+    tracking.detections.prompted([1], None)
+    assert torch.allclose(tracking.detections.appearances[1], look(80))
+    assert torch.equal(tracking.detections.appearances[2], look(10))
+
+
 def test_a_part_of_a_track_and_a_box_around_several_are_not_new():
     tracks = {1: ("car", (0, 2), 0), 2: ("car", (2, 4), 0), 3: ("car", (4, 6), 0), 4: ("car", (6, 12), 0)}
     assert reconcile(tracks, [("car", (0, 6), 0), ("car", (6, 8), 0)])[0] == []

@@ -38,6 +38,11 @@ class Frame:
         self.appearances = mean_tokens(self.masks, self.tokens)
         self.colours = self.colours_in(self.masks)
 
+    def holds(self, box: Box) -> bool:
+        """Whether a box lies inside the frame and touches no edge of it: it may be that of a whole object."""
+        (x, y, w, h), side = box, self.logits.shape[-1]
+        return min(x - w / 2, y - h / 2) > 0 and max(x + w / 2, y + h / 2) < side
+
     def shows(self, number: int) -> bool:
         return self.areas[self.row[number]] > 0 and number not in self.absent
 

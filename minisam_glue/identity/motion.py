@@ -10,7 +10,7 @@ from statistics import median
 PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
-GROWTH = 1.5  # of width and height, since the first frame
+GROWTH, USUAL = 1.5, 0.97  # most of width and height, times the usual ones; weight of these on each clean frame
 DRIFT, TURN = (0.3, 0.03), (0.7, 0.15)  # alpha and beta of the filter, for errors that are small or a turn
 MOST_STEP = 0.3  # its longest correction, in sizes
 
@@ -27,16 +27,18 @@ class Motion:
     places: list[tuple[int, float, float]] = field(default_factory=list)  # (frame, x, y)
     sizes: list[tuple[float, float]] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
-    first: tuple[float, float] | None = None  # width and height on the first frame
+    usual: tuple[float, float] | None = None  # slow mean of width and height, on frames that show the whole object
     at: int = 0  # the frame of the place
     place: tuple[float, float] = (0.0, 0.0)
     velocity: tuple[float, float] = (0.0, 0.0)  # pixels per frame
 
-    def observe(self, frame: int, box: Box, area: float) -> None:
-        """A clean mask: its box and area."""
+    def observe(self, frame: int, box: Box, area: float, whole: bool = True) -> None:
+        """A clean mask: its box and area. whole: the frame's edge cuts nothing off."""
         self.places = [*self.places, (frame, box[0], box[1])][-PLACES:]
         self.sizes, self.areas = [*self.sizes, box[2:]][-SIZES:], [*self.areas, area][-AREAS:]
-        self.first = self.first or box[2:]
+        if whole:
+            before = self.usual or box[2:]
+            self.usual = tuple(USUAL * side + (1 - USUAL) * now for side, now in zip(before, box[2:]))
         self.at, self.place = frame, box[:2]
         if len(self.places) >= 3:
             fits = [line([p[0] for p in self.places], [p[axis] for p in self.places], frame) for axis in (1, 2)]
@@ -45,6 +47,12 @@ class Motion:
     def restart(self, frame: int, box: Box) -> None:
         """Begin anew from a place: how the object came there is not known."""
         self.places, self.velocity, self.at, self.place = [], (0.0, 0.0), frame, box[:2]
+
+    def exchange(self, other: "Motion") -> None:
+        """Take the other's place and path, and give it one's own."""
+        for name in ("places", "at", "place", "velocity"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs), setattr(other, name, mine)
 
     def predict(self, frame: int) -> Box:
         """The box on a frame."""
@@ -64,10 +72,11 @@ class Motion:
 
     @property
     def size(self) -> tuple[float, float]:
-        """The median width and height, at most GROWTH times those on the first frame: masks leak."""
-        return tuple(
-            min(max(median(side), first / GROWTH), first * GROWTH) for side, first in zip(zip(*self.sizes), self.first)
-        )
+        """The median width and height, at most GROWTH times the usual ones: masks leak, and objects grow slowly."""
+        now = tuple(median(side) for side in zip(*self.sizes))
+        if self.usual is None:
+            return now
+        return tuple(min(max(side, usual / GROWTH), usual * GROWTH) for side, usual in zip(now, self.usual))
 
     @property
     def area(self) -> float:

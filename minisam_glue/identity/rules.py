@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class Track:
     def see(self, frame: Frame, number: int) -> None:
         """A clean mask: that of object `number` on a frame."""
         row = frame.row[number]
-        self.motion.observe(frame.number, frame.boxes[row], frame.areas[row])
+        self.motion.observe(frame.number, frame.boxes[row], frame.areas[row], frame.holds(frame.boxes[row]))
         self.appearance = F.normalize(mixed(self.appearance, frame.appearances[row]), dim=0)
         self.colour = mixed(self.colour, frame.colours[row])
         self.clean += 1
@@ -79,9 +80,36 @@ class Identity:
         self.meeting: set[int] = set()  # ids
         self.words: list[str] = []  # what was done on the last frame
 
-    def restart(self, number: int) -> None:
-        """Forget what is known of an object: it was prompted anew, or removed."""
+    def prompt(self, number: int, frame: int, mask: Tensor) -> None:
+        """An object was prompted on a frame: mask (s, s), bool, is the answer.
+
+        One that lies where the object should be leaves what is known of it. In a meeting, one where another should be
+        says that these two were taken for each other. Anywhere else the object begins anew.
+        """
+        track = self.tracks.get(number)
+        if track is None or not track.known or not mask.any() or abs(frame - track.motion.at) > STALE:
+            self.forget(number)
+            return
+        met = {other for pair, contact in self.contacts.items() if contact.meeting and number in pair for other in pair}
+        motions = {other: self.tracks[other].motion for other in (number, *sorted(met - {number}))}
+        box = mask_boxes(main_parts(mask[None]))[0]
+        near = {other: box_iou(box, motion.predict(frame)) for other, motion in motions.items()}
+        nearest = max(near, key=near.__getitem__)  # of equal ones the object itself, which is the first
+        if near[nearest] < NEAR_PREDICTION:
+            self.forget(number)
+            return
+        track.motion.exchange(motions[nearest])
+        track.absent = 0
+
+    def forget(self, number: int) -> None:
+        """Forget what is known of an object: it was prompted elsewhere, or removed."""
         self.tracks.pop(number, None)
+        self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
+        self.find_meeting()
+
+    def lose(self, number: int) -> None:
+        """An object was found to be elsewhere than its mask: it has none on this frame, and meets nobody."""
+        self.tracks[number].absent = max(1, self.tracks[number].absent)
         self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
         self.find_meeting()
 
@@ -111,7 +139,7 @@ class Identity:
                 self.contacts[pair] = Contact(all(self.tracks[number].known for number in pair))
         for pair, contact in list(self.contacts.items()):
             contact.apart = 0 if pair in near else contact.apart + 1
-            if contact.apart >= APART or not set(pair) <= frame.row.keys():
+            if (contact.apart >= APART and not contact.meeting) or not set(pair) <= frame.row.keys():
                 del self.contacts[pair]
 
     def box(self, frame: Frame, number: int) -> Box | None:
@@ -127,7 +155,8 @@ class Identity:
                 contact.meeting = contact.apart == 0 and self.begins(frame, *pair)
         for members in groups(pair for pair, contact in self.contacts.items() if contact.meeting):
             meeting = Meeting({number: self.tracks[number].motion for number in members})
-            if meeting.over(frame.number):
+            merged = any(self.overlap(frame, *pair) for pair in combinations(members, 2))
+            if meeting.over(frame.number) and not merged:
                 for pair in [pair for pair in self.contacts if set(pair) <= set(members)]:
                     self.contacts[pair].meeting = False
             else:
@@ -140,9 +169,12 @@ class Identity:
 
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
+        alike = float(self.tracks[one].appearance @ self.tracks[other].appearance) >= ALIKE
+        return alike and self.overlap(frame, one, other)
+
+    def overlap(self, frame: Frame, one: int, other: int) -> bool:
+        """Whether two masks overlap enough for a meeting."""
         if not (frame.shows(one) and frame.shows(other)):
-            return False
-        if float(self.tracks[one].appearance @ self.tracks[other].appearance) < ALIKE:
             return False
         area, other_area, shared = frame.overlap(one, other)
         return shared >= OVERLAP * min(area, other_area)
@@ -206,22 +238,34 @@ class Identity:
         return box_iou(frame.boxes[row], track.motion.predict(frame.number))
 
     def search(self, frame: Frame, search: Search) -> dict[int, Candidate]:
-        """Look for objects that are lost."""
-        found = {}
-        for number in frame.ids:
-            track = self.tracks[number]
-            if frame.shows(number) or track.absent < PATIENCE or not track.known or number in self.meeting:
-                continue
-            candidate = search.find(frame, track.motion, track.appearance, track.colour)
-            if candidate is not None:
-                self.words.append(f"#{number} {'found' if candidate.good else 'not found'}: {candidate}")
-            if candidate is not None and candidate.good:
-                found[number], frame.logits[frame.row[number]] = candidate, candidate.logits
-                frame.absent.discard(number)
-                frame.changed.add(number)
-                frame.masks[frame.row[number]] = candidate.logits > 0
-                frame.areas[frame.row[number]] = int((candidate.logits > 0).sum())
+        """Look for objects that are lost. What several could be is the one that it is most like."""
+        lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
+        while lost:
+            candidates = {number: self.candidate(frame, search, number) for number in lost}
+            number = max(lost, key=lambda number: candidates[number].rank if candidates[number] else (False, -1.0))
+            best = candidates[number]
+            if best is None or not best.good:
+                self.words += [f"#{number} not found: {one}" for number, one in candidates.items() if one is not None]
+                break
+            lost.remove(number)
+            self.words.append(f"#{number} found: {best}")
+            found[number], frame.logits[frame.row[number]] = best, best.logits
+            frame.absent.discard(number)
+            frame.changed.add(number)
+            frame.masks[frame.row[number]] = best.logits > 0
+            frame.areas[frame.row[number]] = int((best.logits > 0).sum())
         return found
+
+    def is_lost(self, frame: Frame, number: int) -> bool:
+        """Whether an object is to be looked for."""
+        track = self.tracks[number]
+        gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
+        return gone and number not in self.meeting
+
+    def candidate(self, frame: Frame, search: Search, number: int) -> Candidate | None:
+        """What a lost object may be."""
+        track = self.tracks[number]
+        return search.find(frame, track.motion, track.appearance, track.colour)
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
         """Keep what clean masks show."""
@@ -233,7 +277,7 @@ class Identity:
             if number in found:
                 box = mask_boxes(main_parts(frame.masks[row][None]))[0]
                 track.motion.restart(frame.number, box)
-                track.motion.observe(frame.number, box, frame.areas[row])
+                track.motion.observe(frame.number, box, frame.areas[row], frame.holds(box))
             elif number not in self.meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
@@ -265,7 +309,7 @@ class Identity:
             motion = Motion(
                 *([tuple(item) for item in kept[name]] for name in ("places", "sizes")),
                 list(kept["areas"]),
-                kept["first"] and tuple(kept["first"]),
+                kept["usual"] and tuple(kept["usual"]),
                 kept["at"],
                 tuple(kept["place"]),
                 tuple(kept["velocity"]),
@@ -290,7 +334,7 @@ def state_kind(dim: int) -> Kind:
         places=sequence(sequence(real, 3)),
         sizes=sequence(point),
         areas=sequence(real),
-        first=optional(point),
+        usual=optional(point),
         at=whole(),
         place=point,
         velocity=point,
@@ -306,9 +350,9 @@ def state_kind(dim: int) -> Kind:
             if kept["clean"]:
                 known.add(kept["id"])
                 known_as = (kept[name] for name in ("appearance", "colour"))
-                if any(each is None for each in known_as) or not (kept["sizes"] and kept["areas"] and kept["first"]):
+                if any(each is None for each in known_as) or not (kept["sizes"] and kept["areas"]):
                     raise ValueError(f"{where} has an object of which it does not know how it looks")
-            if any(side <= 0 for size in (*kept["sizes"], kept["first"] or (1,)) for side in size):
+            if any(side <= 0 for size in (*kept["sizes"], kept["usual"] or (1,)) for side in size):
                 raise ValueError(f"{where} has an object without a size")
         for kept in value["contacts"]:
             needed = known if kept["known"] or kept["meeting"] else numbers

@@ -37,6 +37,11 @@ class Candidate:
         alike = self.likeness >= FOUND_LIKENESS and self.colour < FOUND_COLOUR
         return self.iou >= FOUND_IOU and alike and low <= self.area <= high and self.on_others <= FOUND_ON_OTHERS
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What the better one of two candidates has more of."""
+        return self.good, self.likeness - self.colour
+
     def __str__(self) -> str:
         return (
             f"IoU {self.iou:.2f}, likeness {self.likeness:.2f}, colour off by {self.colour:.2f}, area {self.area:.1f}x"
@@ -79,7 +84,7 @@ class Search:
             1,
         )
         candidates = [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
-        return max(candidates, key=lambda c: (c.good, c.likeness))
+        return max(candidates, key=lambda c: c.rank)
 
     def places(self, tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
         """Centres (x, y), up to PEAKS, of the likest tokens outside masks that are taken, (s, s)."""

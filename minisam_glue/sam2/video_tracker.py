@@ -98,8 +98,9 @@ class VideoTracker:
     non_overlap: each pixel of the output belongs to at most one object.
     max_prompted: of more prompted frames only the nearest are attended to, and kept.
     stride: memories of every stride-th frame, instead of the last six.
-    forget: a prompt on a known object that contradicts the mask it has there (IoU below AGREEMENT) drops what was
-    tracked; its answer is that of a new object. Without it the memories of a wrong mask soon win, as officially.
+    forget: a prompt on a known object that contradicts the mask it has there (IoU below AGREEMENT; a tracked object
+    without one counts as elsewhere) drops what was tracked; its answer is that of a new object. Clicks that only cut
+    away forget nothing. Without it the memories of a wrong mask soon win, as officially.
     Raises ValueError for numbers that are too small.
     """
 
@@ -226,6 +227,7 @@ class VideoTracker:
         """
         features, object_id = self.current(), checked_id(object_id)
         obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
+        forget = self.forget and not (keep_clicks and self.frame in obj.clicks)
         if mask is not None:
             if box is not None or points is not None:
                 raise ValueError("a mask is a whole prompt: give it without box and points")
@@ -233,8 +235,9 @@ class VideoTracker:
             out = self.model.as_given(given, self.model.decode_mask(features, given))
         else:
             clicks = self.clicks_prompt(obj, box, points, labels, keep_clicks)
-            out = self.answer_clicks(obj, *clicks)
-        if self.contradicts(obj, out):
+            forget = forget and bool((clicks[1] > 0).any())  # what is only cut away says nothing of another object
+            out = self.answer_clicks(obj, *clicks, forget)
+        if forget and self.contradicts(obj, out):
             obj.bank.tracked.clear()
             obj.settled = None
             obj.visited.pop(self.frame, None)  # more clicks here go on from this answer, without memories
@@ -271,21 +274,22 @@ class VideoTracker:
         mask = (mask > 0).float()[None, None]
         return mask if mask.shape[2:] == (side, side) else (resize_antialiased(mask, side) >= 0.5).float()
 
-    def answer_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
+    def answer_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor, forget: bool) -> ObjectOutput:
         """Clicks on the current frame; with forget as on a new object, if that shows another mask than the object's."""
-        if self.forget and obj.bank.tracked and (labels > 0).any():  # what is only cut away says nothing of a new one
+        if forget:
             fresh = self.decode_clicks(TrackedObject(obj.id, self.passes), xy, labels)
             if self.contradicts(obj, fresh):
                 return fresh
         return self.decode_clicks(obj, xy, labels)
 
     def contradicts(self, obj: TrackedObject, out: ObjectOutput) -> bool:
-        """Whether memories of a known object are to be dropped for the answer to a prompt where it was tracked."""
-        if not self.forget or self.frame in obj.bank.prompted or not obj.bank.tracked:
-            return False
+        """Whether the answer to a prompt is another mask than the one that a known object has on this frame.
+
+        One that was tracked, and has none here, is taken to be elsewhere.
+        """
         memory = obj.bank.get(self.frame)
         if memory is None or memory.logits is None:
-            return True
+            return bool(obj.bank.tracked)
         mask, before = out.logits[0] > 0, memory.logits > 0
         return int((mask & before).sum()) < AGREEMENT * int((mask | before).sum())
 
