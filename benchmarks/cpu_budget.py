@@ -32,6 +32,7 @@ from minivit.evaluate import top1
 from minivit.files import write_json
 from minivit.parser import parse_arguments
 from minivit.reading import flag_of
+from minivit.splits import Dataset
 
 MEAN, STD = datasets.CIFAR_MEAN_STD["cifar10"]
 NOT_HERE = {"epochs", "config", *cli.TASKS, *cli.FLAGS_OF_TASKS}  # flags of train_cifar.py that would do nothing
@@ -58,12 +59,12 @@ def accuracy(model, x, y) -> float:
     return 100 * hits / len(y)
 
 
-def train_timm(data_root: Path, seconds: float, out: Path, seed: int) -> None:
+def train_timm(data: Dataset, seconds: float, out: Path, seed: int) -> None:
     """A plain ViT (patch 4, dim 128, depth 6, 4 heads) and the textbook loop: AdamW, warm-up, cosine."""
     import timm
 
     torch.manual_seed(seed)
-    data = datasets.load("folder", data_root)
+    out.mkdir(parents=True, exist_ok=True)
     x, y, x_test, y_test = data.train.images, data.train.labels, data.test.images, data.test.labels
     model = timm.models.VisionTransformer(
         img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.jsonl and the weights")
     args, further = parser.parse_known_args()
+    if not 0 < args.cpu_minutes < math.inf or args.threads < 1:
+        parser.error("--cpu-minutes and --threads: give more than 0")
     torch.set_num_threads(args.threads)
     if args.side == "ours":
         given = {
@@ -158,8 +161,12 @@ def main() -> None:
         return
     if further:
         parser.error(f"the textbook has no {' '.join(further)}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    train_timm(args.data_root, 60 * args.cpu_minutes, args.out, args.seed)
+    try:
+        run.check_new(args.out)
+        data = datasets.load("folder", args.data_root)
+        train_timm(data, 60 * args.cpu_minutes, args.out, args.seed)
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ DEFAULTS = {
     "mean": None,
     "std": None,
 }
+RATES = {"adamw": TRAIN_DEFAULTS["lr"], "muon": 0.03}  # where the recipe's rate is of another optimizer
 TRAIN_FIELDS = {*TRAIN_DEFAULTS}
 MODEL_FIELDS = {f.name for f in dataclasses.fields(ViTConfig)} - {"classes"}
 OF_TRAINING = {"config", "preset", "val_split", "pretrained", "mean", "std", "teacher", "teacher_epochs"}  # flags
@@ -142,7 +143,12 @@ def resolve(given: dict) -> dict:
     preset = given.get("preset", DEFAULTS["preset"])
     for name, kind in OTHER_KINDS.items():
         kind(given.get(name, DEFAULTS[name]), flag_of(name))
-    args = {**DEFAULTS, **TRAIN_DEFAULTS, **RECIPES.get(preset, {}), **given, "preset": preset}
+    recipe = {**DEFAULTS, **TRAIN_DEFAULTS, **RECIPES.get(preset, {})}
+    args = {**recipe, **given, "preset": preset}
+    if args["optimizer"] != recipe["optimizer"] and "lr" not in given:  # the recipe's rate is of its own optimizer
+        args["lr"] = RATES.get(args["optimizer"], args["lr"])
+    if recipe["sizes"] and "sizes" not in given and preset in PRESETS:
+        args["sizes"] = sizes_for(recipe["sizes"], PRESETS[preset], given)
     args |= {name: tuple(args[name]) for name in ("sizes", "mean", "std") if args[name] is not None}
     if args["sizes"] and preset in PRESETS:
         args["smaller_images"] = True
@@ -150,6 +156,14 @@ def resolve(given: dict) -> dict:
         args["clean_epochs"] = min(args["clean_epochs"], args["epochs"] // 10)
     args.setdefault("out", Path("runs") / f"{args['data']}-{preset}")
     return args
+
+
+def sizes_for(sizes: tuple[int, ...], model: ViTConfig, given: dict) -> tuple[int, ...]:
+    """The image sizes of a recipe for another image size or patch than its model has: the same shares of the side."""
+    side, patch = (given.get(name, getattr(model, name)) for name in ("image_size", "patch"))
+    if not (isinstance(side, int) and isinstance(patch, int) and side > 0 and patch > 0):
+        return sizes  # ViTConfig says what is wrong
+    return tuple(max(1, round(size * side / model.image_size / patch)) * patch for size in sizes)
 
 
 def read_config(path: Path) -> dict:

@@ -36,13 +36,14 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights of linear layers and full convolutions, without heads, frozen and depth-wise ones.
 
-    Heads are modules whose name begins with "head", also inside of a wrapper: DDP, torch.compile, a model of yours.
+    Heads are modules whose name begins with "head", or "fc" as in a ResNet, also inside of a wrapper: DDP,
+    torch.compile, a model of yours.
     """
     return [
         module.weight
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d))
-        and not any(part.startswith("head") for part in name.split("."))
+        and not any(part.startswith("head") or part == "fc" for part in name.split("."))
         and getattr(module, "groups", 1) == 1
         and module.weight.requires_grad
     ]

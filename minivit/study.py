@@ -401,8 +401,9 @@ def is_done(arguments: dict) -> bool:
         return False
     saved = with_model(config.read_config(folder / "config.json"))
     wanted = with_model(config.resolve(arguments))
-    settled = {"epochs", "clean_epochs", "mean", "std"}  # by the budget, the run's length or the pretrained file
-    free = {"out", "device", "threads", "amp", *(settled - arguments.keys())}
+    settled = {"epochs", "clean_epochs", "mean", "std", "amp"}  # by the budget, the length, the file, the machine
+    asked = arguments.keys() - ({"amp"} if arguments.get("amp") == "auto" else set())
+    free = {"out", "device", "threads", *(settled - asked)}
     other = sorted(key for key in wanted.keys() - free if key in saved and saved[key] != wanted[key])
     if other:
         raise StudyError(

@@ -43,6 +43,26 @@ def test_a_run_slower_than_it_was_measured_ends_in_time_with_its_report(script, 
     assert json.loads((tmp_path / "tiny" / "result.json").read_text())["epochs"] == result["epochs"]
 
 
+def test_a_run_on_a_gpu_that_fails_leaves_the_others(script, tmp_path, monkeypatch):
+    gpu_run, tried = script("gpu_run"), []
+
+    def train(preset, *_):
+        tried.append(preset)
+        if preset == "cifar-fast":
+            raise RuntimeError("out of memory\nof two lines")
+        return {"test_acc": 0.5}
+
+    monkeypatch.setattr(gpu_run, "measure", lambda *_: {"epoch_seconds": 1.0})
+    monkeypatch.setattr(gpu_run, "train", train)
+    monkeypatch.setattr(gpu_run.run, "load_data", lambda args: None)
+    words = ["--data-root", "unused", "--out", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", *words])
+    assert gpu_run.main() == 0 and tried == ["cifar-fast", "cifar"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["cifar-fast"] == {"failed": "RuntimeError: out of memory of two lines"}
+    assert result["cifar"] == {"test_acc": 0.5}
+
+
 @pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")
 def test_a_folder_of_a_gpu_run_is_not_used_twice(tmp_path):
     (tmp_path / "data" / "train").mkdir(parents=True)
@@ -101,6 +121,33 @@ def test_a_budget_refuses_idle_flags(words, message, script, tmp_path, monkeypat
     with pytest.raises(SystemExit) as stopped:
         script("cpu_budget").main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--side", "timm"], "does not exist"),
+        (["--side", "timm", "--cpu-minutes", "nan"], "give more than 0"),
+        (["--side", "ours", "--cpu-minutes", "0"], "give more than 0"),
+        (["--side", "ours", "--threads", "0"], "give more than 0"),
+    ],
+)
+def test_a_budget_of_nothing_and_of_no_data_is_one_line(words, message, script, tmp_path, monkeypatch, capsys):
+    given = ["--data-root", str(tmp_path / "missing"), "--out", str(tmp_path / "out"), *words]
+    monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *given])
+    with pytest.raises(SystemExit) as stopped:
+        script("cpu_budget").main()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_textbook_run_does_not_write_over_another(script, tmp_path, monkeypatch, capsys):
+    (tmp_path / "last.pt").write_bytes(b"of a run")
+    given = ["--data-root", str(tmp_path), "--side", "timm", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *given])
+    with pytest.raises(SystemExit):
+        script("cpu_budget").main()
+    assert "holds a run already" in capsys.readouterr().err and (tmp_path / "last.pt").read_bytes() == b"of a run"
 
 
 def test_a_budget_does_not_read_a_flag_as_the_beginning_of_another(script, tmp_path, monkeypatch, capsys):
@@ -206,9 +253,12 @@ def test_macos_counts_peak_memory_in_bytes_and_others_in_kib(platform, most, scr
 
 def test_weights_that_ship_come_with_the_facts_of_their_run(script, tmp_path, monkeypatch):
     trainer, _ = run.prepare({**TINY, "out": tmp_path / "run"}, dataset=shapes(0, 20, 20))
-    trainer.save_best("averaged", 0.9)
+    trainer.save_best("raw", 0.9)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"cpu_minutes": 1.5}\n{"cpu_minutes": 3.0}\n')
     monkeypatch.setattr(checkpoint, "DEMO", tmp_path / "demo" / "cifar10.pt")
     script("cifar_demo").export(tmp_path / "run")
     facts = json.loads((tmp_path / "demo" / "cifar10.json").read_text())
+    assert checkpoint.name_weights(checkpoint.read(checkpoint.DEMO)) == facts["weights"] == "raw weights"
+    assert facts["cpu_minutes"] == 3.0
     assert facts["hold_out_accuracy"] == 0.9 and facts["arguments"]["preset"] == "shapes-demo"
     assert checkpoint.load_model(checkpoint.DEMO, torch.device("cpu"))[1]["classes"] == trainer.data.classes

@@ -6,9 +6,16 @@ import torch
 from torch import nn
 
 from minivit.muon import Muon, hidden_matrices, newton_schulz
+from minivit.resnet import resnet18
 from minivit.vit import PRESETS, VisionTransformer
 
 TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, dim=16, depth=1, heads=2)
+
+
+def test_classifiers_are_no_hidden_matrices_in_whatever_model():
+    for model in (VisionTransformer(TINY), resnet18(num_classes=7)):
+        sizes = {weight.shape[0] for weight in hidden_matrices(model)}
+        assert sizes and not sizes & {7, 10}
 
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12)])

@@ -174,6 +174,19 @@ def test_a_study_trains_each_run_once_goes_on_after_a_stop_and_writes_one_table(
     assert "was trained with another --subset (40): choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("amp, another", [("off", True), ("bf16", False), ("auto", False), (None, False)])
+def test_a_precision_that_is_asked_for_makes_it_another_run(amp, another, images, tmp_path):
+    arguments = {"preset": "shapes-demo", "data": "folder", "data_root": images, "out": tmp_path / "run"}
+    arguments["out"].mkdir()
+    config.write_arguments(arguments["out"] / "config.json", config.resolve(arguments | {"amp": "bf16"}))
+    asked = arguments | ({} if amp is None else {"amp": amp})
+    if another:
+        with pytest.raises(study.StudyError, match="another --amp \\(bf16\\)"):
+            study.is_done(asked)
+    else:
+        assert not study.is_done(asked)  # it is the run, and not finished
+
+
 def test_a_setting_of_the_model_that_is_not_given_again_makes_it_another_run(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = {"preset": "shapes-demo", "data": "folder", "data_root": images, "out": tmp_path / "run"}

@@ -9,7 +9,7 @@ import torch
 from minivit import checkpoint, run, train
 from minivit import data as datasets
 from minivit.augment import Augment
-from minivit.config import DEFAULTS
+from minivit.config import DEFAULTS, resolve
 from minivit.ema import decay_ramp
 from minivit.losses import distillation_loss
 from minivit.mix import one_hot
@@ -143,6 +143,36 @@ def test_muon_gives_all_but_hidden_matrices_a_rate_of_their_own(data, tmp_path):
     rates = {id(p): group["lr"] for group in t.optimizer.param_groups for p in group["params"]}
     assert rates[id(t.model.blocks[0].mlp.fc1.weight)] == pytest.approx(0.02)
     assert rates[id(t.model.head.weight)] == rates[id(t.model.cls_token)] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    "given, rate",
+    [
+        ({"preset": "cifar-fast"}, 0.03),
+        ({"preset": "cifar-fast", "optimizer": "adamw"}, 1e-3),
+        ({"preset": "cifar-fast", "optimizer": "adamw", "lr": 0.002}, 0.002),
+        ({"preset": "cifar-small"}, 1.2e-3),
+        ({"preset": "cifar-small", "optimizer": "muon"}, 0.03),
+        ({"preset": "cifar-small", "optimizer": "adamw"}, 1.2e-3),
+    ],
+)
+def test_another_optimizer_than_the_recipes_has_a_rate_of_its_own(given, rate):
+    assert resolve(given)["lr"] == rate
+
+
+@pytest.mark.parametrize(
+    "given, sizes",
+    [
+        ({}, (24, 24, 32)),
+        ({"patch": 8}, (24, 24, 32)),
+        ({"image_size": 64}, (48, 48, 64)),
+        ({"image_size": 28}, (20, 20, 28)),  # multiples of the patch
+        ({"image_size": 64, "sizes": (32,)}, (32,)),
+        ({"patch": 0}, (24, 24, 32)),  # which the model refuses
+    ],
+)
+def test_the_image_sizes_of_a_recipe_are_shares_of_the_models_side(given, sizes):
+    assert resolve({"preset": "cifar-fast"} | given)["sizes"] == sizes
 
 
 @pytest.mark.parametrize("temperature", [None, 2.0])
