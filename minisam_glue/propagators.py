@@ -33,7 +33,7 @@ from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2 import video_tracker as memory
 from .sam2.layers import pool_to, resize_antialiased
 from .sam2.mask_decoder import Decoded
-from .sam2.memory_bank import FrameMemory
+from .sam2.memory_bank import FrameMemory, held_bytes
 from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import Array, prompt_points
 from .sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
@@ -68,6 +68,7 @@ class MemoryPropagator(VideoTracker):
     def reset(self) -> None:
         super().reset()
         self.identity = None if self.identity is None else Identity()
+        self.small: Tensor | None = None  # (3, s, s), 0 to 1: the current frame, for the rules
 
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
         """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks."""
@@ -235,6 +236,10 @@ class MemoryPropagator(VideoTracker):
         """Take the objects of a state_of, from another frame, to those that are tracked now."""
         now = self.state()
         self.restore(now | {"objects": now["objects"] + state["objects"]})  # of the new ones the rules know nothing yet
+
+    def held_bytes(self) -> int:
+        rules = None if self.identity is None else self.identity.tracks
+        return held_bytes(self.features, self.objects, self.small, rules)
 
     def wants_detection(self, frame: int) -> bool:
         """Whether a detection with the sentence would help on this frame. Memory finds lost objects by itself."""
