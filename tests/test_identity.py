@@ -162,6 +162,7 @@ def test_what_another_was_found_to_hold_is_absent_and_meets_nobody():
     assert identity.meeting == {1, 2}
     identity.lose(2)
     assert not identity.meeting and not identity.contacts and identity.tracks[2].absent == 1
+    identity.lose(3)  # of which nothing is known yet
 
 
 @pytest.mark.parametrize("ids", [(1, 2), (2, 1)])

@@ -109,7 +109,8 @@ class Identity:
 
     def lose(self, number: int) -> None:
         """An object was found to be elsewhere than its mask: it has none on this frame, and meets nobody."""
-        self.tracks[number].absent = max(1, self.tracks[number].absent)
+        if number in self.tracks:  # else it joined on this frame, and nothing is known of it
+            self.tracks[number].absent = max(1, self.tracks[number].absent)
         self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
         self.find_meeting()
 
