@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,6 +191,13 @@ def test_steps_name_single_figures_then_show_them_and_windows_in_turn_then_whole
         assert bool(shown.all()) and int(batch.owners.max()) < len(batch.names) < NOBODY
     assert owners_of_tokens(batches[0], 8)[:, 0].tolist() == list(range(32))
     assert (owners_of_tokens(batches[1], 8)[:, 0] == -1).all()
+
+
+def test_a_run_that_begins_with_weights_shows_windows_and_figures_at_once_then_whole_scenes():
+    task = CLIPSegTask(replace(RECIPE, start="clipseg.pt", steps=10))
+    sides = [task.batch(step, step).images.shape[-1] for step in (0, 1, 3, 4, 9)]
+    assert sides == [WINDOW, FIGURE, FIGURE, HEAT_SIZE, HEAT_SIZE]
+    assert task.batch(0, 0).ids.shape[1] == RECIPE.phrases  # names alone are for runs from nothing
 
 
 def test_a_figure_cut_from_a_scene_is_whole_and_alone():
