@@ -103,6 +103,23 @@ def test_masks_that_stay_merged_are_cut_however_far_apart_their_objects_should_b
     assert not identity.meeting
 
 
+def test_a_meeting_of_which_nothing_is_seen_any_more_ends_and_one_that_is_gone_for_long_leaves_it():
+    for gone, left in (({1, 2}, 2), ({2}, 8)):  # frames after which they are in no meeting
+        identity, film = Identity(), crossing()
+        for _, _, frame in film[:15]:
+            settled(identity, frame)
+        assert identity.meeting == {1, 2}
+        for later in range(1, 12):
+            frame = copy.deepcopy(film[14][2])
+            frame.number = 14  # predictions stay, as of objects that stand still
+            frame.logits[[row for row, number in enumerate(frame.ids) if number in gone]] = -8.0
+            if gone == {2}:
+                identity.tracks[2].absent = later
+                frame.fixed = {1}
+            settled(identity, frame)
+            assert bool(identity.meeting) == (later <= left), (gone, later)
+
+
 def walk_in(first: int) -> list[bool]:
     """Whether both masks are right on each frame, of a decoder that makes no mistake: two look-alikes cross, of which
     one comes into the frame from the left, `first` columns of it on the first frame."""

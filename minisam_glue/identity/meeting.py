@@ -9,7 +9,7 @@ from .motion import Box, Motion, box_iou, touch
 REACH = 0.65  # from the centre, in widths and heights of the predicted box: a mask is kept within
 MARGIN = 1.1  # times their size, two predicted boxes that no longer touch end a meeting
 HIDDEN = 0.6  # IoU of predicted boxes from which a mask can't be told apart, and is not written
-PART = 0.3  # of the smallest median area: smaller parts of a union tell nothing of where its members are
+PART = 0.3  # of a median area: smaller parts of a union tell nothing of where its members are
 TOLD = 0.15  # distance of two predictions, in sizes, below which nobody can say whose a side is
 GONE = 0.1  # share of the median area below which a cut mask is absent
 OFF = -10.0  # logit outside a cut mask, as of masks that may not overlap
@@ -48,6 +48,14 @@ class Meeting:
                 frame.hide(number)
             else:
                 frame.logits[rows[k]] = cut
+
+    def explains(self, frame: Frame) -> bool:
+        """Whether each member has a part of the union where it should be."""
+        union = frame.logits[[frame.row[number] for number in self.members]].amax(0) > 0
+        distance = distances(self.boxes(frame.number), union)
+        owner = distance.argmin(0)
+        parts = [int((union & (owner == k) & (distance[k] <= REACH)).sum()) for k in range(len(self.members))]
+        return all(part >= PART * motion.area for part, motion in zip(parts, self.motions))
 
     def boxes(self, number: int) -> list[Box]:
         return [motion.predict(number) for motion in self.motions]

@@ -10,7 +10,7 @@ from statistics import median
 PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
-GROWTH, USUAL = 1.5, 0.97  # most of width and height, times the usual ones; weight of these on each clean frame
+GROWTH, USUAL = 1.5, 0.99  # most of width and height, times the usual ones; weight of these on each clean frame
 DRIFT, TURN = (0.3, 0.03), (0.7, 0.15)  # alpha and beta of the filter, for errors that are small or a turn
 MOST_STEP = 0.3  # its longest correction, in sizes
 

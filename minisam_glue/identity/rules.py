@@ -27,7 +27,7 @@ EDGE_COLOUR = 0.45  # the same for the first pixels of what returns: they are mi
 ON_OTHERS = 0.5  # share of what returns on other objects from which it must be as like as BACK_ALIKE and BACK_COLOUR
 BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 STALE = 8  # frames without a clean mask after which a prediction counts no more
-PATIENCE = 2  # absent frames before a search
+PATIENCE, MISSED = 2, 8  # absent frames before a search; after which an object is in contact with nothing any more
 
 
 @dataclass
@@ -140,7 +140,8 @@ class Identity:
                 self.contacts[pair] = Contact(all(self.tracks[number].known for number in pair))
         for pair, contact in list(self.contacts.items()):
             contact.apart = 0 if pair in near else contact.apart + 1
-            if (contact.apart >= APART and not contact.meeting) or not set(pair) <= frame.row.keys():
+            gone = not set(pair) <= frame.row.keys() or any(self.tracks[n].absent > MISSED for n in pair)
+            if gone or (contact.apart >= APART and not (contact.meeting and self.overlap(frame, *pair))):
                 del self.contacts[pair]
 
     def box(self, frame: Frame, number: int) -> Box | None:
@@ -157,7 +158,8 @@ class Identity:
         for members in groups(pair for pair, contact in self.contacts.items() if contact.meeting):
             meeting = Meeting({number: self.tracks[number].motion for number in members})
             merged = any(self.overlap(frame, *pair) for pair in combinations(members, 2))
-            if meeting.over(frame.number) and not merged:
+            apart = meeting.over(frame.number) and not (merged and meeting.explains(frame))
+            if apart or all(self.tracks[number].absent >= PATIENCE for number in members):
                 for pair in [pair for pair in self.contacts if set(pair) <= set(members)]:
                     self.contacts[pair].meeting = False
             else:
