@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minivit import checkpoint, run
+from minivit import checkpoint, config, run, study
 from minivit.data import shapes
 from minivit.splits import Dataset, Split, hold_out
 from minivit.train import Trainer
@@ -121,6 +121,14 @@ def test_a_budget_refuses_idle_flags(words, message, script, tmp_path, monkeypat
     with pytest.raises(SystemExit) as stopped:
         script("cpu_budget").main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_parts_of_cifar_fast_are_variants_that_can_be_trained(tmp_path):
+    variants = study.load_study(str(BENCHMARKS / "cifar_fast_parts.json"))
+    runs = study.plan(variants, {"data": "shapes"}, tmp_path, seeds=1)
+    assert len(runs) == len({str(arguments) for _, _, arguments in runs}) == 9
+    for _, _, arguments in runs:
+        run.check(config.resolve(arguments))
 
 
 @pytest.mark.parametrize(
