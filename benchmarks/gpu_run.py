@@ -40,19 +40,23 @@ def prepare(preset: str, args: argparse.Namespace, **changes) -> tuple[Trainer, 
 
 
 def time_steps(trainer: Trainer, sizes: int, steps: int) -> float:
-    """Images/s of training steps, over all image sizes of the recipe; the first steps compile and are not timed."""
+    """Images/s of training steps, over all image sizes of the recipe; the first steps compile and are not timed.
+
+    0 for no step but these.
+    """
     seconds = 0.0
     for phase in range(sizes):
         trainer.epoch = phase * trainer.config.epochs // sizes
         trainer.forward.train()
-        for step in range(-3, steps):
-            if step == 0:
-                wait(trainer.device)
-                start = time.perf_counter()
+        for _ in range(3):
+            random_step(trainer)
+        wait(trainer.device)
+        start = time.perf_counter()
+        for _ in range(steps):
             random_step(trainer)
         wait(trainer.device)
         seconds += time.perf_counter() - start
-    return trainer.batch_size * steps * sizes / seconds
+    return trainer.batch_size * steps * sizes / seconds if steps else 0.0
 
 
 def time_end(trainer: Trainer) -> float:
@@ -70,6 +74,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def peak(device: str) -> dict[str, float]:
+    """The peak of the memory of a GPU since the last call, as a part of a row; nothing of a CPU."""
+    if not device.startswith("cuda"):
+        return {}
+    mib = torch.cuda.max_memory_allocated() / 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return {"peak_mib": mib}
+
+
 def measure(preset: str, args: argparse.Namespace) -> dict:
     """Images/s, seconds of an epoch and peak memory of one preset, compiled where that works."""
     row = {}
@@ -80,19 +93,16 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
             row["images_per_s"] = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
             row["first_start_seconds"] = time.perf_counter() - start  # with the compiler and the timed steps
             row["epoch_seconds"] = len(trainer.train_split) / row["images_per_s"] + time_end(trainer)
-            again = time.perf_counter()
-            second, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}-again")
-            time_steps(second, max(1, len(arguments["sizes"])), 0)
-            row["start_seconds"] = time.perf_counter() - again
+            row |= {"batch_size": trainer.batch_size, "precision": str(trainer.dtype).removeprefix("torch.")}
+            row |= {"train_images": len(trainer.train_split)} | peak(args.device)
+            del trainer
+            start = time.perf_counter()
+            again, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}-again")
+            time_steps(again, max(1, len(arguments["sizes"])), 0)
+            row["start_seconds"] = time.perf_counter() - start
             break
         except Exception as error:  # a compiler raises types of its own
             row["failed"] = one_line(f"{type(error).__name__}: {error}", 200)
-    if "images_per_s" in row:
-        row |= {"batch_size": trainer.batch_size, "precision": str(trainer.dtype).removeprefix("torch.")}
-        row["train_images"] = len(trainer.train_split)
-    if args.device.startswith("cuda"):
-        row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
     return row
 
 
@@ -107,9 +117,13 @@ def train(preset: str, row: dict, seconds: float, args: argparse.Namespace) -> d
     def on_epoch() -> None:
         print(cli.epoch_line(trainer, ends[0], 0), flush=True)
         ends.append(time.perf_counter())
-        taken = [after - before for before, after in zip(ends, ends[1:])]
-        # The shorter one of the last two: one epoch may hold a compilation, and says nothing of the next.
-        trainer.stop_requested = ends[-1] + (min(taken[-2:]) if len(taken) > 1 else 0.0) > deadline
+        done, side = trainer.epoch, trainer.config.side
+        # The first epoch at a size may hold a compilation, and says nothing of the next one.
+        steady = done > 1 and side(done - 1) == side(done - 2)
+        forecast = ends[-1] - ends[-2] if steady else row["epoch_seconds"]
+        if done < epochs and side(done) != side(done - 1):
+            forecast = max(forecast, row["epoch_seconds"])
+        trainer.stop_requested = ends[-1] + forecast > deadline
 
     trainer.fit(on_epoch=on_epoch)
     return run.final_report(trainer) | {"planned_epochs": epochs, "train_seconds": ends[-1] - ends[0]}

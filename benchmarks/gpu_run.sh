@@ -13,6 +13,9 @@ shift 2
 [ -d "$data/train" ] || { echo "error: $data has no train folder: name the folder of the JPEG set" >&2; exit 2; }
 [ ! -e "$out/log.txt" ] || { echo "error: $out holds a run already: name another folder" >&2; exit 2; }
 mkdir -p "$out"
+cache=$(mktemp -d)  # of decoded images
+trap 'rm -rf "$cache"' EXIT
+export MINIVIT_CACHE="${MINIVIT_CACHE:-$cache}"
 python=${PYTHON:-python3}
 status=0
 timeout 600 "$python" "$(dirname "$0")/gpu_run.py" --data-root "$data" --out "$out" "$@" > "$out/log.txt" 2>&1 || status=$?

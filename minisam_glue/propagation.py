@@ -220,7 +220,7 @@ class Tracking:
                 self.detections.separate(image)
             for mark in marks:
                 self._mark(index, mark)
-            if marks and self.redetect:
+            if marks and not isinstance(self.prompt, Clicks):
                 self.detections.prompted([m.id for m in marks if m.id in self.tracker.objects], image)
             result = self.tracker.result() if before else self.tracker.track(self.reverse)
             if found is not None and self.seeded_at is None:

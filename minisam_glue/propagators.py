@@ -78,9 +78,11 @@ class MemoryPropagator(VideoTracker):
         return super().encode(frame, image)
 
     def remember_prompt(self, obj: TrackedObject, out: ObjectOutput) -> None:
+        had = obj.bank.get(self.frame)  # nothing where the answer contradicted it
+        agrees = had is not None and had.logits is not None and not self.contradicts(obj, out)
         super().remember_prompt(obj, out)
         if self.identity is not None:
-            self.identity.prompt(obj.id, self.frame, out.logits[0] > 0)
+            self.identity.prompt(obj.id, self.frame, out.logits[0] > 0, agrees)
 
     def remove(self, object_id: int) -> None:
         super().remove(object_id)

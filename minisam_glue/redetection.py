@@ -80,8 +80,11 @@ class Redetection:
         self.learn_appearances(sure | prompted, result, image)
 
     def distinct(self, found: Seeds) -> list[Seed]:
-        """The detections on the first frame, in their order: where several phrases name one thing, the best of them."""
-        if len({seed.label for seed in found.objects}) < 2:
+        """The detections on the first frame, in their order; of several boxes that show one mask the best one.
+
+        Regions of heat maps and points are not shown by their boxes alone, and stay.
+        """
+        if len(found) < 2 or any(seed.region is not None or not seed.prompts_box for seed in found.objects):
             return found.objects
         masks = self.tracker.masks_for_boxes(found.boxes).logits > 0
         return [found.objects[row] for row in sorted(apart(masks, [(seed.score,) for seed in found.objects]))]
@@ -134,9 +137,11 @@ class Redetection:
 
     def prompted(self, ids: Collection[int], image: np.ndarray) -> None:
         """Learn anew how objects look that were prompted on this frame: they may have been taken for others."""
-        for number in ids:
+        result = self.tracker.result()
+        shown = {number for number, there in zip(result.ids, are_shown(result.low_res > 0)) if there} & {*ids}
+        for number in shown:
             self.appearances.pop(number, None)
-        self.learn_appearances(ids, self.tracker.result(), image)
+        self.learn_appearances(shown, result, image)
 
     def learn_appearances(self, ids: Collection[int], result: FrameResult, image: np.ndarray) -> None:
         """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""

@@ -115,6 +115,8 @@ def arguments(given: dict) -> tuple[dict, bool]:
             before = other  # nobody gave the clean end: it is of that run's epochs
         if given.get("pretrained", before.get("pretrained")) != before.get("pretrained"):
             before = {name: value for name, value in before.items() if name not in ("mean", "std")}  # of that file
+        if given.get("optimizer", before.get("optimizer")) != before.get("optimizer"):
+            before = {name: value for name, value in before.items() if name != "lr"}  # of that optimizer
         given = {**before, **given}
     args = resolve(given)
     waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
@@ -146,7 +148,7 @@ def resolve(given: dict) -> dict:
     recipe = {**DEFAULTS, **TRAIN_DEFAULTS, **RECIPES.get(preset, {})}
     args = {**recipe, **given, "preset": preset}
     if args["optimizer"] != recipe["optimizer"] and "lr" not in given:  # the recipe's rate is of its own optimizer
-        args["lr"] = RATES.get(args["optimizer"], args["lr"])
+        args["lr"] = RATES.get(str(args["optimizer"]), args["lr"])
     if recipe["sizes"] and "sizes" not in given and preset in PRESETS:
         args["sizes"] = sizes_for(recipe["sizes"], PRESETS[preset], given)
     args |= {name: tuple(args[name]) for name in ("sizes", "mean", "std") if args[name] is not None}

@@ -43,6 +43,18 @@ def test_a_run_slower_than_it_was_measured_ends_in_time_with_its_report(script, 
     assert json.loads((tmp_path / "tiny" / "result.json").read_text())["epochs"] == result["epochs"]
 
 
+def test_a_preset_is_measured_and_starts_a_second_time(script, tmp_path, monkeypatch):
+    gpu_run = script("gpu_run")
+    data = hold_out(shapes(0, 200, 20), 100)
+    given = {**TINY, "batch_size": 50}
+    monkeypatch.setattr(
+        gpu_run, "prepare", lambda preset, args, compile, **more: run.prepare(given | more, dataset=data)
+    )
+    row = gpu_run.measure("tiny", SimpleNamespace(device="cpu", out=tmp_path, steps=2))
+    assert "failed" not in row and row["images_per_s"] > 0 and row["batch_size"] == 50
+    assert 0 < row["start_seconds"] and row["train_images"] == 100
+
+
 def test_a_run_on_a_gpu_that_fails_leaves_the_others(script, tmp_path, monkeypatch):
     gpu_run, tried = script("gpu_run"), []
 

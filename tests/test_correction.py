@@ -72,6 +72,19 @@ def test_a_second_prompt_on_the_same_frame_corrects_as_the_first_one_does(film, 
     assert float(broadcast_iou(result.masks()[:1], right)) > 0.9 and not tracker.objects[1].bank.tracked
 
 
+def test_a_click_adds_to_a_mask_that_was_given_on_the_same_frame(film):
+    both = torch.from_numpy(film.masks[0, list(film.leads)]).any(0)
+    found = []
+    for keep_clicks in (True, False):
+        tracker = MemoryPropagator(accelerate(load_segmenter(FOLDER / SEGMENTER)))
+        tracker.seek(0, film.frames[0])
+        tracker.prompt(1, mask=both.float().numpy())
+        inside = innermost(torch.from_numpy(film.masks[0, [film.leads[0]]])).numpy()
+        result = tracker.prompt(1, points=inside, labels=[1], keep_clicks=keep_clicks)
+        found.append(float(broadcast_iou(result.masks(), both[None])))
+    assert min(found) > 0.8, found
+
+
 def test_a_click_that_only_cuts_away_forgets_nothing_on_a_frame_that_was_not_tracked(film, slipped):
     tracker = copy.copy(slipped)
     tracker.objects, tracker.identity = copy.deepcopy(slipped.objects), copy.deepcopy(slipped.identity)

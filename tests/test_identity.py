@@ -142,7 +142,7 @@ def test_a_prompt_in_a_meeting_leaves_it_as_it_is(at):
     for t, true, frame in crossing():
         masks = settled(identity, frame)
         if t == at:
-            identity.prompt(1, t, true[0])
+            identity.prompt(1, t, true[0], agrees=False)
     assert both_right(masks, true)
 
 
@@ -154,22 +154,29 @@ def test_of_two_that_were_taken_for_each_other_a_prompt_puts_both_right(at, righ
         if t == 13:  # as if the rules had mixed them up
             identity.tracks[1].motion.exchange(identity.tracks[2].motion)
         if t == at:
-            identity.prompt(1, t, true[0])
+            identity.prompt(1, t, true[0], agrees=False)
     assert both_right(masks, true) == right and both_right(masks, true[::-1]) != right
 
 
-def test_a_prompt_elsewhere_begins_anew_and_one_in_its_place_ends_an_absence():
+def test_a_prompt_that_agrees_leaves_what_is_known_and_another_begins_anew():
     identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
-    for t in range(9):
-        mask = square(10) if t < 6 else empty
-        settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens_of(square(10), empty)))
+    for t in range(6):
+        settled(identity, Frame(t, [1], logits_of([square(10)]), [0.9], tokens_of(square(10), empty)))
     track = identity.tracks[1]
-    assert track.absent == 3
-    identity.prompt(1, 8, square(12))
-    assert identity.tracks[1] is track and track.absent == 0 and track.known
-    identity.prompt(1, 8, square(36))
+    identity.prompt(1, 5, square(12), agrees=True)
+    assert identity.tracks[1] is track and track.known
+    identity.prompt(1, 5, square(12), agrees=False)  # in its place, and something else
     assert 1 not in identity.tracks
-    identity.prompt(2, 8, square(36))  # a new one
+    identity.prompt(2, 5, square(36), agrees=False)  # a new one
+
+
+@pytest.mark.parametrize("mask, stays", [(square(24), True), (square(24, size=30), False), (square(24, 8), False)])
+def test_a_prompt_in_a_meeting_has_the_size_and_the_place_of_one_of_them(mask, stays):
+    identity = Identity()
+    for _, _, frame in crossing()[:13]:
+        settled(identity, frame)
+    identity.prompt(1, 12, mask, agrees=False)
+    assert (1 in identity.tracks) == stays and identity.meeting == ({1, 2} if stays else set())
 
 
 def test_what_another_was_found_to_hold_is_absent_and_meets_nobody():

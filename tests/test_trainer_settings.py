@@ -9,7 +9,7 @@ import torch
 from minivit import checkpoint, run, train
 from minivit import data as datasets
 from minivit.augment import Augment
-from minivit.config import DEFAULTS, resolve
+from minivit.config import DEFAULTS, arguments, resolve, write_arguments
 from minivit.ema import decay_ramp
 from minivit.losses import distillation_loss
 from minivit.mix import one_hot
@@ -158,6 +158,14 @@ def test_muon_gives_all_but_hidden_matrices_a_rate_of_their_own(data, tmp_path):
 )
 def test_another_optimizer_than_the_recipes_has_a_rate_of_its_own(given, rate):
     assert resolve(given)["lr"] == rate
+
+
+def test_the_rate_of_an_earlier_run_is_of_its_optimizer(tmp_path):
+    write_arguments(tmp_path / "config.json", resolve({"preset": "cifar-fast", "lr": 0.02}))
+    for given, rate in (({}, 0.02), ({"optimizer": "adamw"}, 1e-3), ({"optimizer": "adamw", "lr": 0.5}, 0.5)):
+        assert arguments({"config": tmp_path / "config.json"} | given)[0]["lr"] == rate
+    with pytest.raises(ValueError, match="optimizer"):
+        run.check(resolve({"optimizer": ["adamw"]}))
 
 
 @pytest.mark.parametrize(

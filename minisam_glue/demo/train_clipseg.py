@@ -39,6 +39,7 @@ SIDE, WINDOW, FIGURE = HEAT_SIZE, 128, 48  # pixels: sides of a whole scene, a w
 TILE = 56  # pixels: side of the picture of a single figure that FIGURE pixels are cut from
 NOBODY = 255  # owner of a pixel of the background
 TILES, SCENES = 16_000, 8_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
+WINDOWS_AGAIN = 1_200  # steps of a run that begins with weights, before whole scenes are shown
 UNLIKELY = -3.0  # logit of a pixel before anything is learned: most belong to no object of a phrase
 NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1)), ((0, 2), (0, -2), (2, 0), (-2, 0)))
 
@@ -326,8 +327,8 @@ class CLIPSegTask:
     name = "clipseg"
 
     def __init__(self, recipe: Recipe):
-        if recipe.start:  # those weights know names: windows for two fifths of the steps, then whole scenes
-            recipe = replace(recipe, naming_steps=0, whole_from=round(0.4 * recipe.steps))
+        if recipe.start:  # those weights know names
+            recipe = replace(recipe, naming_steps=0, whole_from=WINDOWS_AGAIN)
         self.recipe, self.tokenizer = recipe, clip_tokenizer()
         ids = [self.tokenizer.encode(name) for name in sum(NAMES.values(), [])]
         self.words = pad_ids(ids, max(map(len, ids)))

@@ -7,7 +7,7 @@ from .frame import Frame, main_parts, mask_boxes
 from .motion import Box, Motion, box_iou, touch
 
 REACH = 0.65  # from the centre, in widths and heights of the predicted box: a mask is kept within
-MARGIN = 1.1  # times their size, two predicted boxes that no longer touch end a meeting
+MARGIN = 1.1  # times their size, two predicted boxes no longer touch: a meeting ends, unless the masks are merged
 HIDDEN = 0.6  # IoU of predicted boxes from which a mask can't be told apart, and is not written
 PART = 0.3  # of a median area: smaller parts of a union tell nothing of where its members are
 TOLD = 0.15  # distance of two predictions, in sizes, below which nobody can say whose a side is

@@ -19,7 +19,7 @@ CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
 EMA = 0.9  # of the appearance
 ALIKE = 0.9  # cosine of two appearances from which they are alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
-APART = 4  # frames without contact that end it
+APART = 4  # frames without contact that end it, unless the masks are still merged
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
 OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from which it does so, too
@@ -64,7 +64,7 @@ def mixed(before: Tensor | None, now: Tensor) -> Tensor:
 
 @dataclass
 class Contact:
-    """Two objects whose boxes touch, or did so less than APART frames ago."""
+    """Two objects whose boxes touch, or did so less than APART frames ago, or whose masks are merged in a meeting."""
 
     known: bool  # both were known well enough before
     meeting: bool = False  # they are look-alikes whose masks overlap
@@ -80,26 +80,32 @@ class Identity:
         self.meeting: set[int] = set()  # ids
         self.words: list[str] = []  # what was done on the last frame
 
-    def prompt(self, number: int, frame: int, mask: Tensor) -> None:
-        """An object was prompted on a frame: mask (s, s), bool, is the answer.
+    def prompt(self, number: int, frame: int, mask: Tensor, agrees: bool) -> None:
+        """An object was prompted on a frame: mask (s, s), bool, is the answer; agrees: with the mask that it had there.
 
-        One that lies where the object should be leaves what is known of it. In a meeting, one where another should be
-        says that these two were taken for each other. Anywhere else the object begins anew.
+        Then what is known of it stays. It also stays in a meeting, for a mask where the object should be; one where
+        another should be says that these two were taken for each other. Else the object begins anew.
         """
-        track = self.tracks.get(number)
-        if track is None or not track.known or not mask.any() or abs(frame - track.motion.at) > STALE:
+        if not (agrees or self.settle_meeting(number, frame, mask)):
             self.forget(number)
-            return
+
+    def settle_meeting(self, number: int, frame: int, mask: Tensor) -> bool:
+        """Whether a mask is where one of the objects of a meeting should be, of which `number` is one.
+
+        If that is another one, the two exchange their places.
+        """
+        if number not in self.meeting or not mask.any():
+            return False
         met = {other for pair, contact in self.contacts.items() if contact.meeting and number in pair for other in pair}
         motions = {other: self.tracks[other].motion for other in (number, *sorted(met - {number}))}
         box = mask_boxes(main_parts(mask[None]))[0]
         near = {other: box_iou(box, motion.predict(frame)) for other, motion in motions.items()}
         nearest = max(near, key=near.__getitem__)  # of equal ones the object itself, which is the first
-        if near[nearest] < NEAR_PREDICTION:
-            self.forget(number)
-            return
-        track.motion.exchange(motions[nearest])
-        track.absent = 0
+        if near[nearest] < NEAR_PREDICTION or not motions[number].fits(int(mask.sum())):
+            return False
+        motions[number].exchange(motions[nearest])
+        self.tracks[number].absent = 0
+        return True
 
     def forget(self, number: int) -> None:
         """Forget what is known of an object: it was prompted elsewhere, or removed."""

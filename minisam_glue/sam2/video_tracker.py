@@ -100,7 +100,8 @@ class VideoTracker:
     stride: memories of every stride-th frame, instead of the last six.
     forget: a prompt on a known object that contradicts the mask it has there (IoU below AGREEMENT; a tracked object
     without one counts as elsewhere) drops what was tracked; its answer is that of a new object. Clicks that only cut
-    away forget nothing. Without it the memories of a wrong mask soon win, as officially.
+    away, or correct an earlier prompt of the frame, forget nothing. Without it the memories of a wrong mask soon win,
+    as officially.
     Raises ValueError for numbers that are too small.
     """
 
@@ -227,7 +228,8 @@ class VideoTracker:
         """
         features, object_id = self.current(), checked_id(object_id)
         obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
-        forget = self.forget and not (keep_clicks and self.frame in obj.clicks)
+        answered = self.frame in obj.bank.prompted
+        forget = self.forget and (box is not None or mask is not None or not answered)  # clicks correct an answer
         if mask is not None:
             if box is not None or points is not None:
                 raise ValueError("a mask is a whole prompt: give it without box and points")
@@ -276,7 +278,7 @@ class VideoTracker:
 
     def answer_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor, forget: bool) -> ObjectOutput:
         """Clicks on the current frame; with forget as on a new object, if that shows another mask than the object's."""
-        if forget:
+        if forget and (obj.bank.tracked or self.frame in obj.bank.prompted):
             fresh = self.decode_clicks(TrackedObject(obj.id, self.passes), xy, labels)
             if self.contradicts(obj, fresh):
                 return fresh
