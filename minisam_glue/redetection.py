@@ -12,13 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from .assignment import hungarian
 from .masks import mask_iou, mean_tokens
 from .records import HeatMap, Segment
 from .sam2 import FrameResult
 from .sam2.layers import pool_to
-from .seeding import Seed, Seeds
+from .seeding import Box, Seed, Seeds
 
 SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
@@ -63,7 +64,7 @@ class Redetection:
         returning = [column for column in lost if result.ids[column] in self.appearances]
         revived = revive(alike[new][:, returning], same[new][:, returning]) if new and returning else {}
         ranks = [(i in revived, found.objects[row].score) for i, row in enumerate(new)]
-        for i in sorted(apart(detected[new], ranks)):
+        for i in sorted(apart(detected[new], [found.boxes[row] for row in new], ranks)):
             row = new[i]
             if i in revived:
                 self._revive(result.ids[returning[revived[i]]], shown.logits[row], found.objects[row].score)
@@ -87,7 +88,8 @@ class Redetection:
         if len(found) < 2 or any(seed.region is not None or not seed.prompts_box for seed in found.objects):
             return found.objects
         masks = self.tracker.masks_for_boxes(found.boxes).logits > 0
-        return [found.objects[row] for row in sorted(apart(masks, [(seed.score,) for seed in found.objects]))]
+        rows = apart(masks, found.boxes, [(seed.score,) for seed in found.objects])
+        return [found.objects[row] for row in sorted(rows)]
 
     def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
         """Empty, of two objects with one mask, the one that it is not of.
@@ -225,11 +227,16 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
 
 
-def apart(masks: Tensor, ranks: Sequence[tuple]) -> list[int]:
-    """Rows of masks (n, h, w), the highest rank first, without those that are one mask with a higher one."""
-    table, kept = mask_iou(masks, masks).cpu(), []
+def apart(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tuple]) -> list[int]:
+    """Rows of detections, the highest rank first, without those that have one box and one mask with a higher one.
+
+    masks: (n, h, w). boxes: n, xyxy.
+    """
+    corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    one = (mask_iou(masks, masks).cpu() >= SHARED) & (box_iou(corners, corners) >= SHARED)
+    kept = []
     for row in sorted(range(len(masks)), key=ranks.__getitem__, reverse=True):
-        if not any(table[row, other] >= SHARED for other in kept):
+        if not one[row, kept].any():
             kept.append(row)
     return kept
 

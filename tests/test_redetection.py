@@ -79,7 +79,8 @@ def span_of(mask: torch.Tensor) -> tuple[int, int]:
 
 
 def reconcile(tracks: dict, found: list, forgotten: int = 0) -> tuple[list, dict]:
-    """tracks: id -> (label, span, angle); found: (label, span, angle), the n-th with score 0.9 - n / 10.
+    """tracks: id -> (label, span, angle); found: (label, span, angle) and a box if it matters, the n-th
+    with score 0.9 - n / 10.
 
     An angle says how an object looked, and how a detection looks: alike up to 36 degrees.
     Returns the prompts that the tracker got, a detection's box being (n, n, n, n), and the scores by id.
@@ -90,11 +91,12 @@ def reconcile(tracks: dict, found: list, forgotten: int = 0) -> tuple[list, dict
 
 def run(tracks: dict, found: list, forgotten: int = 0) -> Tracking:
     tracking = Tracking(tiny_models(), "anything", redetect=1)
-    tracking.tracker = ScriptedTracker({number: track[1:] for number, track in tracks.items()}, [f[1:] for f in found])
+    tracking.tracker = ScriptedTracker({number: track[1:] for number, track in tracks.items()}, [f[1:3] for f in found])
     tracking.known = {number: Segment(number, label, 0.5, (), None) for number, (label, _, _) in tracks.items()}
     if forgotten:  # an object of the way ahead, of which the way back knows nothing
         tracking.known[forgotten] = Segment(forgotten, "car", 0.5, (), None)
-    seeds = [Seed(label, 0.9 - n / 10, (float(n),) * 4) for n, (label, _, _) in enumerate(found)]
+    boxes = [tuple(map(float, f[3])) if len(f) > 3 else (float(n),) * 4 for n, f in enumerate(found)]
+    seeds = [Seed(f[0], 0.9 - n / 10, box) for n, (f, box) in enumerate(zip(found, boxes))]
     tracking.detections = redetection.Redetection(tracking.tracker, tracking.known)
     tracking.detections.appearances = {number: look(angle) for number, (_, _, angle) in tracks.items()}
     tracking.detections.reconcile(Seeds(seeds, ("car", 0.9)), tracking.tracker.result(), None, tracking._add)
@@ -152,18 +154,21 @@ def test_a_mask_that_was_emptied_empties_no_other():
 
 
 def test_several_phrases_for_one_thing_are_one_new_object_or_the_one_that_returns():
-    assert reconcile({}, [("car", (4, 8), 0), ("vehicle", (4, 8), 0)])[0] == [(1, "box", (0, 0, 0, 0))]
-    there = {1: ("car", (0, 3), 0)}
-    assert reconcile(there, [("vehicle", (6, 9), 0), ("car", (6, 9), 0)])[0] == [(2, "box", (0, 0, 0, 0))]
-    gone = {1: ("car", None, 0)}
-    assert reconcile(gone, [("vehicle", (6, 9), 0), ("car", (6, 9), 0)])[0] == [(1, "mask", (6, 9))]
-    assert len(reconcile({}, [("car", (0, 4), 0), ("wheel", (0, 2), 0)])[0]) == 2  # a part is something else
+    car, vehicle = (("car", (6, 9), 0, (6, 0, 9, 12)), ("vehicle", (6, 9), 0, (6, 0, 9, 11)))
+    assert reconcile({}, [car, vehicle])[0] == [(1, "box", car[3])]
+    assert reconcile({1: ("car", (0, 3), 0)}, [vehicle, car])[0] == [(2, "box", vehicle[3])]
+    assert reconcile({1: ("car", None, 0)}, [vehicle, car])[0] == [(1, "mask", (6, 9))]
+    for other in (("wheel", (6, 8), 0, (6, 0, 9, 12)), ("rider", (6, 9), 0, (6, 0, 9, 6))):  # another mask, another box
+        assert len(reconcile({}, [car, other])[0]) == 2
 
 
 def test_several_phrases_for_one_thing_are_one_object_on_the_first_frame():
     tracker = ScriptedTracker({}, [((0, 4), 0), ((0, 4), 0), ((6, 9), 0)])
-    seeds = [Seed(label, score, (0.0,) * 4) for label, score in (("car", 0.6), ("vehicle", 0.7), ("car", 0.5))]
+    named = (("car", 0.6, 4), ("vehicle", 0.7, 4), ("car", 0.5, 9))
+    seeds = [Seed(label, score, (0.0, 0.0, right, 12.0)) for label, score, right in named]
     assert redetection.Redetection(tracker, {}).distinct(Seeds(seeds)) == seeds[1:]
+    seeds[0].prompts_box = False  # it is shown by points, and may be something else
+    assert redetection.Redetection(tracker, {}).distinct(Seeds(seeds)) == seeds
 
 
 def test_what_was_lost_and_of_which_no_appearance_is_known_does_not_return_by_its_label():
