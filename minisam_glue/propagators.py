@@ -82,7 +82,9 @@ class MemoryPropagator(VideoTracker):
         agrees = had is not None and had.logits is not None and not self.contradicts(obj, out)
         super().remember_prompt(obj, out)
         if self.identity is not None:
-            self.identity.prompt(obj.id, self.frame, out.logits[0] > 0, agrees)
+            clicks = obj.clicks.get(self.frame)
+            placed = clicks is None or bool((clicks[1] == TOP_LEFT).any())  # by a mask or a box
+            self.identity.prompt(obj.id, self.frame, out.logits[0] > 0 if placed else None, agrees)
 
     def remove(self, object_id: int) -> None:
         super().remove(object_id)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from .assignment import hungarian
 from .masks import mask_iou, mean_tokens
@@ -232,6 +231,8 @@ def apart(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tuple]) -> list[i
 
     masks: (n, h, w). boxes: n, xyxy.
     """
+    from torchvision.ops import box_iou  # loads for as long as torch itself; what is clicked needs it not
+
     corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     one = (mask_iou(masks, masks).cpu() >= SHARED) & (box_iou(corners, corners) >= SHARED)
     kept = []

@@ -170,7 +170,9 @@ def test_a_prompt_that_agrees_leaves_what_is_known_and_another_begins_anew():
     identity.prompt(2, 5, square(36), agrees=False)  # a new one
 
 
-@pytest.mark.parametrize("mask, stays", [(square(24), True), (square(24, size=30), False), (square(24, 8), False)])
+@pytest.mark.parametrize(
+    "mask, stays", [(square(24), True), (square(24, size=30), False), (square(24, 8), False), (None, False)]
+)
 def test_a_prompt_in_a_meeting_has_the_size_and_the_place_of_one_of_them(mask, stays):
     identity = Identity()
     for _, _, frame in crossing()[:13]:

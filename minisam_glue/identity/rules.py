@@ -26,6 +26,7 @@ OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from 
 EDGE_COLOUR = 0.45  # the same for the first pixels of what returns: they are mixed with what is beside them
 ON_OTHERS = 0.5  # share of what returns on other objects from which it must be as like as BACK_ALIKE and BACK_COLOUR
 BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
+PLACED = 0.5  # IoU of the box of a prompt with a prediction from which it is of that object
 STALE = 8  # frames without a clean mask after which a prediction counts no more
 PATIENCE, MISSED = 2, 8  # absent frames before a search; after which an object is in contact with nothing any more
 
@@ -80,13 +81,14 @@ class Identity:
         self.meeting: set[int] = set()  # ids
         self.words: list[str] = []  # what was done on the last frame
 
-    def prompt(self, number: int, frame: int, mask: Tensor, agrees: bool) -> None:
-        """An object was prompted on a frame: mask (s, s), bool, is the answer; agrees: with the mask that it had there.
+    def prompt(self, number: int, frame: int, mask: Tensor | None, agrees: bool) -> None:
+        """An object was prompted on a frame: mask (s, s), bool, is the answer, None to clicks alone, whose masks are
+        often too small or too large; agrees: with the mask that it had there.
 
         Then what is known of it stays. It also stays in a meeting, for a mask where the object should be; one where
         another should be says that these two were taken for each other. Else the object begins anew.
         """
-        if not (agrees or self.settle_meeting(number, frame, mask)):
+        if not agrees and (mask is None or not self.settle_meeting(number, frame, mask)):
             self.forget(number)
 
     def settle_meeting(self, number: int, frame: int, mask: Tensor) -> bool:
@@ -101,7 +103,7 @@ class Identity:
         box = mask_boxes(main_parts(mask[None]))[0]
         near = {other: box_iou(box, motion.predict(frame)) for other, motion in motions.items()}
         nearest = max(near, key=near.__getitem__)  # of equal ones the object itself, which is the first
-        if near[nearest] < NEAR_PREDICTION or not motions[number].fits(int(mask.sum())):
+        if near[nearest] < PLACED or not motions[number].fits(int(mask.sum())):
             return False
         motions[number].exchange(motions[nearest])
         self.tracks[number].absent = 0
