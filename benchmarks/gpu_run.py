@@ -74,6 +74,11 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def told(error: Exception) -> str:
+    """An error of any type in one line."""
+    return one_line(f"{type(error).__name__}: {error}", 200)
+
+
 def peak(device: str) -> dict[str, float]:
     """The peak of the memory of a GPU since the last call, as a part of a row; nothing of a CPU."""
     if not device.startswith("cuda"):
@@ -102,7 +107,7 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
             row["start_seconds"] = time.perf_counter() - start
             break
         except Exception as error:  # a compiler raises types of its own
-            row["failed"] = one_line(f"{type(error).__name__}: {error}", 200)
+            row["failed"] = told(error)
     return row
 
 
@@ -155,7 +160,7 @@ def main() -> int:
             try:
                 results[preset] = train(preset, speed[preset], share * left, args)
             except Exception as error:  # the other one may still work
-                results[preset] = {"failed": one_line(f"{type(error).__name__}: {error}", 200)}
+                results[preset] = {"failed": told(error)}
             write(args.out / "result.json", facts | results)
             print(preset, results[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
     return 0 if any("failed" not in result for result in results.values()) else 1

@@ -30,27 +30,27 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-def test_a_run_slower_than_it_was_measured_ends_in_time_with_its_report(script, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_gpu_run(script, monkeypatch):
+    """gpu_run with a tiny model, on 100 generated images, for whatever preset."""
     gpu_run = script("gpu_run")
     data = hold_out(shapes(0, 200, 20), 100)
     given = {**TINY, "batch_size": 50}
     monkeypatch.setattr(
         gpu_run, "prepare", lambda preset, args, compile, **more: run.prepare(given | more, dataset=data)
     )
+    return gpu_run
+
+
+def test_a_run_slower_than_it_was_measured_ends_in_time_with_its_report(tiny_gpu_run, tmp_path):
     row = {"start_seconds": 0.1, "epoch_seconds": 0.001, "compiled": False}
-    result = gpu_run.train("tiny", row, 0.5, SimpleNamespace(out=tmp_path))
+    result = tiny_gpu_run.train("tiny", row, 0.5, SimpleNamespace(out=tmp_path))
     assert 1 <= result["epochs"] < result["planned_epochs"] and 0 < result["test_acc"] < 1
     assert json.loads((tmp_path / "tiny" / "result.json").read_text())["epochs"] == result["epochs"]
 
 
-def test_a_preset_is_measured_and_starts_a_second_time(script, tmp_path, monkeypatch):
-    gpu_run = script("gpu_run")
-    data = hold_out(shapes(0, 200, 20), 100)
-    given = {**TINY, "batch_size": 50}
-    monkeypatch.setattr(
-        gpu_run, "prepare", lambda preset, args, compile, **more: run.prepare(given | more, dataset=data)
-    )
-    row = gpu_run.measure("tiny", SimpleNamespace(device="cpu", out=tmp_path, steps=2))
+def test_a_preset_is_measured_and_starts_a_second_time(tiny_gpu_run, tmp_path):
+    row = tiny_gpu_run.measure("tiny", SimpleNamespace(device="cpu", out=tmp_path, steps=2))
     assert "failed" not in row and row["images_per_s"] > 0 and row["batch_size"] == 50
     assert 0 < row["start_seconds"] and row["train_images"] == 100
 

@@ -112,13 +112,16 @@ class Identity:
     def forget(self, number: int) -> None:
         """Forget what is known of an object: it was prompted elsewhere, or removed."""
         self.tracks.pop(number, None)
-        self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
-        self.find_meeting()
+        self.part(number)
 
     def lose(self, number: int) -> None:
         """An object was found to be elsewhere than its mask: it has none on this frame, and meets nobody."""
         if number in self.tracks:  # else it joined on this frame, and nothing is known of it
             self.tracks[number].absent = max(1, self.tracks[number].absent)
+        self.part(number)
+
+    def part(self, number: int) -> None:
+        """End the contacts of an object, and with them its meetings."""
         self.contacts = {pair: contact for pair, contact in self.contacts.items() if number not in pair}
         self.find_meeting()
 
@@ -165,8 +168,7 @@ class Identity:
                 contact.meeting = contact.apart == 0 and self.begins(frame, *pair)
         for members in groups(pair for pair, contact in self.contacts.items() if contact.meeting):
             meeting = Meeting({number: self.tracks[number].motion for number in members})
-            merged = any(self.overlap(frame, *pair) for pair in combinations(members, 2))
-            apart = meeting.over(frame.number) and not (merged and meeting.explains(frame))
+            apart = meeting.over(frame.number) and not (self.merged(frame, members) and meeting.explains(frame))
             if apart or all(self.tracks[number].absent >= PATIENCE for number in members):
                 for pair in [pair for pair in self.contacts if set(pair) <= set(members)]:
                     self.contacts[pair].meeting = False
@@ -189,6 +191,10 @@ class Identity:
             return False
         area, other_area, shared = frame.overlap(one, other)
         return shared >= OVERLAP * min(area, other_area)
+
+    def merged(self, frame: Frame, members: Collection[int]) -> bool:
+        """Whether masks of two of these objects overlap."""
+        return any(self.overlap(frame, *pair) for pair in combinations(members, 2))
 
     # --- Masks that coincide, and what is lost ---
 
@@ -274,7 +280,7 @@ class Identity:
         return gone and number not in self.meeting
 
     def candidate(self, frame: Frame, search: Search, number: int) -> Candidate | None:
-        """What a lost object may be."""
+        """Look for a lost object: what may be it, if anything."""
         track = self.tracks[number]
         return search.find(frame, track.motion, track.appearance, track.colour)
 

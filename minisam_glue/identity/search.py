@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """What the better one of two candidates has more of."""
+        """Order of candidates: the better one has the greater rank."""
         return self.good, self.likeness - self.colour
 
     def __str__(self) -> str:
