@@ -146,7 +146,7 @@ def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings
     settings = settings.filled(FLOOR, MIN_AREA)
     labels = label_components(heat > choose_threshold(heat, settings))
     found, scale = measure_components(labels), S / REFERENCE_SIDE
-    to_pixels = np.array([size[1], size[0]]) / S
+    sides = np.array([size[1], size[0]])  # multiplied before they are divided: S of S pixels are the whole side exactly
     instances = []
     for number in 1 + np.flatnonzero(found.areas >= max(1, settings.min_area * scale**2)):
         region = labels == number
@@ -154,8 +154,8 @@ def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings
         if settings.threshold is None and score < settings.floor:
             continue
         points, signs = seed_points(heat, region, labels > 0, settings, settings.scaled_border(S))
-        box = found.boxes[number - 1] * np.tile(to_pixels, 2)
-        instances.append(HeatInstance(tuple(map(float, box)), score, (points + 0.5) * to_pixels, signs, region))
+        box = found.boxes[number - 1] * np.tile(sides, 2) / S
+        instances.append(HeatInstance(tuple(map(float, box)), score, (points + 0.5) * sides / S, signs, region))
     return sorted(instances, key=lambda instance: -instance.score)
 
 

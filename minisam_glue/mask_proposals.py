@@ -86,9 +86,11 @@ def agreement(masks: Tensor, region: np.ndarray) -> Tensor:
 
 
 def resized(region: np.ndarray, masks: Tensor) -> Tensor:
-    """A region, bool (S, S), as a mask of the size of others (M, h, w): (1, h, w)."""
+    """A region, bool (S, S), as a mask of the size of others (M, h, w): (1, h, w). A region that fills half of no pixel
+    there, being thin, is where it fills most."""
     grid = torch.from_numpy(region).to(masks.device)[None, None].float()
-    return resize_antialiased(grid, tuple(masks.shape[-2:]))[0] > 0.5
+    share = resize_antialiased(grid, tuple(masks.shape[-2:]))[0]
+    return share > min(0.5, 0.99 * float(share.max()))
 
 
 def mask_logits(mask: np.ndarray, models: Models) -> Tensor:
@@ -158,7 +160,6 @@ def choose_single(masks: Tensor, scores: Tensor, region: Tensor, least: float = 
 
 def part_of(seed: Seed, mask: np.ndarray, point: tuple[float, float], size: tuple[int, int]) -> Seed:
     """A seed for one object of a seed's region: a mask (s, s), stretched over a picture of `size`, and its point."""
-    to_pixels = np.array([size[1], size[0]] * 2) / len(mask)
-    box = tuple(map(float, np.array(box_around(mask)) * to_pixels))
+    box = tuple(map(float, np.array(box_around(mask)) * ([size[1], size[0]] * 2) / len(mask)))
     own = {"points": [point], "point_labels": [1], "prompts_box": False, "mask": None}
     return replace(seed, box=box, region=mask, least_part=None, **own)

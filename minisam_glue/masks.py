@@ -64,7 +64,7 @@ def erode(mask: np.ndarray, steps: int) -> np.ndarray:
     Erosion by a square and a diamond in turn, which together are nearly a disc.
     """
     core = np.pad(mask, 1)
-    for step in range(steps):
+    for step in range(min(steps, max(mask.shape))):  # nothing is left after that many
         rows = core[:, 1:-1] & core[:, :-2] & core[:, 2:]
         both = rows[1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] if step % 2 else rows[1:-1] & rows[:-2] & rows[2:]
         core[1:-1, 1:-1] = both

@@ -110,7 +110,7 @@ def load_models(
     square that SAM 2 sees, in pixels, a multiple of 32 (default: 1,024, or what the demo was trained for); no weight
     depends on it, and half of it takes about a quarter of the time or less, for coarser masks.
     WeightsError names a file that is missing or damaged, ValueError a name that does not exist,
-    or a detector beside clipseg.
+    or a detector other than the default one beside clipseg.
     """
     place = choose_device(device)
     precision = choose_dtype(dtype, place)

@@ -11,7 +11,6 @@ A sentence becomes boxes (seeding.py), boxes become masks (SAM 2, mask_proposals
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,7 @@ from PIL import Image
 from .mask_proposals import first_of_repeats, segment_seed, split_seeds
 from .masks import box_around
 from .models import Models
-from .pixels import Picture, hint_for, own_rgb
+from .pixels import Picture, check_list, hint_for, own_rgb
 from .prompts import Clicks, Prompt, Seeding, Thresholds
 from .propagation import FORWARD, Tracking, check_frames
 from .propagators import MEMORY
@@ -90,10 +89,7 @@ def segment_video(
 
 def check_pictures(images: Sequence[Picture]) -> None:
     """TypeError or ValueError for what holds no pictures: None, one picture, a path, an empty list."""
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
-        raise TypeError("images is one picture: give a list of pictures, or call segment_image")
-    if isinstance(images, (str, bytes, Path)) or not hasattr(images, "__len__"):
-        raise TypeError(f"images is a {type(images).__name__}: give a list of pictures")
+    check_list(images)
     if not len(images):
         raise ValueError("images is empty: give at least one picture")
     for image in images:

@@ -58,6 +58,14 @@ def hint_for(image: object) -> str:
     return "; floats in 0..1 become one by (image * 255).astype(np.uint8)" if is_float else ""
 
 
+def check_list(images: object) -> None:
+    """TypeError for what is no list of pictures: None, a path, one picture."""
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
+        raise TypeError("images is one picture: give a list of pictures")
+    if isinstance(images, (str, bytes, Path)) or not hasattr(images, "__len__"):
+        raise TypeError(f"images is a {type(images).__name__}: give a list of pictures")
+
+
 def own_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
     """The picture as to_rgb gives it, in an array that may be written to and that the caller's picture does not share.
 

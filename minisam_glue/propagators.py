@@ -10,8 +10,8 @@ Both take prompts on a frame and give the masks of all objects on the next one:
 
 Memory: the frame attends to earlier frames and their masks (SAM 2, arXiv 2408.00714). Flow: the last mask is warped
 along Farneback's flow, and SAM 2 refines it, with the warped mask and its box as prompts. Where flow can't be trusted
-the object is looked for afresh: the frame attends to the frames on which the object was prompted, and is empty if
-that does not show it.
+the object is looked for afresh: the frame attends to the masks of the frames on which the object was prompted, and to
+the object pointers of recent frames, as SAM 2 does, and is empty if that does not show it.
 """
 
 from collections.abc import Collection, Sequence
@@ -257,11 +257,12 @@ class MemoryPropagator(VideoTracker):
 
 
 class FlowPropagator(MemoryPropagator):
-    """Optical flow, and SAM 2 as an image model; memory only of the frames on which objects were prompted.
+    """Optical flow, and SAM 2 as an image model; of masks only those of prompted frames are in memory.
 
     A mask that flow carries is doubted if too few of its pixels are found again and lead back, or if SAM 2 makes
     something else of it: another place (IoU), another size (area). Then, and as long as an object is absent, the frame
-    attends to the object's prompted frames, and SAM 2's object score says whether it is there.
+    attends to the masks of the object's prompted frames and to recent object pointers, and SAM 2's object score says
+    whether it is there.
     The rules of identity/ are for memory: with flow there are none.
 
     refine_every: SAM 2 refines masks on each k-th frame of the video alone; on the others the warped mask is kept, and
@@ -421,6 +422,9 @@ class FlowPropagator(MemoryPropagator):
             memory.logits = torch.full_like(memory.logits, ABSENT)
             memory.pointer = self.model.no_obj_ptr[0].detach().clone()
             memory.object_score_logits = memory.object_score_logits.clamp(max=-1)
+
+    def held_bytes(self) -> int:
+        return super().held_bytes() + held_bytes(self.carried, self.now, self.before)
 
     def state(self) -> dict:
         """The state of VideoTracker, with what flow needs of the current frame."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.clipseg_tiny import TOKENIZER, tiny_model
+from PIL import Image
 
 from minisam_glue.clipseg import HeatMapper, highlight
 from minisam_glue.clipseg.heat_mapper import preprocess
@@ -114,11 +115,34 @@ def test_pixels_are_normalised_by_the_statistics_of_imagenet():
         (["cat", ""], "an empty phrase"),
         (["cat " * 20], "has 20 tokens: it must have 1 to 10"),
         ([3.5], "an image is a PIL image or an array"),
+        (picture(), "prompts is one ndarray: give a list of phrases or pictures"),
+        (Image.fromarray(picture()), "prompts is one Image: give a list of phrases or pictures"),
     ],
 )
 def test_prompts_that_name_nothing_or_too_much_are_refused(mapper, prompts, words):
     with pytest.raises(ValueError, match=words):
         mapper.heat_maps([picture()], prompts)
+
+
+@pytest.mark.parametrize("one", [picture(), Image.fromarray(picture())])
+def test_one_picture_in_place_of_a_list_is_refused(mapper, one):
+    with pytest.raises(TypeError, match="images is one picture: give a list"):
+        mapper.heat_maps(one, ["cat"])
+
+
+def test_cached_phrases_hold_no_graph(mapper):
+    assert not mapper.encode_prompts(["a dog in a cat"]).requires_grad
+
+
+def test_many_pictures_and_phrases_are_decoded_a_few_heat_maps_at_a_time(mapper, monkeypatch):
+    decode, batches = mapper.model.decode, []
+    monkeypatch.setattr(
+        mapper.model, "decode", lambda tokens, some, size: batches.append(len(some)) or decode(tokens, some, size)
+    )
+    images, phrases = [picture(seed=seed) for seed in range(5)], [f"cat {n}" for n in range(7)]
+    heat = mapper.heat_maps(images, phrases)
+    assert batches == [3, 3, 1]
+    torch.testing.assert_close(heat[2], mapper.heat_maps(images[2:3], phrases)[0])
 
 
 def test_the_longest_phrase_is_taken(mapper):
@@ -135,6 +159,8 @@ def test_an_empty_phrase_stays_empty_inside_a_template(mapper):
     [
         ({"size": 50}, "heat_size 50: give a multiple of 8, such as 48"),
         ({"size": 0}, "heat_size 0: give a multiple of 8, such as 8"),
+        ({"size": 100_000}, "heat_size 100000: give a multiple of 8, such as 4096"),
+        ({"size": 48.0}, "heat_size 48.0: give a whole number of pixels"),
         ({"templates": ("a photo",)}, "template 'a photo': mark the place"),
         ({"templates": ()}, "mark the place of the phrase"),
     ],

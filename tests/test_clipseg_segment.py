@@ -201,8 +201,8 @@ def test_a_low_confidence_is_said_with_what_may_help(tmp_path, capsys):
     assert command(*words, models=heat_models(0.013)) == 0
     assert "the best is 'bright' with 0.013: nothing here looks like it" in capsys.readouterr().out
     assert command(*words, models=heat_models(0.08)) == 0
-    assert "the best is 'bright' with 0.08: try --heat-threshold 0.07" in capsys.readouterr().out
-    assert command(*words, "--heat-threshold", 0.07, models=heat_models(0.08)) == 0
+    assert "the best is 'bright' with 0.08: try --heat-threshold 0.04" in capsys.readouterr().out
+    assert command(*words, "--heat-threshold", 0.04, models=heat_models(0.08)) == 0
     assert "1 bright" in capsys.readouterr().out
     assert command(*words, "--min-area", 1e5, models=heat_models()) == 0
     assert "try a smaller --min-area or a larger --max-area" in capsys.readouterr().out

@@ -21,6 +21,7 @@ from minisam_glue.heatmap import (
     spread,
 )
 from minisam_glue.models import Models
+from minisam_glue.seeding import box_share
 
 FOLDER = parity.ROOT / "golden" / "clipseg"
 OTSU = parity.Golden.load(FOLDER / "postprocess_otsu.npz")
@@ -176,6 +177,12 @@ def test_an_absent_object_lights_up_nothing():
 def test_a_flat_heat_map_is_nothing_or_the_whole_picture(value, count):
     found = find_instances(logit(np.full((32, 32), value)), (10, 20), HeatSettings())
     assert [instance.box for instance in found] == [(0, 0, 20, 10)] * count
+
+
+@pytest.mark.parametrize("size", [(600, 800), (534, 800), (3024, 4032), (1, 1), (100, 8000)])
+def test_an_instance_that_fills_a_picture_of_any_size_has_its_box_exactly(size):
+    (found,) = find_instances(torch.full((352, 352), 3.0), size, HeatSettings())
+    assert found.box == (0, 0, size[1], size[0]) and box_share(found.box, size) == 1
 
 
 def test_heat_maps_are_enlarged_as_logits():

@@ -61,6 +61,15 @@ def test_of_the_proposed_masks_the_one_that_agrees_with_the_heat_map_is_taken_no
     assert not segment_seed(models, seed, encoded)[0][11:21, 6:14].any()  # the background
 
 
+@pytest.mark.parametrize("left", range(40, 49))
+def test_a_region_thinner_than_a_pixel_of_the_masks_still_tells_which_of_them_agrees(left):
+    region = np.zeros((256, 256), bool)
+    region[60:76, left : left + 2] = True
+    masks = torch.zeros(2, 96, 96, dtype=torch.bool)
+    masks[0], masks[1, 22:29, left * 96 // 256 : (left + 2) * 96 // 256 + 1] = True, True
+    assert agreement(masks, region).argmax() == 1
+
+
 def test_of_several_masks_the_one_that_agrees_with_the_heat_map_is_known():
     region = np.zeros((88, 88), bool)
     region[20:60, 30:70] = True

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minisam_glue.masks import boxes_of, large_parts, mean_tokens
+from minisam_glue.masks import boxes_of, erode, large_parts, mean_tokens
 from minisam_glue.masks import decode_rle as decode
 from minisam_glue.masks import encode_rle as encode
 
@@ -112,6 +112,11 @@ def test_boxes_bound_masks_and_that_of_nothing_is_the_whole_picture():
     masks = torch.zeros(3, 6, 8, dtype=torch.bool)
     masks[0, 2:4, 1:7] = masks[1, 5, 7] = True
     assert boxes_of(masks).tolist() == [[1, 2, 7, 4], [7, 5, 8, 6], [0, 0, 8, 6]]
+
+
+def test_erosion_by_more_than_the_mask_ends_and_leaves_nothing():
+    assert erode(np.ones((9, 7), bool), 1).sum() == 7 * 5
+    assert not erode(np.ones((9, 7), bool), 10**300).any()
 
 
 def test_large_parts_have_a_share_of_the_largest_and_so_many_pixels():

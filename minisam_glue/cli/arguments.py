@@ -198,6 +198,9 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Calla
         notes += ["--save heatmap does nothing without a sentence"] if "heatmap" in args.save else []
     elif args.method == CLIPSEG:
         notes += note(DETECTOR_FLAGS, f"with --method {CLIPSEG}")
+        by_number = args.heat_threshold != OTSU
+        if by_number or args.weights == "demo":  # whose floor leaves Otsu's threshold and a percentile no choice
+            notes += note(("heat_percentile",), "beside a --heat-threshold" if by_number else "with --weights demo")
     else:
         notes += note(HEAT_FLAGS, f"without --method {CLIPSEG}")
         notes += [f"--save heatmap does nothing without --method {CLIPSEG}"] if "heatmap" in args.save else []

@@ -167,9 +167,10 @@ def nothing_found(best: tuple[str, float] | None, hints: dict[str, float]) -> st
     text = f"nothing found; the best is {label!r} with {score:.{digits}f}"
     if score < HOPELESS:
         return f"{text}: nothing here looks like it"
-    lower = score - 0.01
-    options = [f"{flag} {lower:.2f}" for flag, value in hints.items() if value > lower]
-    other = "a smaller --min-area or a larger --max-area" if "--heat-threshold" in hints else "a larger --max-area"
+    by_heat_maps = "--heat-threshold" in hints
+    lower = score / 2 if by_heat_maps else score - 0.01  # the tip of a heat map's peak would be too small a region
+    options = [f"{flag} {lower:.2f}" for flag, value in hints.items() if value > score - 0.01]
+    other = "a smaller --min-area or a larger --max-area" if by_heat_maps else "a larger --max-area"
     return f"{text}: try {' '.join(options or [other])}"
 
 

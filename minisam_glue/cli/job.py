@@ -38,7 +38,8 @@ class Job:
     def hints(self) -> dict[str, float]:
         """The flags that may keep something from being found, and their values; "auto" and "otsu" are none."""
         if self.args.method == CLIPSEG:
-            return {"--heat-threshold": self.seeding.heat.threshold or self.seeding.heat.floor}
+            heat = self.seeding.heat
+            return {"--heat-threshold": heat.floor if heat.threshold is None else heat.threshold}
         values = {f"--{name}-threshold": getattr(self.thresholds, name) for name in ("box", "text")}
         return {flag: value for flag, value in values.items() if value != AUTO}
 

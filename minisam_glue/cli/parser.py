@@ -290,8 +290,8 @@ def add_seed_flags(group: argparse._ArgumentGroup) -> None:
         help="what shows SAM 2 an object, one or several (default: box; of a heat map box and points)",
     )
     for flag, default, text in (
-        ("--positives", defaults.positives, "points on an object"),
-        ("--negatives", defaults.negatives, "points on the background around an object"),
+        ("--positives", defaults.positives, "points on an object, at most; with the detector one, in a box's middle"),
+        ("--negatives", defaults.negatives, "points on the background around an object, at most"),
         ("--border", defaults.border, "pixels between them and its edge, of a heat map of 352 x 352"),
     ):
         group.add_argument(

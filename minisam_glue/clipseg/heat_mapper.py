@@ -6,6 +6,7 @@ made of the heat maps (thresholds, instances, points) is the business of minisam
 
 from collections.abc import Sequence
 from itertools import product
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from ..layers import WeightsState
 from ..masks import mask_box
-from ..pixels import Picture, normalise, to_rgb
+from ..pixels import Picture, check_list, normalise, to_rgb
 from ..support.recent import Recent
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
 
 SIZE = 352  # pixels, as in the official notebook and in transformers' processor
 TEXT_CACHE = 1024  # phrases
-PROMPTS_AT_ONCE = 16  # heat maps decoded together: they need about 20 MB each at 352 x 352 pixels
+MAPS_AT_ONCE = 16  # heat maps decoded together: they need about 20 MB each at 352 x 352 pixels
+LARGEST_SIZE = 4096  # pixels of a side, at most
 
 
 def preprocess(picture: np.ndarray, size: int) -> Tensor:
@@ -40,7 +42,8 @@ def highlight(
     mask: bool (H, W). brightness: factor of the background. blur: deviation of its Gaussian in pixels. context: margin
     of the crop, as a share of the object's longer side. ValueError if the mask is empty or of another size.
     """
-    image, box = to_rgb(picture), mask_box(np.asarray(mask, bool))
+    image, mask = to_rgb(picture), np.asarray(mask, bool)
+    box = mask_box(mask) if mask.ndim == 2 else None
     if box is None or mask.shape != image.shape[:2]:
         raise ValueError(f"a mask {mask.shape} of {mask.sum()} pixels for a picture {image.shape[:2]}: show the object")
     background = np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(ImageFilter.GaussianBlur(blur)))
@@ -56,9 +59,11 @@ def pad_ids(texts: list[list[int]], length: int) -> Tensor:
 
 
 def check_size(size: int, patch: int) -> None:
-    """ValueError unless a side of `size` pixels splits into patches."""
-    if size < patch or size % patch:
-        nearest = max(patch, round(size / patch) * patch)
+    """ValueError unless a side of `size` pixels splits into patches, LARGEST_SIZE at most."""
+    if isinstance(size, bool) or not isinstance(size, Integral):
+        raise ValueError(f"heat_size {size!r}: give a whole number of pixels")
+    if not patch <= size <= LARGEST_SIZE or size % patch:
+        nearest = min(max(patch, round(size / patch) * patch), LARGEST_SIZE // patch * patch)
         raise ValueError(f"heat_size {size}: give a multiple of {patch}, such as {nearest}")
 
 
@@ -88,12 +93,14 @@ class HeatMapper:
         prompts: phrases, or pictures of the object (see `highlight`). A heat map covers the whole image, stretched.
         ValueError for no prompt, and for a phrase that is empty or longer than the model takes.
         """
+        check_list(images)
         conditions = self.encode_prompts(prompts)
         size = (self.size, self.size)
         if not len(images):
             return torch.zeros(0, len(prompts), *size)
         activations = self.model.encode_image(self.pixels(images))
-        parts = [self.model.decode(activations, some, size) for some in conditions.split(PROMPTS_AT_ONCE)]
+        prompts_at_once = max(1, MAPS_AT_ONCE // len(images))
+        parts = [self.model.decode(activations, some, size) for some in conditions.split(prompts_at_once)]
         return torch.cat(parts, 1).float().cpu()
 
     def pixels(self, images: list[Picture]) -> Tensor:
@@ -103,8 +110,10 @@ class HeatMapper:
 
     def encode_prompts(self, prompts: Sequence[str | Picture]) -> Tensor:
         """Phrases and pictures -> conditions (P, D). ValueError as for `heat_maps`."""
-        if isinstance(prompts, str) or not len(prompts):
-            raise ValueError(f'prompts {prompts!r}: give a list of phrases or pictures, such as ["cat"]')
+        one = isinstance(prompts, (str, Image.Image, np.ndarray))
+        if one or not len(prompts):
+            what = f"one {type(prompts).__name__}" if one else "empty"
+            raise ValueError(f'prompts is {what}: give a list of phrases or pictures, such as ["cat"]')
         phrases = self.encode_phrases([prompt for prompt in prompts if isinstance(prompt, str)])
         pictures = [prompt for prompt in prompts if not isinstance(prompt, str)]
         examples = iter(self.model.clip.encode_image(self.pixels(pictures)) if pictures else ())
@@ -119,10 +128,12 @@ class HeatMapper:
         state = (device, weights[0].dtype, self.weights_state(weights), autocast, self.templates)
         return {p: self.texts.get((p, state), lambda p=p: self.encode_phrase(p, device)) for p in phrases}
 
+    @torch.no_grad()
     def encode_phrase(self, phrase: str, device: torch.device) -> Tensor:
         """The condition (D,) of one phrase: the mean over the templates.
 
-        It goes through the network alone, so that its last digits do not depend on the phrases beside it.
+        It goes through the network alone, so that its last digits do not depend on the phrases beside it, and without
+        gradients, which a cache would keep alive.
         """
         self.check_phrases([phrase])
         ids = [self.tokens(template.replace("{}", phrase)) for template in self.templates]

@@ -107,7 +107,6 @@ class CLIPTokenizer:
         tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
         self.ids = {token: i for i, token in enumerate(tokens)}
         self.ranks = {pair: i for i, pair in enumerate(merges)}
-        self.cache: dict[str, list[int]] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> "CLIPTokenizer":
@@ -131,10 +130,8 @@ class CLIPTokenizer:
         """The ids of one word."""
         if word in (START, END):
             return [self.ids[word]]
-        if word not in self.cache:
-            letters = [self.letters[b] for b in word.encode("utf-8")]
-            self.cache[word] = [self.ids[part] for part in self.merge([*letters[:-1], letters[-1] + "</w>"])]
-        return self.cache[word]
+        letters = [self.letters[b] for b in word.encode("utf-8")]
+        return [self.ids[part] for part in self.merge([*letters[:-1], letters[-1] + "</w>"])]
 
     def merge(self, parts: list[str]) -> list[str]:
         """Join the most frequent pair, everywhere, until no pair is known."""
