@@ -21,7 +21,9 @@ from torch import nn
 from minivit.fast import accelerate
 from minivit.files import write_atomically
 from minivit.reading import (
+    DEVIATIONS,
     LARGEST,
+    MEANS,
     any_tensor,
     check_weights,
     fields,
@@ -32,8 +34,6 @@ from minivit.reading import (
     one_of,
     optional,
     plain,
-    positive,
-    real,
     sequence,
     text,
     whole,
@@ -113,8 +113,8 @@ def description(value: object, where: str) -> None:
 KINDS = {
     "describe": description,
     "classes": sequence(text, least=1),
-    "mean": sequence(real, 3),
-    "std": sequence(positive, 3),
+    "mean": MEANS,
+    "std": DEVIATIONS,
     "config": lambda value, where: (mapping(text, plain)(value, where), whole(-LARGEST)(value.get("seed", 0), "seed")),
     "model": optional(mapping(text, any_tensor)),
     "ema": optional(mapping(text, any_tensor)),

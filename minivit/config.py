@@ -5,7 +5,6 @@ An argument is looked for in this order: the command line, the file of --config,
 """
 
 import dataclasses
-import json
 import platform
 import subprocess
 from pathlib import Path
@@ -18,7 +17,8 @@ from minivit.checkpoint import RESNETS
 from minivit.distill import preset_to_train
 from minivit.files import write_json
 from minivit.reading import (
-    check_regular,
+    DEVIATIONS,
+    MEANS,
     fields,
     flag,
     flag_of,
@@ -27,10 +27,9 @@ from minivit.reading import (
     one_of,
     optional,
     plain,
-    positive,
+    read_json,
     real,
     refuse,
-    sequence,
     text,
     whole,
 )
@@ -69,8 +68,8 @@ ARGUMENT_KINDS = {  # of config.json
     **dict.fromkeys(("data", "data_root", "preset", "device", "out"), text),
     **dict.fromkeys(("teacher", "pretrained"), optional(text)),
     "teacher_epochs": optional(whole(1)),
-    "mean": optional(sequence(real, 3)),
-    "std": optional(sequence(positive, 3)),
+    "mean": optional(MEANS),
+    "std": optional(DEVIATIONS),
     "val_split": real,
     "subset": whole(),
     "skip_bad": flag,
@@ -171,8 +170,7 @@ def sizes_for(sizes: tuple[int, ...], model: ViTConfig, given: dict) -> tuple[in
 def read_config(path: Path) -> dict:
     """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
     try:
-        check_regular(path, most=1 << 20)
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         fields(arguments=mapping(text, plain))(content, "its content")
         args = content["arguments"]
         unknown = sorted(args.keys() - ARGUMENT_KINDS.keys())

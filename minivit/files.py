@@ -6,9 +6,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from minivit.reading import read_json
 
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a file that another process holds
 
@@ -52,6 +54,22 @@ def clear_temporaries(folder: Path) -> None:
     for path in folder.iterdir():
         if re.fullmatch(r"\..+\.\d+\.\d+\.tmp", path.name) and path.is_file():
             path.unlink()
+
+
+def check_ours(folder: Path, names: Iterable[str], index: str, key: str, what: str) -> None:
+    """ValueError if a folder holds one of the files that are about to be written there, and it is somebody else's.
+
+    They are ours if `index`, a JSON file beside them, has a `key`. what: "a run", for the message.
+    """
+    there = [folder / name for name in names if os.path.lexists(folder / name)]
+    if not there:
+        return
+    try:
+        content = read_json(folder / index)
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or key not in content:
+        raise ValueError(f"{there[0]} is not of {what}, and is not overwritten: move it away, or choose another --out")
 
 
 class Claim:

@@ -209,16 +209,29 @@ def _find_classes(split: Path) -> dict[str, list[Path]]:
 
 
 def _find_files(directory: Path) -> list[Path]:
-    """All files below a class folder, sorted; hidden files and folders left out. Raises DataError."""
+    """All files below a class folder, sorted; hidden files and folders left out. Raises DataError.
+
+    Links to folders are followed, but for those to a folder that was read before, or that holds this one.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
-    files = []
-    for parent, folders, names in os.walk(directory, onerror=refuse):
+    files, known = [], {place(folder) for folder in directory.resolve().parents}
+    for parent, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        if place(parent) in known:
+            folders.clear()
+            continue
+        known.add(place(parent))
         folders[:] = [name for name in folders if not _is_hidden(name)]
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
+
+
+def place(folder: str | Path) -> tuple[int, int]:
+    """What identifies a folder under all its names."""
+    about = os.stat(folder)
+    return about.st_dev, about.st_ino
 
 
 def find_images(directory: str | Path) -> list[Path]:

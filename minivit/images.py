@@ -21,6 +21,15 @@ SUFFIXES = {  # of files that are taken for images before they are opened
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".avifs"),
     *(".heic", ".heif", ".hif"),
 }
+TURNS = {  # of EXIF's orientation, tag 0x0112, how the picture becomes upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one image file
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level, in files of 16 bits or of any numbers
@@ -52,7 +61,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels of an image file that `read_image` reads, upright."""
     with _open(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(274) in (5, 6, 7, 8) else (width, height)  # EXIF: on its side
+        return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)  # on its side
 
 
 @without_warnings()
@@ -121,10 +130,26 @@ def _unread(data: bytes) -> str:
     return "not an image that Pillow reads"
 
 
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation of an image, 1 to 8; 1, upright, where its EXIF can't be read: its pixels may be good."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF makes Pillow raise half a dozen types
+        return 1
+    return value if value in TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its EXIF says. ImageOps.exif_transpose would write all EXIF anew, and fail at odd values."""
+    image.load()  # what is wrong with the pixels must be heard here: for the EXIF of a PNG Pillow reads them, too
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode, just opened -> RGB: turned as EXIF says, its values scaled, its alpha laid on white."""
     high_bytes = image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode[0] in "IF":  # grey levels of more than 8 bits
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     clear = image.has_transparency_data

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from minivit import checkpoint, config, run
@@ -21,16 +22,17 @@ from minivit import data as datasets
 from minivit.augment import normalise
 from minivit.evaluate import Evaluator, mean_probability, resize_to_model, top1
 from minivit.explain import relevance, spotlight
-from minivit.files import write_atomically
+from minivit.files import check_ours, write_atomically
 from minivit.folder import find_images, is_split_by_seed
 from minivit.images import image_size, read_image
-from minivit.report import csv_table, percent, write_report
+from minivit.report import REPORT_FILES, csv_table, percent, write_report
 from minivit.splits import DataError, Split, some_of
 from minivit.text import complain, count, csv_cell, name_classes, one_line, say
 from minivit.train_config import TrainingError
 from minivit.vit import VisionTransformer
 
 TABLES = (".csv", ".json")
+MARK = "minivit"  # in the pictures that --save-attention writes
 AT_ONCE = 32  # pictures that go through a model together
 EXPLAINED_AT_ONCE = 8  # of which the attention of all blocks is held
 LEAST_SIDE = 256  # pixels that a saved picture of attention is enlarged to, by whole factors
@@ -90,6 +92,7 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     about, tta = members[0].state["describe"], given.pop("tta", None)
     folder = given.pop("out", None) or report_folder(paths)
     run.check_out(folder)
+    check_ours(folder, REPORT_FILES, "report.json", "per_class", "an evaluation")
     args = config.resolve(
         {name: about[name] for name in ("data", "data_root", "preset", "subset") if name in about} | given
     )
@@ -98,19 +101,20 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     labels = tests[shown[0]].labels
     scores = [m.evaluator.predict(m.model, tests[side].images, tta).cpu() for m, side in zip(members, shown)]
     together = scores[0] if len(scores) == 1 else mean_probability(scores)
-    facts = {"data": args["data"], "test-time augmentation": tta or "none"}
+    facts, lines = {"data": args["data"], "test-time augmentation": tta or "none"}, []
     for member, score in zip(members, scores):
         accuracy, weights = f"{percent(top1(score, labels))} %", checkpoint.name_weights(member.state)
         what = f"{args['data']}, {weights}" + (f", {tta}" if tta else "")
-        say(f"{member.path}: {accuracy} of {count(len(labels), 'test image')} ({what})")
+        lines.append(f"{member.path}: {accuracy} of {count(len(labels), 'test image')} ({what})")
         facts[str(member.path)] = f"{accuracy}, {weights}"
     name = about["preset"]
     if len(members) > 1:
         name = f"ensemble of {len(members)}"
-        say(f"{name}: {percent(top1(together, labels))} % of {count(len(labels), 'test image')}")
+        lines.append(f"{name}: {percent(top1(together, labels))} % of {count(len(labels), 'test image')}")
     images, title = tests[shown[0]].images, f"{name} on {args['data']}"
     write_report(folder, together, labels, members[0].state["classes"], images, title=title, facts=facts)
-    say(f"report: {folder / 'report.md'}")
+    for line in (*lines, f"report: {folder / 'report.md'}"):  # once it is written: `| head -1` ends the program
+        say(line)
     return 0
 
 
@@ -161,14 +165,17 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
     if folder:
         check_attention(folder, member, files)
     rows, failed = [], 0
-    for answer in answers(member, files, given.get("tta"), bool(folder)):
-        rows.append(answer)
-        failed += "error" in answer
-        say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
-        if "attention" in answer:
-            save_picture(folder / free_name(Path(answer["file"]).stem, names), answer.pop("attention"))
+    try:
+        for answer in answers(member, files, given.get("tta"), bool(folder)):
+            rows.append(answer)
+            failed += "error" in answer
+            if "attention" in answer:
+                save_picture(free_name(folder, Path(answer["file"]).stem, names), answer.pop("attention"))
+            say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
+    finally:  # what was answered before Ctrl-C, or before whoever reads had seen enough, is kept
+        if table:
+            write_table(table, rows, member.state["classes"])
     if table:
-        write_table(table, rows, member.state["classes"])
         say(f"predictions: {table}")
     if names:
         say(f"attention: {folder}")
@@ -188,10 +195,27 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
                 found = [str(error)]
             yield from found
         elif not os.path.exists(word) and glob.has_magic(str(word)):
-            found = sorted(Path(name) for name in glob.glob(str(word), recursive=True) if os.path.isfile(name))
+            found = sorted(Path(name) for name in find_matches(str(word)) if os.path.isfile(name))
             yield from found or [f"no file matches {word}"]
         else:
             yield word
+
+
+def find_matches(pattern: str) -> list[str]:
+    """What glob finds for a pattern, where ** does not follow links to folders, which may lead in circles."""
+    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
+    if "**" not in parts:
+        return glob.glob(pattern)
+    at = parts.index("**")
+    before, after = os.sep.join(parts[:at]), parts[at + 1 :] or ["*"]
+    found = {}  # each once, in the order of finding
+    for root in glob.glob(before or os.sep) if at else [""]:
+        for folder, names, _ in os.walk(root or "."):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            place = folder if root else os.path.relpath(folder)
+            inside = [] if place == "." else [glob.escape(place)]
+            found |= dict.fromkeys(find_matches(os.path.join(*inside, *after)))
+    return list(found)
 
 
 def answers(member: Member, files: Sequence[Path | str], tta: str | None, explained: bool = False) -> Iterator[dict]:
@@ -250,13 +274,15 @@ def check_attention(folder: Path, member: Member, files: Sequence[Path | str]) -
         )
 
 
-def free_name(stem: str, names: set[str]) -> str:
-    """A file name for a picture that none of `names` is, in capitals or not; it joins them."""
+def free_name(folder: Path, stem: str, names: set[str]) -> Path:
+    """A file for a picture that is none of `names`, in capitals or not, and nobody else's; its name joins them."""
     number = 1
-    while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png").casefold() in names:
+    while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png").casefold() in names or is_foreign(
+        folder / name
+    ):
         number += 1
     names.add(name.casefold())
-    return name
+    return folder / name
 
 
 def save_picture(path: Path, pixels: Tensor) -> None:
@@ -265,7 +291,20 @@ def save_picture(path: Path, pixels: Tensor) -> None:
     factor = -(-LEAST_SIDE // image.height)
     image = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
+    mark = PngInfo()
+    mark.add_text("Software", MARK)
+    write_atomically(path, lambda temporary: image.save(temporary, "PNG", pnginfo=mark))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether something stands at a path that save_picture did not write."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") != MARK
+    except FileNotFoundError:
+        return False
+    except Exception:  # no picture, or a damaged one
+        return True
 
 
 def say_answer(answer: dict) -> None:

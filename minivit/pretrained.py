@@ -18,6 +18,8 @@ from torch import Tensor
 from minivit.checkpoint import KINDS
 from minivit.layouts import UNUSED, layout_of, to_our_names
 from minivit.reading import (
+    DEVIATIONS,
+    MEANS,
     any_tensor,
     anything,
     check_finite,
@@ -26,8 +28,7 @@ from minivit.reading import (
     load,
     load_npz,
     mapping,
-    positive,
-    real,
+    read_json,
     sequence,
     text,
     whole,
@@ -190,8 +191,8 @@ def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
 # ---- normalisation --------------------------------------------------------------------------------------
 
 DESCRIPTIONS = {  # of the files that the Hugging Face Hub calls by one name: Hugging Face's own, timm's
-    "preprocessor_config.json": fields(image_mean=sequence(real, 3), image_std=sequence(positive, 3)),
-    "config.json": fields(pretrained_cfg=fields(mean=sequence(real, 3), std=sequence(positive, 3))),
+    "preprocessor_config.json": fields(image_mean=MEANS, image_std=DEVIATIONS),
+    "config.json": fields(pretrained_cfg=fields(mean=MEANS, std=DEVIATIONS)),
 }
 HUB_NAMES = ("model.safetensors", "pytorch_model.bin")
 TIMM_HALVES = re.compile(
@@ -228,8 +229,7 @@ def described_normalisation(path: Path) -> Normalisation | None:
         if not description.exists():
             continue
         try:
-            check_regular(description, most=1 << 20)
-            about = json.loads(description.read_text(encoding="utf-8"))
+            about = read_json(description)
             if name == "config.json" and not (isinstance(about, dict) and "pretrained_cfg" in about):
                 continue
             kind(about, "its content")

@@ -61,6 +61,11 @@ def begin_program() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    try:
+        os.getcwd()
+    except OSError:  # torch's libraries would end the process in words of their own
+        sys.stderr.write("error: the current folder is no longer there: change to another one\n")
+        sys.exit(2)
 
 
 def lead_nowhere(stream: TextIO) -> None:

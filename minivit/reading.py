@@ -7,6 +7,7 @@ stands, and raises ValueError in a few words. Left out: TorchScript, safetensors
 
 import dataclasses
 import io
+import json
 import math
 import os
 import reprlib
@@ -26,6 +27,8 @@ Kind = Callable[[object, str], None]  # a value, and where it stands
 DEEPEST = 20  # dictionaries and lists inside each other
 ROOM = 4  # times a file's size that its content may take
 LARGEST, MOST = 2**53, 1e300  # of whole numbers, of all others
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types of tensors that are read
+REAL += (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 UNREADABLE = "it is damaged, or holds more than tensors, and is not opened for safety"
 
 
@@ -42,6 +45,13 @@ def check_regular(path: str | Path, most: int | None = None) -> None:
         raise ValueError("it is no regular file")
     if most is not None and about.st_size > most:
         raise ValueError(f"it has {about.st_size} bytes, more than {most}")
+
+
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file in UTF-8, -16 or -32, of a megabyte at most. ValueError if it is none or no JSON,
+    RecursionError if it is nested too deeply, OSError if there is none."""
+    check_regular(path, most=1 << 20)
+    return json.loads(Path(path).read_bytes())
 
 
 def load(path: str | Path) -> object:
@@ -112,7 +122,8 @@ class _Copier:
             raise ValueError("its content claims to be larger than the file")
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+        dense = tensor.layout == torch.strided and not tensor.is_nested
+        if not dense or tensor.device.type != "cpu" or tensor.dtype not in REAL:
             raise ValueError(f"it holds {describe(tensor)} where dense real ones on the CPU are expected")
         storage = tensor.untyped_storage()
         place = storage.data_ptr(), storage.nbytes()
@@ -178,7 +189,8 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         form = str(value.layout) if value.layout != torch.strided else str(value.dtype)
         place = "" if value.device.type == "cpu" else f" on the device {value.device}"
-        return f"a {form.removeprefix('torch.')} tensor of shape {tuple(value.shape)}{place}"
+        shape = "nested tensor" if value.is_nested else f"tensor of shape {tuple(value.shape)}"
+        return f"a {form.removeprefix('torch.')} {shape}{place}"
     if isinstance(value, (dict, list, tuple, set, bytes, bytearray)):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) > LARGEST:
@@ -275,6 +287,9 @@ def sequence(kind: Kind, length: int | None = None, least: int = 0) -> Kind:
             kind(item, f"{where}[{index}]")
 
     return check
+
+
+MEANS, DEVIATIONS = sequence(within(-1000, 1000), 3), sequence(within(1e-6, 1000), 3)  # of pixels, by channel
 
 
 def mapping(keys: Kind, values: Kind, least: int = 0) -> Kind:

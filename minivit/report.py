@@ -23,6 +23,7 @@ import torch
 from minivit.files import write_atomically
 from minivit.text import csv_cell, markdown, printable, say
 
+REPORT_FILES = ("report.md", "report.json", "confusion.csv", "per_class.csv")
 DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
 # Each panel: title, then for each key of metrics.jsonl its legend and colour.

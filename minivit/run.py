@@ -21,7 +21,7 @@ from minivit.config import DEFAULTS, MODEL_FIELDS, TRAIN_FIELDS, arguments, writ
 from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
-from minivit.files import Claim, clear_temporaries, write_json
+from minivit.files import Claim, check_ours, clear_temporaries, write_json
 from minivit.folder import is_split_by_seed
 from minivit.precision import NARROW, amp_of, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
@@ -123,13 +123,14 @@ def prepare_run(
 
 
 def check_new(out: Path) -> None:
-    """TrainingError if a run folder holds a run already."""
+    """TrainingError if a run folder holds a run already, ValueError if it holds other files of the names of ours."""
     if (out / "last.pt").exists():
         raise TrainingError(
             f"{out} holds a run already: continue it with --resume {shell_word(out)}, or choose another --out"
         )
     if (out / "best.pt").exists() or (out / "result.json").exists():
         raise TrainingError(f"{out} holds what is left of a run: choose another --out, or move it away")
+    check_ours(out, ("config.json", "metrics.jsonl", "report"), "config.json", "arguments", "a run")
 
 
 def make_folder(out: Path) -> Claim:

@@ -18,6 +18,7 @@ import math
 import re
 import statistics
 import textwrap
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ from typing import Any
 from minivit import checkpoint, config, run
 from minivit.budget import Budget, epochs_within
 from minivit.distill import preset_to_train
-from minivit.files import write_atomically, write_json
-from minivit.reading import check_regular, fields, flag_of, mapping, optional, plain, positive, text
+from minivit.files import check_ours, write_atomically, write_json
+from minivit.reading import fields, flag_of, mapping, optional, plain, positive, read_json, text
 from minivit.report import BLUE, GREY, csv_table, draw_png, percent
 from minivit.splits import Dataset
 from minivit.text import complain, count, csv_cell, markdown, one_line, say
@@ -86,6 +87,8 @@ STUDIES: dict[str, dict[str, dict]] = {
 EXAMPLE = '{"base": {"preset": "cifar-small"}, "variants": {"narrow": {"dim": 64}, "lr": {"lr": [5e-4, 1e-3, 2e-3]}}}'
 KEYS = config.ARGUMENT_KINDS.keys() - {"out", "seed", "threads", "device"}  # what a variant may say
 LISTS = ("sizes", "mean", "std")  # arguments that are lists themselves
+MOST_VARIANTS = 10_000  # of a grid
+LONGEST_NAME = 200  # letters of a run folder's name; file systems take 255
 COLUMNS = ("variant", "test accuracy %", "std", "n", "parameters", "epochs", "images/s", "minutes", "CPU minutes")
 NUMBERS = {  # of Row, in the order of the columns after n, and how they are written
     "parameters": "{:,}",
@@ -147,8 +150,7 @@ def load_study(name: str) -> dict[str, dict]:
     if not name.endswith(".json"):
         raise StudyError(f"--study {name}: choose {', '.join(STUDIES)}, or give a .json file")
     try:
-        check_regular(name, most=1 << 20)
-        content = json.loads(Path(name).read_text(encoding="utf-8"))
+        content = read_json(name)
         fields(variants=mapping(text, mapping(text, plain), least=1))({"variants": {"": {}}} | as_dict(content), "it")
         wrong = sorted(content.keys() - {"base", "variants"})
         if wrong:
@@ -185,19 +187,24 @@ def expand(name: str, arguments: dict) -> list[tuple[str, dict]]:
         if isinstance(value, dict) or value == []:
             raise ValueError(f"{name or 'base'!r}: {key} is {value!r}, not a value or a list of values")
     many = [key for key, v in arguments.items() if isinstance(v, list) and (key not in LISTS or isinstance(v[0], list))]
+    if math.prod(len(arguments[key]) for key in many) > MOST_VARIANTS:
+        raise ValueError(f"{name or 'base'!r} is a grid of more than {MOST_VARIANTS} variants: give fewer values")
     found = []
     for values in itertools.product(*(arguments[key] for key in many)):
         own = dict(zip(many, values))
         label = ", ".join(filter(None, [name, *(f"{key.replace('_', ' ')} {value}" for key, value in own.items())]))
-        for key in KEYS & set(config.PATHS) & (arguments | own).keys():
-            config.ARGUMENT_KINDS[key]((arguments | own)[key], f"{label or 'base'!r}: {key}")
+        for key, value in (arguments | own).items():
+            config.ARGUMENT_KINDS[key](value, f"{label or 'base'!r}: {key}")
         found.append((label or "base", arguments | own))
     return found
 
 
 def folder_name(name: str, seed: int) -> str:
     """The run folder of a variant: its name in letters that every system takes, and its seed."""
-    return f"{re.sub(r'[^A-Za-z0-9.+=]+', '-', name).strip('-.').lower() or 'variant'}-seed{seed}"
+    letters = re.sub(r"[^A-Za-z0-9.+=]+", "-", name).strip("-.").lower() or "variant"
+    if len(letters) > LONGEST_NAME:
+        letters = f"{letters[:LONGEST_NAME]}-{zlib.crc32(letters.encode()):08x}"
+    return f"{letters}-seed{seed}"
 
 
 def plan(
@@ -325,7 +332,8 @@ class Study:
             arguments = {"resume": arguments["out"]} | machine
         elif self.budget:
             begun = [path for folder in folders if (path := folder / "config.json").exists()]
-            epochs = config.read_config(begun[0])["epochs"] if begun else epochs_within(self.budget, arguments, dataset)
+            before = config.resolve(config.read_config(begun[0])) if begun else None
+            epochs = before["epochs"] if before else epochs_within(self.budget, arguments, dataset)
             arguments["epochs"] = epochs
             say(f"{count(epochs, 'epoch')} in {self.budget}")
         trainer, _ = run.prepare(arguments, say, dataset=dataset)
@@ -363,6 +371,7 @@ def study(name: str, given: dict, fit: Callable[[Trainer], None]) -> int:
     check_repeated(repeated or (), variants, given)
     plan(variants, given, out, seeds)  # raises before anything is written
     check_budget(out, budget)
+    check_ours(out, ("table.md", "table.csv", "table.png"), "study.json", "cpu_minutes", "a study")
     this = Study(name, variants, out, budget, fit, Loader())
     waits = BEST in (repeated or ()) and BEST not in variants
     runs = plan(variants, given, out, seeds, () if waits else repeated)
@@ -381,8 +390,7 @@ def check_budget(out: Path, budget: Budget) -> None:
     """StudyError if study.json in this folder holds another time budget, or is damaged."""
     path, wanted = out / "study.json", asdict(budget)
     try:
-        check_regular(path, most=1 << 20)
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_json(path)
         fields(**dict.fromkeys(wanted, optional(positive)))(there, "it")
     except FileNotFoundError:
         return
@@ -399,7 +407,7 @@ def is_done(arguments: dict) -> bool:
     folder = arguments["out"]
     if not (folder / "config.json").exists():
         return False
-    saved = with_model(config.read_config(folder / "config.json"))
+    saved = with_model(config.resolve(config.read_config(folder / "config.json")))
     wanted = with_model(config.resolve(arguments))
     settled = {"epochs", "clean_epochs", "mean", "std", "amp"}  # by the budget, the length, the file, the machine
     asked = arguments.keys() - ({"amp"} if arguments.get("amp") == "auto" else set())

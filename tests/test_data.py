@@ -136,6 +136,20 @@ def test_an_orientation_that_is_no_number_is_none(tmp_path):
     assert image_size(tmp_path / "a.jpg") == (16, 8) and decode(tmp_path / "a.jpg", 8).shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_an_image_whose_exif_cannot_be_read_or_written_back_is_good(form, tmp_path):
+    white_above = Image.new("RGB", (16, 16))
+    white_above.paste((255, 255, 255), (0, 0, 16, 8))
+    entries = struct.pack("<HHIhH", 0x0100, 8, 1, -5, 0) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # SSHORT; turned
+    odd = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    for name, exif, turned in (("damaged", b"Exif\0\0garbage garbage", False), ("odd", odd, True)):
+        path = tmp_path / f"{name}.{form}"
+        white_above.save(path, exif=exif, **({"lossless": True} if form == "webp" else {"quality": 95}))
+        image = decode(path, 16)
+        assert (image[:, :, 12:].min() > 240) == turned and (image[:, :4].min() > 240) != turned
+        assert image_size(path) == (16, 16)
+
+
 def test_an_image_of_the_right_size_is_left_untouched(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -249,6 +263,14 @@ def test_hidden_files_are_ignored_and_subfolders_are_read(root):
     (root / "train" / "cat" / ".DS_Store").write_bytes(b"x")
     save(root / "train" / "cat" / "more" / "9.png")
     (root / "train" / ".cache").mkdir()
+    assert len(data.load("folder", root, image_size=8).train) == 7
+
+
+def test_links_to_folders_of_images_are_followed_but_not_in_circles(root):
+    save(root.parent / "more" / "deep" / "9.png")
+    for name, target in (("more", "../../../more"), ("again", "../../../more"), ("up", ".."), ("itself", ".")):
+        (root / "train" / "cat" / name).symlink_to(target)
+    (root.parent / "more" / "deep" / "back").symlink_to("..")
     assert len(data.load("folder", root, image_size=8).train) == 7
 
 

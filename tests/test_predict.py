@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import train_cifar
-from minivit import checkpoint, report
+from minivit import checkpoint, predict, report
 from minivit import data as datasets
 from minivit.evaluate import mean_probability, top1
 from minivit.predict import load_members
@@ -160,6 +160,42 @@ def test_predict_takes_folders_and_patterns_goes_on_after_bad_files_and_ends_wit
             assert row["class"] == max(row["probabilities"], key=row["probabilities"].get)
             assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     assert train_cifar.main(["--predict", str(path), "more/0.png", "--device", "cpu"]) == 0
+
+
+def test_patterns_with_two_stars_find_each_file_once_and_do_not_run_in_circles(images):
+    Path("images/test/dark/up").symlink_to("../..")
+    found = [str(path) for path in predict.find_pictures([Path("images/**/0.png")])]
+    assert found == ["images/test/bright/0.png", "images/test/dark/0.png"]
+    assert [str(path) for path in predict.find_pictures([Path("**/dark/**/1.png")])] == ["images/test/dark/1.png"]
+    absolute = Path("images").absolute() / "**" / "0.png"
+    assert [path.name for path in predict.find_pictures([absolute])] == ["0.png"] * 2
+
+
+def test_answers_are_saved_although_the_reader_of_the_output_has_gone(images, monkeypatch):
+    path = save_checkpoint(Path("run/best.pt"))
+
+    def say_two(answer: dict) -> None:
+        if answer["file"].endswith("2.png"):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(predict, "say_answer", say_two)
+    with pytest.raises(BrokenPipeError):
+        predict.classify(path, [Path("images/test/dark")], {"save_predictions": Path("a.json"), "device": "cpu"})
+    assert [Path(row["file"]).name for row in json.loads(Path("a.json").read_text())] == ["0.png", "1.png", "2.png"]
+
+
+def test_files_of_others_are_not_overwritten_by_an_evaluation_or_pictures_of_attention(images, capsys):
+    path = save_checkpoint(Path("run/best.pt"))
+    Path("mine").mkdir(), Path("mine/report.md").write_text("mine"), draw(Path("maps"), 9, 1)
+    error = refused(["--eval", str(path), "--out", "mine"], capsys)
+    assert "mine/report.md is not of an evaluation, and is not overwritten" in error
+    before, words = Path("maps/0.png").read_bytes(), ["images/test/dark/0.png", "--save-attention", "maps"]
+    for _ in range(2):
+        assert train_cifar.main(["--predict", str(path), *words, "--device", "cpu"]) == 0
+        assert Path("maps/0.png").read_bytes() == before
+        assert sorted(name.name for name in Path("maps").iterdir()) == ["0-2.png", "0.png"]  # written anew, if ours
+    for _ in range(2):
+        assert train_cifar.main(["--eval", str(path), "--out", "ours", "--device", "cpu"]) == 0
 
 
 def test_no_cell_of_saved_predictions_runs_as_a_formula_and_the_file_is_written_whole(images, capsys, monkeypatch):

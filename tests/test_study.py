@@ -91,6 +91,34 @@ def test_lists_make_a_grid_and_what_is_a_list_itself_does_not():
     assert list(load_study(written({"base": {"dim": [64, 128]}}))) == ["dim 64", "dim 128"]
 
 
+def test_a_study_is_read_as_editors_of_windows_save_it():
+    for encoding in ("utf-8-sig", "utf-16"):
+        Path("mine.json").write_text(json.dumps({"variants": {"schärfer": {"dim": 64}}}), encoding=encoding)
+        assert load_study("mine.json") == {"schärfer": {"dim": 64}}
+
+
+def test_a_variant_of_any_name_has_a_folder_of_its_own():
+    names = ["a" * 300, "a" * 300 + "b"]
+    folders = [folder_name(name, 0) for name in names]
+    assert len(set(folders)) == 2 and all(len(folder) < 255 for folder in folders)
+
+
+def test_a_run_whose_config_says_little_is_told_by_the_defaults():
+    Path("a-seed0").mkdir()
+    write_json(Path("a-seed0/config.json"), {"arguments": {}})
+    with pytest.raises(study.StudyError, match="was trained with another --"):
+        study.is_done(TINY | {"data": "shapes", "out": Path("a-seed0")})
+
+
+def test_the_tables_of_others_are_not_overwritten(images, capsys):
+    written({"variants": {"a": TINY}})
+    Path("out").mkdir(), Path("out/table.md").write_text("mine")
+    words = ["--study", "mine.json", "--data", "folder", "--data-root", str(images), "--out", "out"]
+    assert train_cifar.main(words) == 2
+    assert "out/table.md is not of a study, and is not overwritten: move it away" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["table.md"]
+
+
 @pytest.mark.parametrize(
     "content, said",
     [
@@ -100,7 +128,10 @@ def test_lists_make_a_grid_and_what_is_a_list_itself_does_not():
         ({"variant": {}}, "the key 'variant', where base and variants are known"),
         ({"variants": {"a": {"dim": {"x": 1}}}}, "'a': dim is {'x': 1}, not a value or a list of values"),
         ({"variants": {"a": {"dim": []}}}, "'a': dim is [], not a value"),
-        ({"variants": {"a": {"dim": "wide"}}}, "variant 'a': it['dim'] is 'wide', not a whole number"),
+        ({"variants": {"a": {"dim": "wide"}}}, "'a': dim is 'wide', not a whole number"),
+        ({"variants": {"a": {"preset": [{"a": 1}]}}}, "preset is a dict of 1, not a text"),
+        ({"variants": {"a": {"sizes": [[{"a": 1}], [32]]}}}, "sizes[0] is a dict of 1"),
+        ({"base": dict.fromkeys(["lr", "dim", "heads", "depth", "patch"], [1] * 10)}, "of more than 10000 variants"),
         ({"variants": {"a": {"dim": 10}}}, "variant 'a': --dim 10 does not divide into 8 heads"),
         ({"variants": {"a": {"lr": -1}}}, "variant 'a': --lr is -1, not above 0"),
         ({"variants": {"a": {"preset": "vit-z"}}}, "variant 'a': --preset is 'vit-z'"),
