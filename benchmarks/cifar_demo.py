@@ -44,13 +44,13 @@ def export(folder: Path) -> None:
     content = {key: state[key] for key in ("config", "classes", "mean", "std")} | {"describe": about}
     content |= {key: state[key] for key in ("weights", "epoch", "val_acc") if key in state}
     content["ema"] = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    checkpoint.DEMO.parent.mkdir(exist_ok=True)
-    checkpoint.save(checkpoint.DEMO, content)
     run = json.loads((folder / "config.json").read_text())
     facts = {"weights": chosen, "hold_out_accuracy": state["val_acc"]}
     facts |= {name: run[name] for name in ("arguments", "device", "threads", "versions")}
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     facts["cpu_minutes"] = json.loads(rows[-1])["cpu_minutes"]
+    checkpoint.DEMO.parent.mkdir(exist_ok=True)
+    checkpoint.save(checkpoint.DEMO, content)  # once everything is read: no new weights beside old facts
     write_json(checkpoint.DEMO.with_suffix(".json"), facts)
     print(f"{checkpoint.DEMO}: {chosen}, {checkpoint.DEMO.stat().st_size / 1e6:.2f} MB")
 

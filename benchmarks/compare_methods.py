@@ -29,6 +29,7 @@ from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat
 from minisam_glue.demo.scenes import HELD_OUT, KINDS, Scene, clip, scene
 from minisam_glue.propagators import PROPAGATORS, FlowPropagator
 from minisam_glue.sam2 import SAM2, accelerate
+from minisam_glue.support.processes import run_program
 
 PICTURES = (".jpg", ".jpeg", ".png")
 TRACKERS = PROPAGATORS | {"flow, each third frame": partial(FlowPropagator, refine_every=3)}
@@ -72,4 +73,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -25,6 +25,7 @@ from minisam_glue.demo.evaluate import innermost, seeded
 from minisam_glue.demo.scenes import ALL_KINDS, HELD_OUT, SMALLEST, Clip, clip
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.sam2 import SAM2, accelerate
+from minisam_glue.support.processes import run_program
 
 AT = 30  # frame of the prompt
 PROMPTS = ("box", "click")
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

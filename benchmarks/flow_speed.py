@@ -20,6 +20,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.flow import farneback
+from minisam_glue.support.processes import run_program
 
 
 def pair(height: int, width: int) -> list[np.ndarray]:
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

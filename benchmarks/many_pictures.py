@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peak_memory import rusage_mib
 
 from minisam_glue.demo.scenes import scene
+from minisam_glue.support.processes import run_program
 
 HERE = Path(__file__).resolve().parents[1]
 FIRST_SEED = 20_000  # held out
@@ -98,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.demo.drawing import Figure
 from minisam_glue.demo.evaluate import arguments, run
 from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage, tracked_and_twins
+from minisam_glue.support.processes import run_program
 
 SCALE = 4  # how much larger the figures are drawn
 INKS = {
@@ -203,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -26,6 +26,7 @@ from minisam_glue.demo.evaluate import evaluate_clips, evaluate_masks, seeded, t
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.models import in_precision
 from minisam_glue.sam2 import VideoTracker
+from minisam_glue.support.processes import run_program
 
 FULL = 384  # pixels that the demo was trained for
 FIRST_SEED = 5000  # held out
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 Picture = Image.Image | np.ndarray
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value of cameras, scanners and microscopes
 LEAST_WHITE = 16  # floats above 1 whose largest is less than this are no grey levels of any depth
+TURNS = {  # of EXIF's orientation, tag 0x0112, how the picture becomes upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Levels(NamedTuple):
@@ -79,7 +88,7 @@ def own_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
 def _from_pillow(image: Image.Image, levels: Levels | None) -> np.ndarray:
     """Modes I and F hold any numbers; an RGB picture of 16 bits a channel is read by Pillow as its high bytes."""
     high_bytes = is_deep_colour(image)
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode[0] in "IF":
         return np.repeat(eight_bits(np.asarray(image), levels)[..., None], 3, 2)
     if image.has_transparency_data:
@@ -91,6 +100,22 @@ def _from_pillow(image: Image.Image, levels: Levels | None) -> np.ndarray:
         white = max(int((levels or _levels_of_high_bytes(colours)).white), GREY_LEVELS[1].white) >> 8
         colours = (np.minimum(colours, white).astype(np.uint16) * 255 // white).astype(np.uint8)
     return np.ascontiguousarray(colours) if alpha is None else on_white(np.concatenate((colours, alpha), 2))
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation of an image, 1 to 8; 1, upright, where its EXIF can't be read: its pixels may be good."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF makes Pillow raise half a dozen types
+        return 1
+    return value if value in TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its EXIF says. ImageOps.exif_transpose would write all EXIF anew, and fail at odd values."""
+    image.load()  # what is wrong with the pixels must be heard here: for the EXIF of a PNG Pillow reads them, too
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def is_deep_colour(image: Image.Image) -> bool:

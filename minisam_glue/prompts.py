@@ -103,6 +103,7 @@ class ObjectPrompt:
                 raise ValueError(f"{name} is {value!r:.80}: give a whole number from {least}")
         if self.label is not None and not (isinstance(self.label, str) and self.label.strip()):
             raise ValueError(f"label is {self.label!r:.80}: give a word or more")
+        check_letters(self.label or "", "the label")
         if self.box is not None:
             check_box(self.box)
         for point in self.points:
@@ -259,6 +260,7 @@ def split_phrases(sentence: Sentence) -> list[str]:
     for part in parts:
         if not isinstance(part, str):
             raise TypeError(f"a list of phrases holds strings, not a {kind_of(part)}")
+        check_letters(part, "the phrase")
     phrases = [part.strip() for part in parts]
     if isinstance(sentence, str):
         phrases = [phrase for phrase in phrases if phrase]
@@ -266,6 +268,14 @@ def split_phrases(sentence: Sentence) -> list[str]:
         kind = "an empty" if phrases else "no"
         raise ValueError(f'the prompt {sentence!r:.80} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
     return list(dict.fromkeys(phrases))
+
+
+def check_letters(text: str, what: str) -> None:
+    """ValueError for a text that no file can hold: with a byte from a command line or file that is no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {text!r:.80} holds a byte that is no text: write it in UTF-8") from None
 
 
 def kind_of(prompt: object) -> str:

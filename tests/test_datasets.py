@@ -1,6 +1,8 @@
 """Data sets out of results: what independent readers read is what the masks were; and how a data set grows."""
 
+import dataclasses
 import json
+import os
 import signal
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,13 +17,13 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
-from minisam_glue.cli.lock import FolderLock
 from minisam_glue.datasets import FORMATS, Categories, DataSets, Picture, Pixels, voc, yolo
 from minisam_glue.datasets.dataset import DataSet
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
 from minisam_glue.records import Segment, Segmented
+from minisam_glue.support.lock import FolderLock
 
 PICTURES, CLIPS, FRAMES = 50, 5, 5
 
@@ -354,6 +356,67 @@ def test_a_run_that_is_killed_and_resumed_makes_the_same_data_sets(inputs, tmp_p
         for name in FORMATS:
             for path in sorted((tmp_path / "out" / name).rglob("*"), reverse=True):
                 path.unlink() if path.is_file() else path.rmdir()
+
+
+ODD_ENTRIES = [
+    ("coco", {"frame": "0"}),
+    ("coco", {"objects": 5}),
+    ("coco", {"objects": [{"category_id": 9, "track": 1}]}),
+    ("coco", {"image": {}}),
+    ("davis", {"seen": {"x": 0}}),
+    ("davis", {"seen": {"1": 99}}),
+    ("voc", {"name": None}),
+    ("yolo", {"files": ["../../mine"]}),
+]
+
+
+def test_an_entry_of_a_data_set_that_no_run_wrote_is_made_again(inputs, tmp_path):
+    out = tmp_path / "out"
+    assert made_by(inputs, out) == 0
+    whole = data_sets(out)
+    for name, changes in ODD_ENTRIES:
+        part = out / name / ".parts" / "film.jsonl"
+        lines = [json.dumps(json.loads(line) | changes) for line in part.read_text().splitlines()]
+        part.write_text("\n".join(lines))
+        assert made_by(inputs, out, "--resume") == 0 and data_sets(out) == whole, (name, changes)
+
+
+def test_a_label_that_no_file_can_hold_is_refused_and_one_of_an_old_result_is_escaped(inputs, tmp_path, capsys):
+    for words in (["r\udce9d square."], ["--object", "box=1,1,9,9 label=caf\udce9"]):
+        assert command(inputs[0], *words, "--out", tmp_path / "out", "--save", *FORMATS) == 2
+        error = one_line(capsys)
+        assert "holds a byte that is no text: write it in UTF-8" in error and not (tmp_path / "out").exists()
+    assert command(inputs[0], "bright.", "--quiet", "--out", tmp_path / "out") == 0
+    path = tmp_path / "out" / "p0" / "result.json"
+    path.write_text(path.read_text().replace('"bright"', '"r\\udce9d"'))
+    for name in FORMATS:
+        assert run([str(tmp_path / "out"), "--to", name, "--quiet"]) == 0
+    assert (tmp_path / "out" / "labelme" / "labels.txt").read_text() == "bright\nr\\udce9d\n"
+
+
+def test_one_format_that_can_not_be_written_leaves_the_others_whole(inputs, tmp_path, capsys, monkeypatch):
+    assert made_by(inputs, tmp_path / "whole") == 0
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(FORMATS, "coco", dataclasses.replace(FORMATS["coco"], assemble=full))
+    assert made_by(inputs, tmp_path / "out") == 2 and "No space left" in capsys.readouterr().err
+    whole, made = data_sets(tmp_path / "whole"), data_sets(tmp_path / "out")
+    assert {name: content for name, content in whole.items() if name not in made}.keys() == {"coco/annotations.json"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs the file types of Unix")
+def test_a_source_that_has_become_a_pipe_or_a_device_is_not_waited_for(inputs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(inputs[0], "bright.", "--quiet", "--out", out) == 0
+    Path(inputs[0]).unlink()
+    os.mkfifo(inputs[0])
+    assert run([str(out / "p0"), "--to", "coco"]) == 2 and "p0.png': it is no regular file" in one_line(capsys)
+    path = out / "p0" / "result.json"
+    for source, said in (("/dev/zero", "it is no regular file"), ("a\0b", "embedded null")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"source": source}))
+        assert run([str(out / "p0"), "--to", "coco"]) == 2 and said in one_line(capsys)
 
 
 @pytest.mark.parametrize("name", FORMATS)

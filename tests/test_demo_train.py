@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -34,6 +35,7 @@ from minisam_glue.demo.training import Trainer, command, export
 from minisam_glue.grounding_dino import PRESETS, Detections, Detector, WordPieceTokenizer
 from minisam_glue.grounding_dino.losses import Target
 from minisam_glue.pixels import IMAGENET_MEAN, IMAGENET_STD
+from minisam_glue.support.lock import FolderLock
 
 TOKENIZER = WordPieceTokenizer.load(VOCABULARY)
 TASK = DetectorTask(RECIPE)
@@ -251,6 +253,84 @@ def test_a_process_without_a_gpu_of_its_own_is_one_line(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit, match="2"):
         command("", DetectorTask, RECIPE, "")
     assert "RANK=x" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--steps", "-5"], "'-5' is out of range: give a whole number from 1"),
+        (["--batch-size", "0"], "give a whole number from 1"),
+        (["--lr", "nan"], "give a number above 0"),
+        (["--seed", "-1"], "give a whole number from 0"),
+        (["--workers", "-1"], "give a whole number from 0"),
+        (["--minutes", "nan"], "give a number above 0"),
+        (["--device", "warp"], "device 'warp': there is no such device"),
+        (["--start", "nowhere.pt"], "--start nowhere.pt"),
+        (["--out", "taken"], "taken"),
+        (["--out", "damaged"], "damaged/last.pt: it is damaged"),
+        (["--out", "other"], "other/last.pt: its content lacks 'recipe'"),
+        (["--out", "model"], "model/last.pt: "),
+    ],
+    ids=str,
+)
+def test_a_training_that_cannot_be_meant_is_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("")
+    state = Trainer(TASK, Path("run"), "cpu").state()
+    for name, content in (("damaged", None), ("other", {"step": 1}), ("model", state | {"model": {}})):
+        Path(name).mkdir()
+        torch.save(content, Path(name, "last.pt"))
+    Path("damaged/last.pt").write_bytes(b"PK" + bytes(99))
+    monkeypatch.setattr("sys.argv", ["train", "--device", "cpu", *words])
+    with pytest.raises(SystemExit) as ended:
+        command("", DetectorTask, RECIPE, "out")
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_ctrl_c_ends_a_training_after_its_step_and_the_same_line_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "--device", "cpu", "--out", str(tmp_path / "run")])
+    update = Trainer.update
+
+    def interrupted(trainer: Trainer, batch: object) -> dict:
+        if trainer.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return update(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            command("", DetectorTask, RECIPE, "")
+    assert ended.value.code == 130 and "stopped at step 2 of" in capsys.readouterr().out
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "tot')  # of a process that was killed while it wrote
+    with pytest.raises(SystemExit) as ended:
+        command("", DetectorTask, RECIPE, "")
+    whole = Trainer(TASK, tmp_path / "whole", "cpu")
+    whole.run(0)
+    one, two = (torch.load(tmp_path / name / "detector.pt")["model"] for name in ("run", "whole"))
+    assert ended.value.code == 0 and all(torch.equal(one[key], two[key]) for key in two)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [RECIPE.steps]
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    lock = FolderLock(tmp_path)
+    monkeypatch.setattr("minisam_glue.support.lock.PATIENCE", 0.1)
+    monkeypatch.setattr("sys.argv", ["train", "--device", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        command("", DetectorTask, RECIPE, "")
+    assert "another run writes into this folder" in capsys.readouterr().err
+    lock.release()
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    trainer = Trainer(TASK, tmp_path, "cpu")
+    next(trainer.ema.parameters()).data.fill_(torch.nan)
+    trainer.step = RECIPE.steps
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        trainer.run(0)
+    assert not (tmp_path / "detector.pt").exists()
 
 
 def test_a_run_of_another_recipe_is_not_continued(tmp_path):

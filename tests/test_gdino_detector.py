@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import struct
 
 import numpy as np
 import own_numbers
@@ -25,6 +26,7 @@ from minisam_glue.grounding_dino.detector import (
     score_limits,
 )
 from minisam_glue.grounding_dino.tokenizer import WordPieceTokenizer
+from minisam_glue.media.images import read_image, read_masks
 from minisam_glue.pixels import to_rgb
 from minisam_glue.prompts import split_phrases
 
@@ -319,6 +321,19 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(to_rgb(Image.open(tmp_path / "turned.png")), np.rot90(picture(0), -1))
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp"])
+def test_a_picture_whose_exif_cannot_be_read_or_written_back_is_good(form, tmp_path):
+    entries = struct.pack("<HHIhH", 0x0100, 8, 1, -5, 0) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # SSHORT; turned
+    odd = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    plain = Image.fromarray(picture(0))
+    for name, exif, turns in (("damaged", b"Exif\0\0garbage garbage", 0), ("odd", odd, -1)):
+        path = tmp_path / f"{name}.{form}"
+        plain.save(path, exif=exif, **({"lossless": True} if form == "webp" else {"quality": 95}))
+        for read in (read_image, lambda path: to_rgb(Image.open(path)), lambda path: read_masks(path)[0][..., None]):
+            assert read(path).shape[:2] == np.rot90(picture(0), turns).shape[:2]
+        assert form == "jpg" or np.array_equal(read_image(path), np.rot90(picture(0), turns))
 
 
 def test_of_an_animation_the_current_frame_is_taken(tmp_path):

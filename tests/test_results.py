@@ -21,12 +21,12 @@ from PIL import Image
 
 from minisam_glue.cli import folders, lock, outputs, provenance, video
 from minisam_glue.cli.arguments import VIDEO_FLAGS
-from minisam_glue.cli.lock import FolderLock, run_name
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.provenance import CHANGE_NOTHING, STATED_OTHERWISE, differences, facts_of, weights_hash
 from minisam_glue.cli.run import Run
 from minisam_glue.grounding_dino import Detections
+from minisam_glue.support.lock import FolderLock, run_name
 
 TESTS = Path(__file__).parent
 CASES = TESTS / "cases" / "resume"
@@ -390,7 +390,7 @@ def test_a_process_of_several_that_failed_ends_after_the_others_lest_torchrun_en
 @posix
 def test_the_lock_of_a_process_that_was_killed_holds_nobody_up(tmp_path):
     held = f"held = FolderLock(Path({str(tmp_path)!r})); print(flush=True); input()"
-    script = f"from minisam_glue.cli.lock import FolderLock, Path; {held}"
+    script = f"from minisam_glue.support.lock import FolderLock, Path; {held}"
     process = subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, cwd=TESTS.parent)
     process.stdout.readline()
     with pytest.raises(ValueError, match="another run"):

@@ -27,6 +27,7 @@ from minisam_glue.cli.console import Console
 from minisam_glue.cli.outputs import label_name
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.masks import decode_rle
+from minisam_glue.media.inputs import expand_inputs
 from minisam_glue.prompts import split_phrases
 from minisam_glue.weights import CHECKPOINTS
 from minisam_glue.weights.table import VOCABULARIES
@@ -221,6 +222,20 @@ def test_options_may_stand_anywhere(tmp_path):
         assert (args.words, args.save, args.seed_prompt) == ([source, "bright."], ["masks", "crops"], ["box", "points"])
     with pytest.raises(ValueError, match="--save: invalid choice: 'mask'"):
         parse_arguments([source, "--save", "mask", "bright."])
+
+
+def test_patterns_with_two_stars_find_each_file_once_and_do_not_run_in_circles(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/0.png", "a/b/0.png", "a/b/c/1.png", "a/.hidden/0.png", "[x]/0.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        save(picture(5), Path(name))
+    for name in ("up", "again"):
+        Path("a/b", name).symlink_to("../..")
+    every = ["[x]/0.png", "a/0.png", "a/b/0.png"]
+    assert expand_inputs(["**/0.png"]) == every and expand_inputs(["a/**/c/*.png"]) == ["a/b/c/1.png"]
+    assert expand_inputs([f"{tmp_path}/**/0.png"]) == [f"{tmp_path}/{name}" for name in every]
+    assert expand_inputs(["a/**"]) == ["a/0.png", "a/b/0.png", "a/b/c/1.png"]
+    assert expand_inputs(["**/b/**/?.png"]) == ["a/b/0.png", "a/b/c/1.png"]
 
 
 def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes_and_no_glob_mistakes():

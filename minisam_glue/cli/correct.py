@@ -26,6 +26,7 @@ from ..propagation import BOTH, FORWARD, REVERSE, Tracking
 from ..propagators import MEMORY
 from ..records import Segment, Segmented
 from ..seeding import Seed
+from ..support.lock import FolderLock
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number, shell_word
 from ..support.reading import fields, optional, sequence, text, whole
 from ..weights import CHECKPOINTS
@@ -33,7 +34,6 @@ from .arguments import seeding_of
 from .console import Console, count
 from .folders import CORRECTION, UNFINISHED, complete, is_unfinished, read_result
 from .job import Job
-from .lock import FolderLock
 from .objects import read_objects
 from .outputs import OF, Journal, VideoOutput, is_complete
 from .parser import parse_arguments, program

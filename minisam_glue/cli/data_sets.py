@@ -9,11 +9,11 @@ from pathlib import Path
 from ..datasets import FORMATS, DataSets, Result
 from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
+from ..support.lock import FolderLock
 from ..support.processes import Stopped, escape_unknown_letters, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
-from .lock import FolderLock
 from .parser import Parser, output_folder
 from .provenance import UNKNOWN, Facts, content
 

@@ -1,7 +1,6 @@
 """The flags of segment.py and `minisam`."""
 
 import argparse
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from ..prompts import AUTO, SEED_PROMPTS, Thresholds
 from ..propagation import DIRECTIONS
 from ..propagators import MEMORY, PROPAGATORS
 from ..sam2.model import STRIDE, check_image_size
+from ..support.values import number, whole_number
 
 DESCRIPTION = """Segment the objects that a sentence names, in images, folders, videos and cameras.
 
@@ -38,34 +38,7 @@ standard output has gone (| head)."""
 OTSU = "otsu"
 FORMATS = ("mp4", "gif", "webp", "png")
 LONGEST = 1e9  # seconds and frames: 30 years
-FASTEST = 1000.0  # frames per second
-
-
-def number(least: float, most: float, above: bool = False) -> Callable[[str], float]:
-    """A type of argument: a number from `least` (above: more than that) to `most`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most or (above and value == least):
-            limits = f"above {least:g} and at most {most:g}" if above else f"from {least:g} to {most:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a number {limits}")
-        return value
-
-    return parse
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type of argument: a whole number from `least` on."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,10}", text) or not least <= int(text) <= LONGEST:
-            raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a whole number from {least}")
-        return int(text)
-
-    return parse
+SLOWEST, FASTEST = 1e-9, 1000.0  # frames per second
 
 
 def image_size(text: str) -> int:
@@ -308,7 +281,7 @@ def add_frame_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--fps",
-        type=number(0, FASTEST, above=True),
+        type=number(SLOWEST, FASTEST),
         default=media.DEFAULT_FPS,
         metavar="X",
         help="frames per second of folders, pipes and TIFF pages, which state none (default %(default)s)",

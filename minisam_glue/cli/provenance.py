@@ -20,6 +20,7 @@ from ..datasets import FORMATS
 from ..media.images import list_folder, looks_like_picture
 from ..models import Models
 from ..prompts import Clicks, ObjectPrompt, Prompt
+from ..support.reading import check_regular
 from ..support.text import shortened
 from ..weights import CHECKPOINTS, cache_dir
 from .arguments import VIDEO_FLAGS
@@ -145,6 +146,10 @@ def _hash_folder(paths: Sequence[Path]) -> str:
 
 
 def _hash_file(path: str | Path) -> str:
+    try:
+        check_regular(path)  # of a pipe or device there would be no end
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
     total = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

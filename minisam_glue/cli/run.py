@@ -22,6 +22,7 @@ from ..render import index_page
 from ..render.index_page import Entry, check_index, write_index
 from ..seeding import check_sentence
 from ..support.files import clear_temporaries
+from ..support.lock import FolderLock
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
 from ..support.reading import fields, sequence, text
 from ..support.text import printable
@@ -30,7 +31,6 @@ from .console import Console, KeptConsole, out_of_memory, summary, too_large
 from .data_sets import data_sets_of
 from .folders import check_own, complete, make_folder, read_result
 from .job import Job
-from .lock import FolderLock
 from .outputs import OF, finished_of, is_complete, save_picture
 from .progress import InputProgress
 from .provenance import Facts, differences, settings_of

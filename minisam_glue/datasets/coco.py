@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..masks import encode_rle
 from ..support.files import whole_file
+from ..support.reading import Kind, fields, optional, sequence, text, whole
 from .annotations import Annotation, Categories, Entries, Picture
 from .polygons import trace
 
@@ -61,19 +62,24 @@ def _write(folder: Path, picture: Picture, segmentation: Callable[[Annotation], 
     return {"files": [path], "image": image, "frame": picture.frame if picture.video else None, "objects": objects}
 
 
+def entry(categories: int) -> Kind:
+    """The kind of an entry."""
+    held = fields(category_id=whole(1, categories), track=optional(whole()))
+    image = fields(file_name=text, height=whole(1), width=whole(1))
+    return fields(image=image, frame=optional(whole()), objects=sequence(held))
+
+
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
     """Write annotations.json. Ids count from 1 in the order of the inputs; one without a result yet keeps a number."""
     names = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(categories.names, 1)]
     videos, tracks = [], {}
     for name, frames in entries():
-        for entry in frames or ():
-            if entry["frame"] is None:
-                break
-            if not entry["frame"]:
-                videos.append({"id": len(videos) + 1, "name": name} | _size(entry) | WHOLE)
-            for held in entry["objects"]:
-                known = {"video_id": len(videos), "category_id": held["category_id"], "object_id": held["track"]}
-                tracks.setdefault((name, held["track"]), {"id": len(tracks) + 1} | known)
+        video = [entry for entry in frames or () if entry["frame"] is not None]
+        if video:
+            videos.append({"id": len(videos) + 1, "name": name} | _size(video[0]) | WHOLE)
+        for held in (held for entry in video for held in entry["objects"]):
+            known = {"video_id": len(videos), "category_id": held["category_id"], "object_id": held["track"]}
+            tracks.setdefault((name, held["track"]), {"id": len(tracks) + 1} | known)
     ids = {video["name"]: video["id"] for video in videos}
     head = {"info": {"description": "masks by minisam_glue"}, "licenses": [], "categories": names, "videos": videos}
     with whole_file(folder / ANNOTATIONS) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -93,7 +93,7 @@ class DataSet:
     def has(self, name: str, since: int) -> bool:
         """Whether an input is complete here, and written at `since` (nanoseconds of file times) or later."""
         with suppress(FileNotFoundError):
-            return self._part(name).stat().st_mtime_ns >= since
+            return self._part(name).stat().st_mtime_ns >= since and self.entries_of(name) is not None
         return False
 
     @contextmanager
@@ -146,6 +146,7 @@ class DataSet:
             lines = self._part(name).read_bytes().splitlines()
             entries = [json.loads(line) for line in lines]
             sequence(ENTRY)(entries, "entries")
+            sequence(self.how.entry(len(self.categories.names)))(entries, "entries")
         except (ValueError, OSError, RecursionError):
             return None
         return entries
@@ -201,8 +202,7 @@ class DataSets:
             for picture in result.pictures(self.categories, image):
                 for put in writers:
                     put(picture)
-        for held in self.sets:
-            held.assemble_if_due()
+        self._each(DataSet.assemble_if_due)
 
     def has(self, folder: Path) -> bool:
         """Whether all data sets have the result that is in a folder now."""
@@ -210,9 +210,18 @@ class DataSets:
         return all(held.has(folder.name, changed) for held in self.sets)
 
     def finish(self) -> None:
-        """Write the files of the whole data sets."""
+        """Write the files of the whole data sets. The first error, if there are any, comes when all were tried."""
+        self._each(DataSet.assemble)
+
+    def _each(self, work: Callable[[DataSet], None]) -> None:
+        errors = []
         for held in self.sets:
-            held.assemble()
+            try:
+                work(held)
+            except (ValueError, OSError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def read_about(folder: Path) -> dict:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from ..support.files import whole_file
+from ..support.reading import Kind, fields, mapping, refuse, text, whole
 from .annotations import Categories, Entries, Picture
 from .palette import MOST, number_map, save
 
@@ -32,6 +33,18 @@ def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     picture.pixels.save(folder / image)
     seen = {str(number): a.category for number, a in zip(numbers, picture.annotations)}
     return {"files": [mask, image], "frame": frame, "seen": seen}
+
+
+def entry(categories: int) -> Kind:
+    """The kind of an entry."""
+    return fields(frame=text, seen=mapping(_number, whole(0, categories - 1)))
+
+
+def _number(value: object, where: str) -> None:
+    """The number of an object, as a key of JSON has it."""
+    text(value, where)
+    if not (value.isascii() and value.isdigit()):
+        refuse(value, where, "a number of digits")
 
 
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from ..support.files import whole_file
+from ..support.reading import Kind, fields, text
 from ..support.text import printable
 from .annotations import Categories, Entries, Picture
 from .palette import MOST, colours, number_map, save
@@ -66,6 +67,11 @@ def _xml(picture: Picture, name: str, categories: Categories) -> str:
         f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
         f"\t<segmented>1</segmented>\n{objects}</annotation>\n"
     )
+
+
+def entry(categories: int) -> Kind:
+    """The kind of an entry."""
+    return fields(name=text)
 
 
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:

@@ -17,6 +17,7 @@ hand: benchmarks/second_renderer.py. Left out: COCO's limits on area and number 
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -31,11 +32,14 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..grounding_dino import Detections, Detector
+from ..models import choose_device
 from ..propagators import FLOW, MEMORY, PROPAGATORS, MemoryPropagator
 from ..render.story import story
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
 from ..support.files import whole_file
+from ..support.processes import run_program
 from ..support.reading import anything, check_regular, mapping, text
+from ..support.values import whole_number
 from . import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
 from .clip_metrics import ClipMetrics, broadcast_iou, mean
 from .clip_story import tell
@@ -307,8 +311,9 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", type=Path, help="file that train_detector wrote")
     parser.add_argument("--segmenter", type=Path, help="file that train_segmenter wrote (without both: the package's)")
-    parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
-    parser.add_argument("--clips", type=int, default=100, help="number of clips, of the kinds in turn (default 100)")
+    count = whole_number(0)
+    parser.add_argument("--scenes", type=count, default=500, help="number of scenes (default 500)")
+    parser.add_argument("--clips", type=count, default=100, help="number of clips, of the kinds in turn (default 100)")
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -318,7 +323,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
         help=f"kinds of clips: {', '.join(ALL_KINDS)} (default: {', '.join(KINDS)})",
     )
     seeds = parser.add_mutually_exclusive_group()
-    seeds.add_argument("--first-seed", type=int, default=0, help="seed of the first scene and clip (default 0)")
+    seeds.add_argument("--first-seed", type=count, default=0, help="seed of the first scene and clip (default 0)")
     seeds.add_argument(
         "--held-out",
         dest="first_seed",
@@ -381,9 +386,11 @@ def print_metrics(found: dict[str, ClipMetrics]) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Leave with one line where arguments contradict each other, or name a file that cannot be written."""
-    if args.values and (args.story or not args.values.parent.is_dir()):
-        parser.error(f"--values {args.values}: give a name in a folder that is there, without --story")
+    """Leave with one line where arguments contradict each other, or name a file that cannot be written. ValueError for
+    a device that this machine lacks."""
+    args.device = str(choose_device(args.device))
+    if args.values and (args.story or args.values.is_dir() or not args.values.parent.is_dir()):
+        parser.error(f"--values {args.values}: give the name of a file in a folder that is there, without --story")
     if args.values and not (args.identity or args.propagate == FLOW):
         parser.error("--values is for clips: give --identity or --propagate flow")
     if args.propagate == FLOW and args.identity:
@@ -438,4 +445,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -9,6 +9,7 @@ Seeds are held out (see scenes.py). The numbers with SAM 2 are counted as those 
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from torch import Tensor
 from ..clipseg import HeatMapper
 from ..heatmap import SURE, HeatSettings, confidence
 from ..mask_proposals import first_of_repeats, segment_seed, split_seeds
-from ..models import Models
+from ..models import Models, choose_device
 from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
 from ..seeding import find_seeds
+from ..support.processes import run_program
+from ..support.values import whole_number
 from . import load_heat_mapper, load_segmenter
 from .evaluate import mean, text_metrics
 from .scenes import Scene, scene
@@ -146,13 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clipseg", type=Path, required=True, help="file that train_clipseg wrote")
     parser.add_argument("--segmenter", type=Path, help="file that train_segmenter wrote")
-    parser.add_argument("--scenes", type=int, default=500, help="number of scenes (default 500)")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
+    parser.add_argument("--scenes", type=whole_number(0), default=500, help="number of scenes (default 500)")
+    parser.add_argument("--first-seed", type=whole_number(0), default=0, help="seed of the first scene (default 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--floors", action="store_true", help="only compare floors and least areas, with --segmenter")
     args = parser.parse_args()
     if args.floors and not args.segmenter:
         parser.error("--floors needs --segmenter: it compares masks")
+    args.device = str(choose_device(args.device))
     mapper = load_heat_mapper(args.clipseg, args.device)
     scenes = [scene(seed) for seed in range(args.first_seed, args.first_seed + args.scenes)]
     segmenter = load_segmenter(args.segmenter, args.device) if args.segmenter else None
@@ -166,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -3,10 +3,12 @@
 python -m minisam_glue.demo.examples      # writes them again
 """
 
+import sys
 from pathlib import Path
 
 from PIL import Image
 
+from ..support.processes import run_program
 from .scenes import clip, scene
 
 PICTURES = {"squares.jpg": 800_016, "hexagons.jpg": 800_021}
@@ -25,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -30,10 +31,13 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from ..models import choose_device
 from ..support.files import whole_file
-from ..support.processes import own_gpu, rank_and_number
-from ..support.reading import check_weights, load_state_dict
+from ..support.lock import FolderLock
+from ..support.processes import Stopped, on_signals, own_gpu, rank_and_number, run_program
+from ..support.reading import anything, check_weights, fields, load, load_state_dict, mapping, text, whole
 from ..support.text import one_line
+from ..support.values import number, whole_number
 from .muon import Muon, matrices_of
 
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 100, 2500  # steps
@@ -113,13 +117,14 @@ class Trainer:
             begin_with(self.model, Path(self.recipe.start))
         self.model.to(device).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.stopped: int | None = None  # the signal that asked for the end
         matrices = matrices_of(self.model)
         rest = [w for w in self.model.parameters() if all(w is not matrix for matrix in matrices)]
         self.optimizers = (Muon(matrices, self.recipe.lr), torch.optim.AdamW(rest, self.recipe.lr, weight_decay=0.0))
         self.recent: dict[str, list[Tensor]] = defaultdict(list)  # losses since the last line of the log
         out.mkdir(parents=True, exist_ok=True)
         if begun:
-            self.resume(torch.load(out / "last.pt", map_location=device, weights_only=True))
+            self.resume(read_state(out / "last.pt", self.state()))
 
     def resume(self, state: dict) -> None:
         """Go on from a saved state. ValueError if it is of another recipe; steps may differ while on the plateau."""
@@ -139,28 +144,37 @@ class Trainer:
         self.step = state["step"]
         log = self.out / "metrics.jsonl"
         if log.exists() and self.rank == 0:  # lines after the checkpoint will be written again
-            written = log.read_text(encoding="utf-8").splitlines()
-            lines = [line for line in written if json.loads(line)["step"] <= self.step]
-            log.write_text("".join(line + "\n" for line in lines))
+            lines = [line for line in log.read_bytes().splitlines() if is_line_until(line, self.step)]
+            with whole_file(log) as path:
+                path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+    def state(self) -> dict:
+        """The whole state of the run."""
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
 
     def save(self, name: str = "last.pt") -> None:
-        """The whole state, to a file of the run's folder."""
-        if self.rank > 0:
-            return
-        with whole_file(self.out / name) as path:
-            torch.save(
-                {
-                    "recipe": dataclasses.asdict(self.recipe),
-                    "step": self.step,
-                    "model": self.model.state_dict(),
-                    "ema": self.ema.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                },
-                path,
-            )
+        """Write the whole state to a file of the run's folder."""
+        if self.rank == 0:
+            with whole_file(self.out / name) as path:
+                torch.save(self.state(), path)
+
+    def stop(self, number: int, frame: object) -> None:
+        """Answer a signal: the first one ends the run after the step at hand, a second one at once."""
+        if self.stopped is not None or self.recipe.processes > 1:
+            raise Stopped(number)
+        self.stopped = number
 
     def run(self, workers: int, minutes: float = math.inf) -> bool:
-        """Train to the last step and write the weights, or stop after so many minutes. Returns whether it is done.
+        """Train to the last step and write the weights, or stop before. Returns whether it is done. ValueError if the
+        weights hold NaN or infinity by then.
+
+        minutes: stop after so many.
 
         A step after which time is up is the last one of a process; with several of them each looks at its own clock, so
         that only a run of one process may be stopped.
@@ -182,11 +196,13 @@ class Trainer:
                 self.save()
             if self.step == self.recipe.plateau:
                 self.save("plateau.pt")
-            if time.perf_counter() - start > 60 * minutes and self.step < self.recipe.steps:
+            is_time_up = time.perf_counter() - start > 60 * minutes
+            if (is_time_up or self.stopped is not None) and self.step < self.recipe.steps:
                 self.save()
                 return False
         self.save()
         if self.rank == 0:
+            check_weights(self.ema.state_dict(), self.ema.state_dict())
             export(self.ema, self.out / f"{self.task.name}.pt")
         return True
 
@@ -218,6 +234,34 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         left = (self.recipe.steps - self.step) / values["steps_per_s"] if "steps_per_s" in values else None
         print(json.dumps(line), f"{left / 3600:.2f} h left" if left is not None else "", flush=True)
+
+
+def read_state(path: Path, ours: dict) -> dict:
+    """The state of a run as it was saved. ValueError, which names the file, if it is damaged or of another model.
+
+    ours: the state of the run that would go on.
+    """
+    try:
+        state = load(path)
+        fields(recipe=mapping(text, anything), step=whole(), model=anything, ema=anything, optimizers=anything)(
+            state, "its content"
+        )
+        for name in ("model", "ema"):
+            check_weights(state[name], ours[name])
+        for saved, own in zip(state["optimizers"], ours["optimizers"], strict=True):
+            if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in own["param_groups"]]:
+                raise ValueError("its optimisers are of another model")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {one_line(error)}; choose another --out, or remove it to begin anew") from None
+    return state
+
+
+def is_line_until(line: bytes, step: int) -> bool:
+    """Whether this is a whole line of the log, of this step at most; the last one of a killed run may be cut."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -252,43 +296,50 @@ def export(model: nn.Module, path: Path) -> None:
 
 
 def command(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) -> None:
-    """The command line of a training whose recipe is `recipe` unless flags say otherwise."""
+    """Run the command line of a training whose recipe is `recipe` unless flags say otherwise, and end the process."""
+    sys.exit(run_program(lambda: train(doc, task, recipe, out)))
+
+
+def train(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) -> None:
+    """Train as the command line says. ValueError or OSError for what cannot be; Stopped after a signal."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=recipe.steps, help="steps of the optimiser (default %(default)s)")
-    parser.add_argument(
-        "--batch-size", type=int, default=recipe.batch_size, help="scenes a step and process (default %(default)s)"
-    )
-    parser.add_argument("--lr", type=float, default=recipe.lr, help="highest learning rate (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=recipe.seed)
-    parser.add_argument("--start", metavar="FILE", help="begin with these weights; default: from nothing")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU take 8 or more")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="stop after so many minutes; the same line again goes on"
+    flag, count = parser.add_argument, whole_number(1)
+    flag("--out", type=Path, default=Path(out), help="folder of the run (default %(default)s)")
+    flag("--steps", type=count, default=recipe.steps, help="steps of the optimiser (default %(default)s)")
+    flag("--batch-size", type=count, default=recipe.batch_size, help="scenes a step and process (default %(default)s)")
+    flag("--lr", type=number(0, 1, above=True), default=recipe.lr, help="highest learning rate (default %(default)s)")
+    flag("--seed", type=whole_number(0), default=recipe.seed)
+    flag("--start", metavar="FILE", help="begin with these weights; default: from nothing")
+    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flag("--workers", type=whole_number(0), default=0, help="processes that draw scenes; with a GPU take 8 or more")
+    flag(
+        "--minutes",
+        type=number(0, 1e6, above=True),
+        default=math.inf,
+        help="stop after so many minutes; the same line again goes on",
     )
     args = parser.parse_args()
+    rank, processes = rank_and_number()
+    if processes > 1 and args.minutes < math.inf:
+        raise ValueError("--minutes stops a run of one process: leave it out, or start without torchrun")
+    given = {name: getattr(args, name) for name in ("steps", "batch_size", "lr", "seed", "start")}
+    recipe = dataclasses.replace(recipe, processes=processes, **given)
+    if processes > 1 and args.device == "cuda":
+        args.device = own_gpu(torch.cuda.device_count())
+    device = choose_device(args.device)
+    if processes > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    args.out.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(args.out)
     try:
-        rank, processes = rank_and_number()
-        if processes > 1 and args.minutes < math.inf:
-            raise ValueError("--minutes stops a run of one process: leave it out, or start without torchrun")
-        recipe = dataclasses.replace(
-            recipe,
-            steps=args.steps,
-            batch_size=args.batch_size,
-            processes=processes,
-            lr=args.lr,
-            seed=args.seed,
-            start=args.start,
-        )
-        if processes > 1 and args.device == "cuda":
-            args.device = own_gpu(torch.cuda.device_count())
-        if processes > 1:
-            dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
-        trainer = Trainer(task(recipe), args.out, args.device, rank)
-    except ValueError as error:
-        parser.error(str(error))  # exit status 2
-    if not trainer.run(args.workers, args.minutes):
+        trainer = Trainer(task(recipe), args.out, str(device), rank)
+        with on_signals(trainer.stop):
+            done = trainer.run(args.workers, args.minutes)
+    finally:
+        lock.release()
+    if not done:
         print(f"stopped at step {trainer.step} of {recipe.steps}: the same line again goes on", flush=True)
+    if trainer.stopped is not None:
+        raise Stopped(trainer.stopped)
     if processes > 1:
         dist.destroy_process_group()

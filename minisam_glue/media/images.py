@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..pixels import Levels, levels_of, own_rgb
+from ..pixels import Levels, levels_of, own_rgb, upright
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
 from .limits import MAX_BYTES, MAX_PIXELS, MediaError, ReadError, is_read_error
@@ -67,7 +67,7 @@ def read_masks(source: str | Path) -> list[np.ndarray]:
     name = str(source)
     try:
         with _open_mask(_download(name) if is_url(source) else source) as opened:
-            image = ImageOps.exif_transpose(opened)
+            image = upright(opened)
             if image.mode == "P":
                 return _of_palette(image, name)
             if image.has_transparency_data:
@@ -106,7 +106,8 @@ def is_url(source: str | Path) -> bool:
 
 def natural_key(path: str | Path) -> list[tuple[int, str]]:
     """Sort key by which frame2 comes before frame10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", str(path))]
+    parts = [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", str(path))]
+    return [*parts, (-2, str(path))]  # a1 and a01, A and a: in the same order on every machine
 
 
 def list_folder(

@@ -68,10 +68,27 @@ def _expand(arg: str, warn: Callable[[str], None]) -> list[str]:
         return [arg]
     if os.path.isdir(arg):
         return [str(path) for path in list_folder(arg, _is_input, "pictures or videos", warn)]
-    found = sorted((path for path in glob.glob(arg, recursive=True) if os.path.isfile(path)), key=natural_key)
+    found = sorted((path for path in find_matches(arg) if os.path.isfile(path)), key=natural_key)
     if not found:
         raise MediaError(f"{arg}: no file fits") if glob.has_magic(arg) else no_source(arg)
     return found
+
+
+def find_matches(pattern: str) -> list[str]:
+    """What glob finds for a pattern, where ** does not follow links to folders, which may lead in circles."""
+    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
+    if "**" not in parts:
+        return glob.glob(pattern)
+    at = parts.index("**")
+    before, after = os.sep.join(parts[:at]), parts[at + 1 :] or ["*"]
+    found = {}  # each once, in the order of finding
+    for root in glob.glob(before or os.sep) if at else [""]:
+        for folder, names, _ in os.walk(root or "."):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            place = folder if root else os.path.relpath(folder)
+            inside = [] if place == "." else [glob.escape(place)]
+            found |= dict.fromkeys(find_matches(os.path.join(*inside, *after)))
+    return list(found)
 
 
 def _is_input(path: Path) -> bool:
@@ -211,12 +228,12 @@ def frames(
     if not (
         0 <= start <= LONGEST
         and 1 <= stride <= LONGEST
-        and 0 < fps <= LONGEST
+        and 1 / LONGEST <= fps <= LONGEST
         and (max_seconds is None or 0 < max_seconds <= LONGEST)
     ):
         raise MediaError(
             f"start {start} must be at least 0, stride {stride} at least 1, max_seconds {max_seconds} "
-            f"and fps {fps} above 0, and none above {LONGEST:g}"
+            f"and fps {fps} above {1 / LONGEST:g}, and none above {LONGEST:g}"
         )
     opened = Frames(open_source(str(source), fps, warn), start, stride, max_seconds)
     if opened.count == 0:

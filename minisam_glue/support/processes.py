@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from .text import one_line
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CLOSED_PIPE = 13  # SIGPIPE, also where the system has no signal of that name
 
@@ -124,3 +126,20 @@ def begin_program() -> None:
 def lead_nowhere(stream: TextIO) -> None:
     """Let a stream whose reader has gone take everything from now on: Python would fail again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run_program(work: Callable[[], None]) -> int:
+    """Run a program beside the main command, and return its exit status: what its user can mend becomes one line."""
+    try:
+        with on_signals(stop):
+            work()
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # `| head` has seen enough
+        lead_nowhere(sys.stdout)
+        return 128 + CLOSED_PIPE
+    except KeyboardInterrupt as stopped:
+        return 128 + getattr(stopped, "number", signal.SIGINT)
+    except (ValueError, OSError, MemoryError) as error:
+        sys.stderr.write(f"error: {one_line(error) or 'there is not enough memory'}\n")
+        return 2

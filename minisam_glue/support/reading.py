@@ -21,6 +21,8 @@ Kind = Callable[[object, str], None]  # a value, and where it stands
 DEEPEST = 20  # dictionaries and lists inside each other
 ROOM = 4  # times a file's size that its content may take
 LARGEST, MOST = 2**53, 1e300  # of whole numbers, of all others
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # types of tensors that are read
+REAL += (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 UNREADABLE = "it is damaged, or holds more than tensors, and is not opened for safety"
 
 
@@ -115,7 +117,8 @@ class _Copier:
             raise ValueError("its content claims to be larger than the file")
 
     def tensor(self, tensor: Tensor) -> Tensor:
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+        dense = tensor.layout == torch.strided and not tensor.is_nested
+        if not dense or tensor.device.type != "cpu" or tensor.dtype not in REAL:
             raise ValueError(f"it holds {describe(tensor)} where dense real ones on the CPU are expected")
         storage = tensor.untyped_storage()
         place = storage.data_ptr(), storage.nbytes()
@@ -134,7 +137,8 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         form = str(value.layout) if value.layout != torch.strided else str(value.dtype)
         place = "" if value.device.type == "cpu" else f" on the device {value.device}"
-        return f"a {form.removeprefix('torch.')} tensor of shape {tuple(value.shape)}{place}"
+        shape = "nested tensor" if value.is_nested else f"tensor of shape {tuple(value.shape)}"
+        return f"a {form.removeprefix('torch.')} {shape}{place}"
     if isinstance(value, (dict, list, tuple, set, bytes, bytearray)):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) > LARGEST:

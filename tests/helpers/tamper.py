@@ -108,6 +108,10 @@ def other_tensors(tensor: Tensor) -> Iterator[tuple[str, object]]:
     yield "complex", plain.to(torch.complex64)
     yield "integer", plain.to(torch.int32)
     yield "bool", plain.to(torch.bool)
+    yield "nested", torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    yield "eight bits", torch.zeros(2, dtype=torch.uint8).view(torch.float8_e5m2)
+    if hasattr(torch, "float4_e2m1fn_x2"):
+        yield "four bits", torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     if plain.is_floating_point():
         yield "nan", torch.full_like(plain, float("nan"))
         yield "inf", torch.full_like(plain, float("inf"))

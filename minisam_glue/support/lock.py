@@ -13,8 +13,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from ..support.files import NO_LOCKS
-from ..support.processes import rank_and_number
+from .files import NO_LOCKS
+from .processes import rank_and_number
 
 try:
     import fcntl
