@@ -5,17 +5,22 @@ torchvision's. `shapes` are ten classes drawn from a seed.
 """
 
 import http.client
+import socket
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from minivit import folder
+from minivit.files import Claim
 from minivit.shapes import CLASSES, draw_shapes
 from minivit.splits import DataError, Dataset, Split, channel_stats, check_classes
 from minivit.text import one_line
 
+PATIENCE = 60.0  # seconds for a server to send something
 NAMES = ("cifar10", "cifar100", "folder", "shapes")
 
 # Per-channel mean and standard deviation of the training pixels in [0, 1], as published with most CIFAR recipes.
@@ -74,14 +79,29 @@ def cifar(name: str, root: str | Path, image_size: int = 32) -> Dataset:
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     is_new = not Path(root).exists()
     try:
-        parts = [source(root, train=train, download=True) for train in (True, False)]
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with _alone(Path(root)):
+            parts = [source(root, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException) as error:
         if is_new and Path(root).is_dir() and not any(Path(root).iterdir()):
-            Path(root).rmdir()  # torchvision makes the folder before it downloads
+            Path(root).rmdir()
         raise DataError(_cifar_help(name, source, Path(root), error)) from error
     train, test = (_from_cifar(part, image_size) for part in parts)
     mean, std = CIFAR_MEAN_STD[name]
     return Dataset(train, test, list(parts[0].classes), mean, std)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process at a time downloads and unpacks into a folder, from a server that answers: torchvision sees to
+    neither."""
+    claim, before = Claim(root, wait=True), socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+        claim.release()
 
 
 def _from_cifar(part, image_size: int) -> Split:

@@ -75,10 +75,11 @@ def check_ours(folder: Path, names: Iterable[str], index: str, key: str, what: s
 class Claim:
     """A folder that one process holds, until it is released or the process ends, however it ends.
 
-    BlockingIOError if another one holds it. On Windows, which has no flock, nothing is held.
+    BlockingIOError if another one holds it, unless it is to be waited for. On Windows, which has no flock, nothing is
+    held.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, wait: bool = False):
         self.descriptor = None
         try:
             import fcntl
@@ -86,7 +87,7 @@ class Claim:
             return
         self.descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             self.release()
             if isinstance(error, BlockingIOError):

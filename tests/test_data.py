@@ -5,8 +5,12 @@ import contextlib
 import math
 import os
 import pickle
+import socket
 import struct
 import subprocess
+import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -530,6 +534,35 @@ def test_cifar_out_of_reach_names_file_url_size_md5_and_alternative(tmp_path, mo
     for part in (str(archive), state, "no route to host", f"kriz/{archive.name}", size, md5, "--data shapes"):
         assert part in message
     assert "\n" not in message
+
+
+def test_a_server_that_sends_nothing_is_not_waited_for(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{silent.getsockname()[1]}/cifar.tar.gz")
+        monkeypatch.setattr(data, "PATIENCE", 0.2)
+        with pytest.raises(DataError, match="could not be downloaded .*timed out"):
+            data.load("cifar10", tmp_path / "new")
+    assert not (tmp_path / "new").exists() and socket.getdefaulttimeout() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_one_process_at_a_time_downloads_into_a_folder(tmp_path):
+    entered, order = threading.Event(), []
+
+    def other() -> None:
+        entered.set()
+        with data._alone(tmp_path):
+            order.append("other")
+
+    with data._alone(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait(10), time.sleep(0.2)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "other"]
 
 
 # Shapes

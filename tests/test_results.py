@@ -19,13 +19,14 @@ from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import BrightDetector, tiny_models
 from PIL import Image
 
-from minisam_glue.cli import folders, lock, outputs, provenance, video
+from minisam_glue.cli import folders, outputs, provenance, video
 from minisam_glue.cli.arguments import VIDEO_FLAGS
 from minisam_glue.cli.outputs import Journal
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.cli.provenance import CHANGE_NOTHING, STATED_OTHERWISE, differences, facts_of, weights_hash
 from minisam_glue.cli.run import Run
 from minisam_glue.grounding_dino import Detections
+from minisam_glue.support import lock
 from minisam_glue.support.lock import FolderLock, run_name
 
 TESTS = Path(__file__).parent
