@@ -187,6 +187,7 @@ class MemoryPropagator(VideoTracker):
             predicted[number] = tuple(a * b / side for a, b in zip(corners, (width, height) * 2))
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
+    @torch.inference_mode()
     def appearances(self, masks: Tensor, image: np.ndarray) -> Tensor:
         """Appearances of what masks, bool (n, s, s), show of the current frame, uint8 (H, W, 3): see redetection.py."""
         return redetection.appearances(
@@ -301,6 +302,7 @@ class FlowPropagator(MemoryPropagator):
         self.picture = image if frame % self.refine_every else None
         return super().encode(frame, image) if self.picture is None else None
 
+    @torch.inference_mode()
     def current(self) -> ImageFeatures:
         """The current frame, as VideoTracker has it."""
         if self.picture is not None:

@@ -1,5 +1,6 @@
 """Masks that optical flow carries: where they go, when they are doubted, and that a run can be broken off anywhere."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -327,6 +328,20 @@ def test_heat_maps_seed_flow_and_a_lost_object_returns_with_its_id():
         [(1, False)],
     ]
     assert (1, True) in [(o.id, bool(o.mask.any())) for o in results[5].objects]
+
+
+def test_a_frame_that_is_encoded_late_keeps_no_graph():
+    models = heat_models()
+    models.sam = copy.deepcopy(models.sam).requires_grad_(True)  # as load_segmenter leaves it
+    tracking = Tracking(models, "square.", redetect=1, propagate="flow", refine_every=2)
+    frames = film(4, empty=1)
+    assert [len(result.objects) for result in tracking.run(frames)] == [0, 1, 1, 1]
+    learned = list(tracking.detections.appearances.values())
+    assert learned and not any(one.requires_grad for one in learned)
+    assert not tracking.tracker.current().tokens.requires_grad
+    again = Tracking(models, "square.", redetect=1, propagate="flow", refine_every=2)
+    again.restore(tracking.state())
+    assert not any(one.requires_grad for one in again.detections.appearances.values())
 
 
 def test_a_warped_mask_needs_half_of_its_pixels_to_be_found_again(monkeypatch):
