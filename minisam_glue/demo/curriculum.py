@@ -22,6 +22,7 @@ from .episodes import (
     backwards,
     comeback,
     contact,
+    first_after,
     hints,
     late_weights,
     longest_absence,
@@ -188,14 +189,19 @@ def choose_episode(
         span = meeting_span(torch.from_numpy(moved.masks[:, pair]))
     elif kinds == RETURNS:
         span = longest_absence(moved.masks[:, moved.leads[0]].any((1, 2)))
-    if span is None or min(span[0], LENGTH - 1 - span[1]) < 3:
+    if span is not None and min(span[0], LENGTH - 1 - span[1]) < 3:
+        span = None
+    if span is None:
         episode = Episode(*random_frames(rng, recipe.frames))
     else:
-        choose = contact if kinds == MEETINGS else comeback
-        episode = choose(rng, backwards(span) if backward else span, recipe.warm, recipe.taught)
-        if backward:
-            episode.chosen = LENGTH - 1 - episode.chosen
-    return kind, moved, with_jump(rng, episode) if rng.random() < recipe.jumps else episode
+        span = backwards(span) if backward else span
+        episode = (contact if kinds == MEETINGS else comeback)(rng, span, recipe.warm, recipe.taught)
+    if rng.random() < recipe.jumps:
+        episode = with_jump(rng, episode)
+    if span is not None:
+        episode.parted = first_after(episode.chosen, span[1]) if kinds == MEETINGS else None
+        episode.chosen = LENGTH - 1 - episode.chosen if backward else episode.chosen
+    return kind, moved, episode
 
 
 def clip_sample(
