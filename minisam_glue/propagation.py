@@ -169,8 +169,13 @@ class Tracking:
 
     @property
     def turn(self) -> int:
-        """The frame from which the way back begins; 0 as long as no object is known."""
-        return max(map(self._frame_of, self.corrections or self.marks), default=self.seeded_at or 0)
+        """The frame from which the way back begins; 0 if there is none, or as long as no object is known."""
+        given = self.corrections or self.marks
+        if not given:
+            return self.seeded_at or 0
+        latest_first = sorted(given, key=self._frame_of, reverse=True)
+        joins = {prompt.id: self._frame_of(prompt) for prompt in latest_first if not prompt.remove}  # its first frame
+        return max(joins.values(), default=0)
 
     def _frame_of(self, mark: ObjectPrompt) -> int:
         """The frame that an object is marked on; without one the seed frame, or the first one of the video."""
