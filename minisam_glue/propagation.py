@@ -42,7 +42,7 @@ class Tracking:
     propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
     lost objects are looked for again now and then, also without redetect.
     refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
-    identity: keep look-alikes apart where they meet, and look for lost objects: see identity/. For memory.
+    identity: keep look-alikes apart where they meet, and look for lost objects: see identity/. Flow ignores it.
     Memory and time do not grow with the number of frames, but with that of the objects: each that was ever seen is
     kept, so with redetect they grow as new ones come. state() and restore() let another process go on. One Tracking
     belongs to one thread; the models may serve several.

@@ -7,6 +7,7 @@ at any size that is the same for both. The functions decide; Redetection asks th
 """
 
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from .records import HeatMap, Segment
 from .sam2 import FrameResult
 from .sam2.layers import pool_to
 from .seeding import Box, Seed, Seeds
+
+if TYPE_CHECKING:  # propagators.py imports this file
+    from .propagators import MemoryPropagator
 
 SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
@@ -36,7 +40,7 @@ class Redetection:
     that the tracker was last shown, uint8 (H, W, 3).
     """
 
-    def __init__(self, tracker, known: dict[int, Segment]):
+    def __init__(self, tracker: "MemoryPropagator", known: dict[int, Segment]):
         self.tracker, self.known = tracker, known
         self.appearances: dict[int, Tensor] = {}
 
@@ -247,7 +251,7 @@ def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
 
     alike: likeness (detections, lost objects) of detections to the objects as they were.
     """
-    gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 1 to 3: two pairs are never worse than one
+    gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 2.8 to 3: two pairs are never worse than one
     return assign(gain, 0.5)
 
 

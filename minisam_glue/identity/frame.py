@@ -18,7 +18,7 @@ class Frame:
 
     number: int
     ids: list[int]
-    logits: Tensor  # (n, s, s), below 0 everywhere for an absent object
+    logits: Tensor  # (n, s, s), those of an object in `absent` no longer count
     ious: list[float]  # predicted by the decoder
     tokens: Tensor  # (N, C): image tokens, less their mean
     fixed: set[int] = field(default_factory=set)  # ids that were prompted here

@@ -92,9 +92,9 @@ class Identity:
             self.forget(number)
 
     def settle_meeting(self, number: int, frame: int, mask: Tensor) -> bool:
-        """Whether a mask is where one of the objects of a meeting should be, of which `number` is one.
+        """Whether a mask is where object `number` of a meeting is predicted, or a direct partner of it.
 
-        If that is another one, the two exchange their places.
+        If a partner's place fits better, the two exchange their places.
         """
         if number not in self.meeting or not mask.any():
             return False
