@@ -30,7 +30,6 @@ from .identity import state_kind as identity_kind
 from .masks import boxes_of
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
-from .sam2 import video_tracker as memory
 from .sam2.layers import pool_to, resize_antialiased
 from .sam2.mask_decoder import Decoded
 from .sam2.memory_bank import FrameMemory, held_bytes
@@ -38,6 +37,7 @@ from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import Array, prompt_points
 from .sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from .sam2.video_tracker import TrackedObject
+from .sam2.video_tracker import state_kind as tracker_kind
 from .support.reading import LARGEST as LARGEST_ID
 from .support.reading import Kind, fields, mapping, optional, refuse, whole
 
@@ -181,7 +181,7 @@ class MemoryPropagator(VideoTracker):
             return Notes()
         scores, side = result.object_score_logits.sigmoid().tolist(), self.model.config.image_size // 4
         (height, width), predicted = result.size, {}
-        for number in sorted(self.identity.meeting & set(result.ids)):
+        for number in sorted(self.identity.in_meeting & set(result.ids)):
             x, y, w, h = self.identity.tracks[number].motion.predict(result.frame)
             corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
             predicted[number] = tuple(a * b / side for a, b in zip(corners, (width, height) * 2))
@@ -223,7 +223,7 @@ class MemoryPropagator(VideoTracker):
 
     def state_kind(self) -> Kind:
         """The kind of state()."""
-        tracker = memory.state_kind(self.model.config)
+        tracker = tracker_kind(self.model.config)
         rules = fields(identity=optional(identity_kind(self.model.config.dim)))
 
         def check(value: object, where: str) -> None:

@@ -1,7 +1,7 @@
 """A detection on a later frame: which tracked object it shows again, or whether it is a new one.
 
 Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
-on something unlike its object, has lost it (strayed). What is left of the detections lies elsewhere (unclaimed), and
+on something unlike its object, has lost it (drifted). What is left of the detections lies elsewhere (unmatched), and
 is an object that was lost (revive) or a new one. Two objects never share one mask (sharing). Masks are bool (n, h, w)
 at any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
 """
@@ -58,16 +58,16 @@ class Redetection:
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
         present = self._likeness(tracked, result.ids, image).diagonal()
-        for column in strayed(detected, tracked, alike, confirmed, present):
+        for column in drifted(detected, tracked, alike, confirmed, present):
             self.tracker.lose(result.ids[column])
             tracked[column] = False
-        new = unclaimed(detected, tracked, same, confirmed)
+        new = unmatched(detected, tracked, same, confirmed)
         lost = [column for column, there in enumerate(are_shown(tracked)) if not there]
         # An object of which no appearance is known can't be told from another of its label: it does not return.
         returning = [column for column in lost if result.ids[column] in self.appearances]
         revived = revive(alike[new][:, returning], same[new][:, returning]) if new and returning else {}
         ranks = [(i in revived, found.objects[row].score) for i, row in enumerate(new)]
-        for i in sorted(apart(detected[new], [found.boxes[row] for row in new], ranks)):
+        for i in sorted(suppress_duplicates(detected[new], [found.boxes[row] for row in new], ranks)):
             row = new[i]
             if i in revived:
                 self._revive(result.ids[returning[revived[i]]], shown.logits[row], found.objects[row].score)
@@ -91,7 +91,7 @@ class Redetection:
         if len(found) < 2 or any(seed.region is not None or not seed.prompts_box for seed in found.objects):
             return found.objects
         masks = self.tracker.masks_for_boxes(found.boxes).logits > 0
-        rows = apart(masks, found.boxes, [(seed.score,) for seed in found.objects])
+        rows = suppress_duplicates(masks, found.boxes, [(seed.score,) for seed in found.objects])
         return [found.objects[row] for row in sorted(rows)]
 
     def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
@@ -202,7 +202,7 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
     return assign(mask_iou(detected, tracked).cpu() * same_label, SAME)
 
 
-def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
+def drifted(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
     """Objects whose tracks lie on something else.
 
     alike: likeness (detections, objects) of detections to the objects as they were. present: (objects,), the same of
@@ -218,7 +218,7 @@ def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[in
     return lost
 
 
-def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: dict[int, int]) -> list[int]:
+def unmatched(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: dict[int, int]) -> list[int]:
     """Detections that show no object yet: not confirmed, not empty, mostly outside objects of their label, and not
     another phrase for the mask of an object."""
     if not len(detected):
@@ -230,7 +230,7 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
 
 
-def apart(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tuple]) -> list[int]:
+def suppress_duplicates(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tuple]) -> list[int]:
     """Rows of detections, the highest rank first, without those that have one box and one mask with a higher one.
 
     masks: (n, h, w). boxes: n, xyxy.

@@ -457,7 +457,7 @@ def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
     propagator = wide(MemoryPropagator)
     track = Track()
     track.motion.observe(0, (4.0, 8.0, 2.0, 4.0), 8)
-    propagator.identity.tracks, propagator.identity.meeting = {3: track}, {3}
+    propagator.identity.tracks, propagator.identity.in_meeting = {3: track}, {3}
     result = SimpleNamespace(object_score_logits=torch.zeros(1), size=(40, 80), ids=[3], frame=0)
     notes = propagator.notes(result)
     assert notes.predicted == {3: (15, 15, 25, 25)} and notes.scores == {3: 0.5}

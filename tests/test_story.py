@@ -121,7 +121,7 @@ def test_a_clip_is_told_with_the_rules_and_without():
             tracker.identity.tracks[first] = type(
                 "Track", (), {"motion": type("M", (), {"predict": lambda s, t: (8.0, 8.0, 4.0, 6.0)})()}
             )
-        tracker.identity.meeting, tracker.identity.contacts = {first}, {(first, second): Contact(True, True)}
+        tracker.identity.in_meeting, tracker.identity.contacts = {first}, {(first, second): Contact(True, True)}
         wanted[frame.number] = first
         return {}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..masks import boxes_of, large_parts, mean_tokens
-from .motion import Box
+from .motion import CentreBox
 
 MAIN = 0.6  # of the largest part of a mask: smaller ones do not count
 
@@ -38,12 +38,13 @@ class Frame:
         self.appearances = mean_tokens(self.masks, self.tokens)
         self.colours = self.colours_in(self.masks)
 
-    def holds(self, box: Box) -> bool:
+    def holds(self, box: CentreBox) -> bool:
         """Whether a box lies inside the frame and touches no edge of it: it may be that of a whole object."""
         (x, y, w, h), side = box, self.logits.shape[-1]
         return min(x - w / 2, y - h / 2) > 0 and max(x + w / 2, y + h / 2) < side
 
     def shows(self, number: int) -> bool:
+        """Whether an object has a mask that is not empty, and was not hidden."""
         return self.areas[self.row[number]] > 0 and number not in self.absent
 
     def overlap(self, one: int, other: int) -> tuple[int, int, int]:
@@ -77,7 +78,7 @@ def main_parts(masks: Tensor, least: float | None = None) -> Tensor:
     return torch.from_numpy(np.stack(kept)).to(masks.device)
 
 
-def mask_boxes(masks: Tensor) -> list[Box]:
+def mask_boxes(masks: Tensor) -> list[CentreBox]:
     """The boxes of bool masks (n, s, s); of the whole picture for an empty one."""
     low, high = boxes_of(masks).split(2, 1)
     return list(map(tuple, torch.cat(((low + high) / 2, high - low), 1).tolist()))

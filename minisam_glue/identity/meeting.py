@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .frame import Frame, main_parts, mask_boxes
-from .motion import Box, Motion, box_iou, touch
+from .motion import CentreBox, Motion, box_iou, touch
 
 REACH = 0.65  # from the centre, in widths and heights of the predicted box: a mask is kept within
 MARGIN = 1.1  # times their size, two predicted boxes no longer touch: a meeting ends, unless the masks are merged
@@ -57,10 +57,11 @@ class Meeting:
         parts = [int((union & (owner == k) & (distance[k] <= REACH)).sum()) for k in range(len(self.members))]
         return all(part >= PART * motion.area for part, motion in zip(parts, self.motions))
 
-    def boxes(self, number: int) -> list[Box]:
-        return [motion.predict(number) for motion in self.motions]
+    def boxes(self, t: int) -> list[CentreBox]:
+        """The predicted boxes of the members on frame t."""
+        return [motion.predict(t) for motion in self.motions]
 
-    def correct(self, number: int, union: Tensor, distance: Tensor) -> None:
+    def correct(self, t: int, union: Tensor, distance: Tensor) -> None:
         """Where a prediction is the outermost, that side of the union is its own: the difference is its error.
 
         What opposite sides of two members have in common is a turn: these two bounce back, which both show at once,
@@ -71,7 +72,7 @@ class Meeting:
         if not mask.any():
             return
         x, y, w, h = mask_boxes(mask)[0]
-        boxes = self.boxes(number)
+        boxes = self.boxes(t)
         drifts, turns = ([[0.0, 0.0] for _ in self.members] for _ in range(2))
         for axis, centre, side in ((0, x, w), (1, y, h)):
             (low, one), (high, other) = found = [
@@ -84,15 +85,15 @@ class Meeting:
                 drifts[member][axis] += sign * (error - turn) / (2 if low == high else 1)
                 turns[member][axis] += sign * turn
         for motion, drift, turn in zip(self.motions, drifts, turns):
-            motion.correct(number, tuple(drift), tuple(turn))
+            motion.correct(t, tuple(drift), tuple(turn))
 
-    def over(self, number: int) -> bool:
-        """Whether no two of the predicted boxes touch any more."""
-        boxes = self.boxes(number)
+    def over(self, t: int) -> bool:
+        """Whether no two of the predicted boxes touch any more on frame t."""
+        boxes = self.boxes(t)
         return not any(touch(a, b, MARGIN) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def outermost(boxes: list[Box], axis: int, sign: int, edge: float) -> tuple[int, float]:
+def outermost(boxes: list[CentreBox], axis: int, sign: int, edge: float) -> tuple[int, float]:
     """The number of the box that reaches furthest to a side, and how far the edge of the union is beyond it.
 
     axis, sign: 0 and -1 for the left side. edge: its place times the sign.
@@ -102,7 +103,7 @@ def outermost(boxes: list[Box], axis: int, sign: int, edge: float) -> tuple[int,
     return member, edge - edges[member]
 
 
-def distances(boxes: list[Box], like: Tensor) -> Tensor:
+def distances(boxes: list[CentreBox], like: Tensor) -> Tensor:
     """Distances of pixels from the centres of n boxes, in widths or heights, the larger of both: (n, s, s)."""
     place = torch.arange(like.shape[-1], dtype=torch.float32, device=like.device) + 0.5
     x, y, w, h = torch.tensor(boxes, dtype=torch.float32, device=like.device).T[..., None]

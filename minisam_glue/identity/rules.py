@@ -11,7 +11,7 @@ from torch import Tensor
 from ..support.reading import LARGEST, Kind, fields, flag, optional, real, sequence, tensor, whole
 from .frame import Frame, main_parts, mask_boxes
 from .meeting import Meeting
-from .motion import NEAR_PREDICTION, Box, Motion, box_iou
+from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou
 from .search import Candidate, MasksOf, Search
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
@@ -43,14 +43,15 @@ class Track:
 
     @property
     def known(self) -> bool:
+        """Whether there were CLEAN clean frames: the rules know where the object moves, and how it looks."""
         return self.clean >= CLEAN
 
     def see(self, frame: Frame, number: int) -> None:
         """A clean mask: that of object `number` on a frame."""
         row = frame.row[number]
         self.motion.observe(frame.number, frame.boxes[row], frame.areas[row], frame.holds(frame.boxes[row]))
-        self.appearance = F.normalize(mixed(self.appearance, frame.appearances[row]), dim=0)
-        self.colour = mixed(self.colour, frame.colours[row])
+        self.appearance = F.normalize(moving_average(self.appearance, frame.appearances[row]), dim=0)
+        self.colour = moving_average(self.colour, frame.colours[row])
         self.clean += 1
 
     def off_colour(self, colour: Tensor) -> float:
@@ -58,7 +59,7 @@ class Track:
         return 0.0 if self.colour is None else float((colour - self.colour).norm())
 
 
-def mixed(before: Tensor | None, now: Tensor) -> Tensor:
+def moving_average(before: Tensor | None, now: Tensor) -> Tensor:
     """The exponential moving average of what is seen on clean frames."""
     return now if before is None else EMA * before + (1 - EMA) * now
 
@@ -78,7 +79,7 @@ class Identity:
     def __init__(self):
         self.tracks: dict[int, Track] = {}
         self.contacts: dict[tuple[int, int], Contact] = {}
-        self.meeting: set[int] = set()  # ids
+        self.in_meeting: set[int] = set()  # ids
         self.words: list[str] = []  # what was done on the last frame
 
     def prompt(self, number: int, frame: int, mask: Tensor | None, agrees: bool) -> None:
@@ -96,7 +97,7 @@ class Identity:
 
         If a partner's place fits better, the two exchange their places.
         """
-        if number not in self.meeting or not mask.any():
+        if number not in self.in_meeting or not mask.any():
             return False
         met = {other for pair, contact in self.contacts.items() if contact.meeting and number in pair for other in pair}
         motions = {other: self.tracks[other].motion for other in (number, *sorted(met - {number}))}
@@ -155,9 +156,9 @@ class Identity:
             if gone or (contact.apart >= APART and not (contact.meeting and self.overlap(frame, *pair))):
                 del self.contacts[pair]
 
-    def box(self, frame: Frame, number: int) -> Box | None:
+    def box(self, frame: Frame, number: int) -> CentreBox | None:
         """The box of an object: in a meeting by its prediction, else by its mask; None if that is empty."""
-        if number in self.meeting:
+        if number in self.in_meeting:
             return self.tracks[number].motion.predict(frame.number)
         return frame.boxes[frame.row[number]] if frame.shows(number) else None
 
@@ -178,7 +179,7 @@ class Identity:
 
     def find_meeting(self) -> None:
         """Note which objects are in a meeting."""
-        self.meeting = {number for pair, contact in self.contacts.items() if contact.meeting for number in pair}
+        self.in_meeting = {number for pair, contact in self.contacts.items() if contact.meeting for number in pair}
 
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
@@ -202,7 +203,7 @@ class Identity:
         """Take away the one of two masks on one object that should be elsewhere."""
         for one, other in self.contacts:
             told = all(self.tracks[number].known and frame.shows(number) for number in (one, other))
-            if not told or {one, other} & self.meeting:
+            if not told or {one, other} & self.in_meeting:
                 continue
             low, high = sorted(frame.areas[frame.row[number]] for number in (one, other))
             if low < COINCIDE * high:  # their IoU is less
@@ -222,7 +223,7 @@ class Identity:
         the object, and not of its size or not in its place. What comes back may be anywhere: likeness decides alone."""
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]
-            if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
+            if not (track.known and frame.shows(number)) or number in self.in_meeting | frame.fixed:
                 continue
             likeness, off = float(frame.appearances[row] @ track.appearance), track.off_colour(frame.colours[row])
             if track.absent:
@@ -277,7 +278,7 @@ class Identity:
         """Whether an object is to be looked for."""
         track = self.tracks[number]
         gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
-        return gone and number not in self.meeting
+        return gone and number not in self.in_meeting
 
     def candidate(self, frame: Frame, search: Search, number: int) -> Candidate | None:
         """Look for a lost object: what may be it, if anything."""
@@ -295,7 +296,7 @@ class Identity:
                 box = mask_boxes(main_parts(frame.masks[row][None]))[0]
                 track.motion.restart(frame.number, box)
                 track.motion.observe(frame.number, box, frame.areas[row], frame.holds(box))
-            elif number not in self.meeting:
+            elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
                 if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
@@ -382,7 +383,7 @@ def state_kind(dim: int) -> Kind:
 # --- Pairs ------------------------------------------------------------------------------------------------
 
 
-def touching_pairs(boxes: dict[int, Box]) -> list[tuple[int, int]]:
+def touching_pairs(boxes: dict[int, CentreBox]) -> list[tuple[int, int]]:
     """The pairs of ids whose boxes overlap, the smaller id first."""
     if len(boxes) < 2:
         return []

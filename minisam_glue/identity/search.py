@@ -59,7 +59,10 @@ class Search:
         self.masks_of = masks_of
 
     def find(self, frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor) -> Candidate | None:
-        """The best candidate, which need not be good; None if nothing is like the object."""
+        """The best candidate, which need not be good; None if nothing is like the object.
+
+        appearance (C,), colour (3,): those of the lost object.
+        """
         side = frame.logits.shape[-1]
         shown = [frame.row[number] for number in frame.ids if frame.shows(number)]
         taken = frame.masks[shown].any(0) if shown else torch.zeros_like(frame.masks[0])
