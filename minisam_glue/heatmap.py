@@ -118,8 +118,9 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
 def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
     """The confidence (S, S) above which pixels are of the object: the one that is set, else Otsu's or a percentile's.
 
-    Otsu's splits any map in two. One whose upper class fills more than half of the map, at confidences that mean no,
-    has split the background: the percentile takes its place. A confident pixel is of the object whatever others are.
+    Otsu's method always splits. If its upper class covers more than half of the map at a threshold below one half, it
+    has split the background: the percentile is used instead. A threshold that is not set never exceeds one half, so a
+    confident pixel always belongs to the object.
     """
     if settings.threshold is not None:
         return settings.threshold

@@ -36,9 +36,9 @@ class Tracking:
     seed_frame: frame on which objects are marked that name none. Default: the first frame in the direction of time;
     for a sentence the first on which anything is found.
     redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
-    direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the last frame
-    on which objects were marked back to the first, so that the frames before it come twice. The second time they have
-    the objects that the first time came too late for them.
+    direction: forward; reverse (needs frames that can be read backward); or both: forward first, then from the last
+    frame on which objects were marked back to frame 0. Frames before it are yielded twice, the second time with the
+    objects that were marked later.
     propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
     lost objects are looked for again now and then, also without redetect.
     refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
@@ -276,9 +276,9 @@ class Tracking:
             self.held.append({"at": index, "tracker": self.tracker.state_of(new)})
 
     def _take_up(self, index: int) -> None:
-        """Track the objects that joined on the next frame from here, on the way back.
+        """On the way back, start tracking the objects that joined on frame index + 1.
 
-        Those that a sentence found later than the first ones come with these, as lost ones that may return.
+        With a sentence, objects found later join at once, as lost ones that may return.
         """
         in_turn = bool(self.marks or self.corrections)
         due = [held for held in self.held if not in_turn or held["at"] == index + 1]

@@ -48,9 +48,9 @@ FLOW_SIDE = 512  # pixels of the longer side of the pictures between which flow 
 MOST = 10.0  # of the logits of a mask that is carried on
 CONSISTENT = 0.5  # share of the warped mask's pixels whose flow leads back, to pixels of like brightness, at least
 BRIGHTNESS = 32.0  # grey levels of 255 by which a pixel may change
-SAME_PLACE = 0.4  # IoU of the refined and the warped mask, at least: else the mask has jumped
-CHANGE = 2.0  # times by which the area of a mask may grow or shrink from one frame to the next
-SMALLEST, LARGEST = 1 / 8, 8  # of its area when it was last prompted or found afresh
+SAME_PLACE = 0.4  # least IoU of refined and warped mask; below it the mask has jumped
+CHANGE = 2.0  # largest factor by which an area may change in one frame
+SMALLEST, LARGEST = 1 / 8, 8  # least and largest area, relative to when it was last prompted or found
 DETECT_EVERY = 10  # frames between two detections with the sentence, for objects that flow has lost
 
 
@@ -251,7 +251,7 @@ class MemoryPropagator(VideoTracker):
         return False
 
     def detection_done(self) -> None:
-        """Note that detections of the current frame have been told."""
+        """Note that the detections of this frame have been handled."""
 
     def mistrust(self, number: int) -> None:
         """Note that a heat map shows nothing where this object's mask is. Memory decides for itself."""
@@ -414,7 +414,7 @@ class FlowPropagator(MemoryPropagator):
         return [obj.bank.get(self.frame) for obj in self.objects.values()]
 
     def detection_done(self) -> None:
-        """Note that detections of the current frame have been told."""
+        """Note that the detections of this frame have been handled."""
         self.last_detection = self.frame
 
     def mistrust(self, number: int) -> None:

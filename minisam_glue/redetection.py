@@ -24,12 +24,12 @@ from .seeding import Box, Seed, Seeds
 if TYPE_CHECKING:  # propagators.py imports this file
     from .propagators import MemoryPropagator
 
-SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
+SAME = 0.5  # mask IoU from which a detection and an object match; largest share of a new detection inside known objects
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
 ALIKE = 0.8  # likeness from which a detection may be an object that was lost
 UNLIKE = 0.6  # likeness below which a track lies on something else than its object
 LASTING = 0.9  # weight of the appearance of an object before, when it is seen for sure again
-COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
+COLD = 0.25  # a mask is cold if the heat map covers less than this share of it
 
 
 class Redetection:
@@ -95,10 +95,10 @@ class Redetection:
         return [found.objects[row] for row in sorted(rows)]
 
     def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
-        """Empty, of two objects with one mask, the one that it is not of.
+        """Where two objects share one mask, empty the wrong one.
 
-        That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
-        that was prompted on this frame is there.
+        That is the one no detection confirmed if the other was confirmed, or the one the mask resembles less. An object
+        prompted on this frame is never emptied.
         """
         result = self.tracker.result()
         masks = result.low_res > 0
@@ -219,8 +219,8 @@ def drifted(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[in
 
 
 def unmatched(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: dict[int, int]) -> list[int]:
-    """Detections that show no object yet: not confirmed, not empty, mostly outside objects of their label, and not
-    another phrase for the mask of an object."""
+    """Detections to be revived or added: not confirmed, not empty, mostly outside objects of their label, and not the
+    mask of any object under another phrase."""
     if not len(detected):
         return []
     owned = torch.stack([tracked[same].any(0) for same in same_label])  # pixels of any object of the same label
@@ -235,7 +235,7 @@ def suppress_duplicates(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tup
 
     masks: (n, h, w). boxes: n, xyxy.
     """
-    from torchvision.ops import box_iou  # loads for as long as torch itself; what is clicked needs it not
+    from torchvision.ops import box_iou  # imported here because it loads slowly and clicks do not need it
 
     corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     one = (mask_iou(masks, masks).cpu() >= SHARED) & (box_iou(corners, corners) >= SHARED)

@@ -1,4 +1,4 @@
-"""Frames of a clip for the demo segmenter to learn from, and its help there, so that objects keep their names.
+"""Training clips for the segmenter, and prompts and masks that teach it to keep ids.
 
 Each function is an idea of a published tracker's training, or acts against a fault that was seen here:
 

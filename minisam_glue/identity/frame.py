@@ -9,7 +9,7 @@ from torch import Tensor
 from ..masks import boxes_of, large_parts, mean_tokens
 from .motion import CentreBox
 
-MAIN = 0.6  # of the largest part of a mask: smaller ones do not count
+MAIN = 0.6  # parts smaller than this share of a mask's largest part do not count
 
 
 @dataclass
@@ -66,13 +66,14 @@ class Frame:
         return inside @ self.image.flatten(1).T / inside.sum(1, keepdim=True).clamp(min=1)
 
     def hide(self, number: int) -> None:
-        """Take an object's mask away."""
+        """Mark an object as absent: its mask no longer counts."""
         self.absent.add(number)
         self.changed.add(number)
 
 
 def main_parts(masks: Tensor, least: float | None = None) -> Tensor:
-    """Bool masks (n, s, s) without the connected parts of less than `least` pixels: MAIN of the largest one."""
+    """Bool masks (n, s, s) without connected parts of fewer than `least` pixels; by default, than MAIN of the largest
+    part."""
     limits = {"share": MAIN} if least is None else {"least": least}
     kept = [large_parts(mask, **limits) for mask in masks.cpu().numpy()]
     return torch.from_numpy(np.stack(kept)).to(masks.device)

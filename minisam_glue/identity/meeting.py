@@ -6,11 +6,12 @@ from torch import Tensor
 from .frame import Frame, main_parts, mask_boxes
 from .motion import CentreBox, Motion, box_iou, touch
 
-REACH = 0.65  # from the centre, in widths and heights of the predicted box: a mask is kept within
-MARGIN = 1.1  # times their size, two predicted boxes no longer touch: a meeting ends, unless the masks are merged
+REACH = 0.65  # a mask keeps only pixels within this distance of its predicted centre, in predicted widths or heights
+# A meeting is over when predicted boxes enlarged by this factor no longer touch, unless the masks are still merged.
+MARGIN = 1.1
 HIDDEN = 0.6  # IoU of predicted boxes from which a mask can't be told apart, and is not written
-PART = 0.3  # of a median area: smaller parts of a union tell nothing of where its members are
-TOLD = 0.15  # distance of two predictions, in sizes, below which nobody can say whose a side is
+PART = 0.3  # share of the median area; smaller parts of the union are ignored as evidence
+TOLD = 0.15  # two predictions closer than this, in sizes, cannot tell whose side is whose
 GONE = 0.1  # share of the median area below which a cut mask is absent
 OFF = -10.0  # logit outside a cut mask, as of masks that may not overlap
 
@@ -62,10 +63,11 @@ class Meeting:
         return [motion.predict(t) for motion in self.motions]
 
     def correct(self, t: int, union: Tensor, distance: Tensor) -> None:
-        """Where a prediction is the outermost, that side of the union is its own: the difference is its error.
+        """Correct the predictions on frame t by the sides of the union (s, s).
 
-        What opposite sides of two members have in common is a turn: these two bounce back, which both show at once,
-        and before their predictions coincide.
+        The member whose predicted box reaches furthest to a side owns that side; the gap between box and union is its
+        error. If the errors on two opposite sides, of two members, point the same way (outward or inward), their common
+        part is a turn: the two bounce back. The rest is drift.
         """
         near = (union > 0) & (distance <= REACH).any(0)
         mask = main_parts(near[None], PART * min(motion.area for motion in self.motions))

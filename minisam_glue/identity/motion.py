@@ -1,4 +1,4 @@
-"""Motion of objects, to tell where they will be: boxes, and a line through its last places.
+"""Where an object will be: a line through its last centres.
 
 SAMURAI (arXiv 2411.11922) predicts boxes with a Kalman filter. Here a line through the centres on clean frames does it,
 and between look-alikes that meet, where no frame is clean, an alpha-beta filter.
@@ -72,7 +72,7 @@ class Motion:
 
     @property
     def size(self) -> tuple[float, float]:
-        """The median width and height, at most GROWTH times the usual ones: masks leak, and objects grow slowly."""
+        """Median width and height, within a factor GROWTH of their slow mean: masks leak, and objects grow slowly."""
         now = tuple(median(side) for side in zip(*self.sizes))
         if self.usual is None:
             return now

@@ -22,13 +22,15 @@ OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a
 APART = 4  # frames without contact that end it, unless the masks are still merged
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
-OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from which it does so, too
-EDGE_COLOUR = 0.45  # the same for the first pixels of what returns: they are mixed with what is beside them
-ON_OTHERS = 0.5  # share of what returns on other objects from which it must be as like as BACK_ALIKE and BACK_COLOUR
+OTHER_COLOUR = 0.3  # distance of mean colours (components 0 to 1) from which a mask lies on something else
+# The same for an object that has just returned: its first visible pixels are blended with the background.
+EDGE_COLOUR = 0.45
+# A returning mask that overlaps other objects by this share must pass the stricter limits BACK_ALIKE and BACK_COLOUR.
+ON_OTHERS = 0.5
 BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 PLACED = 0.5  # IoU of the box of a prompt with a prediction from which it is of that object
 STALE = 8  # frames without a clean mask after which a prediction counts no more
-PATIENCE, MISSED = 2, 8  # absent frames before a search; after which an object is in contact with nothing any more
+PATIENCE, MISSED = 2, 8  # absent frames before a search begins; absent frames after which an object has no contacts
 
 
 @dataclass
@@ -83,11 +85,12 @@ class Identity:
         self.words: list[str] = []  # what was done on the last frame
 
     def prompt(self, number: int, frame: int, mask: Tensor | None, agrees: bool) -> None:
-        """An object was prompted on a frame: mask (s, s), bool, is the answer, None to clicks alone, whose masks are
-        often too small or too large; agrees: with the mask that it had there.
+        """Learn that an object was prompted on a frame.
 
-        Then what is known of it stays. It also stays in a meeting, for a mask where the object should be; one where
-        another should be says that these two were taken for each other. Else the object begins anew.
+        mask: the answer, bool (s, s); None for clicks alone, whose masks are often the wrong size. agrees: whether the
+        answer is the mask it had. What is known of the object is kept if the answer agrees. In a meeting it is also
+        kept if the mask lies where this object, or a partner, is predicted; if the partner's place fits better, the two
+        exchange places. Otherwise the object starts anew.
         """
         if not agrees and (mask is None or not self.settle_meeting(number, frame, mask)):
             self.forget(number)
@@ -200,7 +203,7 @@ class Identity:
     # --- Masks that coincide, and what is lost ---
 
     def coincide(self, frame: Frame) -> None:
-        """Take away the one of two masks on one object that should be elsewhere."""
+        """Hide the one of two coinciding masks that is predicted elsewhere."""
         for one, other in self.contacts:
             told = all(self.tracks[number].known and frame.shows(number) for number in (one, other))
             if not told or {one, other} & self.in_meeting:
@@ -219,8 +222,10 @@ class Identity:
                     self.words.append(f"#{number} hidden: its mask is #{owner}'s")
 
     def stray(self, frame: Frame) -> None:
-        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it is not like
-        the object, and not of its size or not in its place. What comes back may be anywhere: likeness decides alone."""
+        """Hide a mask that lies on something else: unlike the object, and of another size or in another place.
+
+        An object that returns may be anywhere: likeness alone decides.
+        """
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]
             if not (track.known and frame.shows(number)) or number in self.in_meeting | frame.fixed:
@@ -256,7 +261,7 @@ class Identity:
         return box_iou(frame.boxes[row], track.motion.predict(frame.number))
 
     def search(self, frame: Frame, search: Search) -> dict[int, Candidate]:
-        """Look for objects that are lost. What several could be is the one that it is most like."""
+        """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
         while lost:
             candidates = {number: self.candidate(frame, search, number) for number in lost}

@@ -11,9 +11,10 @@ from ..masks import mean_tokens
 from .frame import Frame
 from .motion import Motion
 
-PEAKS, LIKENESS = 2, 0.6  # places that a search tries; cosine of their image token, at least
-FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3  # what a search accepts
-FOUND_COLOUR = 0.2  # distance of mean colours, of components from 0 to 1, at most
+PEAKS, LIKENESS = 2, 0.6  # places tried; least cosine of their image token
+# Limits that an accepted candidate must keep:
+FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3
+FOUND_COLOUR = 0.2  # distance of mean colours (components 0 to 1)
 FOUND_AREA = 0.3, 2.5  # times the median
 MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see Search
 
