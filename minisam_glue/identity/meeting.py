@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .frame import Frame, main_parts, mask_boxes
-from .motion import CentreBox, Motion, box_iou, touch
+from .motion import CentreBox, Motion, box_iou, touching_pairs
 
 REACH = 0.65  # a mask keeps only pixels within this distance of its predicted centre, in predicted widths or heights
 # A meeting is over when predicted boxes enlarged by this factor no longer touch, unless the masks are still merged.
@@ -29,34 +29,32 @@ class Meeting:
 
     def settle(self, frame: Frame) -> None:
         """Correct the predictions by what the frame shows, and cut the masks."""
-        rows = [frame.row[number] for number in self.members]
-        union = frame.logits[rows].amax(0)
-        self.correct(frame.number, union, distances(self.boxes(frame.number), union))
-        boxes = self.boxes(frame.number)
-        distance = distances(boxes, union)
-        owner = distance.argmin(0)
+        self.correct(frame.number, *self.measure(frame))
+        union, distance = self.measure(frame)
+        boxes, own = self.boxes(frame.number), owned(distance)
         for k, number in enumerate(self.members):
-            others = [box for i, box in enumerate(boxes) if i != k]
-            hidden = max(box_iou(boxes[k], box) for box in others) > HIDDEN
-            own = (distance[k] <= REACH) & (torch.ones_like(owner, dtype=torch.bool) if hidden else owner == k)
-            cut = torch.where(own, union, union.clamp(max=OFF))
             if number in frame.fixed:
                 continue
             frame.changed.add(number)
+            hidden = any(box_iou(boxes[k], box) > HIDDEN for i, box in enumerate(boxes) if i != k)
             if hidden:
                 frame.unwritten.add(number)
+            cut = torch.where(distance[k] <= REACH if hidden else own[k], union, union.clamp(max=OFF))
             if int((cut > 0).sum()) < max(1, GONE * self.motions[k].area):
                 frame.hide(number)
             else:
-                frame.logits[rows[k]] = cut
+                frame.logits[frame.row[number]] = cut
 
     def explains(self, frame: Frame) -> bool:
         """Whether each member has a part of the union where it should be."""
-        union = frame.logits[[frame.row[number] for number in self.members]].amax(0) > 0
-        distance = distances(self.boxes(frame.number), union)
-        owner = distance.argmin(0)
-        parts = [int((union & (owner == k) & (distance[k] <= REACH)).sum()) for k in range(len(self.members))]
+        union, distance = self.measure(frame)
+        parts = ((union > 0) & owned(distance)).sum((1, 2)).tolist()
         return all(part >= PART * motion.area for part, motion in zip(parts, self.motions))
+
+    def measure(self, frame: Frame) -> tuple[Tensor, Tensor]:
+        """The members' union, logits (s, s), and the distances (n, s, s) of pixels from where each is predicted."""
+        union = frame.logits[[frame.row[number] for number in self.members]].amax(0)
+        return union, distances(self.boxes(frame.number), union)
 
     def boxes(self, t: int) -> list[CentreBox]:
         """The predicted boxes of the members on frame t."""
@@ -91,8 +89,7 @@ class Meeting:
 
     def over(self, t: int) -> bool:
         """Whether no two of the predicted boxes touch any more on frame t."""
-        boxes = self.boxes(t)
-        return not any(touch(a, b, MARGIN) for i, a in enumerate(boxes) for b in boxes[:i])
+        return not touching_pairs(dict(enumerate(self.boxes(t))), MARGIN)
 
 
 def outermost(boxes: list[CentreBox], axis: int, sign: int, edge: float) -> tuple[int, float]:
@@ -110,3 +107,9 @@ def distances(boxes: list[CentreBox], like: Tensor) -> Tensor:
     place = torch.arange(like.shape[-1], dtype=torch.float32, device=like.device) + 0.5
     x, y, w, h = torch.tensor(boxes, dtype=torch.float32, device=like.device).T[..., None]
     return torch.maximum(((place - x).abs() / w)[:, None], ((place - y).abs() / h)[..., None])
+
+
+def owned(distance: Tensor) -> Tensor:
+    """Whether pixels are within REACH of each of n places, and nearest to it: bool (n, s, s). distance: (n, s, s)."""
+    places = torch.arange(len(distance), device=distance.device)[:, None, None]
+    return (distance.argmin(0) == places) & (distance <= REACH)

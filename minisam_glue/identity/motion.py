@@ -7,6 +7,8 @@ and between look-alikes that meet, where no frame is clean, an alpha-beta filter
 from dataclasses import dataclass, field
 from statistics import median
 
+import torch
+
 PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
@@ -112,6 +114,11 @@ def box_iou(one: CentreBox, other: CentreBox) -> float:
     return both / (one[2] * one[3] + other[2] * other[3] - both)
 
 
-def touch(one: CentreBox, other: CentreBox, margin: float = 1.0) -> bool:
-    """Whether two boxes, stretched by a margin, overlap."""
-    return all(2 * abs(one[k] - other[k]) < margin * (one[2 + k] + other[2 + k]) for k in (0, 1))
+def touching_pairs(boxes: dict[int, CentreBox], margin: float = 1.0) -> list[tuple[int, int]]:
+    """The pairs of ids whose boxes, enlarged by a margin, overlap; the smaller id first."""
+    if len(boxes) < 2:
+        return []
+    numbers = sorted(boxes)
+    table = torch.tensor([boxes[number] for number in numbers], dtype=torch.float64)
+    gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - margin * (table[:, None, 2:] + table[:, 2:])
+    return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]

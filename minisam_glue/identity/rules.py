@@ -11,7 +11,7 @@ from torch import Tensor
 from ..support.reading import LARGEST, Kind, fields, flag, optional, real, sequence, tensor, whole
 from .frame import Frame, main_parts, mask_boxes
 from .meeting import Meeting
-from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou
+from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
 from .search import Candidate, MasksOf, Search
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
@@ -386,16 +386,6 @@ def state_kind(dim: int) -> Kind:
 
 
 # --- Pairs ------------------------------------------------------------------------------------------------
-
-
-def touching_pairs(boxes: dict[int, CentreBox]) -> list[tuple[int, int]]:
-    """The pairs of ids whose boxes overlap, the smaller id first."""
-    if len(boxes) < 2:
-        return []
-    numbers = sorted(boxes)
-    table = torch.tensor([boxes[number] for number in numbers], dtype=torch.float32)
-    gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - (table[:, None, 2:] + table[:, 2:])
-    return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]
 
 
 def groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
