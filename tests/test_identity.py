@@ -17,7 +17,7 @@ from minisam_glue.identity import Frame, Identity, rules, state_kind
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import Track, groups
-from minisam_glue.identity.search import Candidate, Search
+from minisam_glue.identity.search import Candidate, find_lost, likely_places
 from minisam_glue.masks import mask_iou, mean_tokens
 from minisam_glue.models import Models
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
@@ -575,7 +575,7 @@ def test_a_meeting_ends_when_predictions_are_a_tenth_of_their_size_apart():
 def test_a_search_looks_in_the_corners_too():
     corner, empty = square(3, 45), torch.zeros(SIDE, SIDE, dtype=torch.bool)
     tokens = tokens_of(corner, empty)
-    ((x, y),) = Search(no_look).places(tokens, mean_tokens(corner[None], tokens)[0], empty)
+    ((x, y),) = likely_places(tokens, mean_tokens(corner[None], tokens)[0], empty)
     assert corner[int(y), int(x)]
 
 
@@ -602,7 +602,7 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
         return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
-    found = Search(masks_of).find(frame, motion, mean_tokens(squares[0][None], tokens)[0], torch.zeros(3))
+    found = find_lost(frame, motion, mean_tokens(squares[0][None], tokens)[0], torch.zeros(3), masks_of)
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
     assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
 

@@ -10,7 +10,7 @@ no two objects meet and none is lost:
     frame.py       the masks of a frame, their boxes, and what they look like: the mean image token inside
     meeting.py     two look-alikes whose masks overlap: their union is cut between the places where they should be, and
                    the cut masks are written to memory
-    search.py      a lost object is looked for by its appearance, with box prompts and without memory
+    search.py      box prompts without memory, at the places whose image tokens resemble a lost object
     rules.py       all rules in order. It also hides a mask that coincides with another object's (IoU 0.7, as in SAM 3's
                    code, arXiv 2511.16719), or that lies on something unlike its object
     notes.py       what the rules did on a frame, in words

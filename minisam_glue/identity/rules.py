@@ -12,7 +12,7 @@ from ..support.reading import LARGEST, Kind, fields, flag, optional, real, seque
 from .frame import Frame, main_parts, mask_boxes
 from .meeting import Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
-from .search import Candidate, MasksOf, Search
+from .search import Candidate, MasksOf, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
@@ -130,7 +130,7 @@ class Identity:
         self.find_meeting()
 
     def settle(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
-        """Apply the rules to the masks of a frame. masks_of: see Search. Returns the lost objects that were found."""
+        """Apply the rules to the masks of a frame. masks_of: see find_lost. Returns the lost objects that it found."""
         frame.measure()
         self.words = []
         for number in frame.ids:
@@ -139,7 +139,7 @@ class Identity:
         self.meet(frame)
         self.coincide(frame)
         self.stray(frame)
-        found = self.search(frame, Search(masks_of))
+        found = self.search(frame, masks_of)
         self.learn(frame, found)
         return found
 
@@ -260,11 +260,12 @@ class Identity:
             return 0.0
         return box_iou(frame.boxes[row], track.motion.predict(frame.number))
 
-    def search(self, frame: Frame, search: Search) -> dict[int, Candidate]:
+    def search(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
         """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
         while lost:
-            candidates = {number: self.candidate(frame, search, number) for number in lost}
+            tracks = ((number, self.tracks[number]) for number in lost)
+            candidates = {n: find_lost(frame, t.motion, t.appearance, t.colour, masks_of) for n, t in tracks}
             number = max(lost, key=lambda number: candidates[number].rank if candidates[number] else (False, -1.0))
             best = candidates[number]
             if best is None or not best.good:
@@ -284,11 +285,6 @@ class Identity:
         track = self.tracks[number]
         gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
         return gone and number not in self.in_meeting
-
-    def candidate(self, frame: Frame, search: Search, number: int) -> Candidate | None:
-        """Look for a lost object: what may be it, if anything."""
-        track = self.tracks[number]
-        return search.find(frame, track.motion, track.appearance, track.colour)
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
         """Keep what clean masks show."""
