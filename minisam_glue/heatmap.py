@@ -140,12 +140,15 @@ def confidence(logits: Tensor, size: tuple[int, int] | None = None) -> np.ndarra
     return logits.float().sigmoid().cpu().numpy()
 
 
-def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings) -> list[HeatInstance]:
-    """The regions of one heat map, logits (S, S), that covers an image of size (H, W), stretched. Best first."""
-    heat = confidence(logits)
-    S = len(heat)
-    settings = settings.filled(FLOOR, MIN_AREA)
-    labels = label_components(heat > choose_threshold(heat, settings))
+def find_instances(
+    heat: np.ndarray, threshold: float, size: tuple[int, int], settings: HeatSettings
+) -> list[HeatInstance]:
+    """The regions of confidences (S, S) above a threshold, see choose_threshold. Best first.
+
+    The heat map covers an image of size (H, W), stretched.
+    """
+    S, settings = len(heat), settings.filled(FLOOR, MIN_AREA)
+    labels = label_components(heat > threshold)
     found, scale = measure_components(labels), S / REFERENCE_SIDE
     sides = np.array([size[1], size[0]])  # multiplied before they are divided: S of S pixels are the whole side exactly
     instances = []

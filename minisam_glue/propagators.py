@@ -195,6 +195,7 @@ class MemoryPropagator(VideoTracker):
         )
 
     def masks_for_boxes(self, boxes: Array) -> ObjectOutput:
+        """Masks as VideoTracker has them; without boxes the decoder does not run."""
         if len(boxes):
             return super().masks_for_boxes(boxes)
         empty, side = self.current().tokens.new_zeros(0), self.model.config.image_size // 4

@@ -73,8 +73,10 @@ class Redetection:
                 self._revive(result.ids[returning[revived[i]]], shown.logits[row], found.objects[row].score)
             elif add:
                 add(result.frame, found.objects[row])
-        for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
-            if is_cold(tracked[column], self.known[result.ids[column]].label, found.heat):
+        doubtful = set(range(len(result.ids))) - {*confirmed.values(), *lost}
+        hot = hot_pixels(found.heat, tuple(tracked.shape[1:])) if doubtful else {}
+        for column in doubtful:
+            if is_cold(tracked[column], hot.get(self.known[result.ids[column]].label)):
                 self.tracker.mistrust(result.ids[column])
         self.tracker.detection_done()
         sure = {result.ids[column] for column in confirmed.values()}
@@ -255,13 +257,14 @@ def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
     return assign(gain, 0.5)
 
 
-def is_cold(mask: Tensor, label: str, heat: Sequence[HeatMap]) -> bool:
-    """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
-    for one in heat:
-        if one.phrase == label:
-            above = torch.from_numpy(one.at(tuple(mask.shape)) > one.threshold).to(mask.device)
-            return int((above & mask).sum()) < COLD * int(mask.sum())
-    return False
+def hot_pixels(heat: Sequence[HeatMap], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Where the heat map of each phrase exceeds its threshold, at the size (h, w) of masks: bool (h, w)."""
+    return {one.phrase: torch.from_numpy(one.at(size) > one.threshold) for one in heat}
+
+
+def is_cold(mask: Tensor, hot: Tensor | None) -> bool:
+    """Whether the heat map of an object's phrase, if there is one, covers too little of a mask; both bool (h, w)."""
+    return hot is not None and int((hot.to(mask.device) & mask).sum()) < COLD * int(mask.sum())
 
 
 def are_shown(masks: Tensor) -> list[bool]:

@@ -173,8 +173,8 @@ def test_a_mask_where_the_heat_map_shows_nothing_is_given_up():
     for corner, cold in ((slice(0, 8), False), (slice(8, 16), True)):
         logits = torch.full((16, 16), -9.0)
         logits[corner, corner] = 9
-        heat = [HeatMap("bright", logits, 0.5)]
-        assert redetection.is_cold(mask, "bright", heat) == cold and not redetection.is_cold(mask, "dark", heat)
+        hot = redetection.hot_pixels([HeatMap("bright", logits, 0.5)], (16, 16))
+        assert redetection.is_cold(mask, hot["bright"]) == cold and not redetection.is_cold(mask, hot.get("dark"))
 
 
 def same(one, other) -> bool:

@@ -13,7 +13,7 @@ from minisam_glue import redetection
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.records import Segment
-from minisam_glue.redetection import Redetection, confirm, drifted, is_cold, revive, sharing, unmatched
+from minisam_glue.redetection import Redetection, confirm, drifted, hot_pixels, is_cold, revive, sharing, unmatched
 from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
 from minisam_glue.seeding import Seed, Seeds
@@ -335,8 +335,8 @@ def test_what_is_alike_enough_is_found_again_as_many_as_may_be():
 def test_a_mask_is_cold_where_the_heat_map_of_its_phrase_shows_less_than_a_quarter():
     for warm, cold in ((2, True), (3, False)):
         heat = np.where(np.arange(40) < warm, 0.9, 0.1)[None]
-        maps = [SimpleNamespace(phrase="car", threshold=0.5, at=lambda size, heat=heat: heat)]
-        assert is_cold(strips(0)[0], "car", maps) == cold and not is_cold(strips(0)[0], "dog", maps)
+        hot = hot_pixels([SimpleNamespace(phrase="car", threshold=0.5, at=lambda size, heat=heat: heat)], (1, 40))
+        assert is_cold(strips(0)[0], hot["car"]) == cold and not is_cold(strips(0)[0], hot.get("dog"))
 
 
 def test_an_appearance_is_learned_by_a_tenth_at_a_time():
