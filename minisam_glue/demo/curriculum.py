@@ -6,7 +6,7 @@ and its number alone, so a resumed run sees what an uninterrupted one does.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -137,11 +137,17 @@ def prepare(
 
 
 def collate(
-    samples: list[Sample], numbers: list[int], opening: str, corrections: int, seed: int, late: float = 1.0, **more
+    samples: list[Sample],
+    numbers: list[int],
+    opening: str,
+    corrections: int,
+    seed: int,
+    late: float = 1.0,
+    parted: int | None = None,
 ) -> Batch:
     """Samples of equally many frames -> a batch, the objects of the first sample first.
 
-    late: weight of the loss after returns, and after `parted` if that is given; what else is given goes to the batch.
+    late: weight of the loss after returns, and from frame `parted` on if that is given.
     """
     owner = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.boxes) for s in samples]))
     truth = torch.cat([s.truth for s in samples], 1)
@@ -155,9 +161,8 @@ def collate(
         corrections,
         seed,
         torch.cat([s.crowd for s in samples], 1),
-        late_weights(truth.flatten(2).any(2), more.pop("parted", None), late),
+        late_weights(truth.flatten(2).any(2), parted, late),
         torch.cat([s.hints for s in samples], 1),
-        **more,
     )
 
 
@@ -260,14 +265,8 @@ def draw_clip(recipe: Recipe, step: int, first: int, opening: str, rng: np.rando
     if step >= recipe.episode_steps and turn < recipe.contacts + recipe.returns:
         kinds = MEETINGS if turn < recipe.contacts else RETURNS
     sample, episode = clip_sample(first, kinds, recipe, rng, recipe.side_at(step, clips=True))
-    return collate(
-        [sample],
-        episode.numbers,
-        opening,
-        0,
-        first,
-        recipe.late,
-        parted=episode.parted,
+    return replace(
+        collate([sample], episode.numbers, opening, 0, first, recipe.late, episode.parted),
         taught_from=episode.taught_from,
         exclusive=bool(rng.random() < recipe.exclusive),
         forgetful=bool(rng.random() < recipe.forgetful),

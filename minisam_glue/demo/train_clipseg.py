@@ -217,11 +217,11 @@ def absent_wish(rng: np.random.Generator, figure: Figure) -> tuple[str | None, s
 def random_phrases(rng: np.random.Generator, picture: Picture, count: int) -> list[Phrase]:
     """Phrases for a picture, in turn one as captions have them, mostly there, and one that is not there."""
     shown = [picture.figures[i] for i in np.unique(picture.owners) if i != NOBODY]
-    phrases = []
+    figures, phrases = shown or picture.figures, []
     for number in range(count):
-        colour, shape = random_wish(rng, shown or picture.figures)
+        colour, shape = random_wish(rng, figures)
         for _ in range(8 if number % 2 else 0):
-            colour, shape = absent_wish(rng, (shown or picture.figures)[rng.integers(len(shown or picture.figures))])
+            colour, shape = absent_wish(rng, figures[rng.integers(len(figures))])
             if not any(Phrase("", colour, shape).matches(figure) for figure in shown):
                 break
         matches = sum(Phrase("", colour, shape).matches(figure) for figure in shown)
