@@ -241,9 +241,9 @@ def warp(values: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "z
 
 
 def inconsistency(forward: Tensor, backward: Tensor) -> Tensor:
-    """Distance of each pixel from home, (B, H, W), in pixels, after a step along `backward` and one along `forward`.
+    """Length of backward(p) + forward(p + backward(p)), (B, H, W), in pixels: 0 where the two flows agree.
 
-    Both (B, 2, H, W). Large where something is covered or uncovered, or where a flow is wrong.
+    Both flows are (B, 2, H, W). Large where something is covered or uncovered, or where a flow is wrong.
     """
     return (warp(forward, backward) + backward).norm(dim=1)
 

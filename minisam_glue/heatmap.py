@@ -118,8 +118,9 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
 def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
     """The confidence (S, S) above which pixels are of the object: the one that is set, else Otsu's or a percentile's.
 
-    Otsu's splits any map in two. One whose upper class fills more than half of the map, at confidences that mean no,
-    has split the background: the percentile takes its place. A confident pixel is of the object whatever others are.
+    Otsu's method always splits. If its upper class covers more than half of the map at a threshold below one half, it
+    has split the background: the percentile is used instead. A threshold that is not set never exceeds one half, so a
+    confident pixel always belongs to the object.
     """
     if settings.threshold is not None:
         return settings.threshold
@@ -139,12 +140,15 @@ def confidence(logits: Tensor, size: tuple[int, int] | None = None) -> np.ndarra
     return logits.float().sigmoid().cpu().numpy()
 
 
-def find_instances(logits: Tensor, size: tuple[int, int], settings: HeatSettings) -> list[HeatInstance]:
-    """The regions of one heat map, logits (S, S), that covers an image of size (H, W), stretched. Best first."""
-    heat = confidence(logits)
-    S = len(heat)
-    settings = settings.filled(FLOOR, MIN_AREA)
-    labels = label_components(heat > choose_threshold(heat, settings))
+def find_instances(
+    heat: np.ndarray, threshold: float, size: tuple[int, int], settings: HeatSettings
+) -> list[HeatInstance]:
+    """The regions of confidences (S, S) above a threshold, see choose_threshold. Best first.
+
+    The heat map covers an image of size (H, W), stretched.
+    """
+    S, settings = len(heat), settings.filled(FLOOR, MIN_AREA)
+    labels = label_components(heat > threshold)
     found, scale = measure_components(labels), S / REFERENCE_SIDE
     sides = np.array([size[1], size[0]])  # multiplied before they are divided: S of S pixels are the whole side exactly
     instances = []

@@ -39,8 +39,10 @@ def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int 
 
 
 def propose(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[Tensor, Tensor]:
-    """The masks, logits (M, s, s), that all prompts of a seed together mean, and with a region also those that its
-    points on the object mean alone; and SAM 2's scores of them (M,)."""
+    """Candidate masks, logits (M, s, s), and SAM 2's scores of them (M,).
+
+    Those of all prompts of the seed together and, for a seed with a region, those of its positive points alone.
+    """
     box = seed.box if seed.prompts_box else None
     mask = None if seed.mask is None else mask_logits(seed.mask, models)
     if mask is not None and box is None and not seed.points:
@@ -73,10 +75,8 @@ def on_object(points: list[tuple[float, float]]) -> dict:
 
 
 def rate(masks: Tensor, scores: Tensor, region: np.ndarray | None) -> Tensor:
-    """The ratings (M,) of masks, bool (M, h, w): their agreement with a region (S, S), to which their scores (M,) add.
-
-    The best-scored mask may be the background; without a region there is nothing that would tell.
-    """
+    """Ratings (M,) of masks, bool (M, h, w): SAM 2's scores (M,) or, with a region (S, S), the agreement with it plus
+    TRUST times the scores. SAM 2's best-scored mask may be the background; only a region can tell."""
     return scores if region is None else agreement(masks, region) + TRUST * scores
 
 

@@ -36,13 +36,13 @@ class Tracking:
     seed_frame: frame on which objects are marked that name none. Default: the first frame in the direction of time;
     for a sentence the first on which anything is found.
     redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
-    direction: forward; reverse (needs frames that can be read backward); or both: forward, then from the last frame
-    on which objects were marked back to the first, so that the frames before it come twice. The second time they have
-    the objects that the first time came too late for them.
+    direction: forward; reverse (needs frames that can be read backward); or both: forward first, then from the last
+    frame on which objects were marked back to frame 0. Frames before it are yielded twice, the second time with the
+    objects that were marked later.
     propagate: memory, SAM 2's, or flow, optical flow that SAM 2 refines: see propagators.py. With flow and a sentence
     lost objects are looked for again now and then, also without redetect.
     refine_every: with flow SAM 2 refines masks on each k-th frame alone; more is faster and less exact.
-    identity: keep look-alikes apart where they meet, and look for lost objects: see identity/. For memory.
+    identity: keep look-alikes apart where they meet, and look for lost objects: see identity/. Flow ignores it.
     Memory and time do not grow with the number of frames, but with that of the objects: each that was ever seen is
     kept, so with redetect they grow as new ones come. state() and restore() let another process go on. One Tracking
     belongs to one thread; the models may serve several.
@@ -169,8 +169,13 @@ class Tracking:
 
     @property
     def turn(self) -> int:
-        """The frame from which the way back begins; 0 as long as no object is known."""
-        return max(map(self._frame_of, self.corrections or self.marks), default=self.seeded_at or 0)
+        """The frame from which the way back begins; 0 if there is none, or as long as no object is known."""
+        given = self.corrections or self.marks
+        if not given:
+            return self.seeded_at or 0
+        latest_first = sorted(given, key=self._frame_of, reverse=True)
+        joins = {prompt.id: self._frame_of(prompt) for prompt in latest_first if not prompt.remove}  # its first frame
+        return max(joins.values(), default=0)
 
     def _frame_of(self, mark: ObjectPrompt) -> int:
         """The frame that an object is marked on; without one the seed frame, or the first one of the video."""
@@ -271,9 +276,9 @@ class Tracking:
             self.held.append({"at": index, "tracker": self.tracker.state_of(new)})
 
     def _take_up(self, index: int) -> None:
-        """Track the objects that joined on the next frame from here, on the way back.
+        """On the way back, start tracking the objects that joined on frame index + 1.
 
-        Those that a sentence found later than the first ones come with these, as lost ones that may return.
+        With a sentence, objects found later join at once, as lost ones that may return.
         """
         in_turn = bool(self.marks or self.corrections)
         due = [held for held in self.held if not in_turn or held["at"] == index + 1]

@@ -30,7 +30,6 @@ from .identity import state_kind as identity_kind
 from .masks import boxes_of
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
-from .sam2 import video_tracker as memory
 from .sam2.layers import pool_to, resize_antialiased
 from .sam2.mask_decoder import Decoded
 from .sam2.memory_bank import FrameMemory, held_bytes
@@ -38,6 +37,7 @@ from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
 from .sam2.preprocess import Array, prompt_points
 from .sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from .sam2.video_tracker import TrackedObject
+from .sam2.video_tracker import state_kind as tracker_kind
 from .support.reading import LARGEST as LARGEST_ID
 from .support.reading import Kind, fields, mapping, optional, refuse, whole
 
@@ -48,9 +48,9 @@ FLOW_SIDE = 512  # pixels of the longer side of the pictures between which flow 
 MOST = 10.0  # of the logits of a mask that is carried on
 CONSISTENT = 0.5  # share of the warped mask's pixels whose flow leads back, to pixels of like brightness, at least
 BRIGHTNESS = 32.0  # grey levels of 255 by which a pixel may change
-SAME_PLACE = 0.4  # IoU of the refined and the warped mask, at least: else the mask has jumped
-CHANGE = 2.0  # times by which the area of a mask may grow or shrink from one frame to the next
-SMALLEST, LARGEST = 1 / 8, 8  # of its area when it was last prompted or found afresh
+SAME_PLACE = 0.4  # least IoU of refined and warped mask; below it the mask has jumped
+CHANGE = 2.0  # largest factor by which an area may change in one frame
+SMALLEST, LARGEST = 1 / 8, 8  # least and largest area, relative to when it was last prompted or found
 DETECT_EVERY = 10  # frames between two detections with the sentence, for objects that flow has lost
 
 
@@ -181,12 +181,13 @@ class MemoryPropagator(VideoTracker):
             return Notes()
         scores, side = result.object_score_logits.sigmoid().tolist(), self.model.config.image_size // 4
         (height, width), predicted = result.size, {}
-        for number in sorted(self.identity.meeting & set(result.ids)):
+        for number in sorted(self.identity.in_meeting & set(result.ids)):
             x, y, w, h = self.identity.tracks[number].motion.predict(result.frame)
             corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
             predicted[number] = tuple(a * b / side for a, b in zip(corners, (width, height) * 2))
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
+    @torch.inference_mode()
     def appearances(self, masks: Tensor, image: np.ndarray) -> Tensor:
         """Appearances of what masks, bool (n, s, s), show of the current frame, uint8 (H, W, 3): see redetection.py."""
         return redetection.appearances(
@@ -194,6 +195,7 @@ class MemoryPropagator(VideoTracker):
         )
 
     def masks_for_boxes(self, boxes: Array) -> ObjectOutput:
+        """Masks as VideoTracker has them; without boxes the decoder does not run."""
         if len(boxes):
             return super().masks_for_boxes(boxes)
         empty, side = self.current().tokens.new_zeros(0), self.model.config.image_size // 4
@@ -222,7 +224,7 @@ class MemoryPropagator(VideoTracker):
 
     def state_kind(self) -> Kind:
         """The kind of state()."""
-        tracker = memory.state_kind(self.model.config)
+        tracker = tracker_kind(self.model.config)
         rules = fields(identity=optional(identity_kind(self.model.config.dim)))
 
         def check(value: object, where: str) -> None:
@@ -250,7 +252,7 @@ class MemoryPropagator(VideoTracker):
         return False
 
     def detection_done(self) -> None:
-        """Note that detections of the current frame have been told."""
+        """Note that the detections of this frame have been handled."""
 
     def mistrust(self, number: int) -> None:
         """Note that a heat map shows nothing where this object's mask is. Memory decides for itself."""
@@ -301,6 +303,7 @@ class FlowPropagator(MemoryPropagator):
         self.picture = image if frame % self.refine_every else None
         return super().encode(frame, image) if self.picture is None else None
 
+    @torch.inference_mode()
     def current(self) -> ImageFeatures:
         """The current frame, as VideoTracker has it."""
         if self.picture is not None:
@@ -412,7 +415,7 @@ class FlowPropagator(MemoryPropagator):
         return [obj.bank.get(self.frame) for obj in self.objects.values()]
 
     def detection_done(self) -> None:
-        """Note that detections of the current frame have been told."""
+        """Note that the detections of this frame have been handled."""
         self.last_detection = self.frame
 
     def mistrust(self, number: int) -> None:

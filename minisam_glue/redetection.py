@@ -1,12 +1,13 @@
 """A detection on a later frame: which tracked object it shows again, or whether it is a new one.
 
 Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
-on something unlike its object, has lost it (strayed). What is left of the detections lies elsewhere (unclaimed), and
+on something unlike its object, has lost it (drifted). What is left of the detections lies elsewhere (unmatched), and
 is an object that was lost (revive) or a new one. Two objects never share one mask (sharing). Masks are bool (n, h, w)
 at any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +21,15 @@ from .sam2 import FrameResult
 from .sam2.layers import pool_to
 from .seeding import Box, Seed, Seeds
 
-SAME = 0.5  # mask IoU from which a detection and an object are one; share of a detection that may lie on objects
+if TYPE_CHECKING:  # propagators.py imports this file
+    from .propagators import MemoryPropagator
+
+SAME = 0.5  # mask IoU from which a detection and an object match; largest share of a new detection inside known objects
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
 ALIKE = 0.8  # likeness from which a detection may be an object that was lost
 UNLIKE = 0.6  # likeness below which a track lies on something else than its object
 LASTING = 0.9  # weight of the appearance of an object before, when it is seen for sure again
-COLD = 0.25  # share of a mask that a heat map must show for it to be of the object
+COLD = 0.25  # a mask is cold if the heat map covers less than this share of it
 
 
 class Redetection:
@@ -36,7 +40,7 @@ class Redetection:
     that the tracker was last shown, uint8 (H, W, 3).
     """
 
-    def __init__(self, tracker, known: dict[int, Segment]):
+    def __init__(self, tracker: "MemoryPropagator", known: dict[int, Segment]):
         self.tracker, self.known = tracker, known
         self.appearances: dict[int, Tensor] = {}
 
@@ -54,23 +58,25 @@ class Redetection:
         for row, column in confirmed.items():
             self.known[result.ids[column]].score = found.objects[row].score
         present = self._likeness(tracked, result.ids, image).diagonal()
-        for column in strayed(detected, tracked, alike, confirmed, present):
+        for column in drifted(detected, tracked, alike, confirmed, present):
             self.tracker.lose(result.ids[column])
             tracked[column] = False
-        new = unclaimed(detected, tracked, same, confirmed)
+        new = unmatched(detected, tracked, same, confirmed)
         lost = [column for column, there in enumerate(are_shown(tracked)) if not there]
         # An object of which no appearance is known can't be told from another of its label: it does not return.
         returning = [column for column in lost if result.ids[column] in self.appearances]
         revived = revive(alike[new][:, returning], same[new][:, returning]) if new and returning else {}
         ranks = [(i in revived, found.objects[row].score) for i, row in enumerate(new)]
-        for i in sorted(apart(detected[new], [found.boxes[row] for row in new], ranks)):
+        for i in sorted(suppress_duplicates(detected[new], [found.boxes[row] for row in new], ranks)):
             row = new[i]
             if i in revived:
                 self._revive(result.ids[returning[revived[i]]], shown.logits[row], found.objects[row].score)
             elif add:
                 add(result.frame, found.objects[row])
-        for column in set(range(len(result.ids))) - {*confirmed.values(), *lost}:
-            if is_cold(tracked[column], self.known[result.ids[column]].label, found.heat):
+        doubtful = set(range(len(result.ids))) - {*confirmed.values(), *lost}
+        hot = hot_pixels(found.heat, tuple(tracked.shape[1:])) if doubtful else {}
+        for column in doubtful:
+            if is_cold(tracked[column], hot.get(self.known[result.ids[column]].label)):
                 self.tracker.mistrust(result.ids[column])
         self.tracker.detection_done()
         sure = {result.ids[column] for column in confirmed.values()}
@@ -87,14 +93,14 @@ class Redetection:
         if len(found) < 2 or any(seed.region is not None or not seed.prompts_box for seed in found.objects):
             return found.objects
         masks = self.tracker.masks_for_boxes(found.boxes).logits > 0
-        rows = apart(masks, found.boxes, [(seed.score,) for seed in found.objects])
+        rows = suppress_duplicates(masks, found.boxes, [(seed.score,) for seed in found.objects])
         return [found.objects[row] for row in sorted(rows)]
 
     def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
-        """Empty, of two objects with one mask, the one that it is not of.
+        """Where two objects share one mask, empty the wrong one.
 
-        That is the one that a detection has not confirmed, if it has the other; or the one that the mask is unlike. One
-        that was prompted on this frame is there.
+        That is the one no detection confirmed if the other was confirmed, or the one the mask resembles less. An object
+        prompted on this frame is never emptied.
         """
         result = self.tracker.result()
         masks = result.low_res > 0
@@ -198,7 +204,7 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
     return assign(mask_iou(detected, tracked).cpu() * same_label, SAME)
 
 
-def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
+def drifted(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
     """Objects whose tracks lie on something else.
 
     alike: likeness (detections, objects) of detections to the objects as they were. present: (objects,), the same of
@@ -214,9 +220,9 @@ def strayed(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[in
     return lost
 
 
-def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: dict[int, int]) -> list[int]:
-    """Detections that show no object yet: not confirmed, not empty, mostly outside objects of their label, and not
-    another phrase for the mask of an object."""
+def unmatched(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: dict[int, int]) -> list[int]:
+    """Detections to be revived or added: not confirmed, not empty, mostly outside objects of their label, and not the
+    mask of any object under another phrase."""
     if not len(detected):
         return []
     owned = torch.stack([tracked[same].any(0) for same in same_label])  # pixels of any object of the same label
@@ -226,12 +232,12 @@ def unclaimed(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
 
 
-def apart(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tuple]) -> list[int]:
+def suppress_duplicates(masks: Tensor, boxes: Sequence[Box], ranks: Sequence[tuple]) -> list[int]:
     """Rows of detections, the highest rank first, without those that have one box and one mask with a higher one.
 
     masks: (n, h, w). boxes: n, xyxy.
     """
-    from torchvision.ops import box_iou  # loads for as long as torch itself; what is clicked needs it not
+    from torchvision.ops import box_iou  # imported here because it loads slowly and clicks do not need it
 
     corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     one = (mask_iou(masks, masks).cpu() >= SHARED) & (box_iou(corners, corners) >= SHARED)
@@ -247,17 +253,18 @@ def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
 
     alike: likeness (detections, lost objects) of detections to the objects as they were.
     """
-    gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 1 to 3: two pairs are never worse than one
+    gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 2.8 to 3: two pairs are never worse than one
     return assign(gain, 0.5)
 
 
-def is_cold(mask: Tensor, label: str, heat: Sequence[HeatMap]) -> bool:
-    """Whether the heat map of an object's phrase, if there is one, is below its threshold over most of a mask."""
-    for one in heat:
-        if one.phrase == label:
-            above = torch.from_numpy(one.at(tuple(mask.shape)) > one.threshold).to(mask.device)
-            return int((above & mask).sum()) < COLD * int(mask.sum())
-    return False
+def hot_pixels(heat: Sequence[HeatMap], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Where the heat map of each phrase exceeds its threshold, at the size (h, w) of masks: bool (h, w)."""
+    return {one.phrase: torch.from_numpy(one.at(size) > one.threshold) for one in heat}
+
+
+def is_cold(mask: Tensor, hot: Tensor | None) -> bool:
+    """Whether the heat map of an object's phrase, if there is one, covers too little of a mask; both bool (h, w)."""
+    return hot is not None and int((hot.to(mask.device) & mask).sum()) < COLD * int(mask.sum())
 
 
 def are_shown(masks: Tensor) -> list[bool]:

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 from torch import Tensor
 
-from .grounding_dino.detector import pack_captions
+from .grounding_dino.detector import Detector, pack_captions
 from .heatmap import REFERENCE_SIDE, HeatInstance, HeatSettings, choose_threshold, confidence, find_instances, otsu
 from .models import Models
 from .prompts import AUTO, CLICKED, ObjectPrompt, Seeding, Sentence, Size, Thresholds, check_mask, split_phrases
@@ -100,21 +100,25 @@ def find_seeds(
 
     ValueError if they have neither, or for an empty or too long sentence.
     """
-    if models.heat_mapper is not None:
-        return _by_heat_maps(models, images, sentence, thresholds, seeding)
+    find = _by_detector if models.heat_mapper is None else _by_heat_maps
+    return find(models, images, sentence, thresholds, seeding)
+
+
+def _detector_of(models: Models) -> Detector:
+    """The detector. ValueError if the models have none."""
     if models.detector is None:
         raise ValueError("a sentence needs a detector: load the models with one")
-    return _by_detector(models, images, sentence, thresholds, seeding)
+    return models.detector
 
 
 def _by_detector(
     models: Models, images: list[np.ndarray], sentence: Sentence, thresholds: Thresholds, seeding: Seeding
 ) -> list[Seeds]:
     """Boxes, and what is made of them."""
-    auto = thresholds.box == AUTO
+    detector, auto = _detector_of(models), thresholds.box == AUTO
     least = (0.0, 0.0) if auto else (thresholds.box, thresholds.text)  # for "auto" all scores count
     with models.stage("detect"):
-        found = models.detector.detect(
+        found = detector.detect(
             images,
             [sentence] * len(images),
             *least,
@@ -180,8 +184,9 @@ def _by_heat_maps(
     for image, maps in zip(images, logits):
         seeds, heat = [], []
         for phrase, one in zip(phrases, maps):
-            heat.append(HeatMap(phrase, one, choose_threshold(confidence(one), seeding.heat)))
-            found = find_instances(one, image.shape[:2], seeding.heat)
+            values = confidence(one)
+            heat.append(HeatMap(phrase, one, choose_threshold(values, seeding.heat)))
+            found = find_instances(values, heat[-1].threshold, image.shape[:2], seeding.heat)
             seeds += [seed_of_instance(phrase, instance, image.shape[:2], seeding) for instance in found]
         seeds = [seed for seed in seeds if box_share(seed.box, image.shape[:2]) <= thresholds.max_area]
         best = max(((one.phrase, one.best) for one in heat), key=lambda pair: pair[1])
@@ -203,7 +208,7 @@ def seed_of_instance(phrase: str, instance: HeatInstance, size: Size, seeding: S
     if "points" in prompts:
         seed.points, seed.point_labels = list(map(tuple, instance.points.tolist())), instance.labels.tolist()
     if "mask" in prompts:
-        seed.mask = np.asarray(_enlarged(instance.region, size))
+        seed.mask = _enlarged(instance.region, size)
     return seed
 
 
@@ -222,9 +227,8 @@ def check_sentence(models: Models, sentence: Sentence) -> None:
     if models.heat_mapper is not None:
         models.heat_mapper.check_phrases(split_phrases(sentence))
         return
-    if models.detector is None:
-        raise ValueError("a sentence needs a detector: load the models with one")
-    pack_captions(split_phrases(sentence), models.detector.tokenizer)
+    detector = _detector_of(models)
+    pack_captions(split_phrases(sentence), detector.tokenizer)
 
 
 def seed_of_prompt(prompt: ObjectPrompt, size: Size) -> Seed:

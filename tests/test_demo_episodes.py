@@ -8,6 +8,7 @@ import torch
 from helpers.demo_training import TINY_SEGMENTER as CONFIG
 
 from minisam_glue.demo import episodes, train_segmenter
+from minisam_glue.demo.clip_metrics import meeting_span
 from minisam_glue.demo.curriculum import MEETINGS, RETURNS, Recipe, choose_episode
 from minisam_glue.demo.episodes import (
     AFTER,
@@ -16,6 +17,7 @@ from minisam_glue.demo.episodes import (
     comeback,
     contact,
     exclusive,
+    first_after,
     hints,
     late_weights,
     longest_absence,
@@ -76,9 +78,7 @@ def test_a_contact_is_led_up_to_from_before_the_meeting_and_ends_after_it():
         assert e.chosen[0] < 24 and e.chosen[1] <= 24 + 1  # the prompt and the memory begin before it
         assert set(np.diff(e.chosen[1:])) <= {1, 2, 3} and set(np.diff(e.numbers[1:])) == {1}
         strides.add(int(e.chosen[-1] - e.chosen[-2]))
-        if e.parted is not None:
-            assert e.chosen[e.parted] > 36 >= e.chosen[e.parted - 1]
-            ends += 1
+        ends += first_after(e.chosen, 36) is not None
     assert strides == {1, 2, 3} and ends > 80
 
 
@@ -95,10 +95,24 @@ def test_a_comeback_is_learned_from_after_an_absence_that_fills_the_memory():
 def test_a_jump_skips_frames_that_the_memory_does_not_count():
     for rng in rngs(50):
         for chosen in (np.arange(5, 13), 50 - np.arange(5, 13)):
-            e = with_jump(rng, Episode(chosen, list(range(8)), 3, 4))
+            e = with_jump(rng, Episode(chosen, list(range(8)), 3))
             steps = np.abs(np.diff(e.chosen))
             assert e.chosen.min() >= 0 and e.chosen.max() < LENGTH and sorted(steps)[:-1] == [1] * 6 and steps.max() > 2
-            assert e.numbers == list(range(8)) and (e.taught_from, e.parted) == (3, 4)
+            assert e.numbers == list(range(8)) and e.taught_from == 3
+
+
+def test_the_first_frame_after_a_meeting_is_told_also_where_frames_are_missing():
+    recipe, told = replace(ALWAYS, jumps=1.0, warm=12, taught=7), []
+    for i in range(24):
+        _, moved, episode = choose_episode(TRAINING_FROM + i, MEETINGS, recipe, np.random.default_rng(i), (48, 64))
+        if episode.parted is None:
+            continue
+        span = meeting_span(torch.from_numpy(moved.masks[:, [*moved.leads, *moved.twins][:2]]))
+        backward = episode.chosen[-1] < episode.chosen[-2]
+        after = episode.chosen < span[0] if backward else episode.chosen > span[1]
+        assert episode.parted == after.argmax() > 0 and after[episode.parted :].all()
+        told.append(bool(backward))
+    assert set(told) == {True, False} and len(told) >= 6
 
 
 def test_the_longest_absence_is_between_two_appearances():

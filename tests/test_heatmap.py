@@ -10,6 +10,7 @@ from helpers.sam2_tiny import tiny_model
 
 from minisam_glue.demo import HEAT_FLOOR, HEAT_MIN_AREA
 from minisam_glue.heatmap import (
+    HeatInstance,
     HeatSettings,
     choose_threshold,
     confidence,
@@ -26,6 +27,11 @@ from minisam_glue.seeding import box_share
 FOLDER = parity.ROOT / "golden" / "clipseg"
 OTSU = parity.Golden.load(FOLDER / "postprocess_otsu.npz")
 COMPONENTS = parity.Golden.load(FOLDER / "postprocess_components.npz")
+
+
+def instances_of(logits: torch.Tensor, size: tuple[int, int], settings: HeatSettings) -> list[HeatInstance]:
+    heat = confidence(logits)
+    return find_instances(heat, choose_threshold(heat, settings), size, settings)
 
 
 def logit(heat: np.ndarray) -> torch.Tensor:
@@ -99,10 +105,10 @@ def test_an_instance_must_reach_the_floor_somewhere_but_not_everywhere():
     heat = np.full((352, 352), 0.001)
     heat[40:100, 40:100], heat[200:260, 200:260] = 0.7, 0.7
     heat[50:60, 50:60] = 0.95
-    (found,) = find_instances(logit(heat), (352, 352), HeatSettings(floor=0.9))
+    (found,) = instances_of(logit(heat), (352, 352), HeatSettings(floor=0.9))
     assert found.box == (40, 40, 100, 100) and found.region.sum() == 3600
-    assert len(find_instances(logit(heat), (352, 352), HeatSettings(floor=0.5))) == 2
-    assert len(find_instances(logit(heat), (352, 352), HeatSettings(threshold=0.5, floor=0.9))) == 2
+    assert len(instances_of(logit(heat), (352, 352), HeatSettings(floor=0.5))) == 2
+    assert len(instances_of(logit(heat), (352, 352), HeatSettings(threshold=0.5, floor=0.9))) == 2
 
 
 def test_floor_least_area_and_splitting_are_those_of_the_weights_unless_they_are_given():
@@ -149,7 +155,7 @@ def test_components_of_a_large_mask_take_no_time():
 
 def test_each_region_is_an_instance_with_its_box_in_pixels_of_the_picture():
     logits = blobs((10, 20, 60, 80), (200, 100, 300, 180))
-    one, two = sorted(find_instances(logits, (704, 176), HeatSettings()), key=lambda i: i.box)
+    one, two = sorted(instances_of(logits, (704, 176), HeatSettings()), key=lambda i: i.box)
     assert one.box == (5, 40, 30, 160) and two.box == (100, 200, 150, 360)
     assert one.score == pytest.approx(0.9, abs=1e-3) and one.region.sum() == 50 * 60
     assert ((one.points / (0.5, 2)) % 1 == 0.5).all()  # the middles of the map's pixels
@@ -157,31 +163,31 @@ def test_each_region_is_an_instance_with_its_box_in_pixels_of_the_picture():
 
 def test_the_most_confident_instance_comes_first():
     logits = blobs((10, 10, 60, 60)).maximum(blobs((100, 100, 160, 160), high=0.99))
-    assert [round(i.score, 2) for i in find_instances(logits, (352, 352), HeatSettings())] == [0.99, 0.9]
+    assert [round(i.score, 2) for i in instances_of(logits, (352, 352), HeatSettings())] == [0.99, 0.9]
 
 
 @pytest.mark.parametrize("size, side", [(352, 17), (704, 34), (176, 8)])
 def test_regions_below_the_smallest_area_are_noise_at_any_size(size, side):
     settings = HeatSettings()  # 300 pixels of 352 x 352: a square of 17.3
-    assert not find_instances(blobs((40, 40, 40 + side, 40 + side), size=size), (99, 99), settings)
-    assert len(find_instances(blobs((40, 40, 42 + side, 42 + side), size=size), (99, 99), settings)) == 1
+    assert not instances_of(blobs((40, 40, 40 + side, 40 + side), size=size), (99, 99), settings)
+    assert len(instances_of(blobs((40, 40, 42 + side, 42 + side), size=size), (99, 99), settings)) == 1
 
 
 def test_an_absent_object_lights_up_nothing():
     weak = blobs((50, 50, 150, 150), low=0.001, high=0.013)
-    assert not find_instances(weak, (352, 352), HeatSettings())
-    assert len(find_instances(weak, (352, 352), HeatSettings(threshold=0.005))) == 1  # unless one asks for it
+    assert not instances_of(weak, (352, 352), HeatSettings())
+    assert len(instances_of(weak, (352, 352), HeatSettings(threshold=0.005))) == 1  # unless one asks for it
 
 
 @pytest.mark.parametrize("value, count", [(0.0, 0), (0.3, 0), (1.0, 1)])
 def test_a_flat_heat_map_is_nothing_or_the_whole_picture(value, count):
-    found = find_instances(logit(np.full((32, 32), value)), (10, 20), HeatSettings())
+    found = instances_of(logit(np.full((32, 32), value)), (10, 20), HeatSettings())
     assert [instance.box for instance in found] == [(0, 0, 20, 10)] * count
 
 
 @pytest.mark.parametrize("size", [(600, 800), (534, 800), (3024, 4032), (1, 1), (100, 8000)])
 def test_an_instance_that_fills_a_picture_of_any_size_has_its_box_exactly(size):
-    (found,) = find_instances(torch.full((352, 352), 3.0), size, HeatSettings())
+    (found,) = instances_of(torch.full((352, 352), 3.0), size, HeatSettings())
     assert found.box == (0, 0, size[1], size[0]) and box_share(found.box, size) == 1
 
 
@@ -213,7 +219,7 @@ def test_whether_regions_are_split_is_true_false_or_left_open(split):
 
 def test_positives_lie_inside_the_border_and_negatives_outside_of_it():
     logits = blobs((100, 120, 180, 220), (200, 120, 260, 220))
-    instances = find_instances(logits, (352, 352), HeatSettings(negatives=40))
+    instances = instances_of(logits, (352, 352), HeatSettings(negatives=40))
     assert len(instances) == 2
     for instance in instances:
         left, top, right, bottom = instance.box
@@ -261,7 +267,7 @@ def test_no_negatives_are_made_up_where_the_object_fills_the_picture():
 
 
 def test_points_may_be_left_out():
-    instance = find_instances(blobs((50, 50, 90, 90)), (352, 352), HeatSettings(positives=0, negatives=0))[0]
+    instance = instances_of(blobs((50, 50, 90, 90)), (352, 352), HeatSettings(positives=0, negatives=0))[0]
     assert instance.points.shape == (0, 2) and instance.labels.shape == (0,)
 
 

@@ -17,7 +17,7 @@ from minisam_glue.identity import Frame, Identity, rules, state_kind
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import Track, groups
-from minisam_glue.identity.search import Candidate, Search
+from minisam_glue.identity.search import Candidate, find_lost, likely_places
 from minisam_glue.masks import mask_iou, mean_tokens
 from minisam_glue.models import Models
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
@@ -97,10 +97,10 @@ def test_masks_that_stay_merged_are_cut_however_far_apart_their_objects_should_b
     identity, film = Identity(), crossing()
     seen = [settled(identity, frame) for _, _, frame in film]
     t, true, frame = film[-1]
-    assert both_right(seen[-1], true) and identity.meeting == {1, 2}
+    assert both_right(seen[-1], true) and identity.in_meeting == {1, 2}
     frame.logits, frame.number = logits_of(true), t + 1  # the decoder has recovered
     settled(identity, frame)
-    assert not identity.meeting
+    assert not identity.in_meeting
 
 
 def test_a_meeting_of_which_nothing_is_seen_any_more_ends_and_one_that_is_gone_for_long_leaves_it():
@@ -108,7 +108,7 @@ def test_a_meeting_of_which_nothing_is_seen_any_more_ends_and_one_that_is_gone_f
         identity, film = Identity(), crossing()
         for _, _, frame in film[:15]:
             settled(identity, frame)
-        assert identity.meeting == {1, 2}
+        assert identity.in_meeting == {1, 2}
         for later in range(1, 12):
             frame = copy.deepcopy(film[14][2])
             frame.number = 14  # predictions stay, as of objects that stand still
@@ -117,7 +117,7 @@ def test_a_meeting_of_which_nothing_is_seen_any_more_ends_and_one_that_is_gone_f
                 identity.tracks[2].absent = later
                 frame.fixed = {1}
             settled(identity, frame)
-            assert bool(identity.meeting) == (later <= left), (gone, later)
+            assert bool(identity.in_meeting) == (later <= left), (gone, later)
 
 
 def walk_in(first: int) -> list[bool]:
@@ -178,16 +178,16 @@ def test_a_prompt_in_a_meeting_has_the_size_and_the_place_of_one_of_them(mask, s
     for _, _, frame in crossing()[:13]:
         settled(identity, frame)
     identity.prompt(1, 12, mask, agrees=False)
-    assert (1 in identity.tracks) == stays and identity.meeting == ({1, 2} if stays else set())
+    assert (1 in identity.tracks) == stays and identity.in_meeting == ({1, 2} if stays else set())
 
 
 def test_what_another_was_found_to_hold_is_absent_and_meets_nobody():
     identity = Identity()
     for _, _, frame in crossing()[:14]:
         settled(identity, frame)
-    assert identity.meeting == {1, 2}
+    assert identity.in_meeting == {1, 2}
     identity.lose(2)
-    assert not identity.meeting and not identity.contacts and identity.tracks[2].absent == 1
+    assert not identity.in_meeting and not identity.contacts and identity.tracks[2].absent == 1
     identity.lose(3)  # of which nothing is known yet
 
 
@@ -241,7 +241,7 @@ def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
         state = stopped.state()
         check(state, "the rules")
         stopped = Identity.from_state(state, torch.device("cpu"))
-        assert stopped.meeting == (back.meeting if t else set())
+        assert stopped.in_meeting == (back.in_meeting if t else set())
         backward = copy.deepcopy(frame)
         backward.number = 100 - t
         assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
@@ -251,9 +251,9 @@ def test_an_object_that_is_prompted_in_a_meeting_leaves_it():
     identity, film = Identity(), crossing()
     for _, _, frame in film[:12]:
         settled(identity, frame)
-    assert identity.meeting == {1, 2}
+    assert identity.in_meeting == {1, 2}
     identity.forget(1)
-    assert not identity.meeting  # what was predicted for its partner there holds no more
+    assert not identity.in_meeting  # what was predicted for its partner there holds no more
     for _, _, frame in film[12:]:
         settled(identity, frame)
 
@@ -575,7 +575,7 @@ def test_a_meeting_ends_when_predictions_are_a_tenth_of_their_size_apart():
 def test_a_search_looks_in_the_corners_too():
     corner, empty = square(3, 45), torch.zeros(SIDE, SIDE, dtype=torch.bool)
     tokens = tokens_of(corner, empty)
-    ((x, y),) = Search(no_look).places(tokens, mean_tokens(corner[None], tokens)[0], empty)
+    ((x, y),) = likely_places(tokens, mean_tokens(corner[None], tokens)[0], empty)
     assert corner[int(y), int(x)]
 
 
@@ -602,7 +602,7 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
         return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
-    found = Search(masks_of).find(frame, motion, mean_tokens(squares[0][None], tokens)[0], torch.zeros(3))
+    found = find_lost(frame, motion, mean_tokens(squares[0][None], tokens)[0], torch.zeros(3), masks_of)
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
     assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
 

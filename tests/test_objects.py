@@ -97,6 +97,21 @@ def test_a_correction_that_can_not_be_made_is_told_when_it_is_asked(change, dire
         Tracking(models, Clicks(boxes=[(5, 10, 15, 22)])).correct([correction], direction=direction)
 
 
+@pytest.mark.parametrize(
+    "corrections, order",
+    [
+        ([{"id": 1, "at": 2, "remove": True}], [0, 1, 2, 3]),
+        ([{"id": 1, "at": 1, "box": LEFT}, {"id": 1, "at": 3, "box": LEFT}], [0, 1, 2, 3, 0]),
+        ([{"id": 1, "at": 1, "box": LEFT}, {"id": 2, "at": 2, "box": RIGHT}], [0, 1, 2, 3, 1, 0]),
+    ],
+)
+def test_the_way_back_begins_at_the_last_object_that_joins_it(corrections, order, models):
+    tracking = Tracking(models, Clicks(boxes=[LEFT]))
+    tracking.correct([ObjectPrompt(**correction) for correction in corrections], direction="both")
+    assert [result.frame for result in tracking.run(film(4))] == order
+    assert tracking.counted(4) == (len(order), len(order))
+
+
 def test_a_correction_with_numbers_of_an_array_leaves_plain_numbers_in_the_state(models):
     tracking = Tracking(models, Clicks(boxes=[(5, 10, 15, 22)]))
     tracking.correct([ObjectPrompt(box=(30, 10, 40, 22), id=np.int64(2), at=np.int64(1))])

@@ -1,5 +1,6 @@
 """Masks that optical flow carries: where they go, when they are doubted, and that a run can be broken off anywhere."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,8 +173,8 @@ def test_a_mask_where_the_heat_map_shows_nothing_is_given_up():
     for corner, cold in ((slice(0, 8), False), (slice(8, 16), True)):
         logits = torch.full((16, 16), -9.0)
         logits[corner, corner] = 9
-        heat = [HeatMap("bright", logits, 0.5)]
-        assert redetection.is_cold(mask, "bright", heat) == cold and not redetection.is_cold(mask, "dark", heat)
+        hot = redetection.hot_pixels([HeatMap("bright", logits, 0.5)], (16, 16))
+        assert redetection.is_cold(mask, hot["bright"]) == cold and not redetection.is_cold(mask, hot.get("dark"))
 
 
 def same(one, other) -> bool:
@@ -329,6 +330,20 @@ def test_heat_maps_seed_flow_and_a_lost_object_returns_with_its_id():
     assert (1, True) in [(o.id, bool(o.mask.any())) for o in results[5].objects]
 
 
+def test_a_frame_that_is_encoded_late_keeps_no_graph():
+    models = heat_models()
+    models.sam = copy.deepcopy(models.sam).requires_grad_(True)  # as load_segmenter leaves it
+    tracking = Tracking(models, "square.", redetect=1, propagate="flow", refine_every=2)
+    frames = film(4, empty=1)
+    assert [len(result.objects) for result in tracking.run(frames)] == [0, 1, 1, 1]
+    learned = list(tracking.detections.appearances.values())
+    assert learned and not any(one.requires_grad for one in learned)
+    assert not tracking.tracker.current().tokens.requires_grad
+    again = Tracking(models, "square.", redetect=1, propagate="flow", refine_every=2)
+    again.restore(tracking.state())
+    assert not any(one.requires_grad for one in again.detections.appearances.values())
+
+
 def test_a_warped_mask_needs_half_of_its_pixels_to_be_found_again(monkeypatch):
     propagator = begin(*textured(20))
     propagator.seek(1, textured(20)[0])
@@ -442,7 +457,7 @@ def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
     propagator = wide(MemoryPropagator)
     track = Track()
     track.motion.observe(0, (4.0, 8.0, 2.0, 4.0), 8)
-    propagator.identity.tracks, propagator.identity.meeting = {3: track}, {3}
+    propagator.identity.tracks, propagator.identity.in_meeting = {3: track}, {3}
     result = SimpleNamespace(object_score_logits=torch.zeros(1), size=(40, 80), ids=[3], frame=0)
     notes = propagator.notes(result)
     assert notes.predicted == {3: (15, 15, 25, 25)} and notes.scores == {3: 0.5}

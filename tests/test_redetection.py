@@ -13,7 +13,7 @@ from minisam_glue import redetection
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.records import Segment
-from minisam_glue.redetection import Redetection, confirm, is_cold, revive, sharing, strayed, unclaimed
+from minisam_glue.redetection import Redetection, confirm, drifted, hot_pixels, is_cold, revive, sharing, unmatched
 from minisam_glue.sam2 import FrameResult
 from minisam_glue.sam2.model import ObjectOutput
 from minisam_glue.seeding import Seed, Seeds
@@ -284,19 +284,19 @@ def test_seven_tenths_of_the_union_are_one_mask():
 
 
 def test_a_detection_is_new_if_half_of_it_is_free_and_no_other_phrase_has_its_mask():
-    assert unclaimed(strips(0), strips(5), YES, {}) == [0] and unclaimed(strips(0), strips(4), YES, {}) == []
-    assert unclaimed(strips(0), strips(2), NO, {}) == [0] and unclaimed(strips(0), strips(1), NO, {}) == []
+    assert unmatched(strips(0), strips(5), YES, {}) == [0] and unmatched(strips(0), strips(4), YES, {}) == []
+    assert unmatched(strips(0), strips(2), NO, {}) == [0] and unmatched(strips(0), strips(1), NO, {}) == []
     assert (
-        unclaimed(strips(0) & False, strips(20), YES, {}) == [] and unclaimed(strips(0), strips(20), YES, {0: 0}) == []
+        unmatched(strips(0) & False, strips(20), YES, {}) == [] and unmatched(strips(0), strips(20), YES, {0: 0}) == []
     )
 
 
 @pytest.mark.parametrize("alike, present, lost", [(0.79, 0.7, [0]), (0.8, 0.7, []), (0.8, 0.59, [0]), (0.8, 0.6, [])])
 def test_a_track_is_lost_under_an_unlike_detection_or_on_something_unlike(alike, present, lost):
     alike, present = torch.tensor([[alike]], dtype=torch.float64), torch.tensor([present], dtype=torch.float64)
-    assert strayed(strips(0), strips(3), alike, {}, present) == lost
-    assert strayed(strips(0), strips(3), alike, {0: 0}, present) == []  # confirmed
-    assert strayed(strips(0), strips(3) & False, alike, {}, present) == []  # nowhere
+    assert drifted(strips(0), strips(3), alike, {}, present) == lost
+    assert drifted(strips(0), strips(3), alike, {0: 0}, present) == []  # confirmed
+    assert drifted(strips(0), strips(3) & False, alike, {}, present) == []  # nowhere
 
 
 class OnGpu(torch.Tensor):
@@ -319,8 +319,8 @@ def test_a_gpu_is_not_asked_for_each_entry_of_a_table():
     alike, same = detections._likeness(detected, [1, 2, 3], None), torch.ones(2, 3, dtype=torch.bool)
     assert type(alike) is torch.Tensor and alike.shape == (2, 3)
     assert confirm(detected, tracked, same) == {0: 0}
-    assert strayed(detected, tracked, alike, {0: 0}, torch.tensor([1.0, 0.5, 1.0])) == [1]
-    assert unclaimed(detected, tracked, same, {0: 0}) == []
+    assert drifted(detected, tracked, alike, {0: 0}, torch.tensor([1.0, 0.5, 1.0])) == [1]
+    assert unmatched(detected, tracked, same, {0: 0}) == []
     detections.learn_appearances({1}, SimpleNamespace(ids=[1, 2, 3], low_res=tracked.float()), None)
     assert detections.appearances.keys() == {1, 2}
 
@@ -335,8 +335,8 @@ def test_what_is_alike_enough_is_found_again_as_many_as_may_be():
 def test_a_mask_is_cold_where_the_heat_map_of_its_phrase_shows_less_than_a_quarter():
     for warm, cold in ((2, True), (3, False)):
         heat = np.where(np.arange(40) < warm, 0.9, 0.1)[None]
-        maps = [SimpleNamespace(phrase="car", threshold=0.5, at=lambda size, heat=heat: heat)]
-        assert is_cold(strips(0)[0], "car", maps) == cold and not is_cold(strips(0)[0], "dog", maps)
+        hot = hot_pixels([SimpleNamespace(phrase="car", threshold=0.5, at=lambda size, heat=heat: heat)], (1, 40))
+        assert is_cold(strips(0)[0], hot["car"]) == cold and not is_cold(strips(0)[0], hot.get("dog"))
 
 
 def test_an_appearance_is_learned_by_a_tenth_at_a_time():

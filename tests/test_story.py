@@ -12,14 +12,17 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image
 
 from minisam_glue.cli import video
+from minisam_glue.cli.outputs import VideoOutput
 from minisam_glue.demo import evaluate
 from minisam_glue.demo.clip_story import tell
 from minisam_glue.demo.evaluate import seeded
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Notes
 from minisam_glue.identity.rules import Contact
+from minisam_glue.media import frames
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
+from minisam_glue.records import Segmented
 from minisam_glue.render.overlay import colour_of
 from minisam_glue.render.story import COLUMNS, GAP, MOST, Panel, Storyteller, draw_panel, key_frames, panel_words, story
 from minisam_glue.sam2 import VideoTracker
@@ -118,7 +121,7 @@ def test_a_clip_is_told_with_the_rules_and_without():
             tracker.identity.tracks[first] = type(
                 "Track", (), {"motion": type("M", (), {"predict": lambda s, t: (8.0, 8.0, 4.0, 6.0)})()}
             )
-        tracker.identity.meeting, tracker.identity.contacts = {first}, {(first, second): Contact(True, True)}
+        tracker.identity.in_meeting, tracker.identity.contacts = {first}, {(first, second): Contact(True, True)}
         wanted[frame.number] = first
         return {}
 
@@ -195,6 +198,19 @@ def stop_after(count: int, monkeypatch) -> None:
 
     monkeypatch.setattr(video, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(Tracking, "run", broken)
+
+
+def test_a_frame_that_comes_twice_keeps_the_notes_of_its_first_pass(tmp_path):
+    film = frames(save_film(tmp_path / "film", 2))
+    output = VideoOutput(tmp_path / "out", film, "annotated.gif", in_order=False, story=True)
+    box = (1.0, 2.0, 3.0, 4.0)
+    first = Notes({1: 0.5, 2: 0.25}, {1: box, 2: box}, ["#1 and #2 meet", "#3 not found: IoU 0.10"])
+    second = Notes({2: 0.75, 4: 1.0}, {4: box}, ["#4 found: IoU 0.90"])
+    for notes in (first, second, None):
+        record = output.add(Segmented(film[1], [], 1, notes=notes))
+    joined = Notes({1: 0.5, 2: 0.75, 4: 1.0}, {1: box, 4: box}, ["#3 not found: IoU 0.10", "#4 found: IoU 0.90"])
+    assert Notes.from_json(record["rules"]) == output.journal.notes(1) == joined
+    output.abort()
 
 
 def test_what_the_rules_did_survives_a_file_and_damage_is_refused():

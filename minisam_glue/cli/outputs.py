@@ -366,10 +366,12 @@ class VideoOutput:
 
     def add(self, result: Segmented) -> dict:
         """Add a frame: journal, masks, cut-outs, and its picture if it is the next. Returns its JSON record, with its
-        time in seconds of the source. A frame that comes twice keeps what the second time does not have: objects, and
-        the best phrase of a detection and the boxes of what it found."""
+        time in seconds of the source. A frame that comes twice keeps what the second time does not have: objects, the
+        best phrase of a detection and the boxes of what it found, and the notes of what the rules did."""
         result.best = result.best or self.journal.best(result.frame)
         result.found = self.journal.found(result.frame) | result.found
+        earlier = self.journal.notes(result.frame)
+        result.notes = result.notes.after(earlier) if result.notes and earlier else result.notes or earlier
         tracked = {segment.id for segment in result.objects}
         result.objects[:0] = [o for o in self.journal.objects(result.frame) if o.id not in tracked]
         record = {"time": round(self.video.time(result.frame), 4)} | result.as_json()

@@ -1,5 +1,7 @@
 """The story of a generated clip: key frames with the masks of a tracker and the boxes that its rules predicted."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -10,18 +12,23 @@ from ..sam2 import FrameResult, VideoTracker
 from .scenes import Clip
 
 
+def track_clip(tracker: VideoTracker, film: Clip, objects: list[int]) -> Iterator[FrameResult]:
+    """Track objects that are pointed out by their true boxes on the first frame: the result of each frame."""
+    tracker.seek(0, film.frames[0])
+    for i in objects:
+        tracker.prompt(i, box=film.boxes[0, i])
+    yield tracker.track()
+    yield from map(tracker.step, film.frames[1:])
+
+
 def tell(tracker: VideoTracker, film: Clip, objects: list[int], name: str = "", count: int = 7) -> list[Panel]:
-    """Track objects that are pointed out by their true boxes on the first frame, and show at most `count` frames.
+    """Track objects as track_clip does, and show at most `count` frames.
 
     name: of the tracker or its setting, for the first title. Shown are the frames on which a meeting begins or ends, or
     a mask vanishes or comes back, and some between.
     """
-    tracker.seek(0, film.frames[0])
-    for i in objects:
-        tracker.prompt(i, box=film.boxes[0, i])
     panels, before, moments = [], None, []
-    for t, frame in enumerate(film.frames):
-        result = tracker.track() if t == 0 else tracker.step(frame)
+    for t, (frame, result) in enumerate(zip(film.frames, track_clip(tracker, film, objects))):
         panels.append(panel(tracker, frame, result))
         now = (panels[-1].predicted.keys(), tuple(panels[-1].masks.any((1, 2)).tolist()))
         moments += [t] if before not in (None, now) else []

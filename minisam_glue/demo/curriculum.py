@@ -6,7 +6,7 @@ and its number alone, so a resumed run sees what an uninterrupted one does.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from .episodes import (
     backwards,
     comeback,
     contact,
+    first_after,
     hints,
     late_weights,
     longest_absence,
@@ -136,11 +137,17 @@ def prepare(
 
 
 def collate(
-    samples: list[Sample], numbers: list[int], opening: str, corrections: int, seed: int, late: float = 1.0, **more
+    samples: list[Sample],
+    numbers: list[int],
+    opening: str,
+    corrections: int,
+    seed: int,
+    late: float = 1.0,
+    parted: int | None = None,
 ) -> Batch:
     """Samples of equally many frames -> a batch, the objects of the first sample first.
 
-    late: weight of the loss after returns, and after `parted` if that is given; what else is given goes to the batch.
+    late: weight of the loss after returns, and from frame `parted` on if that is given.
     """
     owner = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.boxes) for s in samples]))
     truth = torch.cat([s.truth for s in samples], 1)
@@ -154,9 +161,8 @@ def collate(
         corrections,
         seed,
         torch.cat([s.crowd for s in samples], 1),
-        late_weights(truth.flatten(2).any(2), more.pop("parted", None), late),
+        late_weights(truth.flatten(2).any(2), parted, late),
         torch.cat([s.hints for s in samples], 1),
-        **more,
     )
 
 
@@ -188,14 +194,19 @@ def choose_episode(
         span = meeting_span(torch.from_numpy(moved.masks[:, pair]))
     elif kinds == RETURNS:
         span = longest_absence(moved.masks[:, moved.leads[0]].any((1, 2)))
-    if span is None or min(span[0], LENGTH - 1 - span[1]) < 3:
+    if span is not None and min(span[0], LENGTH - 1 - span[1]) < 3:
+        span = None
+    if span is None:
         episode = Episode(*random_frames(rng, recipe.frames))
     else:
-        choose = contact if kinds == MEETINGS else comeback
-        episode = choose(rng, backwards(span) if backward else span, recipe.warm, recipe.taught)
-        if backward:
-            episode.chosen = LENGTH - 1 - episode.chosen
-    return kind, moved, with_jump(rng, episode) if rng.random() < recipe.jumps else episode
+        span = backwards(span) if backward else span
+        episode = (contact if kinds == MEETINGS else comeback)(rng, span, recipe.warm, recipe.taught)
+    if rng.random() < recipe.jumps:
+        episode = with_jump(rng, episode)
+    if span is not None:
+        episode.parted = first_after(episode.chosen, span[1]) if kinds == MEETINGS else None
+        episode.chosen = LENGTH - 1 - episode.chosen if backward else episode.chosen
+    return kind, moved, episode
 
 
 def clip_sample(
@@ -254,14 +265,8 @@ def draw_clip(recipe: Recipe, step: int, first: int, opening: str, rng: np.rando
     if step >= recipe.episode_steps and turn < recipe.contacts + recipe.returns:
         kinds = MEETINGS if turn < recipe.contacts else RETURNS
     sample, episode = clip_sample(first, kinds, recipe, rng, recipe.side_at(step, clips=True))
-    return collate(
-        [sample],
-        episode.numbers,
-        opening,
-        0,
-        first,
-        recipe.late,
-        parted=episode.parted,
+    return replace(
+        collate([sample], episode.numbers, opening, 0, first, recipe.late, episode.parted),
         taught_from=episode.taught_from,
         exclusive=bool(rng.random() < recipe.exclusive),
         forgetful=bool(rng.random() < recipe.forgetful),

@@ -173,7 +173,7 @@ def paint_of(colour: str, rng: Rng) -> Rgb:
     return hsv(*(rng.uniform(*limits) for limits in COLOURS[colour]))
 
 
-# --- Grounds -----------------------------------------------------------------------------------------------
+# --- Backgrounds -------------------------------------------------------------------------------------------
 
 
 def muted(rng: Rng, low: float = 0.15, high: float = 0.85) -> np.ndarray:

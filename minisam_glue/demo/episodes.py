@@ -1,4 +1,4 @@
-"""Frames of a clip for the demo segmenter to learn from, and its help there, so that objects keep their names.
+"""Training clips for the segmenter, and prompts and masks that teach it to keep ids.
 
 Each function is an idea of a published tracker's training, or acts against a fault that was seen here:
 
@@ -50,10 +50,7 @@ def contact(rng: Rng, span: tuple[int, int], warm: int, taught: int) -> Episode:
     first = int(np.clip(first, start, min(start + warm * stride, LENGTH - 1 - stride * (taught - 1))))
     before = np.arange(first - stride, start - 1, -stride)[:warm][::-1]
     chosen = np.array([*before, *(first + stride * np.arange(taught))])
-    late = np.flatnonzero(chosen > span[1])
-    episode = prompted_before(rng, chosen, len(before))
-    episode.parted = 1 + int(late[0]) if len(late) else None
-    return episode
+    return prompted_before(rng, chosen, len(before))
 
 
 def comeback(rng: Rng, span: tuple[int, int], warm: int, taught: int) -> Episode:
@@ -82,12 +79,21 @@ def backwards(span: tuple[int, int]) -> tuple[int, int]:
 
 
 def with_jump(rng: Rng, episode: Episode) -> Episode:
-    """The episode with 2 to 10 frames of the clip skipped somewhere, which the memory does not count."""
+    """The episode with 2 to 10 frames of the clip skipped somewhere, which the memory does not count.
+
+    Leaves `parted` None: which frame is the first after a meeting changes, see first_after.
+    """
     chosen, sign = episode.chosen.copy(), int(np.sign(episode.chosen[-1] - episode.chosen[-2]))
     at = int(rng.integers(1, len(chosen)))
     room = LENGTH - 1 - chosen[-1] if sign > 0 else chosen[-1]
     chosen[at:] += sign * min(int(rng.integers(2, 11)), int(room))
-    return Episode(chosen, episode.numbers, episode.taught_from, episode.parted)
+    return Episode(chosen, episode.numbers, episode.taught_from)
+
+
+def first_after(chosen: np.ndarray, end: int) -> int | None:
+    """The place of the first of these frames (T,), in ascending order, that comes after frame `end`; None without."""
+    place = int(np.searchsorted(chosen, end, side="right"))
+    return place if place < len(chosen) else None
 
 
 def longest_absence(seen: np.ndarray) -> tuple[int, int] | None:

@@ -42,7 +42,7 @@ from ..support.reading import anything, check_regular, mapping, text
 from ..support.values import whole_number
 from . import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
 from .clip_metrics import ClipMetrics, broadcast_iou, mean
-from .clip_story import tell
+from .clip_story import tell, track_clip
 from .scenes import ALL_KINDS, HELD_OUT, KINDS, SMALLEST, Clip, Scene, clip, extents, scene
 
 THRESHOLD = 0.35  # score from which a box is shown to a user
@@ -219,10 +219,7 @@ def track(model: SAM2, film: Clip, objects: list[int]) -> Tensor:
 
 def follow(tracker: VideoTracker, film: Clip, objects: list[int]) -> Tensor:
     """Track as `track` does, by a new tracker."""
-    tracker.seek(0, film.frames[0])
-    for i in objects:
-        tracker.prompt(i, box=film.boxes[0, i])
-    return torch.stack([tracker.track().masks().cpu(), *(tracker.step(f).masks().cpu() for f in film.frames[1:])])
+    return torch.stack([result.masks().cpu() for result in track_clip(tracker, film, objects)])
 
 
 def track_without_memory(model: SAM2, film: Clip, objects: list[int]) -> Tensor:

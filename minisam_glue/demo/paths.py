@@ -51,6 +51,7 @@ def there_and_back(path: Path, size: Size, rng: Rng) -> Path:
     reach = 1.3 * path[:, 2] + 3
     outside = (size[1 - axis] + reach) if far else -reach
     share = np.clip(1.35 * np.sin(np.linspace(0, math.pi, len(path))) ** 2, 0, 1)
+    path = path.copy()
     path[:, axis] += share * (outside - path[:, axis])
     return path
 

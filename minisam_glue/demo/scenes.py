@@ -316,20 +316,22 @@ def among_twins(rng: Rng, lead: Figure, time: np.ndarray, size: Size) -> Acted:
     return [cast[i][0] for i in order], [cast[i][1] for i in order], tuple(place_of)
 
 
-def cover_of(rng: Rng, lead: Figure, radius: float, time: np.ndarray, size: Size, shapes: Sequence[str]) -> Acted:
-    """A figure of another colour that stands still, but for turning, in the middle of the frame."""
+def cover_of(
+    rng: Rng, lead: Figure, radius: float, time: np.ndarray, size: Size, shapes: Sequence[str]
+) -> tuple[Figure, Path]:
+    """A figure of another colour that stands still, but for turning, in the middle of the frame; and its path."""
     other = str(rng.choice([name for name in COLOURS if name != lead.colour]))
     form = str(rng.choice(shapes))
     cover = replace(random_figure(rng, other, form, size, radius * rng.uniform(1.9, 2.3)), opacity=1.0)
     still = np.broadcast_to((size[1] / 2, size[0] / 2, cover.radius, cover.angle), (len(time), 4)).copy()
     still[:, 3] += rng.normal(0, 0.5) * time
-    return [cover], [still], ()
+    return cover, still
 
 
 def occlusion(rng: Rng, lead: Figure, time: np.ndarray, size: Size) -> Acted:
     """A figure passes behind a larger one."""
     tilt = rng.uniform(-0.5, 0.5)
-    (cover,), (still,), _ = cover_of(rng, lead, lead.radius, time, size, ("circle", "square", "hexagon"))
+    cover, still = cover_of(rng, lead, lead.radius, time, size, ("circle", "square", "hexagon"))
     return [lead, cover], [traverse(rng, lead, time, size, tilt), still], (0,)
 
 
@@ -338,7 +340,7 @@ def growing(rng: Rng, lead: Figure, time: np.ndarray, size: Size) -> Acted:
     factor, tilt = rng.uniform(1.35, 1.7), rng.uniform(-0.4, 0.4)
     small, large = lead.radius / math.sqrt(factor), lead.radius * math.sqrt(factor)
     before, after = (small, large) if rng.random() < 0.5 else (large, small)
-    (cover,), (still,), _ = cover_of(rng, lead, large, time, size, ("circle", "hexagon"))
+    cover, still = cover_of(rng, lead, large, time, size, ("circle", "hexagon"))
     lead = replace(lead, radius=before)
     path = rescale(traverse(rng, lead, time, size, tilt), after / before)
     return [lead, cover], [path, still], (0,)

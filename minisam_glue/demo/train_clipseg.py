@@ -4,14 +4,18 @@
 
 Run the same line again to continue. Each of the two processes takes a batch of its own; without torchrun there is one.
 
-The official model puts a decoder on a CLIP that knows names already, so names are learned first, from hundreds of
-thousands of views of single figures (names at the class token and at the image tokens of the figure): at the beginning
-large and upright ones before plain backgrounds, then ever smaller, turned, before anything, and cut from scenes. Then
-heat maps are learned from windows of scenes, with single figures in every other step, as names are soon forgotten
-otherwise; whole scenes come last. A small picture takes the place of a random window of the large one, with the
-window's positions, so that all that it teaches holds everywhere. Attention begins local (position_waves,
-attend_nearby). The loop, the folder of the run and what is left out: training.py. The result is clipseg.pt in that
-folder.
+The official model puts a decoder on a CLIP that knows names already. Here names come first, by steps of the recipe:
+
+- 0 to 1,800: names alone, at the class token and at the image tokens of a figure, of hundreds of thousands of
+  views of single figures. They get harder: large and upright on plain backgrounds, then small, turned, on any
+  background, and cut from scenes.
+- to 3,600: names alone, of figures as hard as they get.
+- to 9,500: heat maps of windows of scenes, and in every other step of single figures, or names are soon forgotten.
+- to 10,800: heat maps of whole scenes.
+
+A small picture takes the place of a random window of the large one, with the window's positions, so that all that it
+teaches holds everywhere. Attention begins local (position_waves, attend_nearby). The loop, the folder of the run and
+what is left out: training.py. The result is clipseg.pt in that folder.
 """
 
 import math
@@ -213,11 +217,11 @@ def absent_wish(rng: np.random.Generator, figure: Figure) -> tuple[str | None, s
 def random_phrases(rng: np.random.Generator, picture: Picture, count: int) -> list[Phrase]:
     """Phrases for a picture, in turn one as captions have them, mostly there, and one that is not there."""
     shown = [picture.figures[i] for i in np.unique(picture.owners) if i != NOBODY]
-    phrases = []
+    figures, phrases = shown or picture.figures, []
     for number in range(count):
-        colour, shape = random_wish(rng, shown or picture.figures)
+        colour, shape = random_wish(rng, figures)
         for _ in range(8 if number % 2 else 0):
-            colour, shape = absent_wish(rng, (shown or picture.figures)[rng.integers(len(shown or picture.figures))])
+            colour, shape = absent_wish(rng, figures[rng.integers(len(figures))])
             if not any(Phrase("", colour, shape).matches(figure) for figure in shown):
                 break
         matches = sum(Phrase("", colour, shape).matches(figure) for figure in shown)

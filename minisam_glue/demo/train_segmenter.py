@@ -212,8 +212,9 @@ def unroll(model: SAM2, batch: Batch) -> list[tuple[Decoded, int]]:
 
 @torch.no_grad()
 def head_start(model: SAM2) -> None:
-    """Let attention begin with a look at its own place: by default it begins with the mean of all, and stays long.
+    """Start attention at each token's own place.
 
+    By default it starts as a mean over all tokens and leaves that slowly.
     Queries and keys of the mask decoder begin alike, so that equal positions meet. In the memory attention equal
     biases do it, as rotation makes their product fall with the distance; here in the finest quarter of the angles,
     over some two cells, and little enough that far cells and pointers are not shut out.

@@ -5,9 +5,9 @@ whole state of the run) and, at the end, the EMA weights in fp16. A step depends
 number alone, so that an interrupted run goes on as if nothing had happened. As the learning rate is constant until
 the cooldown, a run may also be given other --steps before it gets there, or afterwards, from the state kept in
 plateau.pt (copy it to last.pt). Matrices learn by Muon, all else by AdamW without decay. What is trained is a Task:
-train_detector.py, train_segmenter.py. Several processes share a run, each with batches of its own, by averaging
-their gradients: on a CPU, two of one thread each train faster than one of two threads. Left out: mixed precision
-(measured on a CPU: no gain).
+train_detector.py, train_segmenter.py, train_clipseg.py. Several processes share a run, each with batches of its own,
+by averaging their gradients: on a CPU, two of one thread each train faster than one of two threads. Left out: mixed
+precision, unless the losses of a Task use it (train_clipseg.py; the other two gain nothing by it, measured on a CPU).
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m minisam_glue.demo.train_detector
 """

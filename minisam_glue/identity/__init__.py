@@ -1,16 +1,18 @@
-"""Which mask is whose where look-alikes meet, hide and return: rules around SAM 2's tracker, without training.
+"""Rules that keep object ids right where look-alikes (distractors) cross, hide and return.
+
+They run between SAM 2's decoder and its memory (VideoTracker.settle); nothing is trained.
 
 SAM 2 decodes each object by itself. Where look-alikes cross, both masks cover both, the union is written to both
-memories, and they never part again; and an object that was away for long stays absent. The rules here come between
-the decoder and the memory (VideoTracker.settle), and change nothing where no two objects meet and none is lost:
+memories, and they never part again; and an object that was away for long stays absent. The rules change nothing where
+no two objects meet and none is lost:
 
     motion.py      where an object will be: a line through its last places (SAMURAI, arXiv 2411.11922)
     frame.py       the masks of a frame, their boxes, and what they look like: the mean image token inside
     meeting.py     two look-alikes whose masks overlap: their union is cut between the places where they should be, and
                    the cut masks are written to memory
-    search.py      a lost object is looked for by its appearance, with box prompts and without memory
-    rules.py       all of it in order; a mask that lies on another's object is taken away (from IoU 0.7 of the two, the
-                   value of SAM 3's code, arXiv 2511.16719), and so is one that lies on something unlike its own
+    search.py      box prompts without memory, at the places whose image tokens resemble a lost object
+    rules.py       all rules in order. It also hides a mask that coincides with another object's (IoU 0.7, as in SAM 3's
+                   code, arXiv 2511.16719), or that lies on something unlike its object
     notes.py       what the rules did on a frame, in words
 
 Masks and boxes are in pixels of the low-resolution masks, (s, s); boxes are (x, y, w, h) with their centre at (x, y).

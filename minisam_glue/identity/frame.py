@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..masks import boxes_of, large_parts, mean_tokens
-from .motion import Box
+from .motion import CentreBox
 
-MAIN = 0.6  # of the largest part of a mask: smaller ones do not count
+MAIN = 0.6  # parts smaller than this share of a mask's largest part do not count
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Frame:
 
     number: int
     ids: list[int]
-    logits: Tensor  # (n, s, s), below 0 everywhere for an absent object
+    logits: Tensor  # (n, s, s), those of an object in `absent` no longer count
     ious: list[float]  # predicted by the decoder
     tokens: Tensor  # (N, C): image tokens, less their mean
     fixed: set[int] = field(default_factory=set)  # ids that were prompted here
@@ -38,12 +38,13 @@ class Frame:
         self.appearances = mean_tokens(self.masks, self.tokens)
         self.colours = self.colours_in(self.masks)
 
-    def holds(self, box: Box) -> bool:
+    def holds(self, box: CentreBox) -> bool:
         """Whether a box lies inside the frame and touches no edge of it: it may be that of a whole object."""
         (x, y, w, h), side = box, self.logits.shape[-1]
         return min(x - w / 2, y - h / 2) > 0 and max(x + w / 2, y + h / 2) < side
 
     def shows(self, number: int) -> bool:
+        """Whether an object has a mask that is not empty, and was not hidden."""
         return self.areas[self.row[number]] > 0 and number not in self.absent
 
     def overlap(self, one: int, other: int) -> tuple[int, int, int]:
@@ -65,19 +66,20 @@ class Frame:
         return inside @ self.image.flatten(1).T / inside.sum(1, keepdim=True).clamp(min=1)
 
     def hide(self, number: int) -> None:
-        """Take an object's mask away."""
+        """Mark an object as absent: its mask no longer counts."""
         self.absent.add(number)
         self.changed.add(number)
 
 
 def main_parts(masks: Tensor, least: float | None = None) -> Tensor:
-    """Bool masks (n, s, s) without the connected parts of less than `least` pixels: MAIN of the largest one."""
+    """Bool masks (n, s, s) without connected parts of fewer than `least` pixels; by default, than MAIN of the largest
+    part."""
     limits = {"share": MAIN} if least is None else {"least": least}
     kept = [large_parts(mask, **limits) for mask in masks.cpu().numpy()]
     return torch.from_numpy(np.stack(kept)).to(masks.device)
 
 
-def mask_boxes(masks: Tensor) -> list[Box]:
+def mask_boxes(masks: Tensor) -> list[CentreBox]:
     """The boxes of bool masks (n, s, s); of the whole picture for an empty one."""
     low, high = boxes_of(masks).split(2, 1)
     return list(map(tuple, torch.cat(((low + high) / 2, high - low), 1).tolist()))

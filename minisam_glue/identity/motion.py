@@ -1,4 +1,4 @@
-"""Motion of objects, to tell where they will be: boxes, and a line through its last places.
+"""Where an object will be: a line through its last centres.
 
 SAMURAI (arXiv 2411.11922) predicts boxes with a Kalman filter. Here a line through the centres on clean frames does it,
 and between look-alikes that meet, where no frame is clean, an alpha-beta filter.
@@ -7,6 +7,8 @@ and between look-alikes that meet, where no frame is clean, an alpha-beta filter
 from dataclasses import dataclass, field
 from statistics import median
 
+import torch
+
 PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
@@ -14,7 +16,7 @@ GROWTH, USUAL = 1.5, 0.99  # most of width and height, times the usual ones; wei
 DRIFT, TURN = (0.3, 0.03), (0.7, 0.15)  # alpha and beta of the filter, for errors that are small or a turn
 MOST_STEP = 0.3  # its longest correction, in sizes
 
-Box = tuple[float, float, float, float]  # centre x, y, width, height
+CentreBox = tuple[float, float, float, float]  # (x, y, width, height), the centre at (x, y)
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Motion:
     place: tuple[float, float] = (0.0, 0.0)
     velocity: tuple[float, float] = (0.0, 0.0)  # pixels per frame
 
-    def observe(self, frame: int, box: Box, area: float, whole: bool = True) -> None:
+    def observe(self, frame: int, box: CentreBox, area: float, whole: bool = True) -> None:
         """A clean mask: its box and area. whole: the frame's edge cuts nothing off."""
         self.places = [*self.places, (frame, box[0], box[1])][-PLACES:]
         self.sizes, self.areas = [*self.sizes, box[2:]][-SIZES:], [*self.areas, area][-AREAS:]
@@ -44,7 +46,7 @@ class Motion:
             fits = [line([p[0] for p in self.places], [p[axis] for p in self.places], frame) for axis in (1, 2)]
             self.place, self.velocity = tuple(fit[0] for fit in fits), tuple(fit[1] for fit in fits)
 
-    def restart(self, frame: int, box: Box) -> None:
+    def restart(self, frame: int, box: CentreBox) -> None:
         """Begin anew from a place: how the object came there is not known."""
         self.places, self.velocity, self.at, self.place = [], (0.0, 0.0), frame, box[:2]
 
@@ -54,7 +56,7 @@ class Motion:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs), setattr(other, name, mine)
 
-    def predict(self, frame: int) -> Box:
+    def predict(self, frame: int) -> CentreBox:
         """The box on a frame."""
         (x, y), (u, v), dt = self.place, self.velocity, frame - self.at
         return x + u * dt, y + v * dt, *self.size
@@ -72,7 +74,7 @@ class Motion:
 
     @property
     def size(self) -> tuple[float, float]:
-        """The median width and height, at most GROWTH times the usual ones: masks leak, and objects grow slowly."""
+        """Median width and height, within a factor GROWTH of their slow mean: masks leak, and objects grow slowly."""
         now = tuple(median(side) for side in zip(*self.sizes))
         if self.usual is None:
             return now
@@ -83,7 +85,7 @@ class Motion:
         """The median area."""
         return median(self.areas)
 
-    def is_clean(self, frame: int, box: Box, area: float) -> bool:
+    def is_clean(self, frame: int, box: CentreBox, area: float) -> bool:
         """Whether a mask is of the likely size, and where it should be."""
         return not self.areas or (self.fits(area) and box_iou(box, self.predict(frame)) >= NEAR_PREDICTION)
 
@@ -101,7 +103,7 @@ def line(t: list[float], x: list[float], at: float) -> tuple[float, float]:
     return x_mean + slope * (at - t_mean), slope
 
 
-def box_iou(one: Box, other: Box) -> float:
+def box_iou(one: CentreBox, other: CentreBox) -> float:
     """Intersection over union of two boxes."""
     sides = (
         min(a + w / 2, b + v / 2) - max(a - w / 2, b - v / 2)
@@ -112,6 +114,11 @@ def box_iou(one: Box, other: Box) -> float:
     return both / (one[2] * one[3] + other[2] * other[3] - both)
 
 
-def touch(one: Box, other: Box, margin: float = 1.0) -> bool:
-    """Whether two boxes, stretched by a margin, overlap."""
-    return all(2 * abs(one[k] - other[k]) < margin * (one[2 + k] + other[2 + k]) for k in (0, 1))
+def touching_pairs(boxes: dict[int, CentreBox], margin: float = 1.0) -> list[tuple[int, int]]:
+    """The pairs of ids whose boxes, enlarged by a margin, overlap; the smaller id first."""
+    if len(boxes) < 2:
+        return []
+    numbers = sorted(boxes)
+    table = torch.tensor([boxes[number] for number in numbers], dtype=torch.float64)
+    gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - margin * (table[:, None, 2:] + table[:, 2:])
+    return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]

@@ -1,5 +1,6 @@
 """Notes of what the rules saw and did on a frame, words and numbers: for a story of the video, see render/story.py."""
 
+import re
 from dataclasses import dataclass, field
 
 from ..support.reading import fields, optional, real, sequence, text, whole
@@ -27,6 +28,13 @@ class Notes:
         """The predicted box of an object, if it has one."""
         box = self.predicted.get(number)
         return None if box is None else [round(side, 2) for side in box]
+
+    def after(self, earlier: "Notes") -> "Notes":
+        """The notes of a second pass over a frame: those of the first stay for all objects that came in it alone."""
+        again = self.scores.keys()
+        words = [did for did in earlier.words if not again & set(map(int, re.findall(r"#(\d+)", did)))]
+        predicted = {number: box for number, box in earlier.predicted.items() if number not in again}
+        return Notes(earlier.scores | self.scores, predicted | self.predicted, words + self.words)
 
     @classmethod
     def from_json(cls, record: object) -> "Notes":

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..support.reading import LARGEST, Kind, fields, flag, optional, real, sequence, tensor, whole
 from .frame import Frame, main_parts, mask_boxes
 from .meeting import Meeting
-from .motion import NEAR_PREDICTION, Box, Motion, box_iou
-from .search import Candidate, MasksOf, Search
+from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
+from .search import Candidate, MasksOf, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
@@ -22,13 +22,15 @@ OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a
 APART = 4  # frames without contact that end it, unless the masks are still merged
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
-OTHER_COLOUR = 0.3  # distance of mean colours, of components from 0 to 1, from which it does so, too
-EDGE_COLOUR = 0.45  # the same for the first pixels of what returns: they are mixed with what is beside them
-ON_OTHERS = 0.5  # share of what returns on other objects from which it must be as like as BACK_ALIKE and BACK_COLOUR
+OTHER_COLOUR = 0.3  # distance of mean colours (components 0 to 1) from which a mask lies on something else
+# The same for an object that has just returned: its first visible pixels are blended with the background.
+EDGE_COLOUR = 0.45
+# A returning mask that overlaps other objects by this share must pass the stricter limits BACK_ALIKE and BACK_COLOUR.
+ON_OTHERS = 0.5
 BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 PLACED = 0.5  # IoU of the box of a prompt with a prediction from which it is of that object
 STALE = 8  # frames without a clean mask after which a prediction counts no more
-PATIENCE, MISSED = 2, 8  # absent frames before a search; after which an object is in contact with nothing any more
+PATIENCE, MISSED = 2, 8  # absent frames before a search begins; absent frames after which an object has no contacts
 
 
 @dataclass
@@ -43,14 +45,15 @@ class Track:
 
     @property
     def known(self) -> bool:
+        """Whether there were CLEAN clean frames: the rules know where the object moves, and how it looks."""
         return self.clean >= CLEAN
 
     def see(self, frame: Frame, number: int) -> None:
         """A clean mask: that of object `number` on a frame."""
         row = frame.row[number]
         self.motion.observe(frame.number, frame.boxes[row], frame.areas[row], frame.holds(frame.boxes[row]))
-        self.appearance = F.normalize(mixed(self.appearance, frame.appearances[row]), dim=0)
-        self.colour = mixed(self.colour, frame.colours[row])
+        self.appearance = F.normalize(moving_average(self.appearance, frame.appearances[row]), dim=0)
+        self.colour = moving_average(self.colour, frame.colours[row])
         self.clean += 1
 
     def off_colour(self, colour: Tensor) -> float:
@@ -58,7 +61,7 @@ class Track:
         return 0.0 if self.colour is None else float((colour - self.colour).norm())
 
 
-def mixed(before: Tensor | None, now: Tensor) -> Tensor:
+def moving_average(before: Tensor | None, now: Tensor) -> Tensor:
     """The exponential moving average of what is seen on clean frames."""
     return now if before is None else EMA * before + (1 - EMA) * now
 
@@ -78,25 +81,26 @@ class Identity:
     def __init__(self):
         self.tracks: dict[int, Track] = {}
         self.contacts: dict[tuple[int, int], Contact] = {}
-        self.meeting: set[int] = set()  # ids
+        self.in_meeting: set[int] = set()  # ids
         self.words: list[str] = []  # what was done on the last frame
 
     def prompt(self, number: int, frame: int, mask: Tensor | None, agrees: bool) -> None:
-        """An object was prompted on a frame: mask (s, s), bool, is the answer, None to clicks alone, whose masks are
-        often too small or too large; agrees: with the mask that it had there.
+        """Learn that an object was prompted on a frame.
 
-        Then what is known of it stays. It also stays in a meeting, for a mask where the object should be; one where
-        another should be says that these two were taken for each other. Else the object begins anew.
+        mask: the answer, bool (s, s); None for clicks alone, whose masks are often the wrong size. agrees: whether the
+        answer is the mask it had. What is known of the object is kept if the answer agrees. In a meeting it is also
+        kept if the mask lies where this object, or a partner, is predicted; if the partner's place fits better, the two
+        exchange places. Otherwise the object starts anew.
         """
         if not agrees and (mask is None or not self.settle_meeting(number, frame, mask)):
             self.forget(number)
 
     def settle_meeting(self, number: int, frame: int, mask: Tensor) -> bool:
-        """Whether a mask is where one of the objects of a meeting should be, of which `number` is one.
+        """Whether a mask is where object `number` of a meeting is predicted, or a direct partner of it.
 
-        If that is another one, the two exchange their places.
+        If a partner's place fits better, the two exchange their places.
         """
-        if number not in self.meeting or not mask.any():
+        if number not in self.in_meeting or not mask.any():
             return False
         met = {other for pair, contact in self.contacts.items() if contact.meeting and number in pair for other in pair}
         motions = {other: self.tracks[other].motion for other in (number, *sorted(met - {number}))}
@@ -126,7 +130,7 @@ class Identity:
         self.find_meeting()
 
     def settle(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
-        """Apply the rules to the masks of a frame. masks_of: see Search. Returns the lost objects that were found."""
+        """Apply the rules to the masks of a frame. masks_of: see find_lost. Returns the lost objects that it found."""
         frame.measure()
         self.words = []
         for number in frame.ids:
@@ -135,7 +139,7 @@ class Identity:
         self.meet(frame)
         self.coincide(frame)
         self.stray(frame)
-        found = self.search(frame, Search(masks_of))
+        found = self.search(frame, masks_of)
         self.learn(frame, found)
         return found
 
@@ -155,9 +159,9 @@ class Identity:
             if gone or (contact.apart >= APART and not (contact.meeting and self.overlap(frame, *pair))):
                 del self.contacts[pair]
 
-    def box(self, frame: Frame, number: int) -> Box | None:
+    def box(self, frame: Frame, number: int) -> CentreBox | None:
         """The box of an object: in a meeting by its prediction, else by its mask; None if that is empty."""
-        if number in self.meeting:
+        if number in self.in_meeting:
             return self.tracks[number].motion.predict(frame.number)
         return frame.boxes[frame.row[number]] if frame.shows(number) else None
 
@@ -178,7 +182,7 @@ class Identity:
 
     def find_meeting(self) -> None:
         """Note which objects are in a meeting."""
-        self.meeting = {number for pair, contact in self.contacts.items() if contact.meeting for number in pair}
+        self.in_meeting = {number for pair, contact in self.contacts.items() if contact.meeting for number in pair}
 
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
@@ -199,10 +203,10 @@ class Identity:
     # --- Masks that coincide, and what is lost ---
 
     def coincide(self, frame: Frame) -> None:
-        """Take away the one of two masks on one object that should be elsewhere."""
+        """Hide the one of two coinciding masks that is predicted elsewhere."""
         for one, other in self.contacts:
             told = all(self.tracks[number].known and frame.shows(number) for number in (one, other))
-            if not told or {one, other} & self.meeting:
+            if not told or {one, other} & self.in_meeting:
                 continue
             low, high = sorted(frame.areas[frame.row[number]] for number in (one, other))
             if low < COINCIDE * high:  # their IoU is less
@@ -218,11 +222,13 @@ class Identity:
                     self.words.append(f"#{number} hidden: its mask is #{owner}'s")
 
     def stray(self, frame: Frame) -> None:
-        """Take away the mask of an object that is hidden, and whose mask lies on something else instead: it is not like
-        the object, and not of its size or not in its place. What comes back may be anywhere: likeness decides alone."""
+        """Hide a mask that lies on something else: unlike the object, and of another size or in another place.
+
+        An object that returns may be anywhere: likeness alone decides.
+        """
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]
-            if not (track.known and frame.shows(number)) or number in self.meeting | frame.fixed:
+            if not (track.known and frame.shows(number)) or number in self.in_meeting | frame.fixed:
                 continue
             likeness, off = float(frame.appearances[row] @ track.appearance), track.off_colour(frame.colours[row])
             if track.absent:
@@ -254,11 +260,12 @@ class Identity:
             return 0.0
         return box_iou(frame.boxes[row], track.motion.predict(frame.number))
 
-    def search(self, frame: Frame, search: Search) -> dict[int, Candidate]:
-        """Look for objects that are lost. What several could be is the one that it is most like."""
+    def search(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
+        """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
         while lost:
-            candidates = {number: self.candidate(frame, search, number) for number in lost}
+            tracks = ((number, self.tracks[number]) for number in lost)
+            candidates = {n: find_lost(frame, t.motion, t.appearance, t.colour, masks_of) for n, t in tracks}
             number = max(lost, key=lambda number: candidates[number].rank if candidates[number] else (False, -1.0))
             best = candidates[number]
             if best is None or not best.good:
@@ -277,12 +284,7 @@ class Identity:
         """Whether an object is to be looked for."""
         track = self.tracks[number]
         gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
-        return gone and number not in self.meeting
-
-    def candidate(self, frame: Frame, search: Search, number: int) -> Candidate | None:
-        """Look for a lost object: what may be it, if anything."""
-        track = self.tracks[number]
-        return search.find(frame, track.motion, track.appearance, track.colour)
+        return gone and number not in self.in_meeting
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
         """Keep what clean masks show."""
@@ -295,7 +297,7 @@ class Identity:
                 box = mask_boxes(main_parts(frame.masks[row][None]))[0]
                 track.motion.restart(frame.number, box)
                 track.motion.observe(frame.number, box, frame.areas[row], frame.holds(box))
-            elif number not in self.meeting:
+            elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
                 if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
@@ -380,16 +382,6 @@ def state_kind(dim: int) -> Kind:
 
 
 # --- Pairs ------------------------------------------------------------------------------------------------
-
-
-def touching_pairs(boxes: dict[int, Box]) -> list[tuple[int, int]]:
-    """The pairs of ids whose boxes overlap, the smaller id first."""
-    if len(boxes) < 2:
-        return []
-    numbers = sorted(boxes)
-    table = torch.tensor([boxes[number] for number in numbers], dtype=torch.float32)
-    gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - (table[:, None, 2:] + table[:, 2:])
-    return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]
 
 
 def groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A lost object is looked for by its appearance, with box prompts and without memory."""
+"""Search for lost objects: where image tokens look like one, SAM 2 says by box prompts whether it is there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from ..masks import mean_tokens
 from .frame import Frame
 from .motion import Motion
 
-PEAKS, LIKENESS = 2, 0.6  # places that a search tries; cosine of their image token, at least
-FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3  # what a search accepts
-FOUND_COLOUR = 0.2  # distance of mean colours, of components from 0 to 1, at most
+PEAKS, LIKENESS = 2, 0.6  # places tried; least cosine of their image token
+# Limits that an accepted candidate must keep:
+FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3
+FOUND_COLOUR = 0.2  # distance of mean colours (components 0 to 1)
 FOUND_AREA = 0.3, 2.5  # times the median
-MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see Search
+MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see find_lost
 
 
 @dataclass
@@ -48,56 +49,52 @@ class Candidate:
         )
 
 
-class Search:
-    """A lost object is where image tokens look like it; SAM 2 says by box prompts without memory whether that is one.
+def find_lost(frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor, masks_of: MasksOf) -> Candidate | None:
+    """Find a lost object: box prompts without memory at the places whose image tokens resemble it.
 
-    masks_of: boxes (n, 4), xyxy in pixels of the low-resolution mask -> logits (n, s, s), predicted IoUs (n,) and
-    pointers (n, C).
+    appearance (C,), colour (3,): those of the object. masks_of: boxes (n, 4), xyxy in pixels of the low-resolution
+    mask -> logits (n, s, s), predicted IoUs (n,) and pointers (n, C). Returns the best candidate, which need not be
+    good; None if nothing is like the object.
     """
+    side = frame.logits.shape[-1]
+    shown = [frame.row[number] for number in frame.ids if frame.shows(number)]
+    taken = frame.masks[shown].any(0) if shown else torch.zeros_like(frame.masks[0])
+    places = likely_places(frame.tokens, appearance, taken)
+    if not places:
+        return None
+    w, h = motion.size
+    around = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]
+    boxes = torch.tensor(around, dtype=torch.float32).clamp(0, side)
+    logits, ious, pointers = masks_of(boxes)
+    masks = logits > 0
+    areas = masks.flatten(1).sum(1)
+    on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)
+    table = torch.stack(
+        (
+            ious,
+            mean_tokens(masks, frame.tokens) @ appearance,
+            (frame.colours_in(masks) - colour).norm(dim=1),
+            areas / motion.area,
+            on_others,
+        ),
+        1,
+    )
+    candidates = [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
+    return max(candidates, key=lambda c: c.rank)
 
-    def __init__(self, masks_of: MasksOf):
-        self.masks_of = masks_of
 
-    def find(self, frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor) -> Candidate | None:
-        """The best candidate, which need not be good; None if nothing is like the object."""
-        side = frame.logits.shape[-1]
-        shown = [frame.row[number] for number in frame.ids if frame.shows(number)]
-        taken = frame.masks[shown].any(0) if shown else torch.zeros_like(frame.masks[0])
-        places = self.places(frame.tokens, appearance, taken)
-        if not places:
-            return None
-        w, h = motion.size
-        around = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]
-        boxes = torch.tensor(around, dtype=torch.float32).clamp(0, side)
-        logits, ious, pointers = self.masks_of(boxes)
-        masks = logits > 0
-        areas = masks.flatten(1).sum(1)
-        on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)
-        table = torch.stack(
-            (
-                ious,
-                mean_tokens(masks, frame.tokens) @ appearance,
-                (frame.colours_in(masks) - colour).norm(dim=1),
-                areas / motion.area,
-                on_others,
-            ),
-            1,
-        )
-        candidates = [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
-        return max(candidates, key=lambda c: c.rank)
-
-    def places(self, tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
-        """Centres (x, y), up to PEAKS, of the likest tokens outside masks that are taken, (s, s)."""
-        grid, side = round(len(tokens) ** 0.5), taken.shape[-1]
-        likeness = (F.normalize(tokens, dim=1) @ appearance).view(1, 1, grid, grid)
-        smooth = F.avg_pool2d(likeness, 3, stride=1, padding=1, count_include_pad=False)
-        free = F.adaptive_avg_pool2d(taken.to(tokens.dtype)[None, None], grid) < 0.5
-        smooth = torch.where(free, smooth, -2.0)
-        peak = (smooth == F.max_pool2d(smooth, 3, stride=1, padding=1)) & (smooth > LIKENESS)
-        score, index = torch.where(peak, smooth, -2.0).flatten().topk(min(PEAKS, grid * grid))
-        scale = side / grid
-        return [
-            ((i % grid + 0.5) * scale, (i // grid + 0.5) * scale)
-            for s, i in zip(score.tolist(), index.tolist())
-            if s > LIKENESS
-        ]
+def likely_places(tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
+    """Centres (x, y), up to PEAKS, of the likest tokens outside masks that are taken, (s, s)."""
+    grid, side = round(len(tokens) ** 0.5), taken.shape[-1]
+    likeness = (F.normalize(tokens, dim=1) @ appearance).view(1, 1, grid, grid)
+    smooth = F.avg_pool2d(likeness, 3, stride=1, padding=1, count_include_pad=False)
+    free = F.adaptive_avg_pool2d(taken.to(tokens.dtype)[None, None], grid) < 0.5
+    smooth = torch.where(free, smooth, -2.0)
+    peak = (smooth == F.max_pool2d(smooth, 3, stride=1, padding=1)) & (smooth > LIKENESS)
+    score, index = torch.where(peak, smooth, -2.0).flatten().topk(min(PEAKS, grid * grid))
+    scale = side / grid
+    return [
+        ((i % grid + 0.5) * scale, (i // grid + 0.5) * scale)
+        for s, i in zip(score.tolist(), index.tolist())
+        if s > LIKENESS
+    ]
