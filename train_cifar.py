@@ -1,6 +1,6 @@
 """Train a Vision Transformer on small images: the script form of the command `minivit`.
 
-python train_cifar.py --patch 4 --depth 12                      # preset cifar, our largest CIFAR-10 model
+python train_cifar.py --patch 4 --depth 12                      # preset cifar on CIFAR-10, from scratch
 python train_cifar.py --data shapes --preset shapes-demo        # no download, minutes on a CPU
 python train_cifar.py --help                                    # all options, with more examples
 """

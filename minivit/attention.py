@@ -14,7 +14,8 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor |
 
     q: (B, h, Q, d); k, v: (B, h, N, d); bias broadcasts to (B, h, Q, N). Returns (B, h, Q, d).
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, Q, N); q is the smaller one to divide
+    # Scaling q costs less than scaling the scores.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, Q, N)
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1) @ v
@@ -58,7 +59,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=biases)
         self.q_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(dim // heads, eps=norm_eps) if qk_norm else nn.Identity()
-        if qk_temperature:
+        if qk_temperature:  # under this name, although it norms nothing: the key stands in the weights that ship
             self.q_norm = Temperature(heads)
         self.proj = nn.Linear(dim, dim, bias=biases)
 

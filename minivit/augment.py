@@ -369,15 +369,15 @@ def random_erasing(
     """
     boxes = draw_boxes(len(x), *x.shape[2:], generator, scale, ratio)
     boxes *= torch.rand(len(x), 1, generator=generator) < p
-    return erase(x, boxes, torch.zeros((), device=x.device))
+    return erase(x, boxes)
 
 
-def erase(x: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
-    """Put `fill`, which broadcasts to (B, 3, H, W), into boxes (B, 4): top, left, height, width in pixels."""
+def erase(x: Tensor, boxes: Tensor) -> Tensor:
+    """Set boxes (B, 4) of images (B, 3, H, W) to 0: top, left, height, width in pixels."""
     top, left, height, width = boxes.to(x.device)[..., None, None, None].unbind(1)
     row, column = torch.arange(x.shape[2], device=x.device)[:, None], torch.arange(x.shape[3], device=x.device)
     inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-    return torch.where(inside, fill, x)
+    return x.masked_fill(inside, 0)
 
 
 def draw_boxes(

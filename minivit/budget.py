@@ -80,7 +80,8 @@ def epochs_within(budget: Budget, arguments: dict, dataset: Dataset) -> int:
 def epoch_seconds(trainer: Trainer, epoch: int, least: float = 0.0) -> float:
     """Seconds of an epoch of a run, its evaluation included: the lower quartile of timed steps.
 
-    They take LEAST seconds together, or are MOST, and take `least` seconds in any case.
+    At least FEWEST steps are timed, then until they have taken LEAST seconds or are MOST, but never for less than
+    `least` seconds.
     """
     trainer.epoch = epoch
     trainer.forward.train()

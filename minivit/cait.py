@@ -14,8 +14,8 @@ Compared with self-attention over T special tokens and N patches, class-attentio
   block sees T tokens.
 
 Nothing is left out of what the special tokens read: keys and values come from all T + N tokens, after the
-layer norm of the block, whose weights are its own. Talking heads, normalised queries and keys, a learned
-temperature and the convolution in the MLP are options of the full blocks alone.
+block's own layer norm. Talking heads, normalised queries and keys, a learned temperature, projections
+without biases, and SiLU and the convolution in the MLP are options of the full blocks alone.
 B is batch, C channels, h heads, d channels per head.
 """
 
@@ -82,7 +82,7 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
-        """x: (B, T + N, C), the special tokens first; tokens: T; bias: broadcastable to (B, h, T, T + N)."""
+        """x: (B, T + N, C), the special tokens first; tokens: T, their number; bias broadcasts to (B, h, T, T + N)."""
         q = split_heads(self.q(x[:, :tokens]), self.heads)  # (B, h, T, d): queries of the special tokens only
         k, v = (split_heads(t, self.heads) for t in self.kv(x).chunk(2, dim=-1))  # each (B, h, T + N, d)
         out = self.attend(q, k, v, bias)  # (B, h, T, d)
@@ -121,9 +121,9 @@ class ClassBlock(nn.Module):
         self.ls2 = make_layer_scale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+    def forward(self, special: Tensor, patches: Tensor) -> Tensor:
         """The patches are read and not changed, so the caller passes the same ones to the next block."""
-        x = self.norm1(torch.cat([tokens, patches], dim=1))  # (B, T + N, C)
+        x = self.norm1(torch.cat([special, patches], dim=1))  # (B, T + N, C)
         bias = self.bias() if self.bias is not None else None
-        tokens = tokens + self.drop_path(self.ls1(self.attn(x, tokens.shape[1], bias)))
-        return tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
+        special = special + self.drop_path(self.ls1(self.attn(x, special.shape[1], bias)))
+        return special + self.drop_path(self.ls2(self.mlp(self.norm2(special))))

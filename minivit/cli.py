@@ -79,11 +79,11 @@ def run_task(given: dict, command: str) -> int:
     if "study" in given:
         return run_study(given.pop("study"), given, command)
     if "export" in given:
-        return export_model(given["export"])
+        return run_export(given["export"])
     return train(given, command)
 
 
-def export_model(words: list[Path]) -> int:
+def run_export(words: list[Path]) -> int:
     """Write the model of a checkpoint to a file for other programs."""
     from minivit.export import ExportError, export  # its libraries take seconds
 
@@ -298,7 +298,3 @@ def show_result(result: dict, folder: Path) -> None:
     if result["val_acc"] is not None:
         say(f"hold-out accuracy of the chosen weights: {percent(result['val_acc'])} %")
     say(f"report: {folder / 'report' / 'report.md'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

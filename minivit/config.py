@@ -1,7 +1,8 @@
 """The arguments of a run: where each of them comes from, and the config.json that keeps them.
 
-An argument is looked for in this order: the command line, the file of --config, the preset's recipe,
-`TrainConfig` and `ViTConfig`.
+An argument is looked for in this order: the command line, the file of --config, the preset's recipe, the preset's
+model, the defaults of `TrainConfig` and `ViTConfig`. Three defaults depend on other arguments: the learning
+rate on the optimizer, the image sizes of a recipe on the sides of image and patch, the clean epochs on the epochs.
 """
 
 import dataclasses

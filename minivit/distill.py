@@ -19,7 +19,7 @@ TRAIN = "train:"  # in front of the preset of a teacher that is trained first
 
 
 class Teacher(nn.Module):
-    """Scores (B, classes) of a model for images (B, 3, H, W) that are normalised for its student.
+    """Logits (B, classes) of a model for images (B, 3, H, W) that are normalised for its student.
 
     own, students: mean and std, by channel, under which the model was trained and under which the images are.
     """

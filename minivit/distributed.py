@@ -1,6 +1,6 @@
 """Several processes that train one model: torchrun --nproc-per-node 2 train_cifar.py ...
 
-All processes draw the same random numbers and see the same whole batches; each computes the scores of its rows. N
+All processes draw the same random numbers and see the same whole batches; each computes the logits of its rows. N
 processes so compute what one computes, up to the order of sums:
 
 - order, augmentation and mixing: each process makes the whole batch and keeps its rows, a small part of a step;

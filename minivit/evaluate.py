@@ -1,4 +1,4 @@
-"""Evaluate a model: scores for images, and the share of them that it gets right.
+"""Evaluate a model: logits of images, and the share of them that it gets right.
 
 Test-time augmentation averages the probabilities of several views of an image: the image and its mirror, or the ten
 crops of Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012,
@@ -32,7 +32,7 @@ class Evaluator:
     batch_size: int = 500
 
     def predict(self, model: nn.Module, images: Tensor, tta: str | None = None) -> Tensor:
-        """Scores (N, classes), float32, of uint8 images (N, 3, H, W). Puts the model into evaluation mode.
+        """Logits (N, classes), float32, of uint8 images (N, 3, H, W). Puts the model into evaluation mode.
 
         tta: "flip" or "crops" for the log of the mean probability over these views; None for the image alone.
         """
@@ -41,9 +41,8 @@ class Evaluator:
         parts = images.split(self.batch_size)  # whose views are held, not those of all images
         return torch.cat([mean_probability([self.scores(model, v) for v in make_views(part, tta)]) for part in parts])
 
-    @torch.no_grad()
     def scores(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Scores (N, classes), float32, of uint8 images (N, 3, H, W) as they are. ValueError for other images."""
+        """Logits (N, classes), float32, of uint8 images (N, 3, H, W) as they are. ValueError for other images."""
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"images are {kind}: give uint8 (N, 3, H, W); they are normalised here")
@@ -55,7 +54,7 @@ class Evaluator:
         return torch.cat(parts)  # outside of inference mode, whose tensors can't be learned from or changed
 
     def part(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Scores of images that go through the model together."""
+        """Logits of images that go through the model together."""
         x = normalise(images, self.mean, self.std)
         return model(resize_to_model(x, model)).float()
 
@@ -65,7 +64,7 @@ class Evaluator:
 
 
 def mean_probability(scores: Sequence[Tensor]) -> Tensor:
-    """Log of the mean of the probabilities softmax(scores), each (N, classes): scores of all views or models at once.
+    """Log of the mean of the probabilities softmax(scores), each (N, classes): logits of all views or models at once.
 
     A probability that is 0 in float32 counts as the smallest that is not, so that its log is finite.
     """
@@ -91,14 +90,17 @@ def make_views(images: Tensor, tta: str) -> list[Tensor]:
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of scores (N, classes) that are highest at the label (N,). ValueError for N = 0."""
+    """Share in [0, 1] of logits (N, classes) that are highest at the label (N,). ValueError for N = 0."""
     if not len(labels):
         raise ValueError("no labels: the accuracy of no images is not defined")
     return (scores.argmax(1) == labels.to(scores.device)).sum().item() / len(labels)
 
 
 def resize_to_model(x: Tensor, model: nn.Module, side: int | None = None) -> Tensor:
-    """Resize images (B, 3, H, W) to `side`, or to what the model takes; so small data sets stay small in memory."""
+    """Resize images (B, 3, H, W) to `side`, else to the model's input size.
+
+    Data sets are kept small and enlarged batch by batch.
+    """
     size = model.config.size if hasattr(model, "config") else tuple(x.shape[-2:])
     size = (side, side) if side else size
     return x if tuple(x.shape[-2:]) == size else resize(x, size)

@@ -1,13 +1,14 @@
 """A trained model as a file for other programs: ONNX, or PyTorch's exported program (.pt2).
 
-Both take normalised images (B, 3, H, W) in float32, B up to 2**20, and give scores (B, classes). They are traced from
-the plain form of the model (attention.py, vit.py): the fused attention kernel of fast.py returns heads in an order in
-memory that PyTorch's ONNX exporter does not keep. Classes, mean and standard deviation go into the file as JSON texts:
-the metadata of an .onnx, the extra file minivit.json of a .pt2. A file gets its name after it has been loaded again
-and gives the scores of the model. ONNX needs the extra `export`. Left out: quantisation, images of several sizes.
+Both take normalised images (B, 3, H, W) in float32, B up to 2**20, and give logits (B, classes), the output "scores"
+of an .onnx. They are traced from the plain form of the model (attention.py, vit.py): the fused attention kernel of
+fast.py returns heads in an order in memory that PyTorch's ONNX exporter does not keep. Classes, mean and standard
+deviation go into the file as JSON texts: the metadata of an .onnx, the extra file minivit.json of a .pt2. A file gets
+its name after it has been loaded again and gives the logits of the model. ONNX needs the extra `export`. Left out:
+quantisation, images of several sizes.
 
     session = onnxruntime.InferenceSession("model.onnx")
-    scores = session.run(None, {"images": x})[0]  # x: float32 (B, 3, 32, 32)
+    logits = session.run(None, {"images": x})[0]  # x: float32 (B, 3, 32, 32)
     program = torch.export.load("model.pt2").module()  # program(x): tensors of the same shapes
 """
 
@@ -29,7 +30,7 @@ from minivit import checkpoint
 from minivit.files import write_atomically
 from minivit.text import one_line, say
 
-TOLERANCE = 1e-4  # largest difference between the scores of a file and those of the model, for scores up to 1
+TOLERANCE = 1e-4  # largest difference between the logits of a file and those of the model, for logits up to 1
 BATCHES = (2, 1, 5)  # the first is traced, all are compared
 BATCH = "batch"  # name of the first dimension
 MOST_IMAGES = 1 << 20  # of a batch: PyTorch 2.6 traces none without a bound
@@ -78,8 +79,8 @@ def check_target(target: Path) -> None:
 def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[int, int], float]:
     """Write `model` to an .onnx or .pt2, whole or not at all; returns the images' (height, width) and the difference.
 
-    The difference is the largest between scores of the file, loaded again, and of the model. ExportError if it is
-    above TOLERANCE times the largest score (at least 1), or if PyTorch cannot export the model.
+    The difference is the largest between logits of the file, loaded again, and of the model. ExportError if it is
+    above TOLERANCE times the largest logit (at least 1), or if PyTorch cannot export the model.
     """
     model = model.float().eval()
     size = model.config.size if hasattr(model, "config") else (32, 32)
@@ -104,7 +105,7 @@ def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[
 
 
 def compare(model: nn.Module, scores_of: Scores, size: tuple[int, int]) -> float:
-    """The largest difference between two kinds of scores, over several batches. ExportError if it is too large."""
+    """The largest difference between two kinds of logits, over several batches. ExportError if it is too large."""
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for batch in BATCHES:
         x = torch.randn(batch, 3, *size, generator=generator)

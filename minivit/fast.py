@@ -66,7 +66,7 @@ class HeadTokensTransformer(VisionTransformer):
     """A Vision Transformer whose last block computes only the tokens that a head reads.
 
     With pool "cls" and no class-attention tail the heads read the T special tokens alone. Outputs of the
-    last block at the patches then reach no score, so their queries, output projections and MLP are not
+    last block at the patches then reach no logit, so their queries, output projections and MLP are not
     computed. Keys and values of all tokens are. `features` still returns all tokens, and a last block that
     is_as_built refuses computes all of them.
     """
@@ -89,7 +89,7 @@ class HeadTokensTransformer(VisionTransformer):
 
 
 def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that no score depends on, which get no gradient: of the convolution over the patches in the last
+    """The parameters that no logit depends on, which get no gradient: of the convolution over the patches in the last
     MLP, where only the special tokens go through that block."""
     skips_patches = isinstance(model, HeadTokensTransformer) and model.skips_patches
     return [*model.blocks[-1].mlp.conv.parameters()] if skips_patches and model.config.mlp_conv else []

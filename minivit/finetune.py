@@ -27,7 +27,10 @@ def freeze(model: VisionTransformer, last: int) -> None:
 
 
 def keep_frozen(model: nn.Module) -> None:
-    """Put the modules of which nothing learns into evaluation mode: their running means and draws would change, too."""
+    """Put modules in which nothing learns into evaluation mode.
+
+    Else their running means would move and their dropout would act.
+    """
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -54,4 +57,5 @@ def layers_above(name: str, model: nn.Module) -> int:
 
 def learning_share(model: nn.Module) -> tuple[int, int]:
     """The number of parameters that learn, and of all."""
-    return tuple(sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return learning, sum(p.numel() for p in model.parameters())

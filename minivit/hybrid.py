@@ -3,7 +3,7 @@
 ViT: Dosovitskiy et al., arXiv 2010.11929, section 3.1, "Hybrid Architecture": each position of the map is a patch of
 1x1, projected linearly to the width of the encoder. Two networks: a small one in the style of VGG (Simonyan and
 Zisserman, arXiv 1409.1556, section 2.1), and the first stages of a ResNet-18 (resnet.py). Both see 32x32 images as
-they are, and are trained with the encoder. Left out: maps of several stages at once, networks that were trained before.
+they are, and are trained with the encoder. Left out: maps of several stages at once, pretrained networks.
 """
 
 import torch

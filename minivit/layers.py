@@ -84,10 +84,10 @@ class MLP(nn.Module):
 
     def _mix_neighbours(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         B, N, C = x.shape
-        tokens = N - grid[0] * grid[1]
-        patches = x[:, tokens:].transpose(1, 2).reshape(B, C, *grid)  # (B, N, C) -> (B, C, h, w), channels last
+        T = N - grid[0] * grid[1]  # special tokens
+        patches = x[:, T:].transpose(1, 2).reshape(B, C, *grid)  # (B, N, C) -> (B, C, h, w), channels last
         mixed = self.conv(patches).flatten(2).transpose(1, 2)
-        return F.pad(mixed, (0, 0, tokens, 0))
+        return F.pad(mixed, (0, 0, T, 0))
 
 
 class LayerScale(nn.Module):

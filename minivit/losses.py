@@ -21,10 +21,10 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
 
 
 def check_targets(target: Tensor, shape: torch.Size) -> None:
-    """ValueError unless targets have the shape of the scores (B, C): indices would be broadcast where B equals C."""
+    """ValueError unless targets have the shape of the logits (B, C): indices would be broadcast where B equals C."""
     if target.shape != shape:
         raise ValueError(
-            f"targets have shape {tuple(target.shape)}, scores {tuple(shape)}: "
+            f"targets have shape {tuple(target.shape)}, logits {tuple(shape)}: "
             "minivit.mix.one_hot makes soft targets (B, C) of class indices"
         )
 
@@ -41,10 +41,9 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch. logits, teacher: (B, C).
 
-    T^2 keeps the size of the gradient as T grows (arXiv 1503.02531, section 2). KL is the divergence of the student
-    from the teacher, as in Hinton's loss and in DeiT's code; DeiT's equation 2 writes its arguments in the other
-    order. That code (DistillationLoss in losses.py) divides by the number of classes as well, which is the same as
-    a C times smaller weight.
+    T^2 keeps the size of the gradient as T grows (arXiv 1503.02531, section 2). KL has the teacher first, as in
+    Hinton's loss and in DeiT's code; DeiT's equation 2 has the student first. That code (DistillationLoss in losses.py)
+    divides by the number of classes as well, which is the same as a C times smaller weight.
     """
     student = (logits.float() / temperature).log_softmax(-1)
     wanted = (teacher.float() / temperature).log_softmax(-1)

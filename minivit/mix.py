@@ -1,8 +1,8 @@
 """Mixing a batch with itself: mixup (arXiv 1710.09412, section 2) and CutMix (arXiv 1905.04899, section 3).
 
 Row i is mixed with row i-1 (the batch rolled by one), so that any batch size works, odd ones too, and
-one lambda is drawn per batch. Everything runs on the device of the images but the few draws: those of the
-CPU are the same for every device. Left out: per-image lambdas, boxes between given ratios.
+one lambda is drawn per batch. Random numbers are drawn on the CPU, so that they are the same for every device;
+the rest runs on the device of the images. Left out: per-image lambdas, boxes between given ratios.
 """
 
 import math

@@ -1,9 +1,9 @@
 """AdamW on the right parameters (arXiv 1711.05101), and learning rates as pure functions of the step.
 
 warmup_cosine follows SGDR, arXiv 1608.03983, equation 5 (one cycle, no restarts; the warm-up is not its);
-one_cycle follows arXiv 1708.07120, with the two phases and the cosines of torch's OneCycleLR in place of the
-paper's straight lines. A schedule holds no state, so resuming needs the step alone; steps
-count from 0, and the value is what that step uses. Left out: momentum schedules. Muon: muon.py.
+warmup_linear falls along a line instead; one_cycle follows arXiv 1708.07120, with the two phases and the cosines
+of torch's OneCycleLR in place of the paper's straight lines. A schedule holds no state, so resuming needs the step
+alone; steps count from 0, and the value is what that step uses. Left out: momentum schedules. Muon: muon.py.
 """
 
 import math
@@ -17,16 +17,19 @@ from minivit.reading import anything, fields, mapping, refuse, sequence, tensor,
 
 # Parameters of two and more dimensions that are no weight matrices: weight decay would only pull them to zero.
 NO_DECAY = (
+    # Special tokens and absolute positions.
     "cls_token",
     "dist_token",
-    "pos_embed",  # tokens and absolute positions
+    "pos_embed",
+    # Relative positions.
     "relative_position_bias_table",
     "row_table",
-    "col_table",  # relative positions
+    "col_table",
     "token_to_patch",
     "patch_to_token",
     "token_to_token",
-    "temperature",  # of attention
+    # The learned factor on the scores of attention.
+    "temperature",
 )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minivit import data as datasets
 from minivit.checkpoint import RESNETS
+from minivit.config import RATES
 from minivit.evaluate import TTA
 from minivit.study import EXAMPLE, STUDIES
 from minivit.train_config import TRAIN_DEFAULTS
@@ -19,10 +20,10 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --preset vit-b16-last3 --pretrained vit_b_16-c867db91.pth   # torchvision's: the last 3 blocks
     {command} --preset vit-b16 --pretrained vit_base_patch16_224.augreg2_in21k_ft_in1k.safetensors   # timm's: all of it
     {command} --preset distilled --teacher train:resnet18   # trains the teacher first; or --teacher FILE
-    torchrun --nproc-per-node 2 train_cifar.py          # two processes, the same result
+    torchrun --nproc-per-node 2 train_cifar.py          # two processes; the loss curve is that of one
     {command} --resume runs/cifar10-cifar               # continue after Ctrl-C or a power cut
     {command} --config runs/cifar10-cifar/config.json --out runs/again
-    {command} --eval runs/cifar10-cifar/best.pt         # of a folder needs test/ alone, writes RUN/eval-best/
+    {command} --eval runs/cifar10-cifar/best.pt   # --data folder: only test/ is needed; the report is in RUN/eval-best/
     {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
     {command} --predict runs/cifar10-cifar/best.pt cat.png pictures/ --save-predictions answers.csv
     {command} --export runs/cifar10-cifar/best.pt model.onnx
@@ -84,9 +85,11 @@ def file_name(text: str) -> Path:
 
 
 def add_flag(group, name: str, help: str, **options) -> None:
-    """Add one flag; its help ends with the default of TrainConfig, where it has one."""
+    """Add one flag; its help ends with the default of TrainConfig, where it has one and the help names none."""
     default = TRAIN_DEFAULTS.get(name[2:].replace("-", "_"))
-    if default not in (None, ()) and options.get("action") is None:
+    if options.get("action") and default is not None:
+        default = "on" if default else "off"
+    if default not in (None, ()) and "(default" not in help:
         help += f" (default {default})"
     if options.get("type"):
         options.setdefault("metavar", {int: "N", float: "X"}.get(options["type"], "PATH"))
@@ -197,7 +200,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     flag("--whiten", "set and freeze the first layer of the whitening stem, instead of learning it", **ON_OFF)
     flag("--mlp-conv", "3x3 depth-wise convolution inside the MLP", **ON_OFF)
-    flag("--relative-bias", "relative position bias", choices=("none", "decomposed", "joint"))
+    flag(
+        "--relative-bias",
+        "relative position bias: a learned score for each offset (joint), for row plus column offset (decomposed), or "
+        "none",
+        choices=("none", "decomposed", "joint"),
+    )
     flag("--class-attention", "number of class-attention blocks at the end (CaiT)", type=int)
     flag("--layer-scale", "LayerScale: learned gains on the branches of each block, and their first value", type=float)
     flag("--dropout", "dropout probability", type=float)
@@ -218,8 +226,12 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     flag("--batch-size", "images per step", type=int)
     flag("--accumulate", "gradient accumulation: parts in which a batch goes through the model", type=int)
     flag("--optimizer", "AdamW, or Muon for hidden matrices and AdamW for the rest", choices=("adamw", "muon"))
-    flag("--schedule", "learning rate schedule", choices=("cosine", "one-cycle", "linear"))
-    flag("--lr", "peak learning rate", type=float)
+    flag(
+        "--schedule",
+        "learning rate: warm-up and half a cosine; one-cycle; warm-up and a line to 0",
+        choices=("cosine", "one-cycle", "linear"),
+    )
+    flag("--lr", f"peak learning rate (default {RATES['adamw']}; {RATES['muon']} for --optimizer muon)", type=float)
     flag("--adamw-lr", "peak learning rate of the parameters that Muon leaves to AdamW", type=float)
     flag("--min-lr", "final learning rate of the cosine schedule", type=float)
     flag(
@@ -227,8 +239,12 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
         "linear warm-up of the cosine and linear schedules: below 1 a share of all steps, from 1 on epochs",
         type=float,
     )
-    flag("--weight-decay", "AdamW's weight decay, applied to weight matrices only", type=float)
-    flag("--layer-decay", "factor on the learning rate of each layer, from the head down, such as 0.75", type=float)
+    flag("--weight-decay", "AdamW's, on weight matrices and convolutions; with muon nothing decays", type=float)
+    flag(
+        "--layer-decay",
+        "factor on the learning rate of each layer, from the head down, such as 0.75; AdamW only",
+        type=float,
+    )
     flag("--train-last", "fine-tuning: the last N blocks, the final norm and the head learn, nothing else", type=int)
     flag(
         "--balance",
@@ -242,7 +258,8 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
     flag("--max-bad-steps", "stop after this many steps in a row with non-finite gradients", type=int)
     flag(
         "--seed",
-        "random seed of weights, order, augmentation, hold-out and subset, and of the splits of class folders",
+        "random seed of weights, order, augmentation, hold-out and subset, of the splits of class folders, and of the "
+        "images of --data shapes, test images too",
         type=int,
     )
 
@@ -300,7 +317,12 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("machine"))
     flag("--device", "auto, cpu, cuda, cuda:1, mps (default auto)", metavar="NAME")
     flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
-    flag("--amp", "autocast precision; auto: bf16 where it gains", choices=("auto", "bf16", "fp16", "off"))
+    flag(
+        "--amp",
+        "autocast precision; auto: bf16 on a CPU or NVIDIA GPU that computes in it (on a CPU unless it slows a narrow "
+        "model down), fp16 on other NVIDIA GPUs, else off",
+        choices=("auto", "bf16", "fp16", "off"),
+    )
     flag(
         "--checkpointing",
         "gradient checkpointing: less memory, more time, as each block that learns is computed twice",

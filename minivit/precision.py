@@ -19,7 +19,10 @@ def amp_of(dtype: torch.dtype) -> str:
 
 
 def choose_precision(amp: str, device: torch.device) -> torch.dtype:
-    """Choose the dtype of autocast: for "auto" bf16 if the hardware computes in it, else fp16 on a GPU, else fp32."""
+    """Choose the dtype of autocast.
+
+    "auto": bf16 on a CPU or NVIDIA GPU that computes in it, fp16 on other NVIDIA GPUs, else float32 (Apple's GPUs too).
+    """
     if amp != "auto":
         return DTYPES[amp]
     if device.type == "cuda":
@@ -48,7 +51,7 @@ def bf16_is_faster(model: nn.Module, images: Tensor) -> bool:
         for dtype in seconds:
             started = time.perf_counter()
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                scores = model(images)
-            scores.float().square().mean().backward()
+                logits = model(images)
+            logits.float().square().mean().backward()
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
     return seconds[torch.bfloat16] < seconds[torch.float32]

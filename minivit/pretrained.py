@@ -58,11 +58,6 @@ class Loaded:
     checkpoint: dict | None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .pth, .safetensors or .npz file. ValueError as for read_content and state_dict_of."""
-    return state_dict_of(read_content(path), path)
-
-
 def read_content(path: Path) -> object:
     """Read a .pth, .safetensors or .npz file. Never runs code from it. ValueError if it is missing or damaged."""
     path = Path(path)

@@ -77,13 +77,17 @@ def keep_freed_memory() -> None:
     """Let glibc give the memory of a freed tensor to the next one, not back to the system. Does nothing elsewhere.
 
     By default a block of more than 32 MiB is mapped anew each time, and the kernel clears each of its pages when it is
-    first written: a tenth to a fifth of a training step on a CPU. Constants: malloc.h; limits: man 3 mallopt.
+    first written: a tenth to a fifth of a training step on a CPU. So it stays for these blocks where an older glibc
+    refuses a higher limit. Constants: malloc.h; limits: man 3 mallopt.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, 2**30)  # the largest block that is not mapped on its own, bytes
+            # The largest block that is not mapped on its own, bytes. An older glibc refuses more than 32 MiB. With
+            # no limit set, the next call would still end glibc's own rule, which raises it from 128 KiB.
+            if not mallopt(M_MMAP_THRESHOLD, 2**30):
+                mallopt(M_MMAP_THRESHOLD, 2**25)
             mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # the free memory at the end of the heap that is kept, bytes
 
 

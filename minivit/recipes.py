@@ -1,4 +1,4 @@
-"""The training settings of each preset, where they differ from the defaults of TrainConfig."""
+"""The training settings of each preset, where they differ from TrainConfig; head_dropout is one of ViTConfig."""
 
 CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXiv 1906.02629, section 4)
     "epochs": 40,
@@ -13,7 +13,6 @@ CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXi
     "clean_epochs": 0,
     "ema_end": 0.999,
 }
-# Settings of presets, where they differ from TrainConfig; head_dropout is one of ViTConfig.
 RECIPES: dict[str, dict] = {
     "cifar": {"padding": "reflect", "alternate_flip": True},  # taken over from cifar-fast
     "cifar-small": {
@@ -95,5 +94,6 @@ RECIPES: dict[str, dict] = {
         "mix_prob": 0.0,
         "clean_epochs": 0,
         "ema_end": 0.999,
+        "head_dropout": 0.1,
     },
 }

@@ -28,13 +28,13 @@ DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
 # Each panel: title, then for each key of metrics.jsonl its legend and colour.
 PANELS = (
-    ("Loss", {"train_loss": ("training", BLUE), "val_loss": ("validation", ORANGE)}),
+    ("Loss", {"train_loss": ("training", BLUE)}),
     (
         "Accuracy (%)",
         {
             "train_acc": ("training", BLUE),
-            "val_acc": ("validation", ORANGE),
-            "val_acc_ema": ("validation, EMA weights", GREEN),
+            "val_acc": ("hold-out", ORANGE),
+            "val_acc_ema": ("hold-out, EMA weights", GREEN),
         },
     ),
     ("Learning rate", {"lr": ("", BLUE)}),
@@ -129,7 +129,7 @@ def write_report(
 
     logits (N, C) and target (N,) on any device; images: uint8 (N, 3, H, W) in the same order, for the prediction grid;
     history: the rows of metrics.jsonl (accuracies in [0, 1]; keys may be missing), for the curves;
-    facts: further rows for the head of the report, such as the validation accuracy or the device.
+    facts: further rows for the head of the report, such as the hold-out accuracy or the device.
     Each file is replaced atomically. ValueError when the inputs do not fit together or a logit is not finite.
     """
     logits, target = logits.detach().float().cpu(), target.cpu().long()

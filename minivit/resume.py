@@ -10,6 +10,7 @@ import torch
 from minivit import reading
 from minivit.text import name_classes
 from minivit.train_config import TRAIN_DEFAULTS, TrainingError
+from minivit.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from minivit.train import Trainer
@@ -37,9 +38,12 @@ def check_same_settings(trainer: "Trainer", state: dict) -> None:
         saved["amp"], ours["amp"] = state["precision"], trainer.about()["precision"]
     changed = [k for k, v in ours.items() if saved[k] != v]
     if "epochs" in changed:
+        hint = ""
+        if isinstance(trainer.model, VisionTransformer):  # others take no --pretrained
+            hint = f"; train on from its weights: --pretrained {trainer.run / 'best.pt'}, another --out"
         raise TrainingError(
             f"--epochs {trainer.config.epochs}: the learning rate of this run ends with epoch {saved['epochs']}, so "
-            f"it can't be longer; train on from its weights: --pretrained {trainer.run / 'best.pt'}, another --out"
+            f"it can't have another number of epochs{hint}"
         )
     if changed:
         raise TrainingError(f"this run was started with another {', '.join(changed)}: resume it with the same settings")

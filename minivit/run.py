@@ -281,7 +281,7 @@ def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
 
 
 def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
-    """Set the frozen first layer of a whitening stem from about 5,000 training images."""
+    """Set the frozen first layer of a whitening stem from training images at equal steps, 10,000 at most."""
     stem = getattr(model, "patch_embed", None)
     if isinstance(stem, WhiteningStem) and model.config.whiten:
         height, width = model.config.size
@@ -349,10 +349,11 @@ def describe_model(args: dict, model: nn.Module) -> dict:
 
 
 def final_report(trainer: Trainer) -> dict:
-    """Evaluate a finished run on the test images, once. Writes best.pt, result.json and report/, returns the result.
+    """Evaluate a finished run on the test images, once. Writes result.json and report/, returns the result.
 
     The weights of the last epoch, raw and averaged, are measured, and those of the best epoch where the hold-out could
-    choose one. best.pt holds the chosen ones; `test_acc` is theirs. Accuracies are shares in [0, 1].
+    choose one. best.pt holds the chosen ones, and is written here if the hold-out chose nothing; `test_acc` is theirs.
+    Accuracies are shares in [0, 1].
     """
     evaluator, data = trainer.evaluator, trainer.data
     candidates = candidates_of(trainer)

@@ -74,11 +74,11 @@ class ConvNorm(nn.Module):
 
 
 class Whitening(nn.Module):
-    """A frozen 2x2 convolution, (B, 3, H, W) -> (B, 24, H - 1, W - 1), to uncorrelated channels of equal variance.
+    """A frozen 2x2 convolution, (B, 3, H, W) -> (B, 24, H - 1, W - 1).
 
-    Twelve filters are the eigenvectors of the covariance of 2x2 patches (12 numbers each), divided by the square
-    root of their eigenvalues; twelve more are their negatives, since an activation follows. `fit` sets them from
-    images; until then they are drawn at random.
+    It gives twelve uncorrelated channels of about equal variance, and their negatives, since an activation follows.
+    The filters are eigenvectors of the mean of p p^T over 2x2 patches p (12 numbers; their covariance where images have
+    mean 0), divided by the root of their eigenvalues. `fit` sets them from images; until then they are drawn at random.
     """
 
     channels = 2 * 3 * KERNEL**2

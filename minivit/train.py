@@ -89,7 +89,7 @@ def augmentations(config: TrainConfig, data: Dataset) -> tuple[Augment, Augment]
 class Trainer:
     """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
 
-    `teacher`, when given, is a module from normalised images to scores; its labels train the
+    `teacher`, when given, is a module from normalised images to logits; its labels train the
     distillation head, or the only head if there is just one. `ranks`: this process among those that train
     together; see distributed.py. Call `fit`, then run.final_report.
     """
@@ -188,7 +188,7 @@ class Trainer:
         if self.batch == 0:
             self.order = self.draw_order()
             self.sums = [0.0, 0.0, 0]
-        self.started, self.begun = time.perf_counter(), self.batch
+        self.started, self.first_batch = time.perf_counter(), self.batch
         while self.batch < self.steps_per_epoch:
             if self.stopping():
                 return False
@@ -256,7 +256,7 @@ class Trainer:
                 buffer.copy_(value)
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the scores (B, classes)."""
+        """Loss of normalised images (B, 3, H, W) for soft targets (B, classes), and the logits (B, classes)."""
         weights = self.class_weights if self.config.balance == "weights" else None
         mixed = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with compiling(self.config.compile), mixed:
@@ -334,7 +334,7 @@ class Trainer:
             "lr": self.lr,
             "train_loss": loss / images,
             "train_acc": hits / images,
-            "images_per_s": (self.batch - self.begun) * self.batch_size / seconds,
+            "images_per_s": (self.batch - self.first_batch) * self.batch_size / seconds,
             "bad_steps": self.bad_steps,
         }
         if self.val_split:

@@ -15,7 +15,9 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training settings. Learning rates are per step of a whole batch; an epoch is one pass over the training images.
+    """Training settings. Learning rates are for a whole batch; `accumulate` does not change them.
+
+    An epoch is one pass over the training images.
 
     TrainingError (a ValueError) names the setting that is out of range.
     """

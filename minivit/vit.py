@@ -23,8 +23,7 @@ from minivit.stem import WhiteningStem
 
 STEMS = {"patch": PatchEmbed, "conv": ConvStem, "whitening": WhiteningStem, "cnn": CNNEmbed, "resnet18": ResNetEmbed}
 
-
-MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # what a number of a configuration may be
+MOST_BLOCKS, MOST_OTHERS = 1000, 1 << 16  # upper bounds: of counts of blocks, of other numbers
 FLAGS = (  # settings that the command line has a flag for
     *("image_size", "patch", "dim", "depth", "heads", "mlp_ratio", "stem", "stem_depth", "whiten", "mlp_conv"),
     *("relative_bias", "class_attention", "layer_scale", "dropout", "head_dropout", "drop_path"),
@@ -71,8 +70,8 @@ class ViTConfig:
     talking_heads: bool = False
     qk_norm: bool = False
     qk_temperature: bool = False  # a learned factor on the scores of each head, for sharp attention on few images
-    attention_biases: bool = True  # in the projections of attention
-    activation: Literal["gelu", "silu"] = "gelu"  # in the MLP; on a CPU SiLU costs half of GELU
+    attention_biases: bool = True  # in the projections of attention; class-attention always has them
+    activation: Literal["gelu", "silu"] = "gelu"  # in the MLP, of full blocks alone; on a CPU SiLU costs half of GELU
     smaller_images: bool = False  # takes smaller images too, for cheap first epochs: positions are interpolated
     init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is what Muon keeps them at
     layer_scale: float | None = None  # initial gain; None for no LayerScale
@@ -159,10 +158,11 @@ class ViTConfig:
 
     @property
     def tokens(self) -> int:
-        """Special tokens: class, distillation."""
+        """The number of special tokens (class, distillation)."""
         return self.class_token + self.distillation
 
 
+VIT_B16 = ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12)
 PRESETS: dict[str, ViTConfig] = {
     # The plain ViT, scaled up step by step: width, depth, smaller patches.
     "vit-d128-l6": ViTConfig(dim=128, depth=6, heads=4),  # 1,205,898 parameters
@@ -185,10 +185,8 @@ PRESETS: dict[str, ViTConfig] = {
     "hybrid-cnn": ViTConfig(dim=256, depth=6, heads=8, stem="cnn"),  # 5,970,634
     "hybrid-resnet18": ViTConfig(dim=256, depth=6, heads=8, stem="resnet18"),  # 7,599,434
     # ImageNet's ViTs, as torchvision and timm have them. vit-b16-last3 has a recipe of its own (recipes.py).
-    "vit-b16": ViTConfig(image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12),  # 86,567,656
-    "vit-b16-last3": ViTConfig(
-        image_size=224, patch=16, classes=1000, dim=768, depth=12, heads=12, head_dropout=0.1
-    ),  # 86,567,656
+    "vit-b16": VIT_B16,  # 86,567,656
+    "vit-b16-last3": VIT_B16,  # 86,567,656
     "vit-b32": ViTConfig(image_size=224, patch=32, classes=1000, dim=768, depth=12, heads=12),  # 88,224,232
     "vit-l16": ViTConfig(image_size=224, patch=16, classes=1000, dim=1024, depth=24, heads=16),  # 304,326,632
     # For small data sets: convolutions in the stem and the MLPs for locality, attention for the rest.
@@ -239,11 +237,11 @@ PRESETS: dict[str, ViTConfig] = {
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over all tokens: (B, N, C) -> (B, N, C). ViT, equations 2 and 3:
+    """Pre-norm transformer block over all tokens: (B, T + N, C) -> the same. ViT, equations 2 and 3:
 
         z' = MSA(LN(z)) + z,    z = MLP(LN(z')) + z'
 
-    with LayerScale and stochastic depth, where they are on, on both branches. tokens: how many of the N are special
+    with LayerScale and stochastic depth, where they are on, on both branches. tokens: T, the number of special
     tokens, which come first. forward takes the patch grid (down, across) for the convolution inside the MLP and the
     position bias.
     """
@@ -276,9 +274,9 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Map normalised images (B, 3, H, W) to class scores (B, classes).
+    """Map normalised images (B, 3, H, W) to class logits (B, classes).
 
-    With a distillation token there are two classifying heads: `forward` averages their scores before the softmax, as
+    With a distillation token there are two classifying heads: `forward` averages their logits before the softmax, as
     DeiT's code does (the paper adds their softmax outputs), and `forward(x, each_head=True)` returns both, class head
     first, for a loss that treats them differently. `features` returns the tokens (B, T + N, C) after the last block,
     normalised if pool is "cls" (else their mean is), with the T special tokens (class, distillation) before the N
@@ -384,15 +382,15 @@ class VisionTransformer(nn.Module):
         (B, T + N, C), or (B, N, C) if the special tokens join here, to (B, T + N, C).
         """
         if self.config.tokens_enter_late:
-            tokens, patches = torch.cat(self.special_tokens(x.shape[0]), dim=1), x
+            special, patches = torch.cat(self.special_tokens(x.shape[0]), dim=1), x
         else:
-            tokens, patches = x[:, : self.config.tokens], x[:, self.config.tokens :]
+            special, patches = x[:, : self.config.tokens], x[:, self.config.tokens :]
         for block in self.class_blocks:
-            tokens = self.through(block, tokens, patches)
-        return torch.cat([tokens, patches], dim=1)
+            special = self.through(block, special, patches)
+        return torch.cat([special, patches], dim=1)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Tokens (B, T + N, C) -> scores (B, classes) of the class head and, if there is one, the distillation head."""
+        """Tokens (B, T + N, C) -> logits (B, classes) of the class head and, if there is one, the distillation head."""
         T = self.config.tokens
         pooled = [x[:, 0] if self.config.pool == "cls" else self.fc_norm(x[:, T:].mean(dim=1))]
         heads = [self.head]

@@ -27,7 +27,7 @@ from minivit.fast import accelerate
 from minivit.vit import PRESETS, VisionTransformer
 
 FILE = Path(__file__).with_suffix(".json")
-SAME = "vit-b16-last3"  # vit-b16 but for dropout before the head
+SAME = "vit-b16-last3"  # vit-b16 with another recipe
 SWINS = {
     "tiny": CONFIG.swin,
     "swin-b": replace(grounding_dino.PRESETS["swin-b"].swin, depths=(2, 2, 1, 1)),  # the third stage has 18

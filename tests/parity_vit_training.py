@@ -186,8 +186,8 @@ def train_random_erasing(golden, device, dtype) -> dict:
     out["tv_stats"] = box_stats(torch.stack([torchvision_box(x.shape[1:], tv) for _ in range(4000)]), x[0].numel())
     torch.manual_seed(3 + offset)
     torch.rand(1)  # whether to erase at all
-    erased = augment.erase(x[None], torchvision_box(x.shape[1:], tv)[None], torch.full((), torch.inf))
-    out["tv_erased_mask"] = erased[0, 0].isinf().to(torch.uint8)
+    erased = augment.erase(torch.ones_like(x[None]), torchvision_box(x.shape[1:], tv)[None])
+    out["tv_erased_mask"] = (erased[0, 0] == 0).to(torch.uint8)
     ratio = (timm["min_aspect"], 1 / timm["min_aspect"])
     generator = torch.Generator().manual_seed(offset)
     boxes = augment.draw_boxes(20000, *x.shape[1:], generator, (timm["min_area"], timm["max_area"]), ratio)

@@ -8,7 +8,7 @@ from helpers.vit_checkpoints import infer_config
 from parity import manifest_state
 
 from minivit.layouts import to_our_names
-from minivit.pretrained import load_pretrained, load_state, read_weights, resize_position_embedding
+from minivit.pretrained import load_pretrained, load_state, read_content, resize_position_embedding, state_dict_of
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
 MANIFESTS = sorted((Path(__file__).parent / "golden" / "vit").glob("manifest_*.json"))
@@ -35,6 +35,10 @@ def test_the_presets_of_published_models_are_torchvisions_and_timms():
     ):
         manifest = next(m for m in VITS if m.name == name)
         assert infer_config(to_our_names(manifest_state(manifest))) == PRESETS[preset]
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    return state_dict_of(read_content(path), path)
 
 
 def test_a_safetensors_file_is_read_to_the_bit(tmp_path):

@@ -158,7 +158,7 @@ def test_curves_skip_missing_values_and_name_the_best_epoch():
     loss, accuracy, lr, speed = report._draw_curves(HISTORY, "t").axes
     assert loss.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]  # the repeated epoch 2 replaces the first
     labels = [text.get_text() for text in accuracy.get_legend().get_texts()]
-    assert labels == ["validation: best 75.00 (epoch 2)", "validation, EMA weights: best 70.00 (epoch 2)"]
+    assert labels == ["hold-out: best 75.00 (epoch 2)", "hold-out, EMA weights: best 70.00 (epoch 2)"]
     assert lr.lines[0].get_xydata().tolist() == [[1, 1e-3]]
     assert speed.lines[0].get_xydata().tolist() == [[2, 100.0]]
     assert report._draw_curves([], "t") is None

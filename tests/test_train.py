@@ -136,6 +136,15 @@ def test_resuming_with_other_settings_is_refused_by_name(data, tmp_path):
         longer.load_state_dict(first.state_dict())
 
 
+def test_a_longer_run_of_a_model_that_takes_no_pretrained_weights_gets_no_such_hint(data, tmp_path):
+    def of(epochs: int) -> Trainer:
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 10))
+        return Trainer(model, data, dataclasses.replace(CONFIG, epochs=epochs), tmp_path, torch.device("cpu"))
+
+    with pytest.raises(TrainingError, match="ends with epoch 4, so it can't have another number of epochs$"):
+        of(5).load_state_dict(of(4).state_dict())
+
+
 def test_resuming_with_a_teacher_of_other_weights_is_refused(data, tmp_path):
     def teacher(level: float) -> torch.nn.Module:
         linear = torch.nn.Linear(3 * 16 * 16, 10)
