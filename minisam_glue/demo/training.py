@@ -329,6 +329,7 @@ def train(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) ->
     device = choose_device(args.device)
     if processes > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    is_new = not args.out.exists()
     args.out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(args.out)
     try:
@@ -337,6 +338,8 @@ def train(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) ->
             done = trainer.run(args.workers, args.minutes)
     finally:
         lock.release()
+        if is_new and not any(args.out.iterdir()):  # nothing came of it
+            args.out.rmdir()
     if not done:
         print(f"stopped at step {trainer.step} of {recipe.steps}: the same line again goes on", flush=True)
     if trainer.stopped is not None:
