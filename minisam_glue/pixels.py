@@ -12,6 +12,7 @@ Picture = Image.Image | np.ndarray
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value of cameras, scanners and microscopes
 LEAST_WHITE = 16  # floats above 1 whose largest is less than this are no grey levels of any depth
+JPEG_SIDE = 65_500  # pixels of a side that libjpeg writes, at most: JPEG_MAX_DIMENSION of its jmorecfg.h
 TURNS = {  # of EXIF's orientation, tag 0x0112, how the picture becomes upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

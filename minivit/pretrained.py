@@ -64,7 +64,7 @@ def read_content(path: Path) -> object:
     if not path.exists():
         raise ValueError(f"there is no weights file {path}")
     try:
-        return {".safetensors": read_safetensors, ".npz": load_npz}.get(path.suffix, load)(path)
+        return {".safetensors": read_safetensors, ".npz": load_npz}.get(path.suffix.lower(), load)(path)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as weights ({error}): download it again") from None
 

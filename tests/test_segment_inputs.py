@@ -7,8 +7,13 @@ import json
 import shutil
 import signal
 import sys
+import threading
+import time
+import unicodedata
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -26,7 +31,9 @@ from minisam_glue.cli.arguments import expand, folders_of
 from minisam_glue.cli.console import Console
 from minisam_glue.cli.outputs import label_name
 from minisam_glue.cli.parser import parse_arguments
+from minisam_glue.datasets import Pixels
 from minisam_glue.masks import decode_rle
+from minisam_glue.media import images
 from minisam_glue.media.inputs import expand_inputs
 from minisam_glue.prompts import split_phrases
 from minisam_glue.weights import CHECKPOINTS
@@ -265,6 +272,42 @@ def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_take
     )
     assert all(0 < len(name) < 130 and not set(name) & set('\\/:*?"<>|') for name in names)
     assert [glob.escape(name) for name in names] == names  # loaders of data sets look for files by globs
+
+
+def test_names_that_differ_in_how_an_accent_is_written_get_folders_of_their_own():
+    names = [path.name for path in folders_of(["a/caf\u00e9.png", "b/cafe\u0301.png", "x.png"], Path("out")).values()]
+    assert len({unicodedata.normalize("NFC", name) for name in names}) == 3
+
+
+def test_a_picture_that_is_too_long_for_a_jpeg_is_written_as_png_or_refused_by_name(tmp_path):
+    long = np.zeros((2, 65_501, 3), np.uint8)
+    save(long, tmp_path / "long.png")
+    (tmp_path / "long.png").rename(tmp_path / "long.jpg")
+    assert command(tmp_path / "long.jpg", "bright.", "--quiet", "--out", tmp_path / "out") == 0
+    assert Image.open(tmp_path / "out" / "long" / "annotated.png").size == (65_501, 2)
+    with pytest.raises(ValueError, match="65501x2 pixels are too long for a JPEG"):
+        Pixels(lambda: long).save(tmp_path / "long.jpg")
+
+
+def test_a_picture_from_a_server_that_sends_it_byte_by_byte_is_given_up(monkeypatch):
+    class Trickle(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    monkeypatch.setattr(images, "LONGEST", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Trickle) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(media.MediaError, match="can't be fetched .it took more than 0 s"):
+            media.read_image(f"http://127.0.0.1:{server.server_port}/a.png")
+        server.shutdown()
 
 
 def test_an_input_keeps_the_folder_of_its_result_when_another_of_its_name_comes(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -215,25 +216,30 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Calla
 # --- Folders of the results --------------------------------------------------------------------------------
 
 
+def folded(name: str) -> str:
+    """A name as file systems compare names that take a and A, or an é in one letter and in two, for the same."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dict[str, Path]:
     """A folder for each input: named as the file, with its ending or a number where two would be the same; but one
     whose result lies in the folder that is named as the file keeps that, whatever inputs have come since.
 
     others: names that are taken. ValueError if that would be the input itself, a folder of frames.
     """
-    stems = Counter(stem(source).casefold() for source in sources)  # some file systems take A and a for the same
-    folders, taken = {}, {name.casefold() for name in others}
-    same = [source for source in sources if stems[stem(source).casefold()] > 1]
-    there = {s for s in same if stem(s).casefold() not in taken and holds_result_of(out / stem(s), s)}
-    taken |= {stem(source).casefold() for source in there}
+    stems = Counter(folded(stem(source)) for source in sources)
+    folders, taken = {}, {folded(name) for name in others}
+    same = [source for source in sources if stems[folded(stem(source))] > 1]
+    there = {s for s in same if folded(stem(s)) not in taken and holds_result_of(out / stem(s), s)}
+    taken |= {folded(stem(source)) for source in there}
     for source in sources:
-        alone = source in there or stems[stem(source).casefold()] == 1
+        alone = source in there or stems[folded(stem(source))] == 1
         name = stem(source) if alone else last_part(source).replace(".", "_")
         number, unique = 1, name
-        while unique.casefold() in taken and source not in there:
+        while folded(unique) in taken and source not in there:
             number += 1
             unique = f"{name}-{number}"
-        taken.add(unique.casefold())
+        taken.add(folded(unique))
         folders[source] = out / unique
         if os.path.isdir(source) and folders[source].resolve() == Path(source).resolve():
             raise ValueError(f"the results of {source} would go into it: choose another --out")

@@ -23,6 +23,7 @@ from PIL import Image
 from ..identity import Notes
 from ..media import Frames, MediaError
 from ..media.writer import VideoWriter
+from ..pixels import JPEG_SIDE
 from ..records import LONGEST_LINE, RECORD, HeatMap, Segment, Segmented
 from ..render.film_page import FilmPage
 from ..render.heat import blend, paint
@@ -74,14 +75,15 @@ def finished_of(folder: Path) -> Facts | None:
 
 
 def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save: Collection[str], page: bool) -> None:
-    """Write annotated.jpg (.png unless the source is a JPEG), masks/, result.json; if asked crops/, heatmaps/, a page.
+    """Write annotated.jpg, masks/, result.json; if asked crops/, heatmaps/, a page. annotated.png unless the source is
+    a JPEG, and where that can't hold the picture.
 
     save: "crops", "heatmap", or both. facts: more fields of result.json, such as the prompt. OSError if they can't be
     written, ValueError as of check_own: then nothing has changed.
     """
     check_own(folder)
     new = folder / UNFINISHED / "results"
-    jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg")
+    jpeg = Path(source).suffix.lower() in (".jpg", ".jpeg") and max(result.image.shape) <= JPEG_SIDE
     try:
         clear(folder)
         (new / "masks").mkdir(parents=True)

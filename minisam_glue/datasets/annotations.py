@@ -23,7 +23,7 @@ from PIL import Image
 from .. import media
 from ..masks import decode_rle, mask_box, rle_size
 from ..media.images import open_picture
-from ..pixels import is_deep_colour, orientation
+from ..pixels import JPEG_SIDE, is_deep_colour, orientation
 from ..prompts import split_phrases
 from ..records import LARGEST_RESULT, LONGEST_LINE, RECORD
 from ..support.files import whole_file
@@ -100,7 +100,9 @@ class Pixels:
 
     def _encode(self, suffix: str) -> bytes:
         if suffix not in self.encoded:
-            content = io.BytesIO()
+            content, size = io.BytesIO(), self.array().shape
+            if suffix == ".jpg" and max(size) > JPEG_SIDE:
+                raise ValueError(f"{size[1]}x{size[0]} pixels are too long for a JPEG: choose another data set")
             how = {"format": "JPEG", "quality": 95, "subsampling": 0} if suffix == ".jpg" else {"format": "PNG"}
             Image.fromarray(self.array()).save(content, **how)
             self.encoded[suffix] = content.getvalue()

@@ -9,9 +9,11 @@ import logging
 import os
 import re
 import struct
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable
+from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,7 @@ LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", None}  # Pillow's names, None for HEIC: 
 LEAST_LIGHT = 32  # value of a channel from which a pixel of a lossy mask is not black
 MOST_COLOURS = 64  # objects that a palette mask may hold
 VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object in PASCAL VOC's masks
+LONGEST = 600.0  # seconds that a picture may come from a server
 NAMED = 5  # files that are left out, of which a message gives the name
 
 
@@ -140,7 +143,7 @@ def _download(url: str) -> io.BytesIO:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "minisam_glue"})
         with urllib.request.urlopen(request, timeout=30) as answer:
-            data = answer.read(MAX_BYTES + 1)
+            data = _read(answer, time.monotonic() + LONGEST)
     except Exception as error:  # urllib raises OSError, HTTPException and, for odd URLs, ValueError
         cause = getattr(error, "reason", None)  # of URLError the exception below it, of HTTPError a text
         why = reason(cause) if isinstance(cause, Exception) else str(error)
@@ -148,6 +151,17 @@ def _download(url: str) -> io.BytesIO:
     if len(data) > MAX_BYTES:
         raise MediaError(f"{url}: more than {MAX_BYTES} bytes")
     return io.BytesIO(data)
+
+
+def _read(answer: HTTPResponse, until: float) -> bytes:
+    """The body of an answer, at most a byte more than MAX_BYTES. TimeoutError if it is still coming at `until`."""
+    parts, size = [], 0
+    while size <= MAX_BYTES and (part := answer.read1(1 << 20)):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > until:
+            raise TimeoutError(f"it took more than {LONGEST:.0f} s")
+    return b"".join(parts)[: MAX_BYTES + 1]
 
 
 def open_picture(source: str | Path | io.BytesIO) -> Image.Image:

@@ -3,7 +3,7 @@
 Every frame is uint8 RGB (H, W, 3) as one would see it on a screen: turned as EXIF or the video's matrix says, alpha
 laid on white; values of more than 8 bits have one scale in a source. Frames are read when they are asked for. Videos
 and cameras need PyAV (the extra `cli`), the rest Pillow.
-Left out: interlacing, sound (the writer copies it), changing the frame rate, network streams.
+Left out: colour profiles (ICC), interlacing, sound (the writer copies it), changing the frame rate, network streams.
 """
 
 import glob
