@@ -6,9 +6,10 @@
     python benchmarks/compare_methods.py --clipseg FILE        # heat maps of these weights of train_clipseg
 
 Pictures: mean IoU of the objects that a phrase names, and the share of scenes in which phrases that match nothing
-yield nothing, by the detector's boxes and by CLIPSeg's heat maps. Clips: J and F by SAM 2's memory, by optical flow
-that SAM 2 refines on each frame, and on each third; objects are pointed out by their true boxes on the first frame.
-Seeds are held out. As JSON; the seconds of a frame are those that tracking takes, reading aside.
+yield nothing, by the detector's boxes and by CLIPSeg's heat maps. Clips: J and F by SAM 2's memory, without and with
+the rules of --identity, and by optical flow that SAM 2 refines on each frame, and on each third; objects are pointed
+out by their true boxes on the first frame. Seeds are held out. As JSON; the seconds of a frame are those that tracking
+takes, reading aside.
 """
 
 import argparse
@@ -27,12 +28,17 @@ from minisam_glue.demo import DETECTOR, FOLDER, HEAT_MAPPER, SEGMENTER, load_det
 from minisam_glue.demo.evaluate import evaluate_detector, evaluate_text_to_masks, measure_trackers
 from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat_to_masks
 from minisam_glue.demo.scenes import HELD_OUT, KINDS, Scene, clip, scene
-from minisam_glue.propagators import PROPAGATORS, FlowPropagator
+from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import SAM2, accelerate
 from minisam_glue.support.processes import run_program
 
 PICTURES = (".jpg", ".jpeg", ".png")
-TRACKERS = PROPAGATORS | {"flow, each third frame": partial(FlowPropagator, refine_every=3)}
+TRACKERS = {
+    "memory": partial(MemoryPropagator, identity=False),
+    "memory, with the rules of --identity": MemoryPropagator,
+    "flow": FlowPropagator,
+    "flow, each third frame": partial(FlowPropagator, refine_every=3),
+}
 
 
 def by_sentence(segmenter: SAM2, mapper: HeatMapper, scenes: list[Scene], device: str) -> dict[str, dict[str, float]]:

@@ -89,7 +89,7 @@ def segment_video(
 
 def check_pictures(images: Sequence[Picture]) -> None:
     """TypeError or ValueError for what holds no pictures: None, one picture, a path, an empty list."""
-    check_list(images)
+    check_list(images, ", or call segment_image")
     if not len(images):
         raise ValueError("images is empty: give at least one picture")
     for image in images:

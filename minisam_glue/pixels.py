@@ -68,10 +68,15 @@ def hint_for(image: object) -> str:
     return "; floats in 0..1 become one by (image * 255).astype(np.uint8)" if is_float else ""
 
 
-def check_list(images: object) -> None:
-    """TypeError for what is no list of pictures: None, a path, one picture."""
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim in (2, 3)):
-        raise TypeError("images is one picture: give a list of pictures")
+def is_picture(value: object) -> bool:
+    """Whether a value is one picture, where a list of them may be meant."""
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray) and value.ndim in (2, 3))
+
+
+def check_list(images: object, hint: str = "") -> None:
+    """TypeError for what is no list of pictures: None, a path, one picture. hint: what else to do with one picture."""
+    if is_picture(images):
+        raise TypeError(f"images is one picture: give a list of pictures{hint}")
     if isinstance(images, (str, bytes, Path)) or not hasattr(images, "__len__"):
         raise TypeError(f"images is a {type(images).__name__}: give a list of pictures")
 

@@ -9,7 +9,7 @@ import socket
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -18,8 +18,9 @@ from minivit import folder
 from minivit.files import Claim
 from minivit.shapes import CLASSES, draw_shapes
 from minivit.splits import DataError, Dataset, Split, channel_stats, check_classes
-from minivit.text import one_line
+from minivit.text import one_line, say
 
+LOCK = ".download.lock"  # the name of a file in the folder of CIFAR
 PATIENCE = 60.0  # seconds for a server to send something
 NAMES = ("cifar10", "cifar100", "folder", "shapes")
 
@@ -83,7 +84,8 @@ def cifar(name: str, root: str | Path, image_size: int = 32) -> Dataset:
         with _alone(Path(root)):
             parts = [source(root, train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, http.client.HTTPException) as error:
-        if is_new and Path(root).is_dir() and not any(Path(root).iterdir()):
+        if is_new and Path(root).is_dir() and {path.name for path in Path(root).iterdir()} <= {LOCK}:
+            Path(root, LOCK).unlink(missing_ok=True)
             Path(root).rmdir()
         raise DataError(_cifar_help(name, source, Path(root), error)) from error
     train, test = (_from_cifar(part, image_size) for part in parts)
@@ -95,13 +97,21 @@ def cifar(name: str, root: str | Path, image_size: int = 32) -> Dataset:
 def _alone(root: Path) -> Iterator[None]:
     """One process at a time downloads and unpacks into a folder, from a server that answers: torchvision sees to
     neither."""
-    claim, before = Claim(root, wait=True), socket.getdefaulttimeout()
+    claim, before = None, socket.getdefaulttimeout()
+    with suppress(PermissionError, FileNotFoundError):  # nothing can be downloaded into what can't be written to
+        (root / LOCK).touch()
+        try:
+            claim = Claim(root / LOCK)
+        except BlockingIOError:
+            say(f"another process downloads into {root}: waiting for it")
+            claim = Claim(root / LOCK, wait=True)
     socket.setdefaulttimeout(PATIENCE)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-        claim.release()
+        if claim is not None:
+            claim.release()
 
 
 def _from_cifar(part, image_size: int) -> Split:

@@ -65,7 +65,7 @@ def check_ours(folder: Path, names: Iterable[str], index: str, key: str, what: s
     if not there:
         return
     try:
-        content = read_json(folder / index)
+        content = read_json(folder / index, most=1 << 26)
     except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or key not in content:
@@ -73,7 +73,7 @@ def check_ours(folder: Path, names: Iterable[str], index: str, key: str, what: s
 
 
 class Claim:
-    """A folder that one process holds, until it is released or the process ends, however it ends.
+    """A folder or file that one process holds, until it is released or the process ends, however it ends.
 
     BlockingIOError if another one holds it, unless it is to be waited for. On Windows, which has no flock, nothing is
     held.

@@ -223,7 +223,7 @@ def _find_files(directory: Path) -> list[Path]:
             folders.clear()
             continue
         known.add(place(parent))
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
 

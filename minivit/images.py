@@ -60,6 +60,8 @@ def read_image(path: str | Path, size: int) -> torch.Tensor:
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels of an image file that `read_image` reads, upright."""
     with _open(path) as image:
+        if image.format == "TIFF":
+            image.load()  # which turns it; newer versions of Pillow have exchanged its sides before
         width, height = image.size
         return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)  # on its side
 

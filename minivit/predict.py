@@ -32,6 +32,7 @@ from minivit.train_config import TrainingError
 from minivit.vit import VisionTransformer
 
 TABLES = (".csv", ".json")
+LONGEST_STEM = 200  # bytes of a name; file systems take 255
 MARK = "minivit"  # in the pictures that --save-attention writes
 AT_ONCE = 32  # pictures that go through a model together
 EXPLAINED_AT_ONCE = 8  # of which the attention of all blocks is held
@@ -112,9 +113,12 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
         name = f"ensemble of {len(members)}"
         lines.append(f"{name}: {percent(top1(together, labels))} % of {count(len(labels), 'test image')}")
     images, title = tests[shown[0]].images, f"{name} on {args['data']}"
-    write_report(folder, together, labels, members[0].state["classes"], images, title=title, facts=facts)
-    for line in (*lines, f"report: {folder / 'report.md'}"):  # once it is written: `| head -1` ends the program
-        say(line)
+    try:
+        write_report(folder, together, labels, members[0].state["classes"], images, title=title, facts=facts)
+        lines.append(f"report: {folder / 'report.md'}")
+    finally:  # after the report: `| head -1` ends the program; and also where it can't be written
+        for line in lines:
+            say(line)
     return 0
 
 
@@ -165,6 +169,7 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
     if folder:
         check_attention(folder, member, files)
     rows, failed = [], 0
+    done = False
     try:
         for answer in answers(member, files, given.get("tta"), bool(folder)):
             rows.append(answer)
@@ -172,8 +177,9 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
             if "attention" in answer:
                 save_picture(free_name(folder, Path(answer["file"]).stem, names), answer.pop("attention"))
             say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
+        done = True
     finally:  # what was answered before Ctrl-C, or before whoever reads had seen enough, is kept
-        if table:
+        if table and (rows or done):
             write_table(table, rows, member.state["classes"])
     if table:
         say(f"predictions: {table}")
@@ -202,19 +208,25 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
 
 
 def find_matches(pattern: str) -> list[str]:
-    """What glob finds for a pattern, where ** does not follow links to folders, which may lead in circles."""
+    """What glob finds for a pattern, where ** enters each folder once: links to folders may lead in circles."""
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     if "**" not in parts:
         return glob.glob(pattern)
     at = parts.index("**")
-    before, after = os.sep.join(parts[:at]), parts[at + 1 :] or ["*"]
-    found = {}  # each once, in the order of finding
-    for root in glob.glob(before or os.sep) if at else [""]:
-        for folder, names, _ in os.walk(root or "."):
-            names[:] = sorted(name for name in names if not name.startswith("."))
+    before, after = os.sep.join([*parts[:at], ""]), os.sep.join(parts[at + 1 :] or ["*"])
+    found, known = {}, set()  # names in the order of finding; folders by what identifies them
+    for root in glob.glob(before) if before else [""]:
+        for folder, names, _ in os.walk(root or ".", followlinks=True):
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in known:
+                names.clear()
+                continue
+            known.add((about.st_dev, about.st_ino))
+            shown = [name for name in names if not name.startswith(".")]
+            names[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
             place = folder if root else os.path.relpath(folder)
-            inside = [] if place == "." else [glob.escape(place)]
-            found |= dict.fromkeys(find_matches(os.path.join(*inside, *after)))
+            inside = "" if place == "." else glob.escape(place)
+            found |= dict.fromkeys(find_matches(os.path.join(inside, after)))
     return list(found)
 
 
@@ -276,6 +288,8 @@ def check_attention(folder: Path, member: Member, files: Sequence[Path | str]) -
 
 def free_name(folder: Path, stem: str, names: set[str]) -> Path:
     """A file for a picture that is none of `names`, in capitals or not, and nobody else's; its name joins them."""
+    if len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
     number = 1
     while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png").casefold() in names or is_foreign(
         folder / name
@@ -298,11 +312,13 @@ def save_picture(path: Path, pixels: Tensor) -> None:
 
 def is_foreign(path: Path) -> bool:
     """Whether something stands at a path that save_picture did not write."""
+    if not os.path.lexists(path):
+        return False
+    if not path.is_file():
+        return True  # a pipe would be waited for
     try:
         with Image.open(path) as image:
             return image.info.get("Software") != MARK
-    except FileNotFoundError:
-        return False
     except Exception:  # no picture, or a damaged one
         return True
 

@@ -47,10 +47,12 @@ def check_regular(path: str | Path, most: int | None = None) -> None:
         raise ValueError(f"it has {about.st_size} bytes, more than {most}")
 
 
-def read_json(path: str | Path) -> object:
-    """The content of a JSON file in UTF-8, -16 or -32, of a megabyte at most. ValueError if it is none or no JSON,
-    RecursionError if it is nested too deeply, OSError if there is none."""
-    check_regular(path, most=1 << 20)
+def read_json(path: str | Path, most: int = 1 << 20) -> object:
+    """The content of a JSON file in UTF-8, -16 or -32. most: bytes.
+
+    ValueError if it has more or is no JSON, RecursionError if it is nested too deeply, OSError if there is none.
+    """
+    check_regular(path, most)
     return json.loads(Path(path).read_bytes())
 
 

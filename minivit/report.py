@@ -24,6 +24,7 @@ from minivit.files import write_atomically
 from minivit.text import csv_cell, markdown, printable, say
 
 REPORT_FILES = ("report.md", "report.json", "confusion.csv", "per_class.csv")
+REPORT_FILES += ("confusion.png", "confusion_normalised.png", "curves.png", "predictions.png")
 DPI = 300
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"  # Okabe and Ito's palette
 # Each panel: title, then for each key of metrics.jsonl its legend and colour.
@@ -150,6 +151,7 @@ def write_report(
         say(f"The report has no pictures ({error}): pip install 'minivit-minisam[cli]' brings matplotlib.")
     else:
         pictures = _draw(confusion.numpy(), logits, target, predicted, classes, images, history, title)
+    save("report.json", _json(report).encode())  # first: it says whose the other files are
     for name, picture in pictures.items():
         save(f"{name}.png", picture)
     save(
@@ -159,7 +161,6 @@ def write_report(
     rows = ([name, *list(row.values())[1:]] for name, row in zip(names, report["per_class"]))
     save("per_class.csv", csv_table([["class", *PER_CLASS], *rows]))
     save("report.md", _markdown(report, pictures).encode())
-    save("report.json", _json(report).encode())
     return report
 
 

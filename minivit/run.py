@@ -27,6 +27,7 @@ from minivit.precision import NARROW, amp_of, bf16_is_faster, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
 from minivit.reading import check_weights, flag_of, whole
+from minivit.recipes import RECIPES
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
@@ -190,8 +191,9 @@ def check_same_model(args: dict, state: dict) -> None:
 
 
 def all_settings(preset: str, overrides: dict) -> dict:
-    """The settings of a model, with those that its preset has."""
-    return {"preset": preset, **(vars(PRESETS[preset]) if preset in PRESETS else {}), **overrides}
+    """The settings of a model, with those that its preset and the preset's recipe have."""
+    of_recipe = {name: value for name, value in RECIPES.get(preset, {}).items() if name in MODEL_FIELDS}
+    return {"preset": preset, **(vars(PRESETS[preset]) if preset in PRESETS else {}), **of_recipe, **overrides}
 
 
 def resume_from(trainer: Trainer, state: dict) -> None:

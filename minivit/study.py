@@ -88,7 +88,7 @@ EXAMPLE = '{"base": {"preset": "cifar-small"}, "variants": {"narrow": {"dim": 64
 KEYS = config.ARGUMENT_KINDS.keys() - {"out", "seed", "threads", "device"}  # what a variant may say
 LISTS = ("sizes", "mean", "std")  # arguments that are lists themselves
 MOST_VARIANTS = 10_000  # of a grid
-LONGEST_NAME = 200  # letters of a run folder's name; file systems take 255
+LONGEST_NAME = 240  # letters of a run folder's name before its seed; file systems take 255
 COLUMNS = ("variant", "test accuracy %", "std", "n", "parameters", "epochs", "images/s", "minutes", "CPU minutes")
 NUMBERS = {  # of Row, in the order of the columns after n, and how they are written
     "parameters": "{:,}",
@@ -203,7 +203,7 @@ def folder_name(name: str, seed: int) -> str:
     """The run folder of a variant: its name in letters that every system takes, and its seed."""
     letters = re.sub(r"[^A-Za-z0-9.+=]+", "-", name).strip("-.").lower() or "variant"
     if len(letters) > LONGEST_NAME:
-        letters = f"{letters[:LONGEST_NAME]}-{zlib.crc32(letters.encode()):08x}"
+        letters = f"{letters[: LONGEST_NAME - 9]}-{zlib.crc32(letters.encode()):08x}"
     return f"{letters}-seed{seed}"
 
 
@@ -369,9 +369,10 @@ def study(name: str, given: dict, fit: Callable[[Trainer], None]) -> int:
     out = given.pop("out", None) or Path("runs") / f"study-{Path(name).stem}"
     run.check_out(out)
     check_repeated(repeated or (), variants, given)
-    plan(variants, given, out, seeds)  # raises before anything is written
+    planned = plan(variants, given, out, seeds)  # raises before anything is written
     check_budget(out, budget)
-    check_ours(out, ("table.md", "table.csv", "table.png"), "study.json", "cpu_minutes", "a study")
+    if not any((arguments["out"] / "config.json").exists() for _, _, arguments in planned):
+        check_ours(out, ("table.md", "table.csv", "table.png"), "study.json", "cpu_minutes", "a study")
     this = Study(name, variants, out, budget, fit, Loader())
     waits = BEST in (repeated or ()) and BEST not in variants
     runs = plan(variants, given, out, seeds, () if waits else repeated)
@@ -497,6 +498,7 @@ def write_tables(study: Study, runs: list[tuple[str, int, dict]]) -> None:
     rows = collect(study.variants, runs)
     if not any(row.accuracies for row in rows):
         return
+    write_json(study.out / "study.json", asdict(study.budget))  # it says whose the tables are
     title = f"Study {Path(study.name).stem} on {told_data([config.resolve(arguments) for _, _, arguments in runs])}"
     if study.budget:
         title += f", {study.budget} a run"

@@ -292,4 +292,5 @@ def test_clips_of_four_kinds_in_turn_are_tracked_by_memory_and_flow(monkeypatch,
     compare_methods.main(["--scenes", "0", "--clips", "4", "--first-seed", "8"])
     kinds = ["free", "crossing", "occlusion", "leaving"]
     printed = json.loads(capsys.readouterr().out)
-    assert printed == dict.fromkeys(["memory", "flow", "flow, each third frame"], kinds)
+    names = ["memory", "memory, with the rules of --identity", "flow", "flow, each third frame"]
+    assert printed == dict.fromkeys(names, kinds)

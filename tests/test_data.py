@@ -27,6 +27,7 @@ from PIL import Image
 from minisam_glue.media import images, limits
 from minivit import data, folder, shapes, splits
 from minivit import images as minivit_images
+from minivit.files import Claim
 from minivit.images import image_size, read_image
 from minivit.predict import find_pictures
 from minivit.splits import DataError, Dataset, Split
@@ -131,6 +132,13 @@ def test_exif_orientation_is_respected(tmp_path):
     picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
     image = decode(tmp_path / "a.jpg", 16)
     assert image[:, :, 12:].min() > 240 and image[:, :, :4].max() < 15  # what was above is now on the right
+
+
+def test_a_tiff_that_lies_on_its_side_has_the_size_that_it_shows(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 8)).save(tmp_path / "a.tif", exif=exif)
+    assert image_size(tmp_path / "a.tif") == (8, 16)
 
 
 def test_an_orientation_that_is_no_number_is_none(tmp_path):
@@ -548,7 +556,7 @@ def test_a_server_that_sends_nothing_is_not_waited_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
-def test_one_process_at_a_time_downloads_into_a_folder(tmp_path):
+def test_one_process_at_a_time_downloads_into_a_folder(tmp_path, capsys):
     entered, order = threading.Event(), []
 
     def other() -> None:
@@ -556,13 +564,15 @@ def test_one_process_at_a_time_downloads_into_a_folder(tmp_path):
         with data._alone(tmp_path):
             order.append("other")
 
+    claim = Claim(tmp_path)  # of a run whose --out is the folder of its data: another lock
     with data._alone(tmp_path):
         thread = threading.Thread(target=other)
         thread.start()
         entered.wait(10), time.sleep(0.2)
         order.append("first")
     thread.join(10)
-    assert order == ["first", "other"]
+    claim.release()
+    assert order == ["first", "other"] and f"another process downloads into {tmp_path}" in capsys.readouterr().out
 
 
 # Shapes

@@ -259,6 +259,8 @@ def test_the_recipes_of_the_references_are_the_presets_defaults():
     recipe("vit-b16-last3", epochs=7, batch_size=128, lr=1e-4, weight_decay=0.01, clip=1.0, label_smoothing=0.1)
     recipe("vit-b16-last3", train_last=3, patience=7, warmup=3 / 7, erasing=0.25, jitter=0.2, rotate=15.0)
     recipe("vit-b16-last3", head_dropout=0.1)
+    # Runs from before the dropout was of the recipe do not name it, and go on.
+    assert run.all_settings("vit-b16-last3", {}) == run.all_settings("vit-b16-last3", {"head_dropout": 0.1})
     recipe("vit-b16", schedule="one-cycle", trivial_augment=True, label_smoothing=0.1, mix_prob=0.0, head_dropout=0.1)
     recipe("distilled", lr=6e-4, min_lr=0.0, warmup=0.05, batch_size=192, epochs=300, mixup=0.4, cutmix=1.0)
     recipe("distilled", label_smoothing=0.05, clean_epochs=15, ema_start=0.995, ema_end=0.9995, erasing=0.25)

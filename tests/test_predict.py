@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -164,11 +165,15 @@ def test_predict_takes_folders_and_patterns_goes_on_after_bad_files_and_ends_wit
 
 def test_patterns_with_two_stars_find_each_file_once_and_do_not_run_in_circles(images):
     Path("images/test/dark/up").symlink_to("../..")
+    draw(Path("elsewhere"), 5, 1)
+    Path("images/z").symlink_to("../elsewhere")
     found = [str(path) for path in predict.find_pictures([Path("images/**/0.png")])]
-    assert found == ["images/test/bright/0.png", "images/test/dark/0.png"]
-    assert [str(path) for path in predict.find_pictures([Path("**/dark/**/1.png")])] == ["images/test/dark/1.png"]
+    assert found == ["images/test/bright/0.png", "images/test/dark/0.png", "images/z/0.png"]
+    assert [str(path) for path in predict.find_matches("./images/**/dark/1.png")] == ["./images/test/dark/1.png"]
+    led = ["images/test/dark/1.png", "images/test/dark/up/test/bright/1.png"]  # where a link leads once
+    assert predict.find_matches("**/dark/**/1.png") == led
     absolute = Path("images").absolute() / "**" / "0.png"
-    assert [path.name for path in predict.find_pictures([absolute])] == ["0.png"] * 2
+    assert [path.name for path in predict.find_pictures([absolute])] == ["0.png"] * 3
 
 
 def test_answers_are_saved_although_the_reader_of_the_output_has_gone(images, monkeypatch):
@@ -181,7 +186,16 @@ def test_answers_are_saved_although_the_reader_of_the_output_has_gone(images, mo
     monkeypatch.setattr(predict, "say_answer", say_two)
     with pytest.raises(BrokenPipeError):
         predict.classify(path, [Path("images/test/dark")], {"save_predictions": Path("a.json"), "device": "cpu"})
-    assert [Path(row["file"]).name for row in json.loads(Path("a.json").read_text())] == ["0.png", "1.png", "2.png"]
+    before = Path("a.json").read_text()
+    assert [Path(row["file"]).name for row in json.loads(before)] == ["0.png", "1.png", "2.png"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict.classify(path, [Path("images/test/dark")], {"save_predictions": Path("a.json"), "device": "cpu"})
+    assert Path("a.json").read_text() == before  # nothing new is no reason to lose what was there
 
 
 def test_files_of_others_are_not_overwritten_by_an_evaluation_or_pictures_of_attention(images, capsys):
@@ -196,6 +210,32 @@ def test_files_of_others_are_not_overwritten_by_an_evaluation_or_pictures_of_att
         assert sorted(name.name for name in Path("maps").iterdir()) == ["0-2.png", "0.png"]  # written anew, if ours
     for _ in range(2):
         assert train_cifar.main(["--eval", str(path), "--out", "ours", "--device", "cpu"]) == 0
+    assert {file.name for file in Path("ours").iterdir()} <= set(report.REPORT_FILES)
+    Path("ours/report.md").unlink(), Path("ours/confusion.csv").unlink()  # as after a full disk
+    assert train_cifar.main(["--eval", str(path), "--out", "ours", "--device", "cpu"]) == 0
+    capsys.readouterr()
+
+
+def test_accuracies_are_said_although_the_report_cannot_be_written(images, capsys, monkeypatch):
+    path = save_checkpoint(Path("run/best.pt"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict, "write_report", full)
+    assert train_cifar.main(["--eval", str(path), "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert "run/best.pt: " in printed.out and "of 12 test images" in printed.out and "No space" in printed.err
+
+
+def test_a_picture_of_attention_has_a_name_that_a_file_system_takes_and_waits_for_no_pipe(images, capsys):
+    path, names = save_checkpoint(Path("run/best.pt")), ["a" * 250 + ".png", "b/" + "a" * 250 + ".png"]
+    Path("b").mkdir(), Path("maps").mkdir(), os.mkfifo("maps/0.png")
+    for name in names:
+        Image.new("RGB", (16, 16)).save(name)
+    words = [*names, "images/test/dark/0.png", "--save-attention", "maps", "--device", "cpu"]
+    assert train_cifar.main(["--predict", str(path), *words]) == 0
+    assert sorted(len(file.name) for file in Path("maps").iterdir()) == [5, 7, 204, 206]
 
 
 def test_no_cell_of_saved_predictions_runs_as_a_formula_and_the_file_is_written_whole(images, capsys, monkeypatch):

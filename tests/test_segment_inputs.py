@@ -236,13 +236,14 @@ def test_patterns_with_two_stars_find_each_file_once_and_do_not_run_in_circles(t
     for name in ("a/0.png", "a/b/0.png", "a/b/c/1.png", "a/.hidden/0.png", "[x]/0.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         save(picture(5), Path(name))
-    for name in ("up", "again"):
-        Path("a/b", name).symlink_to("../..")
+    for name, target in (("a/b/up", ".."), ("a/b/again", "../b"), ("z", "a/b/c")):
+        Path(name).symlink_to(target)
     every = ["[x]/0.png", "a/0.png", "a/b/0.png"]
     assert expand_inputs(["**/0.png"]) == every and expand_inputs(["a/**/c/*.png"]) == ["a/b/c/1.png"]
     assert expand_inputs([f"{tmp_path}/**/0.png"]) == [f"{tmp_path}/{name}" for name in every]
+    assert expand_inputs(["z/**/1.png"]) == ["z/1.png"] and expand_inputs(["./**/1.png"]) == ["./a/b/c/1.png"]
     assert expand_inputs(["a/**"]) == ["a/0.png", "a/b/0.png", "a/b/c/1.png"]
-    assert expand_inputs(["**/b/**/?.png"]) == ["a/b/0.png", "a/b/c/1.png"]
+    assert expand_inputs(["**/b/**/?.png"]) == ["a/b/0.png", "a/b/c/1.png", "a/b/up/0.png"]
 
 
 def test_inputs_of_one_name_get_folders_of_their_own_that_every_file_system_takes_and_no_glob_mistakes():
@@ -302,7 +303,7 @@ def test_a_picture_from_a_server_that_sends_it_byte_by_byte_is_given_up(monkeypa
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    monkeypatch.setattr(images, "LONGEST", 0.2)
+    monkeypatch.setattr(images, "DOWNLOAD", 0.2)
     with ThreadingHTTPServer(("127.0.0.1", 0), Trickle) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(media.MediaError, match="can't be fetched .it took more than 0 s"):

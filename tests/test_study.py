@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import statistics
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_the_tables_of_others_are_not_overwritten(images, capsys):
     assert train_cifar.main(words) == 2
     assert "out/table.md is not of a study, and is not overwritten: move it away" in capsys.readouterr().err
     assert [path.name for path in Path("out").iterdir()] == ["table.md"]
+
+
+def test_tables_are_written_again_where_study_json_was_damaged_and_removed(images, capsys):
+    written({"variants": {"a": TINY | {"epochs": 1, "val_split": 0}}})
+    words = ["--study", "mine.json", "--data", "folder", "--data-root", str(images), "--out", "out", "--device", "cpu"]
+    assert train_cifar.main(words) == 0
+    for content in ("{", None):  # damaged, as it says: remove it; then gone
+        Path("out/study.json").write_text("{") if content else Path("out/study.json").unlink()
+        assert train_cifar.main(words) == (2 if content else 0)
+    assert "remove it, and the same command goes on" in capsys.readouterr().err
+    shutil.rmtree("out/a-seed0")
+    assert train_cifar.main(words) == 0  # study.json is back: the tables are known to be ours
 
 
 @pytest.mark.parametrize(

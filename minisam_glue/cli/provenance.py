@@ -60,7 +60,7 @@ UNKNOWN = "unknown"  # content that can't be compared
 
 
 def facts_of(source: str, args: Namespace, prompt: Prompt, models: Models, moving: bool) -> Facts:
-    """The facts of one input's result. moving: whether it is a video. OSError if the source can't be read."""
+    """The facts of one input's result. moving: whether it is a video. OSError or ValueError as of content."""
     of = {"source": os.path.basename(source.rstrip("/\\")), "content": content(source)}
     return of | settings_of(args, prompt, models, moving)
 
@@ -130,7 +130,8 @@ def _shown(value: object) -> str:
 
 
 def content(source: str) -> str:
-    """SHA-256 of a file, or of the names and contents of the pictures in a folder; UNKNOWN for all else. OSError."""
+    """SHA-256 of a file, or of the names and contents of the pictures in a folder; UNKNOWN for all else. OSError, or
+    ValueError for a pipe or device."""
     if os.path.isdir(source):
         return _hash_folder(list_folder(source, looks_like_picture, "pictures", lambda _: None))
     if source == "-" or source.startswith("camera:") or media.is_url(source):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..layers import WeightsState
 from ..masks import mask_box
-from ..pixels import Picture, check_list, normalise, to_rgb
+from ..pixels import Picture, check_list, is_picture, normalise, to_rgb
 from ..support.recent import Recent
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
@@ -110,7 +110,7 @@ class HeatMapper:
 
     def encode_prompts(self, prompts: Sequence[str | Picture]) -> Tensor:
         """Phrases and pictures -> conditions (P, D). ValueError as for `heat_maps`."""
-        one = isinstance(prompts, (str, Image.Image, np.ndarray))
+        one = isinstance(prompts, str) or is_picture(prompts)
         if one or not len(prompts):
             what = f"one {type(prompts).__name__}" if one else "empty"
             raise ValueError(f'prompts is {what}: give a list of phrases or pictures, such as ["cat"]')

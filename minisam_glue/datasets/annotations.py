@@ -23,7 +23,7 @@ from PIL import Image
 from .. import media
 from ..masks import decode_rle, mask_box, rle_size
 from ..media.images import open_picture
-from ..pixels import JPEG_SIDE, is_deep_colour, orientation
+from ..pixels import JPEG_SIDE, is_deep_colour
 from ..prompts import split_phrases
 from ..records import LARGEST_RESULT, LONGEST_LINE, RECORD
 from ..support.files import whole_file
@@ -113,11 +113,11 @@ def _plain_kind(path: Path) -> str | None:
     """.jpg or .png if every program shows the file as we do: upright, opaque, 8 bits of grey or RGB."""
     try:
         with open_picture(path) as image:
-            eight_bits = image.mode in ("RGB", "L") and not is_deep_colour(image)  # before orientation, which decodes
-            turned = orientation(image) != 1
+            eight_bits = image.mode in ("RGB", "L") and not is_deep_colour(image)  # before getexif, which decodes
+            turned = image.getexif().get(0x0112, 1) != 1
             plain_file = eight_bits and not turned and not image.has_transparency_data
             return {"JPEG": ".jpg", "PNG": ".png"}.get(image.format) if plain_file else None
-    except Exception:  # damaged headers make Pillow raise nearly anything
+    except Exception:  # damaged headers and EXIF make Pillow raise nearly anything
         return None
 
 

@@ -62,7 +62,7 @@ def _write(folder: Path, picture: Picture, segmentation: Callable[[Annotation], 
     return {"files": [path], "image": image, "frame": picture.frame if picture.video else None, "objects": objects}
 
 
-def entry(categories: int) -> Kind:
+def entry_kind(categories: int) -> Kind:
     """The kind of an entry."""
     held = fields(category_id=whole(1, categories), track=optional(whole()))
     image = fields(file_name=text, height=whole(1), width=whole(1))

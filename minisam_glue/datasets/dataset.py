@@ -146,7 +146,7 @@ class DataSet:
             lines = self._part(name).read_bytes().splitlines()
             entries = [json.loads(line) for line in lines]
             sequence(ENTRY)(entries, "entries")
-            sequence(self.how.entry(len(self.categories.names)))(entries, "entries")
+            sequence(self.how.entry_kind(len(self.categories.names)))(entries, "entries")
         except (ValueError, OSError, RecursionError):
             return None
         return entries

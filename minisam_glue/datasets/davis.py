@@ -35,7 +35,7 @@ def write(folder: Path, picture: Picture, categories: Categories) -> dict:
     return {"files": [mask, image], "frame": frame, "seen": seen}
 
 
-def entry(categories: int) -> Kind:
+def entry_kind(categories: int) -> Kind:
     """The kind of an entry."""
     return fields(frame=text, seen=mapping(_number, whole(0, categories - 1)))
 

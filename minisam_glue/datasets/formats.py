@@ -4,7 +4,7 @@ A format is four functions. `files(picture)` names the files of a picture in a d
 categories)` puts them there and returns its entry: JSON, with the "files" and what the files of the whole set say of
 the picture.
 `assemble(folder, entries, categories)` writes the files of the whole set from the entries of all inputs;
-`entry(number)` is the kind of an entry, where there are so many categories.
+`entry_kind(number)` is the kind of an entry, where there are so many categories.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ class Format:
     files: Callable[[Picture], list[str]]
     write: Callable[[Path, Picture, Categories], dict]
     assemble: Callable[[Path, Entries, Categories], None]
-    entry: Callable[[int], Kind] = any_entry
+    entry_kind: Callable[[int], Kind] = any_entry
 
 
 FORMATS = {
-    "coco": Format(coco.files, coco.write, coco.assemble, coco.entry),
-    "coco-rle": Format(coco.files, coco.write_rle, coco.assemble, coco.entry),
+    "coco": Format(coco.files, coco.write, coco.assemble, coco.entry_kind),
+    "coco-rle": Format(coco.files, coco.write_rle, coco.assemble, coco.entry_kind),
     "yolo": Format(yolo.files, yolo.write, yolo.assemble),
     "labelme": Format(labelme.files, labelme.write, labelme.assemble),
-    "davis": Format(davis.files, davis.write, davis.assemble, davis.entry),
-    "voc": Format(voc.files, voc.write, voc.assemble, voc.entry),
+    "davis": Format(davis.files, davis.write, davis.assemble, davis.entry_kind),
+    "voc": Format(voc.files, voc.write, voc.assemble, voc.entry_kind),
 }

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 from ..support.files import whole_file
-from ..support.text import one_line
 from .annotations import Categories, Entries, Picture
 from .polygons import trace
 
@@ -56,4 +55,5 @@ def write(folder: Path, picture: Picture, categories: Categories) -> dict:
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
     """Write labels.txt, which labelme's --labels reads."""
     with whole_file(folder / "labels.txt") as temporary:
-        temporary.write_text("".join(f"{one_line(name)}\n" for name in categories.names), encoding="utf-8")
+        lines = "".join(f"{' '.join(name.split())}\n" for name in categories.names)
+        temporary.write_bytes(lines.encode(errors="backslashreplace"))  # of an old result: bytes that were no text

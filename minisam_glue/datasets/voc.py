@@ -69,7 +69,7 @@ def _xml(picture: Picture, name: str, categories: Categories) -> str:
     )
 
 
-def entry(categories: int) -> Kind:
+def entry_kind(categories: int) -> Kind:
     """The kind of an entry."""
     return fields(name=text)
 

@@ -33,7 +33,7 @@ from torchvision.ops import box_iou
 
 from ..grounding_dino import Detections, Detector
 from ..models import choose_device
-from ..propagators import FLOW, MEMORY, PROPAGATORS, MemoryPropagator
+from ..propagators import FLOW, MEMORY, PROPAGATORS, FlowPropagator, MemoryPropagator
 from ..render.story import story
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
 from ..support.files import whole_file
@@ -332,7 +332,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
         "--propagate",
         choices=tuple(PROPAGATORS),
         default=MEMORY,
-        help="flow: clips alone, by optical flow beside SAM 2's memory",
+        help="flow: clips alone, by optical flow beside SAM 2's memory without rules",
     )
     parser.add_argument(
         "--identity",
@@ -364,9 +364,9 @@ def models(args: argparse.Namespace) -> tuple[Detector | None, SAM2 | None]:
 
 def trackers_of(args: argparse.Namespace) -> dict[str, Callable[[SAM2], VideoTracker]]:
     """The trackers that --propagate and --identity ask for, by the names under which their metrics are printed."""
-    if args.propagate == FLOW:
-        return PROPAGATORS
     ways = {"off": partial(MemoryPropagator, identity=False), "on": partial(MemoryPropagator, identity=True)}
+    if args.propagate == FLOW:
+        return {MEMORY: ways["off"], FLOW: FlowPropagator}
     return {name: build for name, build in ways.items() if args.identity in (name, "both", None)}
 
 

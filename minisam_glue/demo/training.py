@@ -17,10 +17,12 @@ import copy
 import dataclasses
 import json
 import math
+import signal
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..models import choose_device
-from ..support.files import whole_file
+from ..support.files import remove_if_empty, whole_file
 from ..support.lock import FolderLock
 from ..support.processes import Stopped, on_signals, own_gpu, rank_and_number, run_program
 from ..support.reading import anything, check_weights, fields, load, load_state_dict, mapping, text, whole
@@ -165,7 +167,10 @@ class Trainer:
                 torch.save(self.state(), path)
 
     def stop(self, number: int, frame: object) -> None:
-        """Answer a signal: the first one ends the run after the step at hand, a second one at once."""
+        """Answer a signal: the first one ends a run of one process after the step at hand, which is saved.
+
+        A second one, and the first one of several processes, ends it at once: it goes on from its last checkpoint.
+        """
         if self.stopped is not None or self.recipe.processes > 1:
             raise Stopped(number)
         self.stopped = number
@@ -180,7 +185,8 @@ class Trainer:
         that only a run of one process may be stopped.
         """
         steps = range(self.step, self.recipe.steps)
-        loader = DataLoader(Batches(self.task, self.rank), batch_size=None, sampler=steps, num_workers=workers)
+        batches = Batches(self.task, self.rank)
+        loader = DataLoader(batches, None, sampler=steps, num_workers=workers, worker_init_fn=leave_signals)
         start, begun = time.perf_counter(), self.step
         for batch in loader:
             for name, value in self.update(batch).items():
@@ -202,7 +208,10 @@ class Trainer:
                 return False
         self.save()
         if self.rank == 0:
-            check_weights(self.ema.state_dict(), self.ema.state_dict())
+            try:
+                check_weights(self.ema.state_dict(), self.ema.state_dict())
+            except ValueError as error:
+                raise ValueError(f"{self.out}: the training diverged ({error}): lower --lr, another --out") from None
             export(self.ema, self.out / f"{self.task.name}.pt")
         return True
 
@@ -234,6 +243,11 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         left = (self.recipe.steps - self.step) / values["steps_per_s"] if "steps_per_s" in values else None
         print(json.dumps(line), f"{left / 3600:.2f} h left" if left is not None else "", flush=True)
+
+
+def leave_signals(worker: int) -> None:
+    """Let a process that draws batches go on at Ctrl-C, until the one that trains ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_state(path: Path, ours: dict) -> dict:
@@ -338,11 +352,12 @@ def train(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) ->
             done = trainer.run(args.workers, args.minutes)
     finally:
         lock.release()
-        if is_new and not any(args.out.iterdir()):  # nothing came of it
-            args.out.rmdir()
+        if is_new:  # nothing may have come of it
+            with suppress(OSError):
+                remove_if_empty(args.out)
     if not done:
         print(f"stopped at step {trainer.step} of {recipe.steps}: the same line again goes on", flush=True)
-    if trainer.stopped is not None:
+    if trainer.stopped is not None and not done:
         raise Stopped(trainer.stopped)
     if processes > 1:
         dist.destroy_process_group()

@@ -45,7 +45,7 @@ LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", None}  # Pillow's names, None for HEIC: 
 LEAST_LIGHT = 32  # value of a channel from which a pixel of a lossy mask is not black
 MOST_COLOURS = 64  # objects that a palette mask may hold
 VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object in PASCAL VOC's masks
-LONGEST = 600.0  # seconds that a picture may come from a server
+DOWNLOAD = 600.0  # seconds that a picture may come from a server
 NAMED = 5  # files that are left out, of which a message gives the name
 
 
@@ -143,7 +143,7 @@ def _download(url: str) -> io.BytesIO:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "minisam_glue"})
         with urllib.request.urlopen(request, timeout=30) as answer:
-            data = _read(answer, time.monotonic() + LONGEST)
+            data = _read(answer, time.monotonic() + DOWNLOAD)
     except Exception as error:  # urllib raises OSError, HTTPException and, for odd URLs, ValueError
         cause = getattr(error, "reason", None)  # of URLError the exception below it, of HTTPError a text
         why = reason(cause) if isinstance(cause, Exception) else str(error)
@@ -160,7 +160,7 @@ def _read(answer: HTTPResponse, until: float) -> bytes:
         parts.append(part)
         size += len(part)
         if time.monotonic() > until:
-            raise TimeoutError(f"it took more than {LONGEST:.0f} s")
+            raise TimeoutError(f"it took more than {DOWNLOAD:.0f} s")
     return b"".join(parts)[: MAX_BYTES + 1]
 
 

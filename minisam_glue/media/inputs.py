@@ -75,19 +75,25 @@ def _expand(arg: str, warn: Callable[[str], None]) -> list[str]:
 
 
 def find_matches(pattern: str) -> list[str]:
-    """What glob finds for a pattern, where ** does not follow links to folders, which may lead in circles."""
+    """What glob finds for a pattern, where ** enters each folder once: links to folders may lead in circles."""
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     if "**" not in parts:
         return glob.glob(pattern)
     at = parts.index("**")
-    before, after = os.sep.join(parts[:at]), parts[at + 1 :] or ["*"]
-    found = {}  # each once, in the order of finding
-    for root in glob.glob(before or os.sep) if at else [""]:
-        for folder, names, _ in os.walk(root or "."):
-            names[:] = sorted(name for name in names if not name.startswith("."))
+    before, after = os.sep.join([*parts[:at], ""]), os.sep.join(parts[at + 1 :] or ["*"])
+    found, known = {}, set()  # names in the order of finding; folders by what identifies them
+    for root in glob.glob(before) if before else [""]:
+        for folder, names, _ in os.walk(root or ".", followlinks=True):
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in known:
+                names.clear()
+                continue
+            known.add((about.st_dev, about.st_ino))
+            shown = [name for name in names if not name.startswith(".")]
+            names[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
             place = folder if root else os.path.relpath(folder)
-            inside = [] if place == "." else [glob.escape(place)]
-            found |= dict.fromkeys(find_matches(os.path.join(*inside, *after)))
+            inside = "" if place == "." else glob.escape(place)
+            found |= dict.fromkeys(find_matches(os.path.join(inside, after)))
     return list(found)
 
 

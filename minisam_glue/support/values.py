@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 
-LONGEST = 1_000_000_000  # the largest whole number that a flag takes
+LARGEST = 1_000_000_000  # the largest whole number that a flag takes
 
 
 def number(least: float, most: float, above: bool = False) -> Callable[[str], float]:
@@ -28,7 +28,7 @@ def whole_number(least: int) -> Callable[[str], int]:
     """A type of argument: a whole number from `least` on."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,10}", text) or not least <= int(text) <= LONGEST:
+        if not re.fullmatch(r"[+-]?\d{1,10}", text) or not least <= int(text) <= LARGEST:
             raise argparse.ArgumentTypeError(f"{text!r} is out of range: give a whole number from {least}")
         return int(text)
 
