@@ -34,6 +34,13 @@ from minivit.report import write_report
 
 STATED = "test_images", "parameters", "float32", "bfloat16", "calibration_error"  # the same on every machine
 FIXED = Path(__file__).resolve().parent.parent / "tests" / "cifar10_test_200.zip"
+LOGS = Path(__file__).resolve().parent / "logs"
+CURVES = (  # log, its accuracy, minutes of the whole run where the log has none, style, label
+    ("cifar_fast_120.jsonl", "val_acc_ema", None, "D-", "cifar-fast --patch 8, EMA, hold-out (Xeon with AMX)"),
+    ("cifar_fast.jsonl", "val_acc_ema", None, "o-", "cifar-fast, EMA, hold-out (Xeon with AMX)"),
+    ("cpu_budget_ours.jsonl", "val_acc_ema", 111.2, "s-", "cifar-small, EMA, hold-out (Zen 4)"),
+    ("cpu_budget_timm.jsonl", "test_acc", None, "^-", "timm's textbook ViT, test (Zen 4)"),
+)
 
 
 def export(folder: Path) -> None:
@@ -46,7 +53,9 @@ def export(folder: Path) -> None:
     content["ema"] = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
     run = json.loads((folder / "config.json").read_text())
     facts = {"weights": chosen, "hold_out_accuracy": state["val_acc"]}
-    facts |= {name: run[name] for name in ("arguments", "device", "threads", "versions")}
+    facts |= {name: run[name] for name in ("device", "threads", "versions")}
+    places = ("data_root", "out")  # of the machine where it was trained
+    facts["arguments"] = {name: value for name, value in run["arguments"].items() if name not in places}
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     facts["cpu_minutes"] = json.loads(rows[-1])["cpu_minutes"]
     checkpoint.DEMO.parent.mkdir(exist_ok=True)
@@ -98,39 +107,21 @@ def measure(data_root: Path, out: Path) -> None:
     print(json.dumps(summary, indent=1))
 
 
-def plot(logs: Path = FIXED.parent.parent / "benchmarks" / "logs") -> None:
-    """Draw accuracy against CPU minutes for the three logs; needs matplotlib."""
+def plot(logs: Path = LOGS) -> None:
+    """Draw accuracy against CPU minutes, a curve for each run of CURVES whose log is there; needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    def rows(name: str) -> list[dict]:
-        return [json.loads(line) for line in (logs / name).read_text().splitlines()]
-
-    fast, small, textbook = (rows(f"{name}.jsonl") for name in ("cifar_fast", "cpu_budget_ours", "cpu_budget_timm"))
     figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot(
-        [r["cpu_minutes"] for r in fast],
-        [100 * r["val_acc_ema"] for r in fast],
-        "o-",
-        ms=3,
-        label="cifar-fast, EMA, hold-out (Xeon with AMX)",
-    )
-    axes.plot(
-        [111.2 * r["epoch"] / len(small) for r in small],  # that log has no times: its epochs took alike
-        [100 * r["val_acc_ema"] for r in small],
-        "s-",
-        ms=3,
-        label="cifar-small, EMA, hold-out (Zen 4)",
-    )
-    axes.plot(
-        [r["cpu_minutes"] for r in textbook],
-        [r["test_acc"] for r in textbook],
-        "^-",
-        ms=3,
-        label="timm's textbook ViT, test (Zen 4)",
-    )
+    for name, key, total, style, label in CURVES:
+        if not (logs / name).exists():
+            continue
+        rows = [json.loads(line) for line in (logs / name).read_text().splitlines()]
+        minutes = [row.get("cpu_minutes", (total or 0) * row["epoch"] / len(rows)) for row in rows]
+        values = [row[key] if key == "test_acc" else 100 * row[key] for row in rows]
+        axes.plot(minutes, values, style, ms=3, label=label)
     axes.set(xlabel="CPU minutes, one thread", ylabel="accuracy (%)", ylim=(35, 95))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
