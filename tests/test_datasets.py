@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.datasets import FORMATS, Categories, DataSets, Picture, Pixels, voc, yolo
-from minisam_glue.datasets.dataset import DataSet
+from minisam_glue.datasets.dataset import DataSet, read_about
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
@@ -406,6 +406,24 @@ def test_one_format_that_can_not_be_written_leaves_the_others_whole(inputs, tmp_
     assert {name: content for name, content in whole.items() if name not in made}.keys() == {"coco/annotations.json"}
 
 
+def test_an_input_that_another_process_completes_while_a_set_is_written_waits_for_the_next_time(inputs, tmp_path):
+    assert made_by(inputs, tmp_path / "out") == 0
+    about = read_about(tmp_path / "out" / "coco")
+    held = DataSets(tmp_path / "out", ["coco"], about["categories"], about["of"], about["inputs"]).sets[0]
+    part, passes = tmp_path / "out" / "coco" / ".parts" / "film.jsonl", []
+    content = part.read_bytes()
+    part.unlink()
+
+    def assemble(folder: Path, entries, categories: Categories) -> None:
+        for _ in range(2):
+            passes.append([name for name, found in entries() if found is not None])
+            part.exists() or part.write_bytes(content)
+
+    held.how = dataclasses.replace(held.how, assemble=assemble)
+    held.assemble()
+    assert ["film" in names for names in passes[:4]] == [False, False, True, True]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs the file types of Unix")
 def test_a_source_that_has_become_a_pipe_or_a_device_is_not_waited_for(inputs, tmp_path, capsys):
     out = tmp_path / "out"
@@ -482,6 +500,14 @@ def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp
     expected = data_sets(tmp_path / "out")
     for name in ("coco/annotations.json", "yolo/labels/train/film/000002.txt", "yolo/images/train/p0.png"):
         assert data_sets(tmp_path / "plain")[name] == expected[name]
+
+
+def test_formats_may_stand_before_the_folder(inputs, tmp_path, capsys):
+    assert command(inputs[0], "bright.", "--quiet", "--out", tmp_path / "out") == 0
+    assert run(["--to", "coco", "yolo", str(tmp_path / "out"), "--quiet"]) == 0
+    assert (tmp_path / "out" / "coco").is_dir() and (tmp_path / "out" / "yolo").is_dir()
+    assert run([str(tmp_path / "out"), "--to", "coc"]) == 2
+    assert "(see python -m minisam_glue.datasets --help)" in one_line(capsys)
 
 
 def test_labels_of_results_of_another_sentence_are_no_categories(tmp_path):

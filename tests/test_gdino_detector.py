@@ -1,5 +1,6 @@
 """Prompts, batches, thresholds and pictures of the detector."""
 
+import dataclasses
 import inspect
 import json
 import struct
@@ -314,6 +315,18 @@ def test_equal_pixels_in_other_modes_are_equal_pictures(tmp_path):
     for mode in (np.uint16, np.int32):
         sixteen_bits = Image.fromarray(rgb[..., 0].astype(mode) * 257)
         assert np.array_equal(to_rgb(sixteen_bits), to_rgb(grey))
+
+
+def test_scores_that_are_no_numbers_are_not_taken_for_nothing_found(detector, monkeypatch):
+    ground = detector.model.ground
+
+    def overflown(*args: object) -> list:
+        (out, *others) = ground(*args)
+        return [dataclasses.replace(out, logits=out.logits * torch.nan), *others]
+
+    monkeypatch.setattr(detector.model, "ground", overflown)
+    with pytest.raises(ValueError, match="no numbers .NaN.: take --dtype float32"):
+        detector.detect(picture(0), "car.")
 
 
 def test_a_picture_is_turned_as_its_exif_says(tmp_path):

@@ -4,7 +4,9 @@ import io
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +18,18 @@ import pytest
 from helpers import damage
 from PIL import Image
 
-from minisam_glue.media import MediaError, ReadError, expand_inputs, frames, is_moving, read_image, sources, video
+from minisam_glue import media
+from minisam_glue.media import (
+    MediaError,
+    ReadError,
+    expand_inputs,
+    frames,
+    images,
+    is_moving,
+    read_image,
+    sources,
+    video,
+)
 from minisam_glue.media.writer import VideoWriter
 
 WIDTH, HEIGHT, FPS = 48, 32, 10
@@ -621,3 +634,54 @@ def test_frames_are_read_only_when_asked_for(clips, monkeypatch):
     for expected in (1, 2, 3):  # one for the size
         assert len(seen) == expected
         next(reading)
+
+
+def test_a_frame_beyond_the_end_is_lacked_where_only_decoding_tells(tmp_path):
+    frames = [Image.fromarray(np.full((16, 16, 3), 5 * n, np.uint8)) for n in range(40)]
+    path = tmp_path / "cut.png"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with media.frames(path, max_seconds=1) as film:
+        assert film.lacks(30) and not film.lacks(0)
+
+
+def test_the_last_frame_of_a_folder_is_shown_no_longer_than_the_folder_lasts(tmp_path):
+    for number in range(10):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    with media.frames(tmp_path, stride=3, fps=1) as film:
+        assert len(list(film)) == 4 and film.end == 10
+
+
+def test_a_damaged_piece_is_counted_once_however_often_it_is_read(tmp_path):
+    frames = [Image.fromarray(np.full((16, 16, 3), 20 * n, np.uint8)) for n in range(8)]
+    frames[0].save(tmp_path / "cut.png", save_all=True, append_images=frames[1:], duration=100)
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with media.frames(tmp_path / "cut.png") as film:
+        for _ in range(3):
+            list(film)
+        assert film.damaged == 1
+
+
+def test_threads_that_read_pictures_leave_the_warnings_as_they_were(tmp_path):
+    for number in range(8):
+        Image.new("RGB", (300, 300)).save(tmp_path / f"{number}.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(media.read_image, [tmp_path / f"{number % 8}.png" for number in range(60)]))
+    assert warnings.filters == before
+
+
+def test_urls_are_escaped_as_browsers_do_it():
+    assert images.in_ascii("http://m\u00fcnchen.de:80/caf\u00e9 1.jpg?q=a b&c=%20#top") == (
+        "http://xn--mnchen-3ya.de:80/caf%C3%A9%201.jpg?q=a%20b&c=%20"
+    )
+
+
+def test_no_data_of_a_map_is_no_mask(tmp_path):
+    values = np.full((20, 30), np.nan, np.float32)
+    values[5:9, 5:9] = 1
+    Image.fromarray(values).save(tmp_path / "mask.tif")
+    (mask,) = media.read_masks(tmp_path / "mask.tif")
+    assert mask.sum() == 16

@@ -241,3 +241,12 @@ def test_the_table_is_well_formed():
     }
     with pytest.raises(WeightsError, match="'swin'.*swin-t"):
         weights.find("swin")
+
+
+@pytest.mark.parametrize("number", [errno.ENETDOWN, errno.EHOSTUNREACH])
+def test_a_network_that_goes_away_is_no_full_disk(number):
+    def read1(_: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(ConnectionError, match=os.strerror(number)):
+        transfer._arrived(SimpleNamespace(read1=read1))

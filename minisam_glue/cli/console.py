@@ -83,7 +83,7 @@ def too_large(args: Namespace) -> str:
 
 @contextmanager
 def in_turn(stream: TextIO) -> Iterator[None]:
-    """Let no other process of this run write into the same pipe or file meanwhile: a long line goes in pieces."""
+    """Lock the stream against the other processes of this run: a long line is written in pieces, which would mix."""
     several = fcntl is not None and os.environ.get("WORLD_SIZE", "1") != "1"
     with suppress(OSError, ValueError):  # of what has no such lock
         if several:

@@ -408,7 +408,7 @@ class Correction(VideoRun):
 
     def every_frame(self, video: media.Frames, tracking: Tracking, old: "Old", output: VideoOutput) -> None:
         """Write all frames into the output, the old ones and the new ones."""
-        states = States(output.new / "states", self.args.states * 1e6, self.result["of"])
+        states = States(output.new / "states", self.args.states * 1e6, self.result["of"], self.note)
         total = tracking.counted(video.count)[1]
         with Progress(self.source, not self.args.quiet, 0, total) as progress:
             for done, result in enumerate(self.results(video, tracking, old), 1):

@@ -1,6 +1,7 @@
 """The data sets of a command (--save coco ...), and the command that makes them of results that are there already."""
 
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ from ..support.processes import Stopped, escape_unknown_letters, on_signals, ran
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
-from .parser import Parser, output_folder
+from .parser import Parser, output_folder, split_lists
 from .provenance import UNKNOWN, Facts, content
 
 OF_ONE_RESULT = ("source", "content", "--save", "--html", "--fps", *("--" + f.replace("_", "-") for f in VIDEO_FLAGS))
@@ -52,15 +53,18 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     """The command line of minisam_glue.datasets. ValueError for a malformed one."""
     parser = Parser(
         prog="python -m minisam_glue.datasets",
-        description="Make data sets for training of the results of segment.py. Each picture's source must still be "
-        "where it was; start the command in the folder where segment.py ran.",
+        description="Turn results of segment.py into training data sets. The original pictures and videos must still "
+        "be there: start the command in the folder where segment.py ran.",
         allow_abbrev=False,
     )
     parser.add_argument("results", type=Path, metavar="RESULT_DIR", help="--out of segment.py, or one result in it")
-    parser.add_argument("--to", nargs="+", choices=tuple(FORMATS), required=True, help="formats of the data sets")
+    parser.add_argument(
+        "--to", nargs="+", action="extend", choices=tuple(FORMATS), required=True, help="formats of the data sets"
+    )
     parser.add_argument("--out", type=output_folder, metavar="DIR", help="where they go (default: --out of segment.py)")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-    return parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return parser.parse_args(split_lists(words, {"--to": tuple(FORMATS)}))
 
 
 def find_results(folder: Path, console: Console) -> list[Path]:

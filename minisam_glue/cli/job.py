@@ -48,7 +48,7 @@ class Job:
         return segment_images(self.models, images, self.prompt, self.thresholds, self.seeding)
 
     def result_of(self, source: str, moving: bool) -> Facts:
-        """The facts of one input's result, see provenance.py. OSError if the input can't be read."""
+        """The facts of one input's result, see provenance.py. OSError or ValueError if the input can't be read."""
         return facts_of(source, self.args, self.prompt, self.models, moving)
 
     def facts(self) -> dict:

@@ -141,7 +141,7 @@ def parse_numbers(text: str, flag: str, count: int) -> tuple[float, ...]:
 def read_masks(path: str) -> list[np.ndarray]:
     """The objects of a mask image, each bool (H, W). MediaError if it can't be read, ValueError if it is no mask."""
     try:
-        masks, image = media.read_masks(path), media.read_image(path)
+        masks, image = media.read_masks(path), media.read_image(path, lambda _: None)
     except media.MediaError as error:
         raise media.MediaError(f"--mask {error}") from error
     inside = masks[0]

@@ -222,7 +222,7 @@ class Journal:
             raise ValueError("the journal lacks frames")
 
     def append(self, record: dict) -> None:
-        """Write a record, on disk before this returns."""
+        """Write a record, and hand it to the system: it outlives this process, if not a power cut."""
         line = json.dumps(record).encode() + b"\n"
         self.file.seek(0, os.SEEK_END)
         self.places[record["frame"]] = (self.file.tell(), len(line))

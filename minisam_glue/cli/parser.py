@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others are, without the usage before it."""
 
     def error(self, message: str) -> None:
-        raise ValueError(f"{message} (see {program()} --help)")
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def program() -> str:
@@ -144,13 +144,16 @@ def join_negative(argv: list[str]) -> list[str]:
     return joined
 
 
-def split_lists(argv: list[str]) -> list[str]:
-    """--save coco yolo photos/ -> --save=coco --save=yolo photos/: argparse would take every word up to a flag."""
+def split_lists(argv: list[str], lists: dict[str, tuple[str, ...]] = LISTS) -> list[str]:
+    """--save coco yolo photos/ -> --save=coco --save=yolo photos/: argparse would take every word up to a flag.
+
+    lists: the flags, and the words that they know.
+    """
     split, flag = [], None
     for word, following in zip(argv, [*argv[1:], ""]):
-        if following in LISTS.get(word, ()):
+        if following in lists.get(word, ()):
             flag = word
-        elif word in LISTS.get(flag, ()):
+        elif word in lists.get(flag, ()):
             split.append(f"{flag}={word}")
         else:
             flag = None
@@ -164,7 +167,7 @@ def add_prompt_flags(group: argparse._ArgumentGroup) -> None:
     defaults = Thresholds()
     for flag, default, text in (
         ("--box-threshold", defaults.box, "score that a detection must exceed, 0 to 1"),
-        ("--text-threshold", defaults.text, "score to exceed as well: the larger counts; the least that auto takes"),
+        ("--text-threshold", defaults.text, "a score to exceed, too; --box-threshold auto never goes below it"),
         ("--nms", defaults.nms, "IoU above which overlapping boxes of one phrase are suppressed, 0 to 1"),
         ("--max-area", defaults.max_area, "largest box, as a share of the picture, up to 1"),
     ):
@@ -215,7 +218,7 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         "--heat-size",
         type=whole_number(8),
         metavar="N",
-        help=f"side of the square that CLIPSeg sees, in pixels; more shows smaller objects "
+        help=f"side of the square that CLIPSeg sees, in pixels; a larger one finds smaller objects "
         f"(default {SIZE}; of the demo weights {HEAT_SIZE})",
     )
     group.add_argument(
@@ -223,16 +226,16 @@ def add_heat_flags(group: argparse._ArgumentGroup) -> None:
         type=or_word(OTSU, number(0, 1)),
         default=OTSU,
         metavar="X",
-        help=f"confidence that an object's pixels exceed, 0 to 1; or otsu: Otsu's threshold, kept from {FLOOR} to "
-        f"{SURE} (with the demo weights always {SURE}), where the highest confidence of an object must reach {FLOOR} "
-        f"(with the demo weights {HEAT_FLOOR}; default %(default)s)",
+        help=f"confidence above which a pixel belongs to an object, 0 to 1; or otsu: chosen for each heat map, between "
+        f"{FLOOR} and {SURE} (demo weights: always {SURE}), and an object must reach {FLOOR} somewhere (demo weights: "
+        f"{HEAT_FLOOR}; default %(default)s)",
     )
     group.add_argument(
         "--heat-percentile",
         type=number(0, 1),
         default=defaults.percentile,
         metavar="X",
-        help="quantile of the confidences that takes the place of an Otsu threshold that splits the background "
+        help="where Otsu's threshold falls inside the background, this quantile of the confidences is used instead "
         "(default %(default)s)",
     )
     group.add_argument(
@@ -260,12 +263,16 @@ def add_seed_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         action="extend",
         choices=SEED_PROMPTS,
-        help="what shows SAM 2 an object, one or several (default: box; of a heat map box and points)",
+        help="what SAM 2 is given for each object, one or several (default: its box; with clipseg box and points)",
     )
     for flag, default, text in (
-        ("--positives", defaults.positives, "points on an object, at most; with the detector one, in a box's middle"),
-        ("--negatives", defaults.negatives, "points on the background around an object, at most"),
-        ("--border", defaults.border, "pixels between them and its edge, of a heat map of 352 x 352"),
+        (
+            "--positives",
+            defaults.positives,
+            "most points placed on an object (detector: one, in the middle of its box)",
+        ),
+        ("--negatives", defaults.negatives, "most points placed on the background around an object"),
+        ("--border", defaults.border, "distance of points from an object's edge, in pixels of a heat map of 352 x 352"),
     ):
         group.add_argument(
             flag, type=whole_number(0), default=default, metavar="N", help=f"{text} (default %(default)s)"
@@ -353,15 +360,17 @@ def add_continuation_flags(group: argparse._ArgumentGroup) -> None:
         "--correct",
         type=Path,
         metavar="DIR",
-        help='a result: --object "id=2 at=40 point=50,60" prompts object 2 again on frame 40, "id=2 at=40 remove" ends '
-        "it there, without id one joins; frames from there on are done again, with --direction both also those before",
+        help='correct the result in DIR: --object "id=2 at=40 point=50,60" gives object 2 a new prompt on frame 40, '
+        '"id=2 at=40 remove" ends it there, without id= an object is added; later frames are tracked again, with '
+        "--direction both earlier ones, too",
     )
     group.add_argument(
         "--states",
         type=number(0, 1e6),
         default=64.0,
         metavar="MB",
-        help="room for the states from which --correct goes on, in megabytes; 0 keeps none (default %(default)g)",
+        help="megabytes for snapshots of the tracking, so that --correct need not start at the first frame; 0: none "
+        "(default %(default)g)",
     )
     group.add_argument(
         "--resume",
@@ -385,8 +394,9 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
         action="extend",
         choices=SAVED,
         default=[],
-        help="also save masks of each frame (pictures always have them), the objects cut out, the heat maps, the "
-        f"plain frames of a video, or one data set of all inputs for training: {', '.join(datasets.FORMATS)}",
+        help="also save: masks (of each frame of a video; pictures always have them), crops (objects cut out), "
+        "heatmap, frames (unmarked ones of a video), or one training data set of all inputs: "
+        f"{', '.join(datasets.FORMATS)}",
     )
     group.add_argument(
         "--html",

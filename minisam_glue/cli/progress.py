@@ -42,8 +42,8 @@ class Progress:
         """ "clip.mp4: frame 20 of 90, 35 s left, 2.0 frames/s, 1 object"."""
         fps = max(self.done - self.first, 0) / max(time.monotonic() - self.start, 1e-3)
         of = f" of {self.total}" if self.total else ""
-        left = f", {max(self.total - self.done, 0) / fps:.0f} s left" if self.total and fps else ""
-        rate = f", {fps:.1f} frames/s" if fps else ""
+        left = f", {time_left(max(self.total - self.done, 0) / fps)} left" if self.total and fps else ""
+        rate = f", {fps:.1f} frames/s" if fps >= 1 else f", {fps:.2g} frames/s" if fps else ""
         return f"{self.name}: frame {self.done}{of}{left}{rate}, {count(objects, 'object')}"
 
     def __enter__(self) -> "Progress":

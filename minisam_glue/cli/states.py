@@ -48,7 +48,8 @@ class States:
         torch.save({"version": VERSION, "of": self.of, "tracking": tracking.state() | {"held": []}}, content)
         size = content.getbuffer().nbytes
         if size > self.room:
-            self.tell(f"a state takes {size / 1e6:.3g} MB, --states {self.room / 1e6:g} allows less: no more are kept")
+            room = f"--states {self.room / 1e6:g} allows less"
+            self.tell(f"a snapshot of the tracking takes {size / 1e6:.3g} MB, {room}: no more are kept for --correct")
             self.room = 0
             return False
         self.folder.mkdir(exist_ok=True)

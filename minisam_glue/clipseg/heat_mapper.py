@@ -91,7 +91,8 @@ class HeatMapper:
         """Heat maps of P prompts on B images: logits (B, P, size, size), float32 on the CPU.
 
         prompts: phrases, or pictures of the object (see `highlight`). A heat map covers the whole image, stretched.
-        ValueError for no prompt, and for a phrase that is empty or longer than the model takes.
+        ValueError for no prompt, and for a phrase that is empty or longer than the model takes; TypeError for images
+        that are no list.
         """
         check_list(images)
         conditions = self.encode_prompts(prompts)

@@ -191,7 +191,7 @@ class Result:
                 pixels = Pixels(lambda frame=frame: frame, lossless=False)
                 yield Picture(name, *self._annotated(record, frame, categories), pixels, self.name, number, tracks)
             return
-        frame = media.read_image(self.source) if image is None else image
+        frame = media.read_image(self.source, lambda _: None) if image is None else image  # told before, too
         file = Path(self.source) if os.path.isfile(self.source) else None
         yield Picture(
             self.name, *self._annotated(self.content, frame, categories), Pixels(lambda: frame, file), tracks=tracks
@@ -240,7 +240,7 @@ class Result:
         reading = {"--start": 0.0, "--stride": 1, "--max-seconds": None, "--fps": media.DEFAULT_FPS} | self.of
         FLAGS(reading, f"{self.folder}/result.json")
         read, given = 0, [reading[flag] for flag in ("--start", "--stride", "--max-seconds", "--fps")]
-        with media.frames(self.source, *given) as film:
+        with media.frames(self.source, *given, warn=lambda _: None) as film:  # told when it was segmented
             for read, frame in enumerate(film, 1):
                 yield frame
                 if read == count:

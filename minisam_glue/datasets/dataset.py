@@ -1,15 +1,16 @@
 """One data set in one folder, which grows input by input and is whole at any time.
 
-The files of an input come first, then the list of its entries in `.parts`: what has a list there is complete. What was
-begun is listed there before, so that files of a process that was killed can go. From the lists `assemble` writes the
-files of the whole set, in the order of the inputs, so that several processes, or a run that was killed and one that
-went on, come to the same. `.minisam.json` says which run a data set is of.
+The files of an input come first, then the list of its entries in `.parts`: an input with a list there is complete. Its
+files are listed there, as begun, before they are written, so that those of a killed process can be removed. From the
+lists `assemble` writes the files of the whole set, in the order of the inputs, so that several processes, or a run that
+was killed and one that went on, come to the same. `.minisam.json` says which run a data set is of.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
@@ -98,9 +99,11 @@ class DataSet:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Callable[[Picture], None]]:
-        """Write an input by the function that this gives, picture by picture. What an earlier result had more goes; and
-        all of both results, if it fails: YOLO and labelme have no list of what belongs to the set, and an earlier list
-        fits no image that is written anew."""
+        """Write an input by the function that this gives, picture by picture.
+
+        Files that only an earlier result had are removed. If writing fails, those of both are: YOLO and labelme count
+        any file in the folder, and old labels do not fit a new image.
+        """
         self._clear_begun(name)
         part, begun, before = self._part(name), self._begun(name), self._files_of(name)
 
@@ -151,18 +154,17 @@ class DataSet:
             return None
         return entries
 
-    def entries(self) -> Iterator[tuple[str, list[dict] | None]]:
-        """The entries of all inputs, in order."""
+    def entries(self, parts: Collection[str]) -> Iterator[tuple[str, list[dict] | None]]:
+        """The entries of all inputs, in order; None for those whose part, by its name, is none of these."""
         for name in self.inputs:
-            yield name, self.entries_of(name)
+            yield name, self.entries_of(name) if self._part(name).name in parts else None
 
     def assemble(self) -> None:
         """Write the files of the whole set, again if an input came in the meantime from another process."""
         with self.lock:
-            there: set[tuple[str, int]] | None = None
-            parts = self.folder / PARTS
-            while there != (there := {(path.name, path.stat().st_mtime_ns) for path in parts.glob("*.jsonl")}):
-                self.how.assemble(self.folder, self.entries, self.categories)
+            there: dict[str, int] | None = None
+            while there != (there := self._parts()):
+                self.how.assemble(self.folder, partial(self.entries, there), self.categories)
 
     def assemble_if_due(self) -> None:
         """Assemble, unless it was done not long ago."""
@@ -170,6 +172,14 @@ class DataSet:
         if begun >= self.next:
             self.assemble()
             self.next = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - begun))
+
+    def _parts(self) -> dict[str, int]:
+        """The names of the parts that are there, and when each was written; other processes write and remove some."""
+        found = {}
+        for path in (self.folder / PARTS).glob("*.jsonl"):
+            with suppress(FileNotFoundError):
+                found[path.name] = path.stat().st_mtime_ns
+        return found
 
     def _part(self, name: str) -> Path:
         return self.folder / PARTS / f"{name}.jsonl"
@@ -194,7 +204,8 @@ class DataSets:
         """Take over the result in a folder. image: its picture, uint8 (H, W, 3), if it is at hand. source: where that
         or the video is now; by default where it was.
 
-        ValueError or OSError as of Result: the result is then in none of the data sets.
+        ValueError or OSError as of Result: the result is then in none of the data sets. An OSError while the files of
+        a whole set are written comes when it is in them.
         """
         result = Result.read(folder, source)
         with ExitStack() as stack:

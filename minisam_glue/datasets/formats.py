@@ -17,7 +17,7 @@ from .annotations import Categories, Entries, Picture
 
 
 def any_entry(categories: int) -> Kind:
-    """The kind of an entry of which the files of the whole set take nothing."""
+    """The kind of an entry from which `assemble` reads nothing."""
     return fields()
 
 

@@ -234,7 +234,8 @@ class Detector:
         keep 0.35); scores are strictly above it, and above text_threshold. nms_iou: IoU above which overlapping boxes
         of one phrase (class_agnostic: of any phrase) are suppressed; None for no suppression. max_area: largest share
         of the image that a box may cover. batch_size: images, and captions, in one pass.
-        ValueError for an empty or too long phrase, an unknown name in box_threshold, or batch_size below 1.
+        ValueError for a phrase that is empty, too long or without a known word, an unknown name in box_threshold,
+        another number of prompts than images, what is no picture, or batch_size below 1.
         """
         if not isinstance(images, list):
             return self.detect(
@@ -271,6 +272,8 @@ class Detector:
             output = self.model.ground(maps, image_shapes, text)[0]
             similarity, boxes = output.logits.float().sigmoid().cpu(), output.boxes.float().cpu()
             for (i, caption), s, b in zip(batch, similarity, boxes):
+                if s[:, : len(caption.ids)].isnan().any():
+                    raise ValueError("the detector's scores are no numbers (NaN): take --dtype float32")
                 outputs[i].append((caption, s[:, : len(caption.ids)], b))
         return outputs
 

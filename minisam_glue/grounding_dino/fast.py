@@ -96,9 +96,9 @@ class GatheredMSDeformAttn(MSDeformAttn):
     A bilinear sample is a weighted sum of four cells, so the sum over levels and points is the sum of N = levels * K
     rows of the table for each of the four corners: four calls of `embedding_bag` (its gradient would have to sort the
     rows; with gradients the plain form runs). `lay_out` puts all levels into one map of one width, with zeros between
-    them. So a sample has one row number, its corners are that of the same number in a table that begins 1, W or W + 1
-    rows later, and a corner outside its level reads a zero: it needs neither a mask nor a number of its own. On a CPU
-    at small sizes this takes a third of the time of four numbers and masks for each sample.
+    them. So one row number per sample is enough: the other three corners have the same number in the table shifted by
+    1, W and W + 1 rows, and a corner outside its level falls on a zero, so that no masks are needed. On a CPU at small
+    sizes this takes a third of the time of four numbers and masks for each sample.
     """
 
     def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Shapes, valid: Tensor | None) -> Tensor:
@@ -143,7 +143,7 @@ def first_rows(shapes: Shapes) -> list[int]:
 def lay_out(value: Tensor, shapes: Shapes) -> Tensor:
     """Values (B, S, h, d) of all levels on one canvas (B, h, rows, W, d), below each other and zero around each.
 
-    A column of zeros stands before each row, and is at the same time the one after the row before. Two more rows are
+    One column of zeros separates the rows: it is left of one row and right of the row above. Two more rows are
     at the end, because the lower right corner of a sample below the last level is read too (with weight 0).
     """
     B, _, h, d = value.shape

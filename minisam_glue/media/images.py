@@ -10,8 +10,8 @@ import os
 import re
 import struct
 import time
+import urllib.parse
 import urllib.request
-import warnings
 from collections.abc import Callable
 from http.client import HTTPResponse
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..pixels import Levels, levels_of, own_rgb, upright
+from ..support.quiet import without_warnings
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
 from .limits import MAX_BYTES, MAX_PIXELS, MediaError, ReadError, is_read_error
@@ -41,7 +42,7 @@ VIDEO_SUFFIXES = {
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD = 128  # bytes that tell a HEIC picture
 OPAQUE = 128  # alpha from which a mask counts
-LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", None}  # Pillow's names, None for HEIC: black has noise in them
+LOSSY = {"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", None}  # Pillow's names, None for HEIC: black has noise in them
 LEAST_LIGHT = 32  # value of a channel from which a pixel of a lossy mask is not black
 MOST_COLOURS = 64  # objects that a palette mask may hold
 VOID = (255, (224, 224, 192))  # index and colour of what belongs to no object in PASCAL VOC's masks
@@ -78,7 +79,8 @@ def read_masks(source: str | Path) -> list[np.ndarray]:
                 if alpha.min() < 255:
                     return [alpha >= OPAQUE]
             if image.mode[0] in "IF":
-                return [np.asarray(image) != 0]
+                values = np.asarray(image)
+                return [(values != 0) & np.isfinite(values)]  # NaN is "no data" of maps
             return [np.asarray(image.convert("RGB")).max(2) >= (LEAST_LIGHT if opened.format in LOSSY else 1)]
     except Exception as error:  # as in decode
         raise _error(name, error) from error
@@ -141,7 +143,7 @@ def list_folder(
 
 def _download(url: str) -> io.BytesIO:
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "minisam_glue"})
+        request = urllib.request.Request(in_ascii(url), headers={"User-Agent": "minisam_glue"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             data = _read(answer, time.monotonic() + DOWNLOAD)
     except Exception as error:  # urllib raises OSError, HTTPException and, for odd URLs, ValueError
@@ -151,6 +153,13 @@ def _download(url: str) -> io.BytesIO:
     if len(data) > MAX_BYTES:
         raise MediaError(f"{url}: more than {MAX_BYTES} bytes")
     return io.BytesIO(data)
+
+
+def in_ascii(url: str) -> str:
+    """A URL as it goes over the wire: blanks and letters beyond ASCII escaped, as browsers do. ValueError for none."""
+    parts, safe = urllib.parse.urlsplit(url), "%/:=&?~#+!$,;'@()*[]"
+    path, query = urllib.parse.quote(parts.path, safe), urllib.parse.quote(parts.query, safe)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.encode("idna").decode(), path, query, ""))
 
 
 def _read(answer: HTTPResponse, until: float) -> bytes:
@@ -169,8 +178,7 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     if not isinstance(source, io.BytesIO):
         check_regular(source)
     Image.init()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # we refuse what Pillow only warns of
+    with without_warnings():  # we refuse what Pillow only warns of
         image = Image.open(source, formats=sorted(FORMATS & Image.OPEN.keys()))  # not every Pillow has AVIF
     if image.width * image.height > MAX_PIXELS:
         image.close()
@@ -185,8 +193,7 @@ def frame_of(image: Image.Image, index: int = 0, levels: Levels | None = None) -
     """
     # Pillow takes memory piece by piece and leaves other threads none before it fails; one piece fails at once.
     np.empty((image.height, image.width, 4), np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         if index or image.tell():
             image.seek(index)
         return own_rgb(image, levels)
@@ -195,8 +202,7 @@ def frame_of(image: Image.Image, index: int = 0, levels: Levels | None = None) -
 def levels_of_frame(source: str | Path | io.BytesIO, index: int = 0) -> Levels | None:
     """The levels of frame `index` of a picture file, see pixels.levels_of; None for 8 bits, and for damage."""
     try:
-        with open_picture(source) as image, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with open_picture(source) as image, without_warnings():
             image.seek(index)
             return levels_of(image)
     except Exception:  # as in decode, where it is told; Pillow does not open HEIC

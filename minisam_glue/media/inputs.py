@@ -149,16 +149,19 @@ class Frames:
         self.reader.forget(lost)
 
     def time(self, index: int) -> float:
-        """The time of frame `index`, in seconds after the first frame of the source."""
+        """The time of frame `index`, in seconds after the first frame of the source. IndexError beyond the end."""
         return self.reader.time(self.first + index * self.stride)
 
     def lacks(self, index: int) -> bool:
-        """Whether it is known that there is no frame `index`: no frame before it need be decoded to tell."""
+        """Whether the source is known to have no frame `index`. With max_seconds, frames before it may be decoded."""
         if self.reader.lacks(self.first + index * self.stride):
             return True
         if not self.seekable or self.max_seconds is None or index + 1 < self.max_seconds * self.fps:
             return False
-        return self.time(index) >= self.time(0) + self.max_seconds - TOLERANCE
+        try:
+            return self.time(index) >= self.time(0) + self.max_seconds - TOLERANCE
+        except IndexError:
+            return True
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.forward()

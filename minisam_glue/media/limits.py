@@ -7,7 +7,7 @@ from ..support.processes import install_command
 
 MAX_PIXELS = 89_478_485  # of one picture: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one picture from a URL or a pipe
-# FFmpeg's words for damage, too; any other error of the system comes from a disk, share or device.
+# Error numbers that FFmpeg also gives for damaged files; any other one comes from a disk, share or device.
 OF_DAMAGE = {errno.EAGAIN, errno.EDOM, errno.EINVAL, errno.ENOMEM, errno.ENOSYS, errno.EPERM, errno.ERANGE}
 
 

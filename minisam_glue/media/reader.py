@@ -43,11 +43,11 @@ class Reader:
         raise NotImplementedError
 
     def time(self, number: int) -> float:
-        """The time of frame `number`, in seconds after the first frame."""
+        """The time of frame `number`, in seconds after the first frame. IndexError where it is known to be none."""
         return number / self.fps
 
     def first_from(self, seconds: float) -> int:
-        """The number of the first frame at or after so many seconds; the number of all frames if there is none."""
+        """The number of the first frame at or after so many seconds; `count` or more if there is none."""
         return math.ceil((seconds - TOLERANCE) * self.fps)
 
     def lacks(self, number: int) -> bool:
@@ -55,7 +55,7 @@ class Reader:
         return self.count is not None and number >= self.count
 
     def exact_count(self, first: int = 0) -> int:
-        """The number of frames, after checking that those from `first` on can be decoded."""
+        """The number of frames. A subclass decodes those from `first` on, where the source may claim too many."""
         return self.count
 
     @property

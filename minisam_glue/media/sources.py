@@ -88,7 +88,7 @@ class _Pictures(Reader):
         for number in range(first, self.count, stride):
             path = self.paths[number]
             picture = same_size(read_image(path, levels=self.levels), self.size, path)
-            yield Timed(self.time(number), stride / self.fps, picture)
+            yield Timed(self.time(number), min(stride, self.count - number) / self.fps, picture)
 
 
 class _Animation(Reader):
@@ -110,7 +110,7 @@ class _Animation(Reader):
         for _ in self._timed(0, 1):
             if len(self.starts) > 10 or len(self.starts) > self.count:
                 break
-        self.damaged = 0  # which is counted when the frames are used
+        self.damaged = 0  # the file's end, if it comes early, counts when it is used
         self.fps = 1000 * (len(self.starts) - 1) / self.starts[-1] if self.starts[-1] else fps
 
     def _hidden(self, image: Image.Image) -> int:
@@ -137,7 +137,7 @@ class _Animation(Reader):
                     if is_read_error(error):
                         raise ReadError(f"{self.name}: {reason(error)}") from error
                     # the file ends early: what came before is good
-                    self.damaged += 1
+                    self.damaged = 1
                     return
                 if not known:
                     self.starts.append(self.starts[-1] + (image.info.get("duration") or self.length))

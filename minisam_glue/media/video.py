@@ -30,7 +30,7 @@ CONTAINERS = (
 SIGNED = {"mov", "matroska", "avi", "asf", "flv", "ogg", "mxf", "mpegts"}  # those whose files begin with a signature
 NOT_THE_FILM = ("attached_pic", "timed_thumbnails", "still_image", "dependent")  # FFmpeg's dispositions
 VP8_SHOWN = 0x10  # bit 4 of a VP8 frame's first byte (RFC 6386, section 9.1): 0 for a frame that is only referred to
-EARLIER = (0, 1, 4, 16, 64)  # seconds before a key frame to seek to, until its packet comes
+EARLIER = (0, 1, 4, 16, 64)  # seconds before a key frame: further back each time its packet is missed
 
 
 class Entry(NamedTuple):
@@ -89,6 +89,7 @@ class Video(Reader):
         self.stamps: list[int] = []  # of the frames, in the stream's units: those read from the start, or all of them
         self.entries: list[Entry] = []
         self.scanned, self.checked, self.indexed, self._lost = False, False, True, set()
+        self.broken: set[tuple] = set()  # places of the pieces that could not be decoded
         self.av = load_av(self.name)
         try:
             with open_video(path) as container:
@@ -232,7 +233,7 @@ class Video(Reader):
                         return
                     decoded = packet.decode()
                 except self.av.error.InvalidDataError:
-                    self.damaged += 1
+                    self.broken.add((packet.pts, packet.dts, packet.pos))
                     continue
                 except self.av.error.EOFError:
                     return
@@ -247,7 +248,12 @@ class Video(Reader):
         """Count the damage behind which nothing can be read. ReadError if it is none: the rest may be whole."""
         if is_read_error(error):
             raise ReadError(f"{self.name}: {reason(error)}") from error
-        self.damaged += 1
+        self.broken.add(("the end",))
+
+    @property
+    def damaged(self) -> int:
+        """The pieces that could not be decoded, each once, however often it was tried."""
+        return len(self.broken)
 
     def _packets(self, entry: Entry | None) -> Iterator:
         """The film's packets from a key frame's on, or (None) all.

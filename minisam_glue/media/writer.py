@@ -30,7 +30,7 @@ AAC_RATES = {  # ISO/IEC 14496-3, table of samplingFrequencyIndex, in Hz
 OTHER_RATE = 48_000  # Hz, of sound at a rate that AAC does not have
 BT709, LIMITED_RANGE = 1, 1  # ITU-T H.273, tables 2 to 4, and FFmpeg's name for 16-235
 SHORTEST, LONGEST = 0.001, 10_000.0  # seconds of a frame that can be written; damaged files claim others
-SOUND_AHEAD = 1.0  # seconds before the place where sound begins, to which is sought
+SOUND_AHEAD = 1.0  # seek so many seconds before the sound is needed
 TICKS = 90_000  # a second of the video's clock has at least so many
 
 

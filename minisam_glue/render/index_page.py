@@ -60,7 +60,7 @@ def check_index(folder: Path) -> None:
 
 def write_index(folder: Path, entries: Sequence[Entry]) -> None:
     """Write index.html into the folder that holds those of the entries. OSError if that can't be done."""
-    title = f"{folder.resolve().name}: {len(entries)} results"
+    title = f"{folder.resolve().name}: {len(entries)} result{'s' * (len(entries) != 1)}"
     page = PAGE.format(mark=MARK, title=escape(one_line(title)), rows="\n".join(map(_row, entries)))
     with whole_file(folder / NAME) as temporary:
         temporary.write_bytes(page.encode())

@@ -174,7 +174,7 @@ def _place(box: tuple, apex: int, wide: int, tall: int, width: int, height: int,
     return spots[0]
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _plate_within(text: str, colour: tuple, width: int, height: int) -> np.ndarray | None:
     """A plate no wider than the picture: smaller letters first, then a shorter text; None if no letter has room."""
     text = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"

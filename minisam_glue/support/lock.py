@@ -101,7 +101,7 @@ class FolderLock:
 
     def _refusal(self) -> ValueError:
         return ValueError(
-            f"--out {self.path.parent}: another run writes into this folder: wait for its end, or choose another --out"
+            f"{self.path.parent}: another run writes into this folder: wait for its end, or write into another one"
         )
 
     def wait_for_others(self) -> None:

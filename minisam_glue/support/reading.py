@@ -8,13 +8,14 @@ stands, and raises ValueError in a few words. Left out: TorchScript, safetensors
 import os
 import reprlib
 import stat
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .quiet import without_warnings
 
 Kind = Callable[[object, str], None]  # a value, and where it stands
 
@@ -50,8 +51,7 @@ def load(path: str | Path) -> object:
     with open(path, "rb") as file:
         is_zip = check_zip(file)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch, about files that it did not write
+            with without_warnings():  # of torch, about files that it did not write
                 # Mapped: a tensor that claims more numbers than there are is refused, not read beyond the end.
                 content = torch.load(_as_text(path, file), map_location="cpu", weights_only=True, mmap=is_zip)
         except MemoryError:
@@ -152,13 +152,13 @@ def refuse(value: object, where: str, expected: str) -> None:
 
 
 def text(value: object, where: str) -> None:
-    """Refuse what is no text."""
+    """ValueError unless it is a str."""
     if not isinstance(value, str):
         refuse(value, where, "a text")
 
 
 def flag(value: object, where: str) -> None:
-    """Refuse what is neither true nor false."""
+    """ValueError unless it is a bool."""
     if not isinstance(value, bool):
         refuse(value, where, "true or false")
 
@@ -224,7 +224,7 @@ def mapping(keys: Kind, values: Kind, least: int = 0) -> Kind:
 
 
 def fields(**kinds: Kind) -> Kind:
-    """A dictionary with these keys; others are let be."""
+    """A dictionary with these keys; others are ignored."""
 
     def check(value: object, where: str) -> None:
         if not isinstance(value, dict):

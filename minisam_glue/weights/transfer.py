@@ -142,13 +142,23 @@ def _append(answer: http.client.HTTPResponse, part: Path, start: int, most: int,
     done = start
     with part.open("ab" if start else "wb") as file:
         progress(done)
-        while chunk := answer.read1(CHUNK):
+        while chunk := _arrived(answer):
             done += len(chunk)
             if done > most:
                 raise Refused(f"it sends more than {most} bytes")
             file.write(chunk)
             progress(done)
     return done
+
+
+def _arrived(answer: http.client.HTTPResponse) -> bytes:
+    """What has come of an answer; ConnectionError if the network fails, which says so in several ways."""
+    try:
+        return answer.read1(CHUNK)
+    except OSError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        raise ConnectionError(str(error)) from error
 
 
 class Connections:
