@@ -213,10 +213,8 @@ def test_a_state_that_needs_more_room_than_there_is_is_told_in_one_line(tmp_path
     words = [tmp_path / "film", "bright.", "--frames", "--format", "gif", "--out", tmp_path / "out"]
     assert command(*words, "--states", 0.001, models=models) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "--states" in line]
-    assert (
-        line.startswith(f"note: {tmp_path / 'film'}: a snapshot of the tracking takes ")
-        and "--states 0.001 allows less" in line
-    )
+    assert line.startswith(f"note: {tmp_path / 'film'}: a snapshot of the tracking takes ")
+    assert "--states 0.001 allows less" in line
     assert not (tmp_path / "out" / "film" / "states").exists()
 
 
