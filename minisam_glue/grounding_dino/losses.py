@@ -83,7 +83,7 @@ def head_loss(output: DetectorOutput, targets: list[Target], chosen: list[Tensor
 def detection_loss(outputs: list[DetectorOutput], targets: list[Target]) -> dict[str, Tensor]:
     """Outputs of a model in training mode -> each loss, summed over all heads, and their weighted "total".
 
-    All are divided by the number of objects in the batch. ValueError if outputs for a batch with objects are not finite.
+    All are divided by the number of objects in the batch. ValueError if there are some and outputs are not finite.
     """
     number = max(1, sum(len(target.boxes) for target in targets))
     sums = {name: outputs[0].boxes.new_zeros(()) for name in LOSS_WEIGHTS}
