@@ -1,12 +1,12 @@
 """The CIFAR-10 weights that ship: make the file from a run, and measure what is in it.
 
-    python benchmarks/cifar_demo.py --run runs/cifar-fast                       # writes minivit/demo/cifar10.pt
+    python benchmarks/cifar_demo.py --run runs/cifar-fast --last                # writes minivit/demo/cifar10.pt
     python benchmarks/cifar_demo.py --data-root cifar10-jpeg --out runs/demo    # measures that file
     python benchmarks/cifar_demo.py --plot                                      # draws benchmarks/logs/
 
-The first takes the weights that the run chose by its hold-out (result.json), in fp16 and without the state
-of the training, and begins minivit/demo/cifar10.json, the facts beside them. The second reads the test
-images of `--data-root` (test/<class>/*.jpg) in fp32 and bf16, with and without the mirror image, and the
+The first takes the averaged weights of the last epoch (without --last those that the hold-out chose), in fp16
+and without the state of the training, and begins minivit/demo/cifar10.json, the facts beside them. The second
+reads the test images of `--data-root` (test/<class>/*.jpg) in fp32 and bf16, with and without the mirror image, and the
 200 images of tests/cifar10_test_200.zip; it writes a report of minivit.report and summary.json, with
 images/s and peak memory, and puts the accuracies into the facts.
 """
@@ -43,9 +43,12 @@ CURVES = (  # log, its accuracy, minutes of the whole run where the log has none
 )
 
 
-def export(folder: Path) -> None:
-    """Write the chosen weights of a run as the demo file."""
-    state = checkpoint.read(folder / "best.pt")
+def export(folder: Path, last: bool = False) -> None:
+    """Write weights of a run as the demo file: those that its hold-out chose, or the last averaged ones."""
+    state = checkpoint.read(folder / ("last.pt" if last else "best.pt"))
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    if last:
+        state |= {"model": state["ema"], "weights": "averaged", "val_acc": json.loads(rows[-1])["val_acc_ema"]}
     weights, chosen = state["model"], checkpoint.name_weights(state)
     about = state["describe"] | {"data": "cifar10", "data_root": "data"}
     content = {key: state[key] for key in ("config", "classes", "mean", "std")} | {"describe": about}
@@ -56,7 +59,6 @@ def export(folder: Path) -> None:
     facts |= {name: run[name] for name in ("device", "threads", "versions")}
     places = ("data_root", "out")  # of the machine where it was trained
     facts["arguments"] = {name: value for name, value in run["arguments"].items() if name not in places}
-    rows = (folder / "metrics.jsonl").read_text().splitlines()
     facts["cpu_minutes"] = json.loads(rows[-1])["cpu_minutes"]
     checkpoint.DEMO.parent.mkdir(exist_ok=True)
     checkpoint.save(checkpoint.DEMO, content)  # once everything is read: no new weights beside old facts
@@ -134,10 +136,11 @@ def main() -> None:
     task.add_argument("--run", type=Path, help="run folder of train_cifar.py whose weights are to ship")
     task.add_argument("--data-root", type=Path, help="folder with test/<class>")
     task.add_argument("--plot", action="store_true", help="draw benchmarks/pictures/cpu_minutes.png from the logs")
+    parser.add_argument("--last", action="store_true", help="with --run: the averaged weights of its last epoch")
     parser.add_argument("--out", type=Path, default=Path("runs/demo-report"))
     args = parser.parse_args()
     if args.run:
-        export(args.run)
+        export(args.run, args.last)
     elif args.plot:
         plot()
     else:

@@ -88,6 +88,8 @@ def prepare_run(
     if state:
         check_same_model(args, state)
     device = set_up_machine(args)
+    if args["pretrained"] and not resume:
+        args |= settings_of_weights(args, say)
     config, overrides = check(args, resume)
     dataset = dataset or load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
@@ -121,6 +123,27 @@ def prepare_run(
         clear_temporaries(out)
         write_config(out / "config.json", args, model, trainer)
     return trainer, args
+
+
+def settings_of_weights(args: dict, say: Callable[[str], None]) -> dict:
+    """The settings of the model that a checkpoint of ours was trained with, where the arguments do not name them.
+
+    Nothing if it is of another preset, or no checkpoint of ours. Not the image size: positions are interpolated.
+    """
+    path = checkpoint.find(args["pretrained"])
+    if path.suffix != ".pt" or not path.is_file():
+        return {}
+    try:
+        about = checkpoint.read(path).get("describe")
+    except ValueError:  # told when the weights are loaded
+        return {}
+    if not isinstance(about, dict) or about.get("preset") != args["preset"]:
+        return {}
+    trained_with = about.get("overrides") if isinstance(about.get("overrides"), dict) else {}
+    missing = sorted(MODEL_FIELDS & trained_with.keys() - args.keys() - {"image_size"})
+    if missing:
+        say(f"as {path.name} was trained: " + ", ".join(f"{flag_of(name)} {trained_with[name]}" for name in missing))
+    return {name: trained_with[name] for name in missing}
 
 
 def check_new(out: Path) -> None:

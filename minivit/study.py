@@ -413,6 +413,8 @@ def is_done(arguments: dict) -> bool:
     settled = {"epochs", "clean_epochs", "mean", "std", "amp"}  # by the budget, the length, the file, the machine
     asked = arguments.keys() - ({"amp"} if arguments.get("amp") == "auto" else set())
     free = {"out", "device", "threads", *(settled - asked)}
+    if arguments.get("pretrained"):
+        free |= config.MODEL_FIELDS - asked  # those that are not given may be those of the file
     other = sorted(key for key in wanted.keys() - free if key in saved and saved[key] != wanted[key])
     if other:
         raise StudyError(

@@ -281,4 +281,10 @@ def test_weights_that_ship_come_with_the_facts_of_their_run(script, tmp_path, mo
     assert checkpoint.name_weights(checkpoint.read(checkpoint.DEMO)) == facts["weights"] == "raw weights"
     assert facts["cpu_minutes"] == 3.0
     assert facts["hold_out_accuracy"] == 0.9 and facts["arguments"]["preset"] == "shapes-demo"
+    assert not {"out", "data_root"} & facts["arguments"].keys()
+    trainer.save(tmp_path / "run" / "last.pt")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"cpu_minutes": 3.0, "val_acc_ema": 0.8}\n')
+    script("cifar_demo").export(tmp_path / "run", last=True)
+    facts = json.loads((tmp_path / "demo" / "cifar10.json").read_text())
+    assert facts["weights"] == "averaged weights" and facts["hold_out_accuracy"] == 0.8
     assert checkpoint.load_model(checkpoint.DEMO, torch.device("cpu"))[1]["classes"] == trainer.data.classes
