@@ -206,13 +206,13 @@ def refuse(value: object, where: str, expected: str) -> None:
 
 
 def text(value: object, where: str) -> None:
-    """Refuse what is no text."""
+    """ValueError unless it is a str."""
     if not isinstance(value, str):
         refuse(value, where, "a text")
 
 
 def flag(value: object, where: str) -> None:
-    """Refuse what is neither true nor false."""
+    """ValueError unless it is a bool."""
     if not isinstance(value, bool):
         refuse(value, where, "true or false")
 
@@ -308,7 +308,7 @@ def mapping(keys: Kind, values: Kind, least: int = 0) -> Kind:
 
 
 def fields(**kinds: Kind) -> Kind:
-    """A dictionary with these keys; others are let be."""
+    """A dictionary with these keys; others are ignored."""
 
     def check(value: object, where: str) -> None:
         if not isinstance(value, dict):

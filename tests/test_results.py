@@ -319,7 +319,7 @@ def test_a_second_run_touches_nothing_and_goes_when_the_first_has_ended(tmp_path
     before = {path.name: path.stat() for path in out.iterdir()}
     assert command(source, "bright.", "--out", out, models=models) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: --out {out}: another run") and error.count("\n") == 1
+    assert error.startswith(f"error: {out}: another run") and error.count("\n") == 1
     assert {path.name: path.stat() for path in out.iterdir()} == before
     first.release()
     assert not list(out.iterdir())

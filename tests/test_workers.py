@@ -161,8 +161,8 @@ def test_the_line_of_a_video_has_no_negative_number_where_its_frames_are_more_th
     assert capsys.readouterr().err.splitlines() == [
         "a.mp4: frame 0 of 20, 1 object",
         "a.mp4: frame 0 of 20, 1 object",
-        "a.mp4: frame 10 of 20, 60 s left, 0.2 frames/s, 1 object",
-        "a.mp4: frame 25 of 20, 0 s left, 0.3 frames/s, 1 object",
+        "a.mp4: frame 10 of 20, 60 s left, 0.17 frames/s, 1 object",
+        "a.mp4: frame 25 of 20, 0 s left, 0.31 frames/s, 1 object",
     ]
     assert Progress("a.mp4", False, 9, 20).line(1) == "a.mp4: frame 9 of 20, 1 object"
 

@@ -8,14 +8,13 @@ stands, and raises ValueError in a few words. Left out: TorchScript, safetensors
 import os
 import reprlib
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from .quiet import without_warnings
 
 Kind = Callable[[object, str], None]  # a value, and where it stands
 
@@ -51,7 +50,8 @@ def load(path: str | Path) -> object:
     with open(path, "rb") as file:
         is_zip = check_zip(file)
         try:
-            with without_warnings():  # of torch, about files that it did not write
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, about files that it did not write
                 # Mapped: a tensor that claims more numbers than there are is refused, not read beyond the end.
                 content = torch.load(_as_text(path, file), map_location="cpu", weights_only=True, mmap=is_zip)
         except MemoryError:
