@@ -10,12 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .mask_proposals import first_of_repeats, segment_seed, split_seeds
 from .masks import box_around, large_parts, mask_box
 from .models import Models
-from .pixels import Picture, own_rgb
+from .pixels import Picture, is_picture, own_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
 from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
@@ -465,7 +464,7 @@ def check_frames(frames: object) -> None:
     """TypeError or ValueError for what holds no frames: a path, None, one picture, an empty list."""
     if isinstance(frames, (str, bytes, Path)):
         raise TypeError(f"frames is the path {str(frames)!r}: open it with minisam_glue.frames(path)")
-    if isinstance(frames, Image.Image) or (isinstance(frames, np.ndarray) and frames.ndim in (2, 3)):
+    if is_picture(frames):
         raise TypeError("frames is one picture: give a list, or an array (T, H, W, 3); segment_image takes one picture")
     if not isinstance(frames, Iterable):
         raise TypeError(f"frames is a {type(frames).__name__}: give a list, an iterator or minisam_glue.frames(path)")

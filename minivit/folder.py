@@ -3,12 +3,13 @@
 What was decoded once is kept in a cache, under a key made of all names and bytes.
 """
 
+import glob
 import hashlib
 import logging
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -217,21 +218,51 @@ def _find_files(directory: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
-    files, known = [], {place(folder) for folder in directory.resolve().parents}
-    for parent, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
-        if place(parent) in known:
-            folders.clear()
-            continue
-        known.add(place(parent))
+    files = []
+    for parent, folders, names in walk_once(directory, refuse, map(place, directory.resolve().parents)):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
     return sorted(files)
 
 
+def walk_once(
+    directory: str | Path, onerror: Callable[[OSError], None] | None = None, known: Iterable[tuple[int, int]] = ()
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as os.walk does, through links too, but into each folder once: links may lead in circles.
+
+    known: places of folders that are not entered. The caller may change the list of folders.
+    """
+    known = set(known)
+    for parent, folders, names in os.walk(directory, onerror=onerror, followlinks=True):
+        if place(parent) in known:
+            folders.clear()
+        else:
+            known.add(place(parent))
+            yield parent, folders, names
+
+
 def place(folder: str | Path) -> tuple[int, int]:
-    """What identifies a folder under all its names."""
+    """The device and inode of a folder, the same under all its names."""
     about = os.stat(folder)
     return about.st_dev, about.st_ino
+
+
+def find_matches(pattern: str) -> list[str]:
+    """Find what glob finds for a pattern; for ** by walk_once."""
+    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
+    if "**" not in parts:
+        return glob.glob(pattern)
+    at = parts.index("**")
+    before, after = os.sep.join([*parts[:at], ""]), os.sep.join(parts[at + 1 :] or ["*"])
+    found = {}  # in the order of finding, each name once
+    for root in glob.glob(before) if before else [""]:
+        for parent, folders, _ in walk_once(root or "."):
+            shown = [name for name in folders if not name.startswith(".")]
+            folders[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+            relative = parent if root else os.path.relpath(parent)
+            inside = "" if relative == "." else glob.escape(relative)
+            found |= dict.fromkeys(find_matches(os.path.join(inside, after)))
+    return list(found)
 
 
 def find_images(directory: str | Path) -> list[Path]:

@@ -23,7 +23,7 @@ from minivit.augment import normalise
 from minivit.evaluate import Evaluator, mean_probability, resize_to_model, top1
 from minivit.explain import relevance, spotlight
 from minivit.files import check_ours, write_atomically
-from minivit.folder import find_images, is_split_by_seed
+from minivit.folder import find_images, find_matches, is_split_by_seed
 from minivit.images import image_size, read_image
 from minivit.report import REPORT_FILES, csv_table, percent, write_report
 from minivit.splits import DataError, Split, some_of
@@ -169,7 +169,6 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
     if folder:
         check_attention(folder, member, files)
     rows, failed = [], 0
-    done = False
     try:
         for answer in answers(member, files, given.get("tta"), bool(folder)):
             rows.append(answer)
@@ -177,9 +176,8 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
             if "attention" in answer:
                 save_picture(free_name(folder, Path(answer["file"]).stem, names), answer.pop("attention"))
             say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
-        done = True
     finally:  # what was answered before Ctrl-C, or before whoever reads had seen enough, is kept
-        if table and (rows or done):
+        if table and rows:
             write_table(table, rows, member.state["classes"])
     if table:
         say(f"predictions: {table}")
@@ -205,29 +203,6 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
             yield from found or [f"no file matches {word}"]
         else:
             yield word
-
-
-def find_matches(pattern: str) -> list[str]:
-    """What glob finds for a pattern, where ** enters each folder once: links to folders may lead in circles."""
-    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
-    if "**" not in parts:
-        return glob.glob(pattern)
-    at = parts.index("**")
-    before, after = os.sep.join([*parts[:at], ""]), os.sep.join(parts[at + 1 :] or ["*"])
-    found, known = {}, set()  # names in the order of finding; folders by what identifies them
-    for root in glob.glob(before) if before else [""]:
-        for folder, names, _ in os.walk(root or ".", followlinks=True):
-            about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in known:
-                names.clear()
-                continue
-            known.add((about.st_dev, about.st_ino))
-            shown = [name for name in names if not name.startswith(".")]
-            names[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-            place = folder if root else os.path.relpath(folder)
-            inside = "" if place == "." else glob.escape(place)
-            found |= dict.fromkeys(find_matches(os.path.join(inside, after)))
-    return list(found)
 
 
 def answers(member: Member, files: Sequence[Path | str], tta: str | None, explained: bool = False) -> Iterator[dict]:

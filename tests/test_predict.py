@@ -15,6 +15,7 @@ import train_cifar
 from minivit import checkpoint, predict, report
 from minivit import data as datasets
 from minivit.evaluate import mean_probability, top1
+from minivit.folder import find_matches
 from minivit.predict import load_members
 from minivit.splits import Split
 
@@ -169,9 +170,9 @@ def test_patterns_with_two_stars_find_each_file_once_and_do_not_run_in_circles(i
     Path("images/z").symlink_to("../elsewhere")
     found = [str(path) for path in predict.find_pictures([Path("images/**/0.png")])]
     assert found == ["images/test/bright/0.png", "images/test/dark/0.png", "images/z/0.png"]
-    assert [str(path) for path in predict.find_matches("./images/**/dark/1.png")] == ["./images/test/dark/1.png"]
+    assert [str(path) for path in find_matches("./images/**/dark/1.png")] == ["./images/test/dark/1.png"]
     led = ["images/test/dark/1.png", "images/test/dark/up/test/bright/1.png"]  # where a link leads once
-    assert predict.find_matches("**/dark/**/1.png") == led
+    assert find_matches("**/dark/**/1.png") == led
     absolute = Path("images").absolute() / "**" / "0.png"
     assert [path.name for path in predict.find_pictures([absolute])] == ["0.png"] * 3
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from helpers import tamper
 
+import minisam_glue.media.inputs
+import minisam_glue.pixels
 import minisam_glue.support.reading
+import minivit.folder
+import minivit.images
 import minivit.reading
 
 SAME = [minivit.reading, minisam_glue.support.reading]
@@ -37,6 +41,14 @@ def test_what_both_packages_check_they_check_alike():
     )
     assert next(sources) == next(sources)
     assert inspect.getsource(SAME[0]._Copier) == inspect.getsource(SAME[1]._Copier)
+
+
+def test_what_both_packages_read_of_folders_and_turned_pictures_they_read_alike():
+    pairs = [(minivit.folder, minisam_glue.media.inputs, name) for name in ("walk_once", "place", "find_matches")]
+    pairs += [(minivit.images, minisam_glue.pixels, name) for name in ("orientation", "upright")]
+    for ours, theirs, name in pairs:
+        assert inspect.getsource(getattr(ours, name)) == inspect.getsource(getattr(theirs, name)), name
+    assert minivit.images.TURNS == minisam_glue.pixels.TURNS
 
 
 def test_a_good_file_is_read_to_the_bit_into_memory_of_its_own(tmp_path, reading):

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -74,25 +74,42 @@ def _expand(arg: str, warn: Callable[[str], None]) -> list[str]:
     return found
 
 
+def walk_once(
+    directory: str | Path, onerror: Callable[[OSError], None] | None = None, known: Iterable[tuple[int, int]] = ()
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as os.walk does, through links too, but into each folder once: links may lead in circles.
+
+    known: places of folders that are not entered. The caller may change the list of folders.
+    """
+    known = set(known)
+    for parent, folders, names in os.walk(directory, onerror=onerror, followlinks=True):
+        if place(parent) in known:
+            folders.clear()
+        else:
+            known.add(place(parent))
+            yield parent, folders, names
+
+
+def place(folder: str | Path) -> tuple[int, int]:
+    """The device and inode of a folder, the same under all its names."""
+    about = os.stat(folder)
+    return about.st_dev, about.st_ino
+
+
 def find_matches(pattern: str) -> list[str]:
-    """What glob finds for a pattern, where ** enters each folder once: links to folders may lead in circles."""
+    """Find what glob finds for a pattern; for ** by walk_once."""
     parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
     if "**" not in parts:
         return glob.glob(pattern)
     at = parts.index("**")
     before, after = os.sep.join([*parts[:at], ""]), os.sep.join(parts[at + 1 :] or ["*"])
-    found, known = {}, set()  # names in the order of finding; folders by what identifies them
+    found = {}  # in the order of finding, each name once
     for root in glob.glob(before) if before else [""]:
-        for folder, names, _ in os.walk(root or ".", followlinks=True):
-            about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in known:
-                names.clear()
-                continue
-            known.add((about.st_dev, about.st_ino))
-            shown = [name for name in names if not name.startswith(".")]
-            names[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-            place = folder if root else os.path.relpath(folder)
-            inside = "" if place == "." else glob.escape(place)
+        for parent, folders, _ in walk_once(root or "."):
+            shown = [name for name in folders if not name.startswith(".")]
+            folders[:] = sorted(shown, key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+            relative = parent if root else os.path.relpath(parent)
+            inside = "" if relative == "." else glob.escape(relative)
             found |= dict.fromkeys(find_matches(os.path.join(inside, after)))
     return list(found)
 

@@ -152,7 +152,7 @@ def _append(answer: http.client.HTTPResponse, part: Path, start: int, most: int,
 
 
 def _arrived(answer: http.client.HTTPResponse) -> bytes:
-    """What has come of an answer; ConnectionError if the network fails, which says so in several ways."""
+    """The bytes of an answer that have come; ConnectionError if the network fails, which says so in several ways."""
     try:
         return answer.read1(CHUNK)
     except OSError as error:
