@@ -111,6 +111,8 @@ def prepare_run(
     config = dataclasses.replace(config, amp=args["amp"])
     teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device, args) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
+    if args["pretrained"] and not resume and dataset.val is not None:
+        warn_of_seen(loaded.checkpoint, args, say)
     if ranks.first:
         claim = claim or make_folder(out)
     if not resume:
@@ -366,10 +368,29 @@ def check_unseen(name: str, state: dict | None, args: dict) -> None:
         )
 
 
+def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> None:
+    """Say that a checkpoint may have been trained on images that are held out now, as its hold-out was drawn otherwise.
+
+    Not of `shapes`, of which another seed draws other images.
+    """
+    if state is None or args["data"] == "shapes" or is_split_by_seed(args["data"], args["data_root"]):
+        return
+    was = {"seed": state["config"].get("seed", args["seed"])} | state["describe"]
+    if any(str(was.get(name)) != str(args[name]) for name in ("data", "data_root")):
+        return
+    changed = [name for name in ("seed", "subset", "val_split") if was.get(name, args[name]) != args[name]]
+    if changed:
+        say(
+            f"{args['pretrained']} may have been trained on images that are held out now, which makes the hold-out's "
+            "accuracies too high to choose by: it was trained with "
+            + ", ".join(f"{flag_of(name)} {was[name]}" for name in changed)
+        )
+
+
 def describe_model(args: dict, model: nn.Module) -> dict:
     """Describe the model for its checkpoints, so that it can be built again."""
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
-    data = {"data": args["data"], "data_root": str(args["data_root"]), "subset": args["subset"]}
+    data = {name: args[name] for name in ("data", "subset", "val_split")} | {"data_root": str(args["data_root"])}
     return {"preset": args["preset"], "overrides": overrides, **data}
 
 

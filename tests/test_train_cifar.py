@@ -489,6 +489,22 @@ def test_settings_that_do_not_fit_are_refused_before_data_are_read_or_a_teacher_
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_saw_images_that_are_held_out_now_are_said_to(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+    args = {"data": "folder", "data_root": tmp_path, "seed": 0, "subset": 0, "val_split": 0.02, "pretrained": "a.pt"}
+    about, lines = {"data": "folder", "data_root": str(tmp_path), "subset": 0, "val_split": 0.02}, []
+    for describe, seed in ((about, 1), (about | {"val_split": 0.0}, 0), (about | {"subset": 500}, 0)):
+        run.warn_of_seen({"describe": describe, "config": {"seed": seed}}, args, lines.append)
+    assert [line.partition("was trained with ")[2] for line in lines] == ["--seed 1", "--val-split 0.0", "--subset 500"]
+    assert all(line.startswith("a.pt may have been trained on images that are held out now") for line in lines)
+    run.warn_of_seen({"describe": about, "config": {"seed": 0}}, args, lines.append)  # the same hold-out
+    run.warn_of_seen({"describe": about | {"data_root": "b"}, "config": {"seed": 1}}, args, lines.append)
+    run.warn_of_seen({"describe": {"data": "shapes"}, "config": {"seed": 1}}, args | {"data": "shapes"}, lines.append)
+    run.warn_of_seen(None, args, lines.append)  # weights from elsewhere
+    assert len(lines) == 3
+
+
 def test_weights_that_saw_the_test_images_of_another_split_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
