@@ -69,6 +69,13 @@ class MemoryPropagator(VideoTracker):
         super().reset()
         self.identity = None if self.identity is None else Identity()
         self.small: Tensor | None = None  # (3, s, s), 0 to 1: the current frame, for the rules
+        self.without_rivals: set[int] = set()  # objects prompted on this frame whose rivals are still to be looked for
+
+    def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
+        """Seek as VideoTracker does; before a frame is left, the rivals of what was prompted on it are looked for."""
+        if frame != self.frame:
+            self.find_rivals()
+        super().seek(frame, image)
 
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
         """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks."""
@@ -85,11 +92,22 @@ class MemoryPropagator(VideoTracker):
             clicks = obj.clicks.get(self.frame)
             placed = clicks is None or bool((clicks[1] == TOP_LEFT).any())  # by a mask or a box
             self.identity.prompt(obj.id, self.frame, out.logits[0] > 0 if placed else None, agrees)
+            self.without_rivals.add(obj.id)
+
+    @torch.inference_mode()
+    def find_rivals(self) -> None:
+        """Look for rivals of the objects that were prompted on the current frame: see identity/rivals.py."""
+        new, self.without_rivals = self.without_rivals & self.objects.keys(), set()
+        memories = {number: obj.bank.get(self.frame) for number, obj in self.objects.items()} if new else {}
+        masks = {number: (m.logits, 1.0) for number, m in memories.items() if m is not None and shows(m)}
+        if masks:
+            self.identity.find_rivals(self.as_frame(masks, new), self.masks_without_memory)
 
     def remove(self, object_id: int) -> None:
         super().remove(object_id)
         if self.identity is not None:
             self.identity.forget(object_id)
+            self.identity = self.identity if self.objects else Identity()
 
     def settle(self, found: list[tuple[Sequence[TrackedObject], Decoded]]) -> list:
         """Settle as VideoTracker does, then apply the rules: only the masks that they change differ."""
@@ -101,26 +119,23 @@ class MemoryPropagator(VideoTracker):
         for (objects, out), (_, decoded) in zip(outs, found):
             masks |= zip([obj.id for obj in objects], zip(out.logits, decoded.ious.amax(1).tolist()))
         # In the order of the objects, not of their groups: a prompt on one changes nothing for the others.
-        logits, ious = zip(*(masks[number] for number in self.objects))
-        tokens = self.current().tokens[0].float()
-        frame = Frame(
-            self.frame,
-            list(self.objects),
-            torch.stack(logits),
-            list(ious),
-            tokens - tokens.mean(0),
-            fixed=prompted,
-            image=self.small,
-        )
+        frame = self.as_frame({number: masks[number] for number in self.objects}, prompted)
         again = self.identity.settle(frame, self.masks_without_memory)
         for number in again:  # memories of frames without it would lose it again
             self.objects[number].bank.tracked.clear()
-        self.unwritten = frame.unwritten - frame.absent
+        self.unwritten = (frame.unwritten & self.objects.keys()) - frame.absent
         pointers = {number: candidate.pointer for number, candidate in again.items()}
         return [
             (objects, self.changed(objects, out, decoded, frame, pointers))
             for (objects, out), (_, decoded) in zip(outs, found)
         ]
+
+    def as_frame(self, masks: dict[int, tuple[Tensor, float]], fixed: set[int]) -> Frame:
+        """The current frame as the rules see it. masks: logits (s, s) and predicted IoU, by id."""
+        logits, ious = zip(*masks.values())
+        tokens = self.current().tokens[0].float()
+        tokens = tokens - tokens.mean(0)
+        return Frame(self.frame, list(masks), torch.stack(logits), list(ious), tokens, fixed, self.small)
 
     def changed(
         self,
@@ -154,6 +169,7 @@ class MemoryPropagator(VideoTracker):
     def track(self, reverse: bool = False) -> FrameResult:
         """Track as VideoTracker does; masks that can't be told apart are shown, but not kept in memory."""
         self.unwritten: set[int] = set()
+        self.find_rivals()
         result = super().track(reverse)
         for number in self.unwritten:
             self.objects[number].bank.tracked[self.frame].tokens = None
@@ -214,6 +230,7 @@ class MemoryPropagator(VideoTracker):
 
     def state(self) -> dict:
         """The state of VideoTracker, with what the rules know."""
+        self.find_rivals()
         return super().state() | {"identity": None if self.identity is None else self.identity.state()}
 
     def restore(self, state: dict) -> None:
@@ -234,9 +251,10 @@ class MemoryPropagator(VideoTracker):
         return check
 
     def state_of(self, ids: Collection[int]) -> dict:
-        """The state of these objects alone."""
+        """The state of these objects alone. Of what the rules know, that of the rivals."""
         state = self.state()
-        return state | {"objects": [held for held in state["objects"] if held["id"] in ids], "identity": None}
+        rivals = None if self.identity is None else self.identity.only_rivals().state()
+        return state | {"objects": [held for held in state["objects"] if held["id"] in ids], "identity": rivals}
 
     def adopt(self, state: dict) -> None:
         """Take the objects of a state_of, from another frame, to those that are tracked now."""

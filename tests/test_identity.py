@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.sam2_tiny import frames, tiny_model
+from helpers.scripted_masks import CHANNELS, GRID, OTHER, SIDE, TWIN, answers, logits_of, painted, square, tokens_of
 
 from minisam_glue import Clicks, segment_video
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
@@ -17,44 +18,11 @@ from minisam_glue.identity import Frame, Identity, rules, state_kind
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import Track, groups
-from minisam_glue.identity.search import Candidate, find_lost, likely_places
+from minisam_glue.identity.search import Candidate, Looks, find_lost, likely_places
 from minisam_glue.masks import mask_iou, mean_tokens
 from minisam_glue.models import Models
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import VideoTracker, accelerate
-
-SIDE, GRID, CHANNELS = 48, 12, 8
-TWIN, GROUND, OTHER = torch.eye(CHANNELS)[:3]  # image tokens
-
-
-def square(x: float, y: float = 24, size: int = 10) -> torch.Tensor:
-    """A square mask, bool (SIDE, SIDE), around a centre; what is beyond the frame is cut off."""
-    place = torch.arange(SIDE) + 0.5
-    return ((place - y).abs() < size / 2)[:, None] & ((place - x).abs() < size / 2)
-
-
-def logits_of(masks: list[torch.Tensor]) -> torch.Tensor:
-    return torch.where(torch.stack(masks), 8.0, -8.0)
-
-
-def tokens_of(twins: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Image tokens (N, C), less their mean: of twins, of other objects, and of the ground."""
-    cells = [m.view(GRID, 4, GRID, 4).float().mean((1, 3)).flatten()[:, None] for m in (twins, others)]
-    tokens = GROUND + cells[0] * (TWIN - GROUND) + cells[1] * (OTHER - GROUND)
-    return tokens - tokens.mean(0)
-
-
-def painted(*parts: tuple[torch.Tensor, float]) -> torch.Tensor:
-    """A frame (3, SIDE, SIDE), black but for masks that have a shade of grey."""
-    image = torch.zeros(3, SIDE, SIDE)
-    for mask, shade in parts:
-        image[:, mask] = shade
-    return image
-
-
-def answers(masks: list[torch.Tensor], iou: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The answers of a decoder to box prompts: logits, predicted IoUs, pointers."""
-    return logits_of(masks), torch.full((len(masks),), iou), torch.zeros(len(masks), CHANNELS)
 
 
 def no_look(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -602,7 +570,8 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
         return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
-    found = find_lost(frame, motion, mean_tokens(squares[0][None], tokens)[0], torch.zeros(3), masks_of)
+    looks = Looks(mean_tokens(squares[0][None], tokens)[0], torch.zeros(3), motion.size, motion.area)
+    found = find_lost(frame, looks, masks_of)
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
     assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
 

@@ -30,6 +30,12 @@ class Frame:
     def __post_init__(self):
         self.row = {number: row for row, number in enumerate(self.ids)}
 
+    def add(self, number: int, logits: Tensor, iou: float) -> None:
+        """Add a mask, logits (s, s), that the tracker does not have; before the frame is measured."""
+        self.row[number] = len(self.ids)
+        self.ids, self.ious = [*self.ids, number], [*self.ious, iou]
+        self.logits = torch.cat((self.logits, logits[None].to(self.logits)))
+
     def measure(self) -> None:
         """Find masks, boxes, areas, appearances and colours."""
         self.masks = self.logits > 0
@@ -57,6 +63,11 @@ class Frame:
         others = [self.row[other] for other in self.ids if other != number and self.shows(other)]
         mask = self.masks[self.row[number]]
         return float((mask & self.masks[others].any(0)).sum() / mask.sum().clamp(min=1)) if others else 0.0
+
+    def taken(self) -> Tensor:
+        """Where objects are shown: bool (s, s)."""
+        shown = [self.row[number] for number in self.ids if self.shows(number)]
+        return self.masks[shown].any(0) if shown else torch.zeros_like(self.masks[0])
 
     def colours_in(self, masks: Tensor) -> Tensor:
         """The mean colours (n, 3), 0 to 1, inside bool masks (n, s, s)."""

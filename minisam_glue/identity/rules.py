@@ -8,20 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..support.reading import LARGEST, Kind, fields, flag, optional, real, sequence, tensor, whole
+from ..support.reading import Kind, fields, flag, optional, real, sequence, tensor, whole
 from .frame import Frame, main_parts, mask_boxes
-from .meeting import Meeting
+from .meeting import OFF, Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
-from .search import Candidate, MasksOf, find_lost
+from .rivals import FIRST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id, is_rival
+from .search import Candidate, Looks, MasksOf, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
 EMA = 0.9  # of the appearance
 ALIKE = 0.9  # cosine of two appearances from which they are alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
+USUAL_AREA = 0.85, 1.2  # times the median: of a mask that has no part of a rival, and lacks none
 APART = 4  # frames without contact that end it, unless the masks are still merged
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
+STRANGE = 0.8  # cosine to a rival's appearance below which what is seen in its place is something else
 OTHER_COLOUR = 0.3  # distance of mean colours (components 0 to 1) from which a mask lies on something else
 # The same for an object that has just returned: its first visible pixels are blended with the background.
 EDGE_COLOUR = 0.45
@@ -47,6 +50,11 @@ class Track:
     def known(self) -> bool:
         """Whether there were CLEAN clean frames: the rules know where the object moves, and how it looks."""
         return self.clean >= CLEAN
+
+    @property
+    def looks(self) -> Looks:
+        """What a known object looks like."""
+        return Looks(self.appearance, self.colour, self.motion.size, self.motion.area)
 
     def see(self, frame: Frame, number: int) -> None:
         """A clean mask: that of object `number` on a frame."""
@@ -130,18 +138,86 @@ class Identity:
         self.find_meeting()
 
     def settle(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
-        """Apply the rules to the masks of a frame. masks_of: see find_lost. Returns the lost objects that it found."""
+        """Apply the rules to the masks of a frame. Returns the lost objects that it found.
+
+        masks_of: see find_candidates.
+        """
+        self.follow(frame, masks_of)
         frame.measure()
         self.words = []
         for number in frame.ids:
             self.tracks.setdefault(number, Track())
+        self.hide_strangers(frame)
         self.touch(frame)
         self.meet(frame)
         self.coincide(frame)
         self.stray(frame)
         found = self.search(frame, masks_of)
         self.learn(frame, found)
+        self.give_up()
         return found
+
+    # --- Rivals ---
+
+    @property
+    def rivals(self) -> list[int]:
+        """The ids of the rivals that are followed."""
+        return [number for number in self.tracks if is_rival(number)]
+
+    def find_rivals(self, frame: Frame, masks_of: MasksOf) -> None:
+        """Begin to follow the rivals of the objects that were prompted on a frame, which has all masks that are shown.
+
+        A rival that was prompted is one no more. masks_of: see find_candidates.
+        """
+        frame.measure()
+        new = [number for number in frame.ids if number in frame.fixed]
+        boxes = [frame.boxes[frame.row[number]] for number in new]
+        for number in self.rivals:
+            if at_one_place(self.tracks[number].motion.predict(frame.number), boxes):
+                self.forget(number)
+        self.follow(frame, masks_of)
+        frame.measure()
+        for candidate in find_rivals(frame, new, masks_of, MOST_RIVALS - len(self.rivals)):
+            number = free_id(self.tracks)
+            self.tracks[number] = Track()
+            frame.add(number, candidate.logits, candidate.iou)
+            frame.measure()
+            self.tracks[number].see(frame, number)
+
+    def follow(self, frame: Frame, masks_of: MasksOf) -> None:
+        """Add the rivals to a frame that is not measured yet: a box prompt where each should be."""
+        boxes = {number: self.tracks[number].motion.predict(frame.number) for number in self.rivals}
+        side = frame.logits.shape[-1]
+        inside = [number for number, (x, y, *_) in boxes.items() if 0 < x < side and 0 < y < side]
+        answers = {}
+        if inside:
+            corners = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in map(boxes.get, inside)]
+            logits, ious, _ = masks_of(torch.tensor(corners, dtype=torch.float32).clamp(0, side))
+            answers = dict(zip(inside, zip(logits, ious.tolist())))
+        for number in boxes:
+            frame.add(number, *answers.get(number, (torch.full_like(frame.logits[0], OFF), 0.0)))
+
+    def hide_strangers(self, frame: Frame) -> None:
+        """Take for absent the rivals at whose places something else is seen. In a meeting their masks are unions."""
+        for number in self.rivals:
+            row, track = frame.row[number], self.tracks[number]
+            if number in self.in_meeting or not frame.shows(number):
+                continue
+            alike = float(frame.appearances[row] @ track.appearance) >= STRANGE and self.looks_alike(frame, number)
+            if frame.ious[row] < CLEAN_IOU or not alike or not track.motion.fits(frame.areas[row]):
+                frame.hide(number)
+
+    def only_rivals(self) -> "Identity":
+        """Rules that know these rivals, and nothing else."""
+        identity = Identity()
+        identity.tracks = {number: self.tracks[number] for number in self.rivals}
+        return identity
+
+    def give_up(self) -> None:
+        """Follow no longer the rivals that have been absent for too long."""
+        for number in self.rivals:
+            if self.tracks[number].absent > MISSED:
+                self.forget(number)
 
     # --- Contacts and meetings ---
 
@@ -187,7 +263,17 @@ class Identity:
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
         alike = float(self.tracks[one].appearance @ self.tracks[other].appearance) >= ALIKE
-        return alike and self.overlap(frame, one, other)
+        return alike and self.overlap(frame, one, other) and self.is_at_stake(frame, one, other)
+
+    def is_at_stake(self, frame: Frame, one: int, other: int) -> bool:
+        """Whether two masks that overlap have to be parted: that of an object and a rival if the object's has an
+        unusual area. Else it is the rival's, made by a box, that is wrong. Rivals among themselves never."""
+        objects = [number for number in (one, other) if not is_rival(number)]
+        if len(objects) == 2:
+            return True
+        low, high = USUAL_AREA
+        shares = [frame.areas[frame.row[number]] / self.tracks[number].motion.area for number in objects]
+        return any(not low < share < high for share in shares)
 
     def overlap(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two masks overlap enough for a meeting."""
@@ -219,7 +305,7 @@ class Identity:
             for number, owner, mine, theirs in pair:
                 if number not in frame.fixed and mine < 0.1 and theirs >= NEAR_PREDICTION:
                     frame.hide(number)
-                    self.words.append(f"#{number} hidden: its mask is #{owner}'s")
+                    self.say(number, f"hidden: its mask is {named(owner)}'s")
 
     def stray(self, frame: Frame) -> None:
         """Hide a mask that lies on something else: unlike the object, and of another size or in another place.
@@ -238,7 +324,7 @@ class Identity:
                 least, most = UNLIKE, OTHER_COLOUR
             if (likeness < least or off >= most) and (track.absent or not self.in_place(frame, number)):
                 frame.hide(number)
-                self.words.append(f"#{number} hidden: likeness {likeness:.2f}, colour off by {off:.2f}")
+                self.say(number, f"hidden: likeness {likeness:.2f}, colour off by {off:.2f}")
 
     def looks_alike(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the colour of its object, as far as that is known; or its appearance, in another light."""
@@ -264,8 +350,7 @@ class Identity:
         """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
         while lost:
-            tracks = ((number, self.tracks[number]) for number in lost)
-            candidates = {n: find_lost(frame, t.motion, t.appearance, t.colour, masks_of) for n, t in tracks}
+            candidates = {number: find_lost(frame, self.tracks[number].looks, masks_of) for number in lost}
             number = max(lost, key=lambda number: candidates[number].rank if candidates[number] else (False, -1.0))
             best = candidates[number]
             if best is None or not best.good:
@@ -284,7 +369,7 @@ class Identity:
         """Whether an object is to be looked for."""
         track = self.tracks[number]
         gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
-        return gone and number not in self.in_meeting
+        return gone and number not in self.in_meeting and not is_rival(number)
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
         """Keep what clean masks show."""
@@ -300,7 +385,9 @@ class Identity:
             elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
+                clean = frame.ious[row] > CLEAN_IOU and self.in_place(frame, number)
+                free = not is_rival(number) or frame.on_others(number) < OVERLAP
+                if clean and free and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
@@ -309,7 +396,13 @@ class Identity:
     def done(self) -> list[str]:
         """The actions of the rules on the last frame, in words."""
         groups_now = groups(pair for pair, contact in self.contacts.items() if contact.meeting)
-        return [f"{' and '.join(f'#{number}' for number in members)} meet" for members in groups_now] + self.words
+        shown = [sorted(members, key=is_rival) for members in groups_now if not all(map(is_rival, members))]
+        return [f"{' and '.join(map(named, members))} meet" for members in shown] + self.words
+
+    def say(self, number: int, words: str) -> None:
+        """Note what was done with the mask of an object; rivals are nobody's concern."""
+        if not is_rival(number):
+            self.words.append(f"{named(number)} {words}")
 
     def state(self) -> dict:
         """Give what is known as numbers and tensors that torch.save takes."""
@@ -343,7 +436,7 @@ class Identity:
 
 def state_kind(dim: int) -> Kind:
     """The kind of Identity.state() for a model with image tokens of so many channels."""
-    number, point = whole(-LARGEST), sequence(real, 2)
+    number, point = whole(FIRST_RIVAL - MOST_RIVALS), sequence(real, 2)
     track = fields(
         id=number,
         appearance=optional(tensor(dim)),
@@ -366,7 +459,7 @@ def state_kind(dim: int) -> Kind:
         numbers = {kept["id"] for kept in value["tracks"]}
         known = set()
         for kept in value["tracks"]:
-            if kept["clean"]:
+            if kept["clean"] or is_rival(kept["id"]):
                 known.add(kept["id"])
                 known_as = (kept[name] for name in ("appearance", "colour"))
                 if any(each is None for each in known_as) or not (kept["sizes"] and kept["areas"]):
@@ -379,6 +472,11 @@ def state_kind(dim: int) -> Kind:
                 raise ValueError(f"{where} has a contact of an object that it does not know")
 
     return check
+
+
+def named(number: int) -> str:
+    """An object in the words of the notes."""
+    return "a look-alike" if is_rival(number) else f"#{number}"
 
 
 # --- Pairs ------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..masks import mean_tokens
 from .frame import Frame
-from .motion import Motion
 
 PEAKS, LIKENESS = 2, 0.6  # places tried; least cosine of their image token
 # Limits that an accepted candidate must keep:
@@ -34,8 +33,12 @@ class Candidate:
     @property
     def good(self) -> bool:
         """Whether it is the object."""
+        return self.is_like(FOUND_LIKENESS)
+
+    def is_like(self, likeness: float) -> bool:
+        """Whether it may be the object, or another one like it; likeness: of the appearances, at least."""
         low, high = FOUND_AREA
-        alike = self.likeness >= FOUND_LIKENESS and self.colour < FOUND_COLOUR
+        alike = self.likeness >= likeness and self.colour < FOUND_COLOUR
         return self.iou >= FOUND_IOU and alike and low <= self.area <= high and self.on_others <= FOUND_ON_OTHERS
 
     @property
@@ -49,22 +52,34 @@ class Candidate:
         )
 
 
-def find_lost(frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor, masks_of: MasksOf) -> Candidate | None:
-    """Find a lost object: box prompts without memory at the places whose image tokens resemble it.
+@dataclass
+class Looks:
+    """What an object looks like, and how large it is."""
 
-    appearance (C,), colour (3,): those of the object. masks_of: boxes (n, 4), xyxy in pixels of the low-resolution
-    mask -> logits (n, s, s), predicted IoUs (n,) and pointers (n, C). Returns the best candidate, which need not be
-    good; None if nothing is like the object.
+    appearance: Tensor  # (C,), of length 1
+    colour: Tensor  # (3,), components from 0 to 1
+    size: tuple[float, float]  # width and height
+    area: float
+
+
+def find_lost(frame: Frame, looks: Looks, masks_of: MasksOf) -> Candidate | None:
+    """Find a lost object: the best candidate, which need not be good; None if nothing is like the object."""
+    candidates = find_candidates(frame, looks, frame.taken(), masks_of)
+    return max(candidates, key=lambda c: c.rank) if candidates else None
+
+
+def find_candidates(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf, most: int = PEAKS) -> list[Candidate]:
+    """Answers to box prompts without memory at the places, up to `most`, whose image tokens resemble an object.
+
+    taken: bool (s, s), where other objects are. masks_of: boxes (n, 4), xyxy in pixels of the low-resolution mask ->
+    logits (n, s, s), predicted IoUs (n,) and pointers (n, C).
     """
-    side = frame.logits.shape[-1]
-    shown = [frame.row[number] for number in frame.ids if frame.shows(number)]
-    taken = frame.masks[shown].any(0) if shown else torch.zeros_like(frame.masks[0])
-    places = likely_places(frame.tokens, appearance, taken)
+    places = likely_places(frame.tokens, looks.appearance, taken, most)
     if not places:
-        return None
-    w, h = motion.size
+        return []
+    w, h = looks.size
     around = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]
-    boxes = torch.tensor(around, dtype=torch.float32).clamp(0, side)
+    boxes = torch.tensor(around, dtype=torch.float32).clamp(0, taken.shape[-1])
     logits, ious, pointers = masks_of(boxes)
     masks = logits > 0
     areas = masks.flatten(1).sum(1)
@@ -72,26 +87,25 @@ def find_lost(frame: Frame, motion: Motion, appearance: Tensor, colour: Tensor, 
     table = torch.stack(
         (
             ious,
-            mean_tokens(masks, frame.tokens) @ appearance,
-            (frame.colours_in(masks) - colour).norm(dim=1),
-            areas / motion.area,
+            mean_tokens(masks, frame.tokens) @ looks.appearance,
+            (frame.colours_in(masks) - looks.colour).norm(dim=1),
+            areas / looks.area,
             on_others,
         ),
         1,
     )
-    candidates = [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
-    return max(candidates, key=lambda c: c.rank)
+    return [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
 
 
-def likely_places(tokens: Tensor, appearance: Tensor, taken: Tensor) -> list[tuple[float, float]]:
-    """Centres (x, y), up to PEAKS, of the likest tokens outside masks that are taken, (s, s)."""
+def likely_places(tokens: Tensor, appearance: Tensor, taken: Tensor, most: int = PEAKS) -> list[tuple[float, float]]:
+    """Centres (x, y), up to `most`, of the likest tokens outside masks that are taken, (s, s)."""
     grid, side = round(len(tokens) ** 0.5), taken.shape[-1]
     likeness = (F.normalize(tokens, dim=1) @ appearance).view(1, 1, grid, grid)
     smooth = F.avg_pool2d(likeness, 3, stride=1, padding=1, count_include_pad=False)
     free = F.adaptive_avg_pool2d(taken.to(tokens.dtype)[None, None], grid) < 0.5
     smooth = torch.where(free, smooth, -2.0)
     peak = (smooth == F.max_pool2d(smooth, 3, stride=1, padding=1)) & (smooth > LIKENESS)
-    score, index = torch.where(peak, smooth, -2.0).flatten().topk(min(PEAKS, grid * grid))
+    score, index = torch.where(peak, smooth, -2.0).flatten().topk(min(most, grid * grid))
     scale = side / grid
     return [
         ((i % grid + 0.5) * scale, (i // grid + 0.5) * scale)

@@ -1,0 +1,53 @@
+"""Rivals: look-alikes of a tracked object that nobody asked for (distractors).
+
+The rules follow them too, without showing them, so that an object meets them as it meets another tracked one: a mask
+that covers both is cut (meeting.py), and a lost object is not looked for where a rival is (search.py). They are found
+where an object is prompted, by box prompts at the places whose image tokens are like its own, and followed by a box
+prompt where their motion says: SAM 2's memory, which makes most of the time of a tracked object, is not asked. What
+DAM4SAM (arXiv 2411.17576) does about distractors is to keep more memories of the object. Left out: rivals that come
+into the picture later.
+"""
+
+from collections.abc import Collection, Sequence
+
+from ..support.reading import LARGEST
+from .frame import Frame
+from .motion import CentreBox, box_iou
+from .search import Candidate, Looks, MasksOf, find_candidates
+
+MOST_RIVALS, TRIES = 4, 6  # rivals of a video; places tried for each object
+RIVAL_LIKENESS = 0.88  # least cosine of appearances: they are seen in another light, or from another side
+SAME_PLACE = 0.5  # IoU of boxes, or share of a mask, from which two are one
+FIRST_RIVAL = -LARGEST - 1  # ids of rivals count down from here; a user's object can't have such a number
+
+
+def is_rival(number: int) -> bool:
+    """Whether an id is that of a rival."""
+    return number <= FIRST_RIVAL
+
+
+def free_id(taken: Collection[int]) -> int:
+    """An id for a new rival."""
+    return next(number for number in range(FIRST_RIVAL, FIRST_RIVAL - MOST_RIVALS, -1) if number not in taken)
+
+
+def find_rivals(frame: Frame, numbers: Sequence[int], masks_of: MasksOf, room: int) -> list[Candidate]:
+    """Find look-alikes, at most `room`, of the objects of these ids, which are shown on a frame that was measured."""
+    found, taken = [], frame.taken()
+    for number in numbers:
+        row = frame.row[number]
+        if len(found) >= room or not frame.shows(number):
+            continue
+        looks = Looks(frame.appearances[row], frame.colours[row], frame.boxes[row][2:], frame.areas[row])
+        for candidate in find_candidates(frame, looks, taken, masks_of, TRIES):
+            mask = candidate.logits > 0
+            is_free = int((mask & taken).sum()) < SAME_PLACE * int(mask.sum())
+            if candidate.is_like(RIVAL_LIKENESS) and is_free and len(found) < room:
+                found.append(candidate)
+                taken = taken | mask
+    return found
+
+
+def at_one_place(box: CentreBox, others: Collection[CentreBox]) -> bool:
+    """Whether a box is at the place of one of the others."""
+    return any(box_iou(box, other) >= SAME_PLACE for other in others)
