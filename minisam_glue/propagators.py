@@ -14,6 +14,7 @@ the object is looked for afresh: the frame attends to the masks of the frames on
 the object pointers of recent frames, as SAM 2 does, and is empty if that does not show it.
 """
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -71,15 +72,13 @@ class MemoryPropagator(VideoTracker):
         self.small: Tensor | None = None  # (3, s, s), 0 to 1: the current frame, for the rules
         self.without_rivals: set[int] = set()  # objects prompted on this frame whose rivals are still to be looked for
 
-    def seek(self, frame: int, image: np.ndarray | Image.Image) -> None:
-        """Seek as VideoTracker does; before a frame is left, the rivals of what was prompted on it are looked for."""
-        if frame != self.frame:
-            self.find_rivals()
-        super().seek(frame, image)
-
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
-        """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks."""
+        """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks.
+
+        Before the frame of now is left, the rivals of what was prompted on it are looked for.
+        """
         if self.identity is not None:
+            self.find_rivals()
             picture = torch.tensor(image, device=self.model.device).permute(2, 0, 1).float() / 255
             self.small = pool_to(picture, self.model.config.image_size // 4)
         return super().encode(frame, image)
@@ -229,9 +228,14 @@ class MemoryPropagator(VideoTracker):
             self.identity.lose(number)
 
     def state(self) -> dict:
-        """The state of VideoTracker, with what the rules know."""
+        """The state of VideoTracker, with what the rules know: rivals, too, that are still to be looked for here."""
+        known, waiting = self.identity, set(self.without_rivals)
+        if waiting:
+            self.identity = copy.deepcopy(known)  # more prompts may come on this frame
         self.find_rivals()
-        return super().state() | {"identity": None if self.identity is None else self.identity.state()}
+        rules = None if self.identity is None else self.identity.state()
+        self.identity, self.without_rivals = known, waiting
+        return super().state() | {"identity": rules}
 
     def restore(self, state: dict) -> None:
         self.state_kind()(state, "the tracker")
@@ -251,15 +255,20 @@ class MemoryPropagator(VideoTracker):
         return check
 
     def state_of(self, ids: Collection[int]) -> dict:
-        """The state of these objects alone. Of what the rules know, that of the rivals."""
+        """The state of these objects alone. Of what the rules know, that of their rivals."""
         state = self.state()
-        rivals = None if self.identity is None else self.identity.only_rivals().state()
-        return state | {"objects": [held for held in state["objects"] if held["id"] in ids], "identity": rivals}
+        if state["identity"] is not None:
+            known = Identity.from_state(state["identity"], self.model.device)
+            state["identity"] = known.only_rivals(ids).state()
+        return state | {"objects": [held for held in state["objects"] if held["id"] in ids]}
 
     def adopt(self, state: dict) -> None:
-        """Take the objects of a state_of, from another frame, to those that are tracked now."""
+        """Take the objects of a state_of, from another frame, to those that are tracked now; their rivals, if there are
+        none yet. Of the objects the rules know nothing then."""
         now = self.state()
-        self.restore(now | {"objects": now["objects"] + state["objects"]})  # of the new ones the rules know nothing yet
+        if self.identity is not None and not self.identity.rivals and state["identity"] is not None:
+            now["identity"]["tracks"] += state["identity"]["tracks"]
+        self.restore(now | {"objects": now["objects"] + state["objects"]})
 
     def held_bytes(self) -> int:
         rules = None if self.identity is None else self.identity.tracks

@@ -571,7 +571,7 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
     looks = Looks(mean_tokens(squares[0][None], tokens)[0], torch.zeros(3), motion.size, motion.area)
-    found = find_lost(frame, looks, masks_of)
+    found = find_lost(frame, looks, taken, masks_of)
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
     assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
 

@@ -1,5 +1,7 @@
 """Rivals: look-alikes that nobody asked for are followed unseen, on scripted masks and in the tracker."""
 
+import copy
+
 import pytest
 import torch
 from helpers.scripted_masks import SIDE, answers, logits_of, square, tokens_of
@@ -7,7 +9,8 @@ from helpers.scripted_masks import SIDE, answers, logits_of, square, tokens_of
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame, Identity, state_kind
-from minisam_glue.identity.rivals import FIRST_RIVAL, MOST_RIVALS, is_rival
+from minisam_glue.identity.frame import FIRST_RIVAL, is_rival
+from minisam_glue.identity.rivals import MOST_RIVALS, SEARCHES
 from minisam_glue.masks import mask_iou
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.sam2 import accelerate
@@ -136,6 +139,90 @@ def test_there_are_four_rivals_at_most_and_no_user_has_their_numbers():
     assert Identity.from_state(state, torch.device("cpu")).rivals == scene.identity.rivals
 
 
+def test_a_rival_that_vanishes_behind_the_object_does_not_come_to_live_on_it():
+    scene = Scene((20, 24))
+    scene.begin()
+    scene.walk(range(1, 6))
+    scene.twin = NOTHING
+    scene.masks_of = lambda boxes: answers([square(22)] * len(boxes), 0.9)  # the object, which now stands still
+    for t in range(6, 40):
+        frame = scene.frame(14, square(22))
+        frame.number = t
+        scene.identity.settle(frame, scene.masks_of)
+        assert torch.equal(frame.logits[0] > 0, square(22)) and not frame.unwritten & {1}
+
+
+def test_a_tracked_object_that_is_lost_for_a_moment_is_no_rival_and_is_found_again():
+    scene, found = Scene(), {}
+    for t in range(1, 10):
+        masks = [square(8), scene.twin if t < 6 else NOTHING]
+        frame = Frame(t, [1, 2], logits_of(masks), [0.9, 0.9], tokens_of(square(8) | scene.twin, NOTHING))
+        if t == 7:
+            prompted = Frame(t, [1], logits_of(masks[:1]), [0.9], frame.tokens, {1})
+            scene.identity.find_rivals(prompted, scene.masks_of)
+        found |= scene.identity.settle(frame, scene.masks_of)
+    assert set(found) == {2} and not scene.identity.rivals
+
+
+def test_a_rival_concerns_those_objects_alone_that_it_was_found_for():
+    scene = Scene()
+    (rival,) = scene.begin()
+    for t in range(1, 12):
+        merged = square(24, 28) | scene.twin  # of another object, 3, which the rival is not one of
+        masks = [square(8), square(24, 28) if t < 8 else merged]
+        tokens = tokens_of(square(8) | square(24, 28) | scene.twin, NOTHING)
+        frame = Frame(t, [1, 3], logits_of(masks), [0.9, 0.9], tokens)
+        scene.identity.settle(frame, scene.masks_of)
+        assert torch.equal(frame.logits[1] > 0, masks[1])
+    assert scene.identity.rivals == [rival] and scene.identity.tracks[3].known
+    scene.identity.forget(1)
+    assert not scene.identity.rivals
+
+
+def test_of_two_rivals_with_one_mask_one_is_followed_and_far_in_time_none_is_trusted():
+    scene = Scene()
+    (rival,) = scene.begin()
+    scene.identity.tracks[rival - 1] = copy.deepcopy(scene.identity.tracks[rival])
+    scene.walk(range(1, 2))
+    assert scene.identity.rivals == [rival]
+    scene.walk(range(2, 12))
+    scene.identity.find_rivals(scene.frame(0, square(8), {1}), scene.masks_of)  # back to the first frame
+    assert len(scene.identity.rivals) == 1 and scene.identity.tracks[scene.identity.rivals[0]].clean == 1
+
+
+def test_a_search_for_rivals_among_many_objects_ends_early():
+    asked, many = [], [square(3 + 6 * x, 3 + 6 * y, 4) for x in range(7) for y in range(7)]
+    alike = torch.ones(SIDE, SIDE, dtype=torch.bool) & ~square(24, 24, 4)
+    frame = Frame(0, list(range(1, 50)), logits_of(many), [0.9] * 49, tokens_of(alike, NOTHING), set(range(1, 50)))
+
+    def masks_of(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        asked.append(len(boxes))
+        return answers([NOTHING] * len(boxes), 0.0)
+
+    Identity().find_rivals(frame, masks_of)
+    assert len(asked) <= SEARCHES
+
+
+@pytest.mark.parametrize(("name", "value"), [("areas", [0]), ("sizes", [[10**300, 1]]), ("places", [[0, 1e300, 1]])])
+def test_a_motion_of_impossible_numbers_is_refused(name, value):
+    scene = Scene()
+    scene.begin()
+    state = scene.identity.state()
+    state["tracks"][0][name] = value
+    with pytest.raises(ValueError, match="the rules"):
+        state_kind(state["tracks"][0]["appearance"].numel())(state, "the rules")
+
+
+def test_what_is_known_in_double_precision_goes_on_in_single():
+    scene = Scene()
+    scene.begin()
+    state = scene.identity.state()
+    state["tracks"][0]["appearance"] = state["tracks"][0]["appearance"].double()
+    scene.identity = Identity.from_state(state, torch.device("cpu"))
+    scene.walk(range(1, 8))
+    assert len(scene.identity.rivals) == 1
+
+
 # --- In the tracker ---------------------------------------------------------------------------------------
 
 
@@ -171,14 +258,18 @@ def test_rivals_are_part_of_a_state_and_of_the_way_back(demo):
     other.restore(whole.state())
     back = MemoryPropagator(demo)
     back.restore(whole.state_of({1}))
-    assert whole.identity.rivals == other.identity.rivals == back.identity.rivals != []
+    assert not whole.identity.rivals and other.identity.rivals == back.identity.rivals != []
     for image in film.frames[1:4]:
         assert torch.equal(whole.step(image).low_res, other.step(image).low_res)
     gone = MemoryPropagator(demo)
     gone.seek(0, film.frames[0])
     gone.prompt(1, box=film.boxes[0, film.leads[0]])
     gone.seek(1, film.frames[1])
-    assert gone.identity.rivals == whole.identity.rivals
+    assert gone.identity.rivals == whole.identity.rivals == other.identity.rivals
+    adopted = MemoryPropagator(demo)
+    adopted.adopt(gone.state_of({1}))
+    assert adopted.identity.rivals == gone.identity.rivals and set(adopted.objects) == {1}
+    assert not gone.state_of({2})["identity"]["tracks"]
     gone.remove(1)
     assert not gone.identity.rivals
     state = other.state()

@@ -4,12 +4,13 @@ They run between SAM 2's decoder and its memory (VideoTracker.settle); nothing i
 
 SAM 2 decodes each object by itself. Where look-alikes cross, both masks cover both, the union is written to both
 memories, and they never part again; and an object that was away for long stays absent. The rules change nothing where
-no two objects meet and none is lost:
+no object meets another one, or a rival, and none is lost:
 
     motion.py      where an object will be: a line through its last places (SAMURAI, arXiv 2411.11922)
     frame.py       the masks of a frame, their boxes, and what they look like: the mean image token inside
     meeting.py     two look-alikes whose masks overlap: their union is cut between the places where they should be, and
                    the cut masks are written to memory
+    rivals.py      look-alikes that nobody asked for: followed unseen, by boxes, so that objects meet them likewise
     search.py      box prompts without memory, at the places whose image tokens resemble a lost object
     rules.py       all rules in order. It also hides a mask that coincides with another object's (IoU 0.7, as in SAM 3's
                    code, arXiv 2511.16719), or that lies on something unlike its object

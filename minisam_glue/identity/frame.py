@@ -1,5 +1,6 @@
 """A frame as the rules see it: masks, the boxes of their main parts, and what is inside them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,9 +8,16 @@ import torch
 from torch import Tensor
 
 from ..masks import boxes_of, large_parts, mean_tokens
+from ..support.reading import LARGEST
 from .motion import CentreBox
 
+FIRST_RIVAL = -LARGEST - 1  # ids of rivals count down from here; a user's object can't have such a number
 MAIN = 0.6  # parts smaller than this share of a mask's largest part do not count
+
+
+def is_rival(number: int) -> bool:
+    """Whether an id is that of a rival: see rivals.py."""
+    return number <= FIRST_RIVAL
 
 
 @dataclass
@@ -31,7 +39,7 @@ class Frame:
         self.row = {number: row for row, number in enumerate(self.ids)}
 
     def add(self, number: int, logits: Tensor, iou: float) -> None:
-        """Add a mask, logits (s, s), that the tracker does not have; before the frame is measured."""
+        """Add a mask, logits (s, s), of an object that the tracker does not have; then `measure` anew."""
         self.row[number] = len(self.ids)
         self.ids, self.ious = [*self.ids, number], [*self.ious, iou]
         self.logits = torch.cat((self.logits, logits[None].to(self.logits)))
@@ -58,15 +66,20 @@ class Frame:
         i, j = self.row[one], self.row[other]
         return self.areas[i], self.areas[j], int((self.masks[i] & self.masks[j]).sum())
 
-    def on_others(self, number: int) -> float:
-        """The share of an object's mask that lies on masks of other objects."""
-        others = [self.row[other] for other in self.ids if other != number and self.shows(other)]
-        mask = self.masks[self.row[number]]
-        return float((mask & self.masks[others].any(0)).sum() / mask.sum().clamp(min=1)) if others else 0.0
+    def iou(self, one: int, other: int) -> float:
+        """The intersection over union of two masks; 0 for empty ones."""
+        area, other_area, shared = self.overlap(one, other)
+        return shared / max(1, area + other_area - shared)
 
-    def taken(self) -> Tensor:
-        """Where objects are shown: bool (s, s)."""
-        shown = [self.row[number] for number in self.ids if self.shows(number)]
+    def on_others(self, number: int) -> float:
+        """The share of an object's mask that lies on masks of other objects, rivals apart."""
+        taken = self.taken(other for other in self.ids if other != number and not is_rival(other))
+        mask = self.masks[self.row[number]]
+        return float((mask & taken).sum() / mask.sum().clamp(min=1))
+
+    def taken(self, numbers: Iterable[int]) -> Tensor:
+        """Where objects of these ids are shown: bool (s, s)."""
+        shown = [self.row[number] for number in numbers if self.shows(number)]
         return self.masks[shown].any(0) if shown else torch.zeros_like(self.masks[0])
 
     def colours_in(self, masks: Tensor) -> Tensor:

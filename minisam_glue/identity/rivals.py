@@ -10,41 +10,47 @@ into the picture later.
 
 from collections.abc import Collection, Sequence
 
-from ..support.reading import LARGEST
-from .frame import Frame
+from torch import Tensor
+
+from ..masks import mean_tokens
+from .frame import FIRST_RIVAL, Frame
 from .motion import CentreBox, box_iou
-from .search import Candidate, Looks, MasksOf, find_candidates
+from .search import FOUND_LIKENESS, Candidate, Looks, MasksOf, find_candidates
 
 MOST_RIVALS, TRIES = 4, 6  # rivals of a video; places tried for each object
+SEARCHES = 8  # objects in a row without a rival after which the others are not tried: each place costs a decoding
 RIVAL_LIKENESS = 0.88  # least cosine of appearances: they are seen in another light, or from another side
 SAME_PLACE = 0.5  # IoU of boxes, or share of a mask, from which two are one
-FIRST_RIVAL = -LARGEST - 1  # ids of rivals count down from here; a user's object can't have such a number
-
-
-def is_rival(number: int) -> bool:
-    """Whether an id is that of a rival."""
-    return number <= FIRST_RIVAL
+LAST_RIVAL = FIRST_RIVAL - MOST_RIVALS + 1
 
 
 def free_id(taken: Collection[int]) -> int:
     """An id for a new rival."""
-    return next(number for number in range(FIRST_RIVAL, FIRST_RIVAL - MOST_RIVALS, -1) if number not in taken)
+    return next(number for number in range(FIRST_RIVAL, LAST_RIVAL - 1, -1) if number not in taken)
 
 
-def find_rivals(frame: Frame, numbers: Sequence[int], masks_of: MasksOf, room: int) -> list[Candidate]:
-    """Find look-alikes, at most `room`, of the objects of these ids, which are shown on a frame that was measured."""
-    found, taken = [], frame.taken()
+def find_rivals(
+    frame: Frame, numbers: Sequence[int], masks_of: MasksOf, room: int, lost: Sequence[Tensor]
+) -> list[Candidate]:
+    """Find look-alikes, at most `room`, of the objects of these ids on a frame that was measured.
+
+    lost: appearances (C,) of objects that are looked for: what is like one of them is no rival.
+    """
+    found, taken, in_vain = [], frame.taken(frame.ids), 0
     for number in numbers:
-        row = frame.row[number]
-        if len(found) >= room or not frame.shows(number):
-            continue
+        if len(found) >= room or in_vain >= SEARCHES:
+            break
+        row, before = frame.row[number], len(found)
         looks = Looks(frame.appearances[row], frame.colours[row], frame.boxes[row][2:], frame.areas[row])
         for candidate in find_candidates(frame, looks, taken, masks_of, TRIES):
             mask = candidate.logits > 0
+            appearance = mean_tokens(mask[None], frame.tokens)[0]
+            is_lost = any(float(appearance @ other) >= FOUND_LIKENESS for other in lost)
             is_free = int((mask & taken).sum()) < SAME_PLACE * int(mask.sum())
-            if candidate.is_like(RIVAL_LIKENESS) and is_free and len(found) < room:
+            if candidate.is_like(RIVAL_LIKENESS) and is_free and not is_lost and len(found) < room:
                 found.append(candidate)
                 taken = taken | mask
+        in_vain = in_vain + 1 if len(found) == before else 0
     return found
 
 

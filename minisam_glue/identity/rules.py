@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..support.reading import Kind, fields, flag, optional, real, sequence, tensor, whole
-from .frame import Frame, main_parts, mask_boxes
+from ..support.reading import LARGEST, Kind, fields, flag, optional, real, refuse, sequence, tensor, whole
+from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
-from .rivals import FIRST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id, is_rival
+from .rivals import LAST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id
 from .search import Candidate, Looks, MasksOf, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
@@ -33,6 +33,7 @@ ON_OTHERS = 0.5
 BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 PLACED = 0.5  # IoU of the box of a prompt with a prediction from which it is of that object
 STALE = 8  # frames without a clean mask after which a prediction counts no more
+FARTHEST = 1_000_000_000  # pixels or frames in a state from elsewhere
 PATIENCE, MISSED = 2, 8  # absent frames before a search begins; absent frames after which an object has no contacts
 
 
@@ -45,6 +46,7 @@ class Track:
     colour: Tensor | None = None  # (3,), components from 0 to 1
     clean: int = 0  # frames
     absent: int = 0  # frames in a row, until now
+    rival_of: set[int] = field(default_factory=set)  # ids of the objects that a rival was found for
 
     @property
     def known(self) -> bool:
@@ -122,7 +124,15 @@ class Identity:
         return True
 
     def forget(self, number: int) -> None:
-        """Forget what is known of an object: it was prompted elsewhere, or removed."""
+        """Forget what is known of an object: it was prompted elsewhere, or removed. So are rivals of it alone."""
+        self.drop(number)
+        for rival in self.rivals:
+            self.tracks[rival].rival_of.discard(number)
+            if not self.tracks[rival].rival_of:
+                self.drop(rival)
+
+    def drop(self, number: int) -> None:
+        """Forget a track, and end its contacts."""
         self.tracks.pop(number, None)
         self.part(number)
 
@@ -154,7 +164,7 @@ class Identity:
         self.stray(frame)
         found = self.search(frame, masks_of)
         self.learn(frame, found)
-        self.give_up()
+        self.give_up(frame)
         return found
 
     # --- Rivals ---
@@ -167,21 +177,29 @@ class Identity:
     def find_rivals(self, frame: Frame, masks_of: MasksOf) -> None:
         """Begin to follow the rivals of the objects that were prompted on a frame, which has all masks that are shown.
 
-        A rival that was prompted is one no more. masks_of: see find_candidates.
+        A rival at the place of a prompted object is one no more, nor is one that was last seen long before or after.
+        What is like an object that is lost may be this object, and no rival. masks_of: see find_candidates.
         """
         frame.measure()
         new = [number for number in frame.ids if number in frame.fixed]
         boxes = [frame.boxes[frame.row[number]] for number in new]
         for number in self.rivals:
-            if at_one_place(self.tracks[number].motion.predict(frame.number), boxes):
-                self.forget(number)
-        self.follow(frame, masks_of)
-        frame.measure()
-        for candidate in find_rivals(frame, new, masks_of, MOST_RIVALS - len(self.rivals)):
-            number = free_id(self.tracks)
-            self.tracks[number] = Track()
-            frame.add(number, candidate.logits, candidate.iou)
+            motion = self.tracks[number].motion
+            if abs(frame.number - motion.at) > STALE or at_one_place(motion.predict(frame.number), boxes):
+                self.drop(number)
+        if self.rivals:
+            self.follow(frame, masks_of)
             frame.measure()
+        tracks = [(number, track) for number, track in self.tracks.items() if track.known and not is_rival(number)]
+        lost = [track.appearance for number, track in tracks if not (number in frame.row and frame.shows(number))]
+        found = []
+        for candidate in find_rivals(frame, new, masks_of, MOST_RIVALS - len(self.rivals), lost):
+            found.append(free_id(self.tracks))
+            self.tracks[found[-1]] = Track(rival_of=set(new))
+            frame.add(found[-1], candidate.logits, candidate.iou)
+        if found:
+            frame.measure()
+        for number in found:
             self.tracks[number].see(frame, number)
 
     def follow(self, frame: Frame, masks_of: MasksOf) -> None:
@@ -207,17 +225,23 @@ class Identity:
             if frame.ious[row] < CLEAN_IOU or not alike or not track.motion.fits(frame.areas[row]):
                 frame.hide(number)
 
-    def only_rivals(self) -> "Identity":
-        """Rules that know these rivals, and nothing else."""
+    def only_rivals(self, ids: Collection[int]) -> "Identity":
+        """Rules that know the rivals of these objects, and nothing else."""
         identity = Identity()
-        identity.tracks = {number: self.tracks[number] for number in self.rivals}
+        identity.tracks = {
+            number: self.tracks[number] for number in self.rivals if self.tracks[number].rival_of & set(ids)
+        }
         return identity
 
-    def give_up(self) -> None:
-        """Follow no longer the rivals that have been absent for too long."""
+    def give_up(self, frame: Frame) -> None:
+        """Follow no longer the rivals that have been absent for too long; of two with one mask, the later one."""
+        kept: list[int] = []
         for number in self.rivals:
-            if self.tracks[number].absent > MISSED:
-                self.forget(number)
+            repeats = any(frame.iou(number, other) >= COINCIDE for other in kept)
+            if repeats or self.tracks[number].absent > MISSED:
+                self.drop(number)
+            elif frame.shows(number):
+                kept.append(number)
 
     # --- Contacts and meetings ---
 
@@ -225,7 +249,7 @@ class Identity:
         """Begin and end contacts."""
         boxes = {number: self.box(frame, number) for number in frame.ids}
         boxes = {number: box for number, box in boxes.items() if box is not None}
-        near = dict.fromkeys(touching_pairs(boxes))  # in order, which a set has not
+        near = dict.fromkeys(pair for pair in touching_pairs(boxes) if self.may_meet(*pair))  # in order
         for pair in near:
             if pair not in self.contacts:
                 self.contacts[pair] = Contact(all(self.tracks[number].known for number in pair))
@@ -234,6 +258,10 @@ class Identity:
             gone = not set(pair) <= frame.row.keys() or any(self.tracks[n].absent > MISSED for n in pair)
             if gone or (contact.apart >= APART and not (contact.meeting and self.overlap(frame, *pair))):
                 del self.contacts[pair]
+
+    def may_meet(self, one: int, other: int) -> bool:
+        """Whether two objects, the smaller id first, can have a contact: a rival only with what it is a rival of."""
+        return not is_rival(one) or other in self.tracks[one].rival_of
 
     def box(self, frame: Frame, number: int) -> CentreBox | None:
         """The box of an object: in a meeting by its prediction, else by its mask; None if that is empty."""
@@ -266,8 +294,10 @@ class Identity:
         return alike and self.overlap(frame, one, other) and self.is_at_stake(frame, one, other)
 
     def is_at_stake(self, frame: Frame, one: int, other: int) -> bool:
-        """Whether two masks that overlap have to be parted: that of an object and a rival if the object's has an
-        unusual area. Else it is the rival's, made by a box, that is wrong. Rivals among themselves never."""
+        """Whether two masks that overlap have to be parted: an object and its rival if the object's area is unusual.
+
+        Else the rival's mask, which a box made, is the wrong one.
+        """
         objects = [number for number in (one, other) if not is_rival(number)]
         if len(objects) == 2:
             return True
@@ -350,7 +380,7 @@ class Identity:
         """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
         while lost:
-            candidates = {number: find_lost(frame, self.tracks[number].looks, masks_of) for number in lost}
+            candidates = {n: find_lost(frame, self.tracks[n].looks, self.taken(frame, n), masks_of) for n in lost}
             number = max(lost, key=lambda number: candidates[number].rank if candidates[number] else (False, -1.0))
             best = candidates[number]
             if best is None or not best.good:
@@ -364,6 +394,10 @@ class Identity:
             frame.masks[frame.row[number]] = best.logits > 0
             frame.areas[frame.row[number]] = int((best.logits > 0).sum())
         return found
+
+    def taken(self, frame: Frame, number: int) -> Tensor:
+        """Where an object cannot be, bool (s, s): where other objects and its own rivals are shown."""
+        return frame.taken(n for n in frame.ids if not is_rival(n) or number in self.tracks[n].rival_of)
 
     def is_lost(self, frame: Frame, number: int) -> bool:
         """Whether an object is to be looked for."""
@@ -382,12 +416,14 @@ class Identity:
                 box = mask_boxes(main_parts(frame.masks[row][None]))[0]
                 track.motion.restart(frame.number, box)
                 track.motion.observe(frame.number, box, frame.areas[row], frame.holds(box))
+            elif is_rival(number) and frame.on_others(number) >= OVERLAP:
+                pass  # what is seen there may be another object: not even its place is known
             elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
+                is_new = not track.clean or track.motion.at != frame.number  # a rival is seen where it is found
                 clean = frame.ious[row] > CLEAN_IOU and self.in_place(frame, number)
-                free = not is_rival(number) or frame.on_others(number) < OVERLAP
-                if clean and free and self.looks_alike(frame, number):
+                if clean and is_new and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
@@ -400,16 +436,18 @@ class Identity:
         return [f"{' and '.join(map(named, members))} meet" for members in shown] + self.words
 
     def say(self, number: int, words: str) -> None:
-        """Note what was done with the mask of an object; rivals are nobody's concern."""
+        """Note what was done with the mask of an object; of rivals nothing is told."""
         if not is_rival(number):
             self.words.append(f"{named(number)} {words}")
 
     def state(self) -> dict:
         """Give what is known as numbers and tensors that torch.save takes."""
         tracks = [
-            {"id": number} | {name: value for name, value in vars(t).items() if name != "motion"} | vars(t.motion)
+            {"id": number} | vars(t.motion) | vars(t) | {"rival_of": sorted(t.rival_of)}
             for number, t in self.tracks.items()
         ]
+        for track in tracks:
+            del track["motion"]
         contacts = [{"pair": list(pair)} | vars(contact) for pair, contact in self.contacts.items()]
         return {"tracks": tracks, "contacts": contacts}
 
@@ -426,8 +464,9 @@ class Identity:
                 tuple(kept["place"]),
                 tuple(kept["velocity"]),
             )
-            learned = (None if kept[name] is None else kept[name].to(device) for name in ("appearance", "colour"))
-            identity.tracks[kept["id"]] = Track(motion, *learned, kept["clean"], kept["absent"])
+            looks = (kept[name] for name in ("appearance", "colour"))
+            looks = (None if known is None else known.to(device, torch.float32) for known in looks)
+            identity.tracks[kept["id"]] = Track(motion, *looks, kept["clean"], kept["absent"], set(kept["rival_of"]))
         for kept in state["contacts"]:
             identity.contacts[tuple(sorted(kept["pair"]))] = Contact(kept["known"], kept["meeting"], kept["apart"])
         identity.find_meeting()
@@ -436,16 +475,17 @@ class Identity:
 
 def state_kind(dim: int) -> Kind:
     """The kind of Identity.state() for a model with image tokens of so many channels."""
-    number, point = whole(FIRST_RIVAL - MOST_RIVALS), sequence(real, 2)
+    number, point = whole(LAST_RIVAL), sequence(pixels, 2)
     track = fields(
         id=number,
         appearance=optional(tensor(dim)),
         colour=optional(tensor(3)),
         clean=whole(),
         absent=whole(),
-        places=sequence(sequence(real, 3)),
+        rival_of=sequence(whole(-LARGEST)),
+        places=sequence(sequence(pixels, 3)),
         sizes=sequence(point),
-        areas=sequence(real),
+        areas=sequence(pixels),
         usual=optional(point),
         at=whole(),
         place=point,
@@ -464,7 +504,8 @@ def state_kind(dim: int) -> Kind:
                 known_as = (kept[name] for name in ("appearance", "colour"))
                 if any(each is None for each in known_as) or not (kept["sizes"] and kept["areas"]):
                     raise ValueError(f"{where} has an object of which it does not know how it looks")
-            if any(side <= 0 for size in (*kept["sizes"], kept["usual"] or (1,)) for side in size):
+            sizes = (*kept["sizes"], kept["areas"], kept["usual"] or (1,))
+            if any(side <= 0 for size in sizes for side in size):
                 raise ValueError(f"{where} has an object without a size")
         for kept in value["contacts"]:
             needed = known if kept["known"] or kept["meeting"] else numbers
@@ -472,6 +513,13 @@ def state_kind(dim: int) -> Kind:
                 raise ValueError(f"{where} has a contact of an object that it does not know")
 
     return check
+
+
+def pixels(value: object, where: str) -> None:
+    """A number of pixels or of frames with which a motion can be computed."""
+    real(value, where)
+    if abs(value) > FARTHEST:
+        refuse(value, where, f"a number up to {FARTHEST:,}")
 
 
 def named(number: int) -> str:

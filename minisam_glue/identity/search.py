@@ -1,4 +1,4 @@
-"""Search for lost objects: where image tokens look like one, SAM 2 says by box prompts whether it is there."""
+"""Search for lost objects, and for rivals: where image tokens look like an object, SAM 2 is shown a box."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PEAKS, LIKENESS = 2, 0.6  # places tried; least cosine of their image token
 FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3
 FOUND_COLOUR = 0.2  # distance of mean colours (components 0 to 1)
 FOUND_AREA = 0.3, 2.5  # times the median
-MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see find_lost
+MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see find_candidates
 
 
 @dataclass
@@ -62,9 +62,12 @@ class Looks:
     area: float
 
 
-def find_lost(frame: Frame, looks: Looks, masks_of: MasksOf) -> Candidate | None:
-    """Find a lost object: the best candidate, which need not be good; None if nothing is like the object."""
-    candidates = find_candidates(frame, looks, frame.taken(), masks_of)
+def find_lost(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf) -> Candidate | None:
+    """Find a lost object: the best candidate, which need not be good; None if nothing is like the object.
+
+    taken: bool (s, s), where it cannot be.
+    """
+    candidates = find_candidates(frame, looks, taken, masks_of)
     return max(candidates, key=lambda c: c.rank) if candidates else None
 
 
