@@ -106,7 +106,6 @@ class MemoryPropagator(VideoTracker):
         super().remove(object_id)
         if self.identity is not None:
             self.identity.forget(object_id)
-            self.identity = self.identity if self.objects else Identity()
 
     def settle(self, found: list[tuple[Sequence[TrackedObject], Decoded]]) -> list:
         """Settle as VideoTracker does, then apply the rules: only the masks that they change differ."""
@@ -168,7 +167,6 @@ class MemoryPropagator(VideoTracker):
     def track(self, reverse: bool = False) -> FrameResult:
         """Track as VideoTracker does; masks that can't be told apart are shown, but not kept in memory."""
         self.unwritten: set[int] = set()
-        self.find_rivals()
         result = super().track(reverse)
         for number in self.unwritten:
             self.objects[number].bank.tracked[self.frame].tokens = None

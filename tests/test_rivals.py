@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.sam2_tiny import frames, tiny_model
 from helpers.scripted_masks import SIDE, answers, logits_of, square, tokens_of
 
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
@@ -44,7 +45,7 @@ class Scene:
         seen = []
         for t in frames:
             frame = self.frame(t, square(8 + t) | (leak if t > 5 else NOTHING))
-            self.identity.settle(frame, self.masks_of)
+            assert not any(map(is_rival, self.identity.settle(frame, self.masks_of)))
             seen.append((frame.logits[0] > 0) & (1 not in frame.absent))
         return torch.stack(seen)
 
@@ -132,6 +133,8 @@ def test_there_are_four_rivals_at_most_and_no_user_has_their_numbers():
         return answers([next((m for m in squares if m[y, x]), NOTHING) for x, y in centres], 0.9)
 
     scene.identity.find_rivals(frame, masks_of)
+    assert len(scene.identity.rivals) == MOST_RIVALS
+    scene.identity.find_rivals(frame, masks_of)  # no room: a fifth is not looked for
     assert len(scene.identity.rivals) == MOST_RIVALS
     assert all(map(is_rival, scene.identity.rivals)) and not is_rival(FIRST_RIVAL + 1)
     state = scene.identity.state()
@@ -248,6 +251,19 @@ def test_a_twin_that_nobody_tracks_draws_no_mask_to_it_and_is_not_shown(demo):
         covered[rules] = int(((masks[:, None] & twins).sum((2, 3)) > 0.5 * twins.sum((2, 3))).any(1).sum())
     assert len(tracker.identity.rivals) == 2 and set(words) == {"#1 and a look-alike meet"}
     assert covered[True] == 0 < covered[False]
+
+
+def test_the_memory_of_a_rival_is_nobodys(monkeypatch):
+    def rule(self, frame, look):
+        frame.unwritten |= {FIRST_RIVAL, 1}
+        return {}
+
+    monkeypatch.setattr(Identity, "settle", rule)
+    tracker, film = MemoryPropagator(tiny_model()), frames(2)
+    tracker.seek(0, film[0])
+    tracker.prompt(1, box=[5, 10, 20, 25])
+    tracker.step(film[1])
+    assert tracker.objects[1].bank.tracked[1].tokens is None
 
 
 def test_rivals_are_part_of_a_state_and_of_the_way_back(demo):

@@ -421,9 +421,8 @@ class Identity:
             elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                is_new = not track.clean or track.motion.at != frame.number  # a rival is seen where it is found
                 clean = frame.ious[row] > CLEAN_IOU and self.in_place(frame, number)
-                if clean and is_new and self.looks_alike(frame, number):
+                if clean and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
