@@ -1,7 +1,6 @@
 """Files that somebody changed: each ends in a result or one line, within bounds of time and memory, in one process."""
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -11,12 +10,16 @@ import pytest
 import torch
 from helpers import tamper
 from helpers.commands import command
+from helpers.demo_training import TINY_SEGMENTER
 from helpers.squares import save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
 from minisam_glue import demo, load_models
 from minisam_glue.cli.console import Console, failed
+from minisam_glue.demo import training
+from minisam_glue.demo.curriculum import Recipe
+from minisam_glue.demo.train_segmenter import SegmenterTask
 from minivit import cli, parser, run
 from minivit.pretrained import load_pretrained
 from minivit.vit import VisionTransformer, ViTConfig
@@ -41,6 +44,15 @@ def problems(path: Path, cases: Cases, run: Callable[[], int], capsys) -> dict[s
         if status not in (0, 2) or (status == 2) != (len(lines) == 1) or "memory" in said or "\x1b" in said:
             wrong[name] = f"status {status}: {said[:300]!r}"
     return wrong
+
+
+def told(work: Callable[[], object]) -> int:
+    """The exit status of a command that does this work."""
+    try:
+        work()
+    except ValueError as error:
+        return failed(error)
+    return 0
 
 
 # --- An interrupted video ----------------------------------------------------------------------------------
@@ -148,7 +160,6 @@ def pictures(tmp_path_factory) -> Path:
 def unfinished(request, pictures, tmp_path_factory) -> Path:
     """The folder of a training that was stopped in the middle of its second epoch."""
     out = tmp_path_factory.mktemp("training") / "run"
-    os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     words = f"--data folder --data-root {pictures} --out {out} --epochs 2 --batch-size 4 --val-split 4 {TINY}"
     words = f"{words} --optimizer {request.param}"
     trainer, _ = run.prepare(vars(parser.parse_arguments(words.split(), "minivit")))
@@ -224,16 +235,58 @@ def test_a_model_too_large_to_be_meant_is_refused_before_it_is_built(name, value
     assert not (tmp_path / "run").exists()
 
 
+DEMO = Recipe(steps=3, batch_size=1, warmup_steps=1, early_side=64, objects=1, corrections=0)
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory) -> Path:
+    """The folder of a training of a tiny demo segmenter, two of whose three steps are done."""
+    out = tmp_path_factory.mktemp("demo")
+    trainer = training.Trainer(SegmenterTask(DEMO, TINY_SEGMENTER), out, "cpu")
+    for step in range(2):
+        trainer.update(trainer.task.batch(step, step))
+    trainer.save()
+    return out
+
+
+WRONG = [
+    (("recipe",), {}),
+    (("recipe", "steps"), "x"),
+    (("recipe", "steps"), None),
+    (("recipe", "lr"), torch.zeros(3)),
+    (("step",), 4),
+    (("optimizers",), 5),
+    (("optimizers", 0), {"param_groups": []}),
+    (("optimizers", 0, "state"), 5),
+    (("optimizers", 0, "state", 0, "momentum"), "x"),
+    (("optimizers", 0, "state", 0, "momentum"), torch.zeros(3)),
+    (("optimizers", 1, "state", 1, "exp_avg"), torch.zeros(3)),
+    (("optimizers", 1, "state", 1, "step"), torch.tensor(-1.0)),
+    (("optimizers", 1, "state", 1), {}),
+    (("optimizers", 1, "param_groups", 0, "params"), [0]),
+]
+
+
+def test_what_would_end_a_demo_training_later_is_refused_before_it_goes_on(demo_run, tmp_path):
+    good = torch.load(demo_run / "last.pt", weights_only=True)
+    trainer, path = training.Trainer(SegmenterTask(DEMO, TINY_SEGMENTER), tmp_path, "cpu"), tmp_path / "last.pt"
+    for place, wrong in WRONG:
+        assert tamper.at(good, place) is not wrong  # there is such a place
+        torch.save(tamper.changed(good, place, wrong), path)
+        with pytest.raises(ValueError) as refused:
+            training.read_state(path, trainer)
+        assert str(refused.value).startswith(f"{path}: ") and "choose another --out" in str(refused.value), place
+
+
+@pytest.mark.parametrize("step", [131, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_changed_state_of_a_demo_training_is_refused_in_one_line_or_continued(step, demo_run, tmp_path, capsys):
+    def go_on() -> int:
+        return told(lambda: training.Trainer(SegmenterTask(DEMO, TINY_SEGMENTER), tmp_path, "cpu").run(0))
+
+    assert problems(tmp_path / "last.pt", archives(demo_run / "last.pt", step), go_on, capsys) == {}
+
+
 # --- Weights -----------------------------------------------------------------------------------------------
-
-
-def told(load: Callable[[], object]) -> int:
-    """The exit status of a command that loads weights."""
-    try:
-        load()
-    except ValueError as error:
-        return failed(error)
-    return 0
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])

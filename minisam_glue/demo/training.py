@@ -37,7 +37,20 @@ from ..models import choose_device
 from ..support.files import remove_if_empty, whole_file
 from ..support.lock import FolderLock
 from ..support.processes import Stopped, on_signals, own_gpu, rank_and_number, run_program
-from ..support.reading import anything, check_weights, fields, load, load_state_dict, mapping, text, whole
+from ..support.reading import (
+    anything,
+    check_weights,
+    fields,
+    load,
+    load_state_dict,
+    mapping,
+    plain,
+    refuse,
+    sequence,
+    tensor,
+    text,
+    whole,
+)
 from ..support.text import one_line
 from ..support.values import number, whole_number
 from .muon import Muon, matrices_of
@@ -126,7 +139,7 @@ class Trainer:
         self.recent: dict[str, list[Tensor]] = defaultdict(list)  # losses since the last line of the log
         out.mkdir(parents=True, exist_ok=True)
         if begun:
-            self.resume(read_state(out / "last.pt", self.state()))
+            self.resume(read_state(out / "last.pt", self))
 
     def resume(self, state: dict) -> None:
         """Go on from a saved state. ValueError if it is of another recipe; steps may differ while on the plateau."""
@@ -250,24 +263,54 @@ def leave_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def read_state(path: Path, ours: dict) -> dict:
+def read_state(path: Path, trainer: Trainer) -> dict:
     """The state of a run as it was saved. ValueError, which names the file, if it is damaged or of another model.
 
-    ours: the state of the run that would go on.
+    trainer: the run that would go on.
     """
     try:
         state = load(path)
-        fields(recipe=mapping(text, anything), step=whole(), model=anything, ema=anything, optimizers=anything)(
+        fields(recipe=mapping(text, plain), step=whole(), optimizers=sequence(anything, len(trainer.optimizers)))(
             state, "its content"
         )
+        fields(steps=whole(max(1, state["step"])))(state["recipe"], "its recipe")
+        fields(model=anything, ema=anything)(state, "its content")
         for name in ("model", "ema"):
-            check_weights(state[name], ours[name])
-        for saved, own in zip(state["optimizers"], ours["optimizers"], strict=True):
-            if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in own["param_groups"]]:
-                raise ValueError("its optimisers are of another model")
-    except (ValueError, TypeError, KeyError) as error:
+            check_weights(state[name], trainer.model.state_dict())
+        state["optimizers"] = [moments(*both) for both in zip(trainer.optimizers, state["optimizers"])]
+    except ValueError as error:
         raise ValueError(f"{path}: {one_line(error)}; choose another --out, or remove it to begin anew") from None
     return state
+
+
+def moments(optimizer: torch.optim.Optimizer, saved: object) -> dict:
+    """What `optimizer` may load of a state_dict() of its like: all but rates and settings, which stay its own.
+
+    ValueError if the moments are not of its weights, or would make a step fail.
+    """
+    (group,), own = optimizer.param_groups, optimizer.state_dict()["param_groups"]
+    groups = sequence(fields(params=sequence(whole())), 1)
+    fields(state=mapping(whole(0, len(group["params"]) - 1), anything), param_groups=groups)(saved, "an optimiser")
+    if list(saved["param_groups"][0]["params"]) != own[0]["params"]:
+        raise ValueError("its optimisers are of another model")
+    kept = {}
+    for place, found in saved["state"].items():
+        weight = group["params"][place]
+        moment = tensor(*weight.shape)
+        kinds = {"step": first_or_later, "exp_avg": moment, "exp_avg_sq": moment}  # AdamW's
+        if "momentum" in group:  # Muon's
+            kinds = {"momentum": moment}
+        fields(**kinds)(found, f"the moments of weight {place}")
+        # In memory of their own: one number may stand for many in the file, and could not be written to.
+        kept[place] = {name: found[name].clone(memory_format=torch.contiguous_format) for name in kinds}
+    return {"state": kept, "param_groups": own}
+
+
+def first_or_later(value: object, where: str) -> None:
+    """The number of a step as AdamW keeps it: a tensor."""
+    tensor()(value, where)
+    if value < 1:
+        refuse(value.item(), where, "at least 1")
 
 
 def is_line_until(line: bytes, step: int) -> bool:
