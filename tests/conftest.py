@@ -13,6 +13,7 @@ import torch
 from helpers.checkpoint_server import CONTENT, SHA256, Handler
 
 from minisam_glue.weights import CHECKPOINTS, Checkpoint
+from minivit import report
 
 # Workers of pytest-xdist share the cores: one thread each, and one for the processes that tests start.
 if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -32,6 +33,22 @@ SLOWEST_FILES = ("test_demo_weights.py", "test_demo_end_to_end.py", "test_packag
 def pytest_collection_modifyitems(items):
     """The slowest files come first: a process that began one last would keep the others waiting."""
     items.sort(key=lambda item: item.path.name not in SLOWEST_FILES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """No test reads or fills the cache of images of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_pictures():
+    """Reports are drawn in half the time; programs that tests start draw them as users get them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "DPI", 30)
+        yield
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(report, "DPI", 30)  # faster
     monkeypatch.chdir(tmp_path)
 
 

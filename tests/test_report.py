@@ -16,6 +16,7 @@ import torch
 from minivit import report, run
 
 GOLDEN = parity.Golden.load(Path(__file__).parent / "golden" / "vit" / "train_metrics.npz")
+DPI = report.DPI  # that of users: here reports are drawn more coarsely
 CLASSES = ["cat", "dog|$x$", "a ship with a rather long name"]
 HISTORY = [
     {"epoch": 1, "train_loss": 2.0, "val_acc": 0.5, "lr": 1e-3},
@@ -134,6 +135,7 @@ def test_pictures_are_written_at_300_dpi_without_pyplot(tmp_path, monkeypatch):
     from PIL import Image
 
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    monkeypatch.setattr(report, "DPI", DPI)
     logits, target, images = case()
     report.write_report(tmp_path, logits, target, CLASSES, images, HISTORY)
     pictures = {p.stem for p in tmp_path.glob("*.png")}
@@ -278,8 +280,7 @@ NASTY = [
 ]
 
 
-def test_names_of_classes_break_no_table_and_bring_no_markup_or_control_character(tmp_path, recwarn, monkeypatch):
-    monkeypatch.setattr(report, "DPI", 40)  # faster
+def test_names_of_classes_break_no_table_and_bring_no_markup_or_control_character(tmp_path, recwarn):
     count, logits = len(NASTY), torch.eye(len(NASTY)) * 3
     images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
     got = report.write_report(tmp_path, logits, torch.arange(count), NASTY, images, HISTORY, NASTY[0], {"a|b": "<b>"})

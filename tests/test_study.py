@@ -2,18 +2,16 @@
 
 import csv
 import json
-import os
 import shutil
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from helpers.drawn_shapes import save_shapes
 
 import train_cifar
 from minivit import budget, checkpoint, cli, config, report, run, study
-from minivit import data as datasets
 from minivit.budget import Budget
 from minivit.files import write_json
 from minivit.folder import load as load_folder
@@ -27,21 +25,12 @@ TINY = {"preset": "shapes-demo", "dim": 16, "depth": 1, "heads": 2, "image_size"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Drawn shapes as PNG files: 60 to train on, 20 to test."""
-    os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    root, drawn = tmp_path_factory.mktemp("shapes"), datasets.shapes(0, 60, 20, image_size=16)
-    for name, split in (("train", drawn.train), ("test", drawn.test)):
-        for i, (image, label) in enumerate(zip(split.images, split.labels)):
-            folder = root / name / drawn.classes[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    return root
+    return save_shapes(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "write_report", lambda *_, **__: None)  # whose pictures take seconds
-    monkeypatch.setattr(report, "DPI", 20)
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The command line, end to end on tiny folders of real image files."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 
 import train_cifar
-from minivit import cli, config, parser, report, run, train, vit
+from minivit import cli, config, parser, run, train, vit
 from minivit.files import Claim
 from minivit.report import percent
 
@@ -43,11 +42,6 @@ SMALL = [
     "--val-split",
     "4",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    os.environ["MINIVIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -354,10 +348,8 @@ def test_a_picture_of_another_size_is_resized_and_predict_says_so(finished, tmp_
     assert capsys.readouterr().out.endswith("%  (50x30: resized, centre crop of 16x16)\n")
 
 
-def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images, tmp_path, capsys, monkeypatch):
+def test_no_name_of_a_class_file_or_folder_steers_the_terminal(finished, images, tmp_path, capsys):
     import torch
-
-    monkeypatch.setattr(report, "DPI", 40)  # faster
 
     state = torch.load(finished / "best.pt", weights_only=True)
     state["classes"] = ["\x1b[31mred\n", "caf\udce9"]

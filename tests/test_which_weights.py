@@ -1,7 +1,6 @@
 """Whatever a run is like, one number holds: the report's, that of --eval, and the model's as a teacher."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20)]
 def images(tmp_path_factory) -> Path:
     """Three classes that differ a little, so that accuracies are neither 0 nor 1."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    os.environ["MINIVIT_CACHE"] = str(root / "cache")
     for split, count in (("train", 60), ("test", 27)):
         for number in range(3):
             (root / split / f"class{number}").mkdir(parents=True)
