@@ -27,7 +27,7 @@ from minisam_glue.models import load_models
 ROOT = Path(__file__).resolve().parent.parent
 FOLLOWED = {"free": 0.6, "crossing": 0.6, "occlusion": 0.6, "leaving": 0.6}  # least mean IoU over the frames
 FOUND, FALSE = 0.7, 0.15  # by a sentence: least mean IoU; most wrong objects for each right one
-FIRST_SEED = 700_000  # held out, and neither of the evaluation nor of the examples
+FIRST_SEED = 610_000  # held out, and neither of the evaluation, the examples nor the final figures
 
 
 @pytest.fixture(scope="module")
@@ -269,9 +269,10 @@ def test_a_run_killed_at_a_random_frame_goes_on_to_the_truth(tmp_path):
         if journal.exists() and journal.read_bytes().count(b"\n") >= wanted:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.002)
-    assert process.wait(60) == -signal.SIGKILL and not (out / "film" / "result.json").exists()
-    assert start(*words, "--resume").wait(120) == 0
-    assert min(followed(out / "film", film.masks[:, leads])) > FOLLOWED["occlusion"]
+    told = f"killed at frame {wanted}"
+    assert process.wait(60) == -signal.SIGKILL and not (out / "film" / "result.json").exists(), told
+    assert start(*words, "--resume").wait(120) == 0, told
+    assert min(followed(out / "film", film.masks[:, leads])) > FOLLOWED["occlusion"], told
 
 
 def test_two_processes_give_every_picture_its_own_truth(tmp_path):
