@@ -26,6 +26,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from peak_memory import peak_mib
 
+from minisam_glue.support.processes import run_program
 from minivit import checkpoint, config
 from minivit import data as datasets
 from minivit.evaluate import Evaluator, top1
@@ -66,9 +67,9 @@ def export(folder: Path, last: bool = False) -> None:
     print(f"{checkpoint.DEMO}: {chosen}, {checkpoint.DEMO.stat().st_size / 1e6:.2f} MB")
 
 
-def fixed_images(path: Path = FIXED) -> tuple[torch.Tensor, torch.Tensor]:
+def fixed_images() -> tuple[torch.Tensor, torch.Tensor]:
     """The 200 test images in the repository, uint8 (200, 3, 32, 32), and their classes (200,), in order of name."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(FIXED) as archive:
         names = sorted(archive.namelist())
         pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
     classes = sorted({name.split("/")[0] for name in names})
@@ -103,7 +104,7 @@ def measure(data_root: Path, out: Path) -> None:
             summary["calibration_error"] = report["calibration_error"]
     summary["peak_mib"] = peak_mib()
     summary["threads"], summary["commit"] = torch.get_num_threads(), config.commit()
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(out / "summary.json", summary)
     facts = checkpoint.DEMO.with_suffix(".json")
     write_json(facts, json.loads(facts.read_text()) | {name: summary[name] for name in STATED})
     print(json.dumps(summary, indent=1))
@@ -146,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

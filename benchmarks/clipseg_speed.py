@@ -13,7 +13,6 @@ times as fast for one phrase, and 1.5 times for ten.
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -23,8 +22,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import sides
 import torch
-from peak_memory import peak_mib
+from peak_memory import forget_peak, peak_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -87,52 +87,29 @@ def worker(args) -> None:
         print(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}), flush=True)
 
 
-def forget_peak() -> None:
-    """Start the peak of this run anew (on Linux; elsewhere it is the process's)."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def start_worker(side: str, args, folder: str) -> subprocess.Popen:
+def start(side: str, args, folder: str) -> subprocess.Popen:
     """The process of a side, once it is ready. SystemExit if it can't start."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--worker", side, "--folder", folder, "--threads", str(args.threads)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        stderr=None if args.verbose else subprocess.DEVNULL,
-        env=os.environ,
-    )
-    for line in process.stdout:
-        if line.startswith('{"ready"'):
-            print(f"{side}: ready, torch {json.loads(line)['torch']}")
-            return process
-    raise SystemExit(f"{side} could not start: pip install 'minivit-minisam[bench]' (--verbose shows why)")
-
-
-def ask(process: subprocess.Popen, phrases: int) -> dict:
-    """One timed run. SystemExit if the process has died."""
-    process.stdin.write(f"{phrases}\n")
-    process.stdin.flush()
-    answer = next((line for line in process.stdout if line.startswith("{")), None)
-    if answer is None:
-        raise SystemExit("a side died (--verbose shows why)")
-    return json.loads(answer)
+    command = [sys.executable, __file__, "--worker", side, "--folder", folder, "--threads", str(args.threads)]
+    process = sides.start(side, command, args.verbose)
+    if process is None:
+        raise SystemExit(f"{side} could not start: pip install 'minivit-minisam[bench]' (--verbose shows why)")
+    return process
 
 
 def measure(args, folder: str) -> dict[str, dict[int, list[dict]]]:
     """The runs of each side and number of phrases; one of each is not counted."""
-    workers = {side: start_worker(side, args, folder) for side in SIDES}
+    workers = {side: start(side, args, folder) for side in SIDES}
     runs = {side: {phrases: [] for phrases in AIMS} for side in SIDES}
     for counted in [False] + [True] * args.rounds:
         for phrases in AIMS:
             for side, process in workers.items():
-                run = ask(process, phrases)
+                run = sides.ask(process, phrases)
+                if run is None:
+                    raise SystemExit(f"{side} died (--verbose shows why)")
                 if counted:
                     runs[side][phrases].append(run)
     for process in workers.values():
-        process.stdin.close()
-        process.wait()
+        sides.end(process)
     return runs
 
 

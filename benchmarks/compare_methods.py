@@ -21,18 +21,20 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from second_renderer import second_clip, second_scene
+from second_renderer import photos_in, second_clip, second_scene
 
 from minisam_glue.clipseg import HeatMapper
 from minisam_glue.demo import DETECTOR, FOLDER, HEAT_MAPPER, SEGMENTER, load_detector, load_heat_mapper, load_segmenter
-from minisam_glue.demo.evaluate import evaluate_detector, evaluate_text_to_masks, measure_trackers
+from minisam_glue.demo.evaluate import check_seeds, evaluate_detector, evaluate_text_to_masks, measure_trackers
 from minisam_glue.demo.evaluate_clipseg import evaluate_heat_maps, evaluate_heat_to_masks
 from minisam_glue.demo.scenes import HELD_OUT, KINDS, Scene, clip, scene
+from minisam_glue.models import choose_device
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import SAM2, accelerate
 from minisam_glue.support.processes import run_program
+from minisam_glue.support.text import one_line
+from minisam_glue.support.values import whole_number
 
-PICTURES = (".jpg", ".jpeg", ".png")
 TRACKERS = {
     "memory": partial(MemoryPropagator, identity=False),
     "memory, with the rules of --identity": MemoryPropagator,
@@ -54,18 +56,21 @@ def by_sentence(segmenter: SAM2, mapper: HeatMapper, scenes: list[Scene], device
 def main(argv: list[str] | None = None) -> None:
     """The command line: all metrics as JSON on standard output. Exit status 2 where weights or photographs lack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=300, help="number of scenes (default %(default)s)")
-    parser.add_argument("--clips", type=int, default=24, help="number of clips, of four kinds in turn (%(default)s)")
-    parser.add_argument("--first-seed", type=int, default=HELD_OUT.start, help="of scenes and clips (%(default)s)")
+    count = whole_number(0)
+    parser.add_argument("--scenes", type=count, default=300, help="number of scenes (default %(default)s)")
+    parser.add_argument("--clips", type=count, default=24, help="number of clips, of four kinds in turn (%(default)s)")
+    parser.add_argument("--first-seed", type=count, default=HELD_OUT.start, help="of scenes and clips (%(default)s)")
     parser.add_argument("--clipseg", type=Path, default=FOLDER / HEAT_MAPPER, help="weights (default: the demo's)")
     parser.add_argument("--photos", type=Path, help="folder of photographs: draw by second_renderer.py, on these")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    check_seeds(parser, args.first_seed, max(args.scenes, args.clips))
+    args.device = str(choose_device(args.device))
     try:
-        photos = sorted(p for p in args.photos.iterdir() if p.suffix.lower() in PICTURES) if args.photos else None
+        photos = photos_in(args.photos) if args.photos else None
         mapper = load_heat_mapper(args.clipseg, args.device) if args.scenes else None
     except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(one_line(error))
     draw_scene = scene if photos is None else partial(second_scene, photos=photos)
     draw_clip = clip if photos is None else partial(second_clip, photos=photos)
     segmenter = accelerate(load_segmenter(FOLDER / SEGMENTER, args.device))

@@ -21,11 +21,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minisam_glue.demo import FOLDER, SEGMENTER, load_segmenter
 from minisam_glue.demo.clip_metrics import broadcast_iou, mean
-from minisam_glue.demo.evaluate import innermost, seeded
+from minisam_glue.demo.evaluate import check_seeds, innermost, seeded
 from minisam_glue.demo.scenes import ALL_KINDS, HELD_OUT, SMALLEST, Clip, clip
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.sam2 import SAM2, accelerate
 from minisam_glue.support.processes import run_program
+from minisam_glue.support.values import whole_number
 
 AT = 30  # frame of the prompt
 PROMPTS = ("box", "click")
@@ -93,17 +94,21 @@ def measure(model: SAM2, film: Clip, identity: bool) -> dict[str, list[float]]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=20, help="number of clips, of all kinds in turn (%(default)s)")
-    parser.add_argument("--first-seed", type=int, default=HELD_OUT.start, help="(default %(default)s)")
+    parser.add_argument(
+        "--clips", type=whole_number(1), default=20, help="clips, of all kinds in turn (default %(default)s)"
+    )
+    parser.add_argument("--first-seed", type=whole_number(0), default=HELD_OUT.start, help="(default %(default)s)")
     parser.add_argument("--identity", choices=("on", "off"), default="on")
     args = parser.parse_args()
+    check_seeds(parser, args.first_seed, args.clips)
     model, found = accelerate(load_segmenter(FOLDER / SEGMENTER)), {}
     for seed in range(args.first_seed, args.first_seed + args.clips):
         values = measure(model, clip(seed, ALL_KINDS[seed % len(ALL_KINDS)]), args.identity == "on")
         for name, some in values.items():
             found.setdefault(name, []).extend(some)
         print(seed, json.dumps(values), file=sys.stderr, flush=True)
-    print(json.dumps({"clips": len(found["before"])} | {name: mean(some) for name, some in found.items()}, indent=1))
+    clips = len(found.get("before", []))  # those that show something on frame AT
+    print(json.dumps({"clips": clips} | {name: mean(some) for name, some in found.items()}, indent=1))
 
 
 if __name__ == "__main__":

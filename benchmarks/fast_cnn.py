@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from minisam_glue.support.processes import run_program
+from minisam_glue.support.values import whole_number
 from minivit import data as datasets
 from minivit.augment import normalise, random_crop
 from minivit.evaluate import Evaluator, top1
@@ -127,9 +129,9 @@ def muon_step(matrices: list[Tensor], averages: list[Tensor], lr: float) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train/<class> and test/<class>")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=whole_number(1), default=8)
+    parser.add_argument("--threads", type=whole_number(1), default=2)
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -145,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -9,7 +9,6 @@ the same ends before the epoch that would not fit, and one that fails is told an
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,16 +18,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minivit import cli, config, run
 from minivit.budget import random_step
-from minivit.files import write_atomically
+from minivit.files import write_json
 from minivit.text import one_line
 from minivit.train import Trainer
 
 MEASURED = ("cifar-fast", "cifar", "distilled")
 TRAINED = (("cifar-fast", 1 / 3), ("cifar", 1.0))  # share of the time that is left
-
-
-def write(path: Path, content: dict) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def prepare(preset: str, args: argparse.Namespace, **changes) -> tuple[Trainer, dict]:
@@ -151,7 +146,7 @@ def main() -> int:
     speed = {}
     for preset in MEASURED:
         speed[preset] = measure(preset, args)
-        write(args.out / "throughput.json", facts | speed)
+        write_json(args.out / "throughput.json", facts | speed)
         print(preset, speed[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
     results = {}
     for preset, share in TRAINED:
@@ -161,7 +156,7 @@ def main() -> int:
                 results[preset] = train(preset, speed[preset], share * left, args)
             except Exception as error:  # the other one may still work
                 results[preset] = {"failed": told(error)}
-            write(args.out / "result.json", facts | results)
+            write_json(args.out / "result.json", facts | results)
             print(preset, results[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
     return 0 if any("failed" not in result for result in results.values()) else 1
 

@@ -14,7 +14,6 @@ side is left out. The text is encoded anew at each run on all sides, although ou
 
 import argparse
 import json
-import os
 import platform
 import re
 import statistics
@@ -24,8 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import sides
 import torch
-from peak_memory import peak_mib
+from peak_memory import forget_peak, peak_mib
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -173,7 +173,10 @@ def worker(args) -> None:
     model, run = SIDES[args.worker](weights, folder)
     model, image = model.to(args.device), image.to(args.device)
     del weights
-    forget_peak(args.device)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        forget_peak()
     print(json.dumps({"ready": args.worker, "torch": torch.__version__}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -186,20 +189,12 @@ def worker(args) -> None:
         print(json.dumps({"seconds": seconds, "peak_mib": peak_of(args.device)}), flush=True)
 
 
-def forget_peak(device: str) -> None:
-    """Loading is not what is measured: start the peak anew (on Linux; elsewhere it is the process's)."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_of(device: str) -> float:
     """Peak of the device's or the process's resident memory in MiB, weights included."""
     return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_mib()
 
 
-def start_worker(side: str, args, folder: str) -> subprocess.Popen | None:
+def start(side: str, args, folder: str) -> subprocess.Popen | None:
     """The process of a side once it is ready, or None with a line that says why not."""
     apart = side == "official"
     if apart and not args.official_python:
@@ -217,42 +212,22 @@ def start_worker(side: str, args, folder: str) -> subprocess.Popen | None:
         "--device",
         args.device,
     ]
-    environment = {"PYTHONPATH": args.official_root} if apart else {}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        stderr=None if args.verbose else subprocess.DEVNULL,
-        env={**os.environ, **environment},
-    )
-    for line in process.stdout:
-        if line.startswith('{"ready"'):
-            print(f"{side}: ready, torch {json.loads(line)['torch']}")
-            return process
-    print(f"{side}: left out (it could not start; --verbose shows why)")
-    return None
-
-
-def ask(process: subprocess.Popen) -> dict | None:
-    """One timed run, or None if the process has died."""
-    process.stdin.write("run\n")
-    process.stdin.flush()
-    answer = next((line for line in process.stdout if line.startswith("{")), None)
-    return answer and json.loads(answer)
+    process = sides.start(side, command, args.verbose, {"PYTHONPATH": args.official_root} if apart else None)
+    if process is None:
+        print(f"{side}: left out (it could not start; --verbose shows why)")
+    return process
 
 
 def measure(args, folder: str) -> dict[str, dict]:
     """Seconds of each run and the peak, for each side that can run; one run of each is not counted."""
-    started = {side: start_worker(side, args, folder) for side in SIDES}
-    workers = {side: process for side, process in started.items() if process and ask(process)}
+    started = {side: start(side, args, folder) for side in SIDES}
+    workers = {side: process for side, process in started.items() if process and sides.ask(process)}
     runs = {side: [] for side in workers}
     for _ in range(args.rounds):
         for side, process in workers.items():
-            runs[side].append(ask(process))
+            runs[side].append(sides.ask(process))
     for process in workers.values():
-        process.stdin.close()
-        process.wait()
+        sides.end(process)
     return {
         side: {"seconds": [run["seconds"] for run in its], "peak_mib": its[-1]["peak_mib"]}
         for side, its in runs.items()

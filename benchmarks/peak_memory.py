@@ -18,6 +18,13 @@ def peak_mib() -> float:
     return rusage_mib(resource.getrusage(resource.RUSAGE_SELF))
 
 
+def forget_peak() -> None:
+    """Let peak_mib begin anew, on Linux: what was loaded before is not what is measured."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")
+
+
 def rusage_mib(used) -> float:
     """Largest resident memory in MiB by a struct of resource or of os.wait4; macOS counts in bytes, others in KiB."""
     return used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

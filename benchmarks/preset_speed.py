@@ -25,12 +25,15 @@ import torch
 from peak_memory import peak_mib
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from minisam_glue.support.processes import run_program
+from minisam_glue.support.values import whole_number
 from minivit import run
 from minivit.budget import random_step
-from minivit.checkpoint import build_model
+from minivit.checkpoint import RESNETS, build_model
 from minivit.evaluate import Evaluator
 from minivit.fast import accelerate
 from minivit.precision import choose_precision
+from minivit.vit import PRESETS
 
 SIDES = {
     "fp32": ("off", True),
@@ -79,11 +82,11 @@ def rate(step: Callable[[], None], images: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="cifar-fast")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=8, help="in a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--preset", default="cifar-fast", choices=[*PRESETS, *RESNETS], metavar="NAME")
+    parser.add_argument("--batch-size", type=whole_number(1), default=256)
+    parser.add_argument("--threads", type=whole_number(1), default=1)
+    parser.add_argument("--steps", type=whole_number(1), default=8, help="in a round")
+    parser.add_argument("--rounds", type=whole_number(1), default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a process of this script's own
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -104,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

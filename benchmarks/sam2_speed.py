@@ -76,10 +76,12 @@ def weights_of(preset: str) -> dict[str, torch.Tensor]:
     return state
 
 
-# --- The sides: the same five functions each ----------------------------------------------------------------
+# --- The sides: each has encode, image and video ------------------------------------------------------------
 
 
 class Ours:
+    """This package, in its faster forms."""
+
     def __init__(self, args, size: int, weights: dict):
         from dataclasses import replace
 
@@ -113,6 +115,8 @@ class Ours:
 
 
 class Official:
+    """The official package, as its predictors are called."""
+
     def __init__(self, args, size: int, weights: dict):
         from sam2.build_sam import build_sam2_video_predictor
 

@@ -23,6 +23,7 @@ from minisam_glue.demo.evaluate import arguments, run
 from minisam_glue.demo.scenes import KINDS, Clip, Scene, extents, random_caption, stage, tracked_and_twins
 from minisam_glue.support.processes import run_program
 
+PICTURES = (".jpg", ".jpeg", ".png")
 SCALE = 4  # how much larger the figures are drawn
 INKS = {
     "red": ("red", "crimson", "firebrick"),
@@ -73,6 +74,11 @@ def outline(shape: str) -> Points:
         "hexagon": around(1, number=6),
         "heart": heart(),
     }[shape]
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The photographs of a folder, in order of name. OSError if there is none."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
 
 
 def draw_background(rng: random.Random, width: int, height: int, photos: list[Path]) -> Image.Image:
@@ -190,8 +196,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of photographs (.jpg, .jpeg, .png) for the backgrounds")
     parser.add_argument("--sheet", type=Path, help="write a picture of some scenes here and stop")
     args = parser.parse_args()
-    files = sorted(args.photos.iterdir()) if args.photos else []
-    photos = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    photos = photos_in(args.photos) if args.photos else []
     if args.sheet:
         sheet(photos).save(args.sheet)
     else:

@@ -27,6 +27,7 @@ from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.models import in_precision
 from minisam_glue.sam2 import VideoTracker
 from minisam_glue.support.processes import run_program
+from minisam_glue.support.values import whole_number
 
 FULL = 384  # pixels that the demo was trained for
 FIRST_SEED = 5000  # held out
@@ -93,12 +94,13 @@ def show_seconds(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[FULL // 2, FULL, FULL * 3 // 2])
-    parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--frames", type=int, help="frames of a clip (default 60), or with --sam measured ones (4)")
-    parser.add_argument("--scenes", type=int, default=64)
+    count = whole_number(1)
+    parser.add_argument("--sizes", type=count, nargs="+", default=[FULL // 2, FULL, FULL * 3 // 2])
+    parser.add_argument("--clips", type=count, default=16)
+    parser.add_argument("--frames", type=count, help="frames of a clip (default 60), or with --sam measured ones (4)")
+    parser.add_argument("--scenes", type=whole_number(0), default=64)
     parser.add_argument("--sam", choices=("tiny", "small", "base_plus", "large"), help="seconds of an official shape")
-    parser.add_argument("--rounds", type=int, default=3, help="with --sam")
+    parser.add_argument("--rounds", type=count, default=3, help="with --sam")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
     args.frames = args.frames or (4 if args.sam else 60)

@@ -1,16 +1,25 @@
 """The scripts of benchmarks/: what they compare and refuse, and what a run that fails or comes late leaves behind."""
 
 import gc
-import importlib
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cifar_demo
+import cpu_budget
+import fast_cnn
+import finetune_memory
+import gpu_run
 import numpy as np
+import peak_memory
+import preset_speed
 import pytest
+import sam2_speed
+import sides
 import torch
 from PIL import Image
 
@@ -24,16 +33,8 @@ TINY = {"data": "shapes", "preset": "shapes-demo", "dim": 16, "depth": 1, "heads
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """script(name): the module of a benchmark."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-@pytest.fixture
-def tiny_gpu_run(script, monkeypatch):
+def tiny_gpu_run(monkeypatch):
     """gpu_run with a tiny model, on 100 generated images, for whatever preset."""
-    gpu_run = script("gpu_run")
     data = hold_out(shapes(0, 200, 20), 100)
     given = {**TINY, "batch_size": 50}
     monkeypatch.setattr(
@@ -55,8 +56,8 @@ def test_a_preset_is_measured_and_starts_a_second_time(tiny_gpu_run, tmp_path):
     assert 0 < row["start_seconds"] and row["train_images"] == 100
 
 
-def test_a_run_on_a_gpu_that_fails_leaves_the_others(script, tmp_path, monkeypatch):
-    gpu_run, tried = script("gpu_run"), []
+def test_a_run_on_a_gpu_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    tried = []
 
     def train(preset, *_):
         tried.append(preset)
@@ -85,8 +86,7 @@ def test_a_folder_of_a_gpu_run_is_not_used_twice(tmp_path):
     assert (tmp_path / "log.txt").read_text() == "of the first run"
 
 
-def test_the_masks_of_a_videos_last_frame_are_kept_for_the_comparison(script, tmp_path, monkeypatch):
-    sam2_speed = script("sam2_speed")
+def test_the_masks_of_a_videos_last_frame_are_kept_for_the_comparison(tmp_path, monkeypatch):
     frames = torch.rand(3, 2, 4, 5).numpy() > 0.5
     side = SimpleNamespace(video=lambda folder, boxes: iter(frames))
     monkeypatch.setitem(sam2_speed.SIDES, "ours", lambda args, size, weights: side)
@@ -99,8 +99,7 @@ def test_the_masks_of_a_videos_last_frame_are_kept_for_the_comparison(script, tm
 
 
 @pytest.mark.parametrize("masks, iou", [([True, False], 1.0), ([False, False], None)])
-def test_masks_that_no_side_has_are_not_called_equal(masks, iou, script, tmp_path, monkeypatch):
-    sam2_speed = script("sam2_speed")
+def test_masks_that_no_side_has_are_not_called_equal(masks, iou, tmp_path, monkeypatch):
 
     def worker(*_, **__):
         np.save(tmp_path / "masks.npy", np.array(masks))
@@ -127,11 +126,11 @@ def test_masks_that_no_side_has_are_not_called_equal(masks, iou, script, tmp_pat
         (["--seed", "0", "--optimiser", "muon"], "--optimiser"),
     ],
 )
-def test_a_budget_refuses_idle_flags(words, message, script, tmp_path, monkeypatch, capsys, one_thread):
+def test_a_budget_refuses_idle_flags(words, message, tmp_path, monkeypatch, capsys, one_thread):
     given = ["--data-root", str(tmp_path), "--side", "ours", "--threads", "1", "--out", str(tmp_path / "out"), *words]
     monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *given])
     with pytest.raises(SystemExit) as stopped:
-        script("cpu_budget").main()
+        cpu_budget.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -152,35 +151,33 @@ def test_the_parts_of_cifar_fast_are_variants_that_can_be_trained(tmp_path):
         (["--side", "ours", "--threads", "0"], "give more than 0"),
     ],
 )
-def test_a_budget_of_nothing_and_of_no_data_is_one_line(words, message, script, tmp_path, monkeypatch, capsys):
+def test_a_budget_of_nothing_and_of_no_data_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     given = ["--data-root", str(tmp_path / "missing"), "--out", str(tmp_path / "out"), *words]
     monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *given])
     with pytest.raises(SystemExit) as stopped:
-        script("cpu_budget").main()
+        cpu_budget.main()
     assert stopped.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_textbook_run_does_not_write_over_another(script, tmp_path, monkeypatch, capsys):
+def test_a_textbook_run_does_not_write_over_another(tmp_path, monkeypatch, capsys):
     (tmp_path / "last.pt").write_bytes(b"of a run")
     given = ["--data-root", str(tmp_path), "--side", "timm", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *given])
     with pytest.raises(SystemExit):
-        script("cpu_budget").main()
+        cpu_budget.main()
     assert "holds a run already" in capsys.readouterr().err and (tmp_path / "last.pt").read_bytes() == b"of a run"
 
 
-def test_a_budget_does_not_read_a_flag_as_the_beginning_of_another(script, tmp_path, monkeypatch, capsys):
+def test_a_budget_does_not_read_a_flag_as_the_beginning_of_another(tmp_path, monkeypatch, capsys):
     words = ["--data", str(tmp_path), "--side", "ours", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *words])
     with pytest.raises(SystemExit):
-        script("cpu_budget").main()
+        cpu_budget.main()
     assert "required: --data-root" in capsys.readouterr().err
 
 
-def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(
-    script, tmp_path, monkeypatch, capsys, one_thread
-):
+def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(tmp_path, monkeypatch, capsys, one_thread):
     for part, number in (("train", 6), ("test", 2)):
         for label in ("bright", "dark"):
             folder = tmp_path / part / label
@@ -192,7 +189,6 @@ def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(
     model = "--image-size 16 --sizes 16 --dim 16 --depth 1 --heads 1 --batch-size 4 --val-split 4 --amp off"
     words = ["--data-root", str(tmp_path), "--side", "ours", "--threads", "1", "--out", str(out), *model.split()]
     monkeypatch.setattr(sys, "argv", ["cpu_budget.py", *words])
-    cpu_budget = script("cpu_budget")
     monkeypatch.setattr(cpu_budget.study, "epochs_within", lambda *_: 2)
 
     def killed(trainer):
@@ -230,8 +226,7 @@ def test_a_budget_goes_on_with_an_interrupted_run_and_leaves_a_finished_one(
     assert f"{out} holds a run already" in refused()
 
 
-def test_rows_of_fine_tuning_that_are_all_killed_are_said_to_have_failed(script, monkeypatch, capsys):
-    finetune_memory = script("finetune_memory")
+def test_rows_of_fine_tuning_that_are_all_killed_are_said_to_have_failed(monkeypatch, capsys):
     killed = SimpleNamespace(returncode=-9, stdout="", stderr="")
     monkeypatch.setattr(finetune_memory.subprocess, "run", lambda *_, **__: killed)
     monkeypatch.setattr(sys, "argv", ["finetune_memory.py"])
@@ -239,8 +234,27 @@ def test_rows_of_fine_tuning_that_are_all_killed_are_said_to_have_failed(script,
     assert capsys.readouterr().out.count("failed: exit status -9") == 4
 
 
-def test_the_cnn_is_whitened_by_images_of_all_classes(script, monkeypatch, one_thread):
-    fast_cnn, seen = script("fast_cnn"), []
+@pytest.mark.parametrize(
+    "name, words, said",
+    [
+        ("corrections", ["--clips", "0"], "--clips: '0' is out of range"),
+        ("working_size", ["--clips", "0"], "--clips: '0' is out of range"),
+        ("compare_methods", ["--device", "warp"], "device 'warp'"),
+        ("fast_cnn", ["--data-root", "nowhere"], "data folder nowhere does not exist"),
+        ("cifar_demo", ["--run", "nowhere"], "there is no checkpoint nowhere"),
+        ("preset_speed", ["--preset", "nope"], "--preset: invalid choice: 'nope'"),
+    ],
+)
+def test_a_benchmark_of_what_is_not_there_ends_in_one_line(name, words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_cnn_is_whitened_by_images_of_all_classes(monkeypatch, one_thread):
+    seen = []
     labels = torch.arange(10).repeat_interleave(1000)  # folders are read class by class
     train = Split(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2), labels)
     test = Split(torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8), torch.arange(10))
@@ -254,8 +268,8 @@ def test_the_cnn_is_whitened_by_images_of_all_classes(script, monkeypatch, one_t
 
 
 @pytest.mark.parametrize("part", ["training", "prediction"])
-def test_the_speed_of_a_preset_is_that_of_the_trainers_own_steps(part, script, monkeypatch, one_thread):
-    preset_speed, flips = script("preset_speed"), []
+def test_the_speed_of_a_preset_is_that_of_the_trainers_own_steps(part, monkeypatch, one_thread):
+    flips = []
     flipped = Trainer.flipped
     monkeypatch.setattr(run, "load_data", lambda args: shapes(0, 40, 20))
     monkeypatch.setattr(Trainer, "flipped", lambda self, index: flips.append(len(index)) or flipped(self, index))
@@ -266,17 +280,27 @@ def test_the_speed_of_a_preset_is_that_of_the_trainers_own_steps(part, script, m
 
 
 @pytest.mark.parametrize("platform, most", [("darwin", 2**21), ("linux", 2**11)])
-def test_macos_counts_peak_memory_in_bytes_and_others_in_kib(platform, most, script, monkeypatch):
+def test_macos_counts_peak_memory_in_bytes_and_others_in_kib(platform, most, monkeypatch):
     monkeypatch.setattr(sys, "platform", platform)
-    assert script("peak_memory").rusage_mib(SimpleNamespace(ru_maxrss=most)) == 2
+    assert peak_memory.rusage_mib(SimpleNamespace(ru_maxrss=most)) == 2
 
 
-def test_weights_that_ship_come_with_the_facts_of_their_run(script, tmp_path, monkeypatch):
+def test_a_side_answers_until_it_is_gone_and_one_that_cannot_start_is_none(capfd):
+    words = [sys.executable, "-c", """print('noise\\n{"torch": 2}', flush=True); print(input(), flush=True)"""]
+    process = sides.start("ours", words, verbose=False)
+    assert capfd.readouterr().out == "ours: ready, torch 2\n"
+    assert sides.ask(process, '{"seconds": 1}') == {"seconds": 1}
+    process.wait(60)
+    assert sides.ask(process) is None
+    assert sides.start("theirs", [sys.executable, "-c", "raise SystemExit(1)"], verbose=False) is None
+
+
+def test_weights_that_ship_come_with_the_facts_of_their_run(tmp_path, monkeypatch):
     trainer, _ = run.prepare({**TINY, "out": tmp_path / "run"}, dataset=shapes(0, 20, 20))
     trainer.save_best("raw", 0.9)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"cpu_minutes": 1.5}\n{"cpu_minutes": 3.0}\n')
     monkeypatch.setattr(checkpoint, "DEMO", tmp_path / "demo" / "cifar10.pt")
-    script("cifar_demo").export(tmp_path / "run")
+    cifar_demo.export(tmp_path / "run")
     facts = json.loads((tmp_path / "demo" / "cifar10.json").read_text())
     assert checkpoint.name_weights(checkpoint.read(checkpoint.DEMO)) == facts["weights"] == "raw weights"
     assert facts["cpu_minutes"] == 3.0
@@ -284,7 +308,7 @@ def test_weights_that_ship_come_with_the_facts_of_their_run(script, tmp_path, mo
     assert not {"out", "data_root"} & facts["arguments"].keys()
     trainer.save(tmp_path / "run" / "last.pt")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"cpu_minutes": 3.0, "val_acc_ema": 0.8}\n')
-    script("cifar_demo").export(tmp_path / "run", last=True)
+    cifar_demo.export(tmp_path / "run", last=True)
     facts = json.loads((tmp_path / "demo" / "cifar10.json").read_text())
     assert facts["weights"] == "averaged weights" and facts["hold_out_accuracy"] == 0.8
     assert checkpoint.load_model(checkpoint.DEMO, torch.device("cpu"))[1]["classes"] == trainer.data.classes

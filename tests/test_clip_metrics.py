@@ -2,12 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
+import compare_methods
 import pytest
+import second_renderer
 import torch
+from helpers.square_masks import square
 
-from minisam_glue.demo import FOLDER, SEGMENTER, evaluate
+from minisam_glue.demo import FOLDER, SEGMENTER, evaluate, evaluate_clipseg
 from minisam_glue.demo.clip_metrics import (
     OUTCOMES,
     SOON,
@@ -22,15 +24,6 @@ from minisam_glue.demo.clip_metrics import (
 )
 from minisam_glue.demo.evaluate import evaluate_clips, seeded
 from minisam_glue.demo.scenes import ALL_KINDS, HELD_OUT, TRAINING_FROM, clip
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import second_renderer
-
-
-def square(top, left, size=10, frame=40):
-    mask = torch.zeros(1, frame, frame, dtype=torch.bool)
-    mask[:, top : top + size, left : left + size] = True
-    return mask
 
 
 def squares(lefts, top=10):
@@ -185,7 +178,8 @@ def test_the_values_of_pieces_add_up_to_those_of_the_whole_and_damage_is_said(fi
         paths.append(tmp_path / f"{kind}.json")
         paths[-1].write_text(json.dumps({"on": piece.as_json()}))
     assert run("--add", *paths) == {"on": whole.metrics() | {"seconds_per_frame": 0.125}}
-    for wrong in ("{", "[]", '{"on": {"values": {"": {"j": ["x"]}}, "frames": 1, "seconds": 1}}'):
+    damaged = [json.dumps({"on": {"values": {"": {"j": [j]}}, "frames": 1, "seconds": 1}}) for j in ("x", None)]
+    for wrong in ("{", "[]", *damaged):
         paths[1].write_text(wrong)
         with pytest.raises(SystemExit) as ended:
             run("--add", *paths)
@@ -202,8 +196,17 @@ def test_without_files_the_weights_of_the_package_are_measured(words, given, mon
     assert json.loads(capsys.readouterr().out) == given
 
 
-def test_an_unknown_kind_is_a_usage_error(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--kinds", "swap"])
+@pytest.mark.parametrize(
+    "main, words, said",
+    [
+        (evaluate.main, ["--kinds", "swap"], "swap"),
+        (evaluate.main, ["--first-seed", "999999", "--scenes", "0", "--clips", "2"], "training draws the seeds from"),
+        (evaluate_clipseg.main, ["--clipseg", "none", "--first-seed", "1000000"], "training draws the seeds from"),
+        (compare_methods.main, ["--first-seed", "999701"], "training draws the seeds from"),
+    ],
+)
+def test_unknown_kinds_and_seeds_of_training_are_usage_errors(main, words, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
     with pytest.raises(SystemExit) as ended:
-        evaluate.main()
-    assert ended.value.code == 2 and "swap" in capsys.readouterr().err
+        main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err

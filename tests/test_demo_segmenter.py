@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.demo_training import TINY_SEGMENTER as CONFIG
 from helpers.demo_training import Oracle
+from helpers.square_masks import square
 
 from minisam_glue.demo import curriculum, evaluate, load_segmenter
 from minisam_glue.demo.clip_metrics import broadcast_iou
@@ -51,12 +52,6 @@ TASK = SegmenterTask(RECIPE, CONFIG)
 def clip_batch(film, objects, opening="box", seed=0, side=64):
     sample = prepare(film.frames, film.masks, film.boxes[0], np.array(objects), np.random.default_rng(0), side)
     return collate([sample], list(range(len(film.frames))), opening, 0, seed)
-
-
-def square(top, left, size=10, frame=40):
-    mask = torch.zeros(1, frame, frame, dtype=torch.bool)
-    mask[:, top : top + size, left : left + size] = True
-    return mask
 
 
 # --- Training ---------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """What runs on a CPU runs on Apple's and NVIDIA's GPUs too, as far as a pretended one can tell (pretended_gpu.py)."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import gpu_run
 import pytest
 import torch
 from helpers.sam2_tiny import tiny_model
@@ -39,8 +39,7 @@ def test_the_seconds_of_a_stage_are_those_until_the_device_is_done(device, waits
 
 
 def test_a_preset_that_does_not_compile_is_measured_without(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    gpu_run, tried = importlib.import_module("gpu_run"), []
+    tried = []
 
     def prepare(preset, args, compile, out):
         trainer, arguments = run.prepare({**TINY, "out": out}), {"sizes": ()}

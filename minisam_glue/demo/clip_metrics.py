@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..support.reading import fields, mapping, optional, real, sequence, text, whole
+from ..support.reading import anything, fields, mapping, optional, real, sequence, text, whole
 from .scenes import SMALLEST, Clip, extents
 
 RIGHT = 0.5  # IoU from which a mask counts as on its object
@@ -200,12 +200,19 @@ class ClipMetrics:
 
 
 def value(item: object, where: str) -> None:
-    """A number, or true, false or None."""
+    """A number, or true or false."""
     if not isinstance(item, bool):
-        optional(real)(item, where)
+        real(item, where)
 
 
-METRICS = fields(values=mapping(text, mapping(text, sequence(value))), frames=whole(), seconds=real)
+def values_by_name(some: object, where: str) -> None:
+    """Lists of values by their names; among the waits None stands for a return that is never found."""
+    mapping(text, anything)(some, where)
+    for name, values in some.items():
+        sequence(optional(value) if name == "waits" else value)(values, f"{where}[{name!r}]")
+
+
+METRICS = fields(values=mapping(text, values_by_name), frames=whole(), seconds=real)
 
 
 def summary(values: dict[str, list]) -> dict[str, float]:

@@ -43,7 +43,7 @@ from ..support.values import whole_number
 from . import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
 from .clip_metrics import ClipMetrics, broadcast_iou, mean
 from .clip_story import tell, track_clip
-from .scenes import ALL_KINDS, HELD_OUT, KINDS, SMALLEST, Clip, Scene, clip, extents, scene
+from .scenes import ALL_KINDS, HELD_OUT, KINDS, SMALLEST, TRAINING_FROM, Clip, Scene, clip, extents, scene
 
 THRESHOLD = 0.35  # score from which a box is shown to a user
 LOWEST = 0.05  # score from which a box counts towards average precision
@@ -382,10 +382,17 @@ def print_metrics(found: dict[str, ClipMetrics]) -> None:
     print(json.dumps({name: metrics.metrics() for name, metrics in found.items()}, indent=1))
 
 
+def check_seeds(parser: argparse.ArgumentParser, first: int, number: int) -> None:
+    """Leave with one line if so many seeds from the first one on reach those of training."""
+    if first + number > TRAINING_FROM:
+        parser.error(f"--first-seed {first}: training draws the seeds from {TRAINING_FROM} on; begin further below")
+
+
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Leave with one line where arguments contradict each other, or name a file that cannot be written. ValueError for
     a device that this machine lacks."""
     args.device = str(choose_device(args.device))
+    check_seeds(parser, args.first_seed, max(args.scenes, args.clips))
     if args.values and (args.story or args.values.is_dir() or not args.values.parent.is_dir()):
         parser.error(f"--values {args.values}: give the name of a file in a folder that is there, without --story")
     if args.values and not (args.identity or args.propagate == FLOW):

@@ -28,7 +28,7 @@ from ..seeding import find_seeds
 from ..support.processes import run_program
 from ..support.values import whole_number
 from . import load_heat_mapper, load_segmenter
-from .evaluate import mean, text_metrics
+from .evaluate import check_seeds, mean, text_metrics
 from .scenes import Scene, scene
 
 FLOORS, AREAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (30, 60, 120, 240)  # that --floors tries
@@ -156,6 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.floors and not args.segmenter:
         parser.error("--floors needs --segmenter: it compares masks")
+    check_seeds(parser, args.first_seed, args.scenes)
     args.device = str(choose_device(args.device))
     mapper = load_heat_mapper(args.clipseg, args.device)
     scenes = [scene(seed) for seed in range(args.first_seed, args.first_seed + args.scenes)]
