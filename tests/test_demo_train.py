@@ -112,6 +112,16 @@ def test_training_never_draws_a_held_out_seed(monkeypatch):
     assert not drawn_here & set(drawn[len(drawn_here) :])
 
 
+def test_every_mosaic_of_a_batch_has_four_scenes(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "minisam_glue.demo.train_detector.mosaic", lambda scenes: drawn.append(len(scenes)) or mosaic(scenes)
+    )
+    for batch_size in (1, 2, 3):
+        DetectorTask(replace(RECIPE, batch_size=batch_size)).batch(RECIPE.figure_steps, 0)
+    assert drawn == [4, 4, 4, 4]
+
+
 def test_a_cut_out_has_its_figure_in_the_middle(scenes):
     one = [replace(s, boxes=s.boxes[-1:], figures=s.figures[-1:]) for s in scenes]  # what lies on top
     figures = cut_out(one, 0.6, np.random.default_rng(0))
@@ -276,11 +286,12 @@ def test_a_process_without_a_gpu_of_its_own_is_one_line(tmp_path, monkeypatch, c
 def test_a_training_that_cannot_be_meant_is_one_line(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("")
-    state = Trainer(TASK, Path("run"), "cpu").state()
-    for name, content in (("damaged", None), ("other", {"step": 1}), ("model", state | {"model": {}})):
+    for name in ("damaged", "other"):
         Path(name).mkdir()
-        torch.save(content, Path(name, "last.pt"))
     Path("damaged/last.pt").write_bytes(b"PK" + bytes(99))
+    torch.save({"step": 1}, "other/last.pt")
+    if "model" in words:
+        torch.save(Trainer(TASK, Path("model"), "cpu").state() | {"model": {}}, "model/last.pt")
     monkeypatch.setattr("sys.argv", ["train", "--device", "cpu", *words])
     with pytest.raises(SystemExit) as ended:
         command("", DetectorTask, RECIPE, "out")

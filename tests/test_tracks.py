@@ -64,7 +64,9 @@ def test_what_joins_later_has_the_same_id_on_the_way_back(step, models):
 
 @pytest.mark.parametrize("sentence", ["red circle.", pytest.param("red circle. green square.", marks=pytest.mark.slow)])
 def test_after_a_cut_no_mask_of_the_scene_before_is_left(sentence, models):
-    results = list(segment_video(models, clip("cut", 1)[3:], sentence, redetect=3))
+    film = clip("cut", 1)[3:]
+    results = list(segment_video(models, film, sentence, redetect=3))
+    assert len(results) == len(film)
     for number, result in enumerate(results):
         red = [o for o in result.seen if o.label == "red circle"]
         green = [o for o in result.seen if o.label == "green square"]

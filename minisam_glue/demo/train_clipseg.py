@@ -45,6 +45,7 @@ NOBODY = 255  # owner of a pixel of the background
 TILES, SCENES = 16_000, 8_000  # pictures that are drawn; each is seen several times, cut and turned otherwise
 WINDOWS_AGAIN = 1_200  # steps of a run that begins with weights, before whole scenes are shown
 UNLIKELY = -3.0  # logit of a pixel before anything is learned: most belong to no object of a phrase
+STRENGTH = 2.5  # of the attention that the first layers begin with
 NEARBY = (((0, 1), (0, -1), (1, 0), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1)), ((0, 2), (0, -2), (2, 0), (-2, 0)))
 
 
@@ -112,7 +113,7 @@ def position_waves(side: int, dim: int) -> Tensor:
     return torch.cat((waves[:, None].expand(side, side, -1), waves.expand(side, side, -1)), 2).flatten(0, 1)
 
 
-def attend_nearby(vision: VisionTransformer, strength: float = 2.5) -> None:
+def attend_nearby(vision: VisionTransformer) -> None:
     """Let each head of the first layers begin with attention to the patch at its own offset, as a convolution looks.
 
     With positions as of position_waves, turning the query's waves by an offset makes the product with a key greatest
@@ -128,12 +129,12 @@ def attend_nearby(vision: VisionTransformer, strength: float = 2.5) -> None:
             for axis, distance in enumerate(offset):
                 for r in range(head, R, heads):
                     sine, cosine, turn = axis * 2 * R + r, axis * 2 * R + R + r, float(rates[r]) * distance
-                    q[row, sine] += strength * math.cos(turn)
-                    q[row, cosine] += strength * math.sin(turn)
-                    q[row + 1, cosine] += strength * math.cos(turn)
-                    q[row + 1, sine] -= strength * math.sin(turn)
-                    k[row, sine] += strength
-                    k[row + 1, cosine] += strength
+                    q[row, sine] += STRENGTH * math.cos(turn)
+                    q[row, cosine] += STRENGTH * math.sin(turn)
+                    q[row + 1, cosine] += STRENGTH * math.cos(turn)
+                    q[row + 1, sine] -= STRENGTH * math.sin(turn)
+                    k[row, sine] += STRENGTH
+                    k[row + 1, cosine] += STRENGTH
                     row += 2
 
 
@@ -206,7 +207,7 @@ def cut_figure(picture: Picture, number: int, rng: np.random.Generator, side: in
 
 
 def absent_wish(rng: np.random.Generator, figure: Figure) -> tuple[str | None, str | None]:
-    """Colour and shape that are not the figure's: mostly one of them is."""
+    """Colour and shape, mostly one of them the figure's. Both may come out as its own: the caller draws again."""
     kind = rng.choice(4, p=(0.45, 0.25, 0.2, 0.1))
     if kind == 3:
         return (figure.colour if rng.random() < 0.5 else None), str(rng.choice(FOREIGN))

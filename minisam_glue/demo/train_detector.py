@@ -271,7 +271,7 @@ class DetectorTask:
 
     def batch(self, step: int, draw: int) -> Batch | Figures:
         rng, recipe = np.random.default_rng((self.recipe.seed, step, 3)), self.recipe
-        count = 2 * recipe.batch_size  # scenes of half as many mosaics
+        count = 4 * math.ceil(recipe.batch_size / 2)  # scenes of half as many mosaics, none of which lacks a quarter
         first = TRAINING_FROM + (recipe.seed * 1_000_000 + draw) * max(count, FIGURE_SCENES)
         if step < recipe.figure_steps:
             scenes = [scene(first + i, (96, 128)) for i in range(FIGURE_SCENES)]
