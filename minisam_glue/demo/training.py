@@ -270,11 +270,11 @@ def read_state(path: Path, trainer: Trainer) -> dict:
     """
     try:
         state = load(path)
-        fields(recipe=mapping(text, plain), step=whole(), optimizers=sequence(anything, len(trainer.optimizers)))(
+        optimizers = sequence(anything, len(trainer.optimizers))
+        fields(recipe=mapping(text, plain), step=whole(), model=anything, ema=anything, optimizers=optimizers)(
             state, "its content"
         )
         fields(steps=whole(max(1, state["step"])))(state["recipe"], "its recipe")
-        fields(model=anything, ema=anything)(state, "its content")
         for name in ("model", "ema"):
             check_weights(state[name], trainer.model.state_dict())
         state["optimizers"] = [moments(*both) for both in zip(trainer.optimizers, state["optimizers"])]
