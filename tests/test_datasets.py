@@ -25,7 +25,7 @@ from minisam_glue.masks import mask_box
 from minisam_glue.records import Segment, Segmented
 from minisam_glue.support.lock import FolderLock
 
-PICTURES, CLIPS, FRAMES = 50, 5, 5
+PICTURES, CLIPS, FRAMES = 20, 5, 5
 
 
 def objects_of(masks: np.ndarray, figures: list, number: int = 0) -> list[Segment]:

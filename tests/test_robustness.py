@@ -47,7 +47,7 @@ def test_damaged_and_odd_inputs_end_in_a_result_or_one_line(tmp_path, monkeypatc
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     cases, models, wrong = damage.cases(tmp_path / "in"), tiny_models(), {}
-    assert len(cases) >= 200
+    assert len(cases) >= 400
     previous = signal.signal(signal.SIGALRM, raise_hangs)
     try:
         for number, case in enumerate(cases):

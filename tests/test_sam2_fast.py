@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.sam2_tiny import frames, tiny_model
+from helpers.sam2_tiny import frames, noise, tiny_model
 
 from minisam_glue.sam2 import ImagePredictor, VideoTracker, accelerate, build, compile_model, fast
 from minisam_glue.sam2.fast import FORMS, depth_to_space, space_to_depth, weighted_sum
@@ -13,10 +13,6 @@ from minisam_glue.sam2.layers import Attention
 from minisam_glue.sam2.memory import RotaryAttention
 
 BOX, OTHER = [5, 10, 20, 25], [30, 5, 50, 20]
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def both(module):

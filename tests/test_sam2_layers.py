@@ -1,16 +1,12 @@
 import pytest
 import torch
-from helpers.sam2_tiny import tiny_model
+from helpers.sam2_tiny import noise, tiny_model
 
 from minisam_glue.sam2.hiera import from_windows, to_windows
 from minisam_glue.sam2.layers import Attention, sine_position_2d
 from minisam_glue.sam2.memory import MemoryAttention, RotaryAttention, axial_angles, rotate
 
 CPU = torch.device("cpu")
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("images", [1, 3])

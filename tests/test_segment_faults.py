@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import TINY, command, lines
+from helpers.no_memory import NO_MEMORY
 from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
@@ -212,15 +213,7 @@ def test_a_signal_that_ends_programs_stops_as_ctrl_c_does_with_a_status_of_its_o
     assert command(*words, "--resume") == 0
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("could not create a primitive"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried ..."),
-        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
-        MemoryError(),
-    ],
-)
+@pytest.mark.parametrize("error", NO_MEMORY)
 def test_memory_that_runs_out_is_one_line_and_the_other_inputs_go_on(error, tmp_path, monkeypatch, capsys):
     sources = [save(picture(5, height=h), tmp_path / f"{name}.png") for name, h in (("a", 60), ("b", 40))]
     segment_images = Job.segment_images

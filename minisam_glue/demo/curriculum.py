@@ -147,7 +147,8 @@ def collate(
 ) -> Batch:
     """Samples of equally many frames -> a batch, the objects of the first sample first.
 
-    late: weight of the loss after returns, and from frame `parted` on if that is given.
+    late: weight of the loss on AFTER frames (episodes.py) after a return, and on as many from frame `parted` on if that
+    is given.
     """
     owner = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.boxes) for s in samples]))
     truth = torch.cat([s.truth for s in samples], 1)

@@ -389,11 +389,11 @@ def clip(
 ) -> Clip:
     """The clip of this seed, on a slowly moving background. `kind`: one of ALL_KINDS, else the seed chooses of KINDS.
 
-    crossing: two look-alikes pass through each other. pass, bounce: two look-alikes come towards each other on
-    one line, and go on or turn back. twins: an object passes two look-alikes, which are not to be tracked.
-    occlusion: an object passes behind a larger one and returns; scale: it has another size then. leaving: an object
-    leaves the frame and returns; return: at another border. chosen: draw these of the frames alone, in this order;
-    their noise and the caption are then others. ValueError for an unknown kind.
+    free: figures wander. crossing: two look-alikes pass through each other. pass, bounce: two look-alikes come towards
+    each other on one line, and go on or turn back. twins: an object passes two look-alikes, which are not to be
+    tracked. occlusion: an object passes behind a larger one and returns; scale: it has another size then. leaving: an
+    object leaves the frame and returns; return: at another border. chosen: draw these of the frames alone, in this
+    order; their noise and the caption are then others. ValueError for an unknown kind.
     """
     if kind not in (None, *ALL_KINDS):
         raise ValueError(f"no kind of clip is called {kind!r}: there are {', '.join(ALL_KINDS)}")

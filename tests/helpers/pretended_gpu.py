@@ -249,13 +249,12 @@ def install(place: str) -> None:
     torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
     torch.cuda.get_device_name = lambda device=None: "a pretended GPU"
-    synchronize = torch.cuda.synchronize
 
     def on_own_device(device=None) -> None:
         if torch.device(device or "cuda:0") != torch.device(place):
             raise RuntimeError(f"waits for {device}, where {place} works")
 
-    torch.cuda.synchronize = on_own_device if synchronize else None
+    torch.cuda.synchronize = on_own_device
 
 
 def use_minisam_glue(place: str) -> None:

@@ -25,6 +25,11 @@ def tiny_model(image_size: int = 64, object_score: float = 5.0, first: bool = Fa
     return accelerate(model) if fast else model
 
 
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal random numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def frames(count: int, height: int = 40, width: int = 56, seed: int = 0) -> list:
     """A bright square that moves over noise, uint8 (H, W, 3)."""
     generator = torch.Generator().manual_seed(seed)

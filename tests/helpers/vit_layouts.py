@@ -104,15 +104,15 @@ def hugging_face(state: dict[str, Tensor], prefix: str = "vit.", since_5: bool =
     return out
 
 
-def google(state: dict[str, Tensor], heads: int = TINY.heads, prefix: str = "") -> dict[str, np.ndarray]:
+def google(state: dict[str, Tensor], prefix: str = "") -> dict[str, np.ndarray]:
     """Names and axes of google-research/vision_transformer."""
-    out = {}
+    out, heads = {}, (TINY.heads, -1)
     for name, tensor in renamed(apart(state), GOOGLE).items():
         matrix, array = name.endswith("weight") and "orm" not in name.split("/")[-2], tensor.numpy()
         if re.search("query|key|value", name):
-            array = tensor.T.unflatten(1, (heads, -1)).numpy() if matrix else tensor.unflatten(0, (heads, -1)).numpy()
+            array = (tensor.T.unflatten(1, heads) if matrix else tensor.unflatten(0, heads)).numpy()
         elif "/out/" in name and matrix:
-            array = tensor.T.unflatten(0, (heads, -1)).numpy()
+            array = tensor.T.unflatten(0, heads).numpy()
         elif matrix:
             array = (tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T).numpy()
         name = name.replace("weight", "kernel" if matrix else "scale")
