@@ -60,6 +60,8 @@ def export(folder: Path, last: bool = False) -> None:
     facts |= {name: run[name] for name in ("device", "threads", "versions")}
     places = ("data_root", "out")  # of the machine where it was trained
     facts["arguments"] = {name: value for name, value in run["arguments"].items() if name not in places}
+    if facts["arguments"].get("pretrained"):  # the run that it went on from, and which of its weights
+        facts["arguments"]["pretrained"] = "/".join(Path(facts["arguments"]["pretrained"]).parts[-2:])
     facts["cpu_minutes"] = json.loads(rows[-1])["cpu_minutes"]
     checkpoint.DEMO.parent.mkdir(exist_ok=True)
     checkpoint.save(checkpoint.DEMO, content)  # once everything is read: no new weights beside old facts
