@@ -88,11 +88,11 @@ def worker(args) -> None:
 
 
 def start(side: str, args, folder: str) -> subprocess.Popen:
-    """The process of a side, once it is ready. SystemExit if it can't start."""
+    """The process of a side, once it is ready. ValueError if it can't start."""
     command = [sys.executable, __file__, "--worker", side, "--folder", folder, "--threads", str(args.threads)]
     process = sides.start(side, command, args.verbose)
     if process is None:
-        raise SystemExit(f"{side} could not start: pip install 'minivit-minisam[bench]' (--verbose shows why)")
+        raise ValueError(f"{side} could not start: pip install 'minivit-minisam[bench]' (--verbose shows why)")
     return process
 
 
@@ -105,7 +105,7 @@ def measure(args, folder: str) -> dict[str, dict[int, list[dict]]]:
             for side, process in workers.items():
                 run = sides.ask(process, phrases)
                 if run is None:
-                    raise SystemExit(f"{side} died (--verbose shows why)")
+                    raise ValueError(f"{side} died (--verbose shows why)")
                 if counted:
                     runs[side][phrases].append(run)
     for process in workers.values():
@@ -174,4 +174,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from minisam_glue.support.processes import run_program
+
+    sys.exit(run_program(main))

@@ -225,7 +225,10 @@ def measure(args, folder: str) -> dict[str, dict]:
     runs = {side: [] for side in workers}
     for _ in range(args.rounds):
         for side, process in workers.items():
-            runs[side].append(sides.ask(process))
+            run = sides.ask(process)
+            if run is None:
+                raise ValueError(f"{side} died (--verbose shows why)")
+            runs[side].append(run)
     for process in workers.values():
         sides.end(process)
     return {
@@ -312,4 +315,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from minisam_glue.support.processes import run_program
+
+    sys.exit(run_program(main))
