@@ -18,7 +18,7 @@ from minisam_glue.demo.clip_story import tell
 from minisam_glue.demo.evaluate import seeded
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Notes
-from minisam_glue.identity.rules import Contact
+from minisam_glue.identity.rules import Contact, Track
 from minisam_glue.media import frames
 from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import MemoryPropagator
@@ -117,10 +117,8 @@ def test_a_clip_is_told_with_the_rules_and_without():
     def meet(frame, look):
         first, second, *_ = frame.ids
         frame.measure()
-        if first not in tracker.identity.tracks:
-            tracker.identity.tracks[first] = type(
-                "Track", (), {"motion": type("M", (), {"predict": lambda s, t: (8.0, 8.0, 4.0, 6.0)})()}
-            )
+        track = tracker.identity.tracks.setdefault(first, Track())
+        track.motion.predict = lambda t: (8.0, 8.0, 4.0, 6.0)
         tracker.identity.in_meeting, tracker.identity.contacts = {first}, {(first, second): Contact(True, True)}
         wanted[frame.number] = first
         return {}
