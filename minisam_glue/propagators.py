@@ -28,6 +28,7 @@ from . import redetection
 from .flow import farneback, grey, inconsistency, warp
 from .identity import Frame, Identity, Notes
 from .identity import state_kind as identity_kind
+from .identity.motion import corners
 from .masks import boxes_of
 from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
@@ -195,9 +196,8 @@ class MemoryPropagator(VideoTracker):
         scores, side = result.object_score_logits.sigmoid().tolist(), self.model.config.image_size // 4
         (height, width), predicted = result.size, {}
         for number in sorted(self.identity.in_meeting & set(result.ids)):
-            x, y, w, h = self.identity.tracks[number].motion.predict(result.frame)
-            corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-            predicted[number] = tuple(a * b / side for a, b in zip(corners, (width, height) * 2))
+            box = corners(self.identity.tracks[number].motion.predict(result.frame))
+            predicted[number] = tuple(a * b / side for a, b in zip(box, (width, height) * 2))
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
 
     @torch.inference_mode()
@@ -256,8 +256,8 @@ class MemoryPropagator(VideoTracker):
         """The state of these objects alone. Of what the rules know, that of their rivals."""
         state = self.state()
         if state["identity"] is not None:
-            known = Identity.from_state(state["identity"], self.model.device)
-            state["identity"] = known.only_rivals(ids).state()
+            rivals = [track for track in state["identity"]["tracks"] if set(track["rival_of"]) & set(ids)]
+            state["identity"] = {"tracks": rivals, "contacts": []}
         return state | {"objects": [held for held in state["objects"] if held["id"] in ids]}
 
     def adopt(self, state: dict) -> None:

@@ -99,6 +99,8 @@ def prepare_run(
         check_unseen("--pretrained", loaded.checkpoint, args)
         args |= {name: args[name] or value for name, value in zip(("mean", "std"), loaded.normalisation)}
         say(loaded.line)
+        if dataset.val is not None:
+            warn_of_seen(loaded.checkpoint, args, say)
     dataset = dataclasses.replace(dataset, mean=args["mean"] or dataset.mean, std=args["std"] or dataset.std)
     if args["pretrained"] and not resume:
         say(f"images are normalised by mean {listed(dataset.mean)} and std {listed(dataset.std)} (--mean, --std)")
@@ -111,8 +113,6 @@ def prepare_run(
     config = dataclasses.replace(config, amp=args["amp"])
     teacher = load_teacher(teacher_file(args["teacher"], out), dataset, device, args) if args["teacher"] else None
     check_hold_out(dataset.val, config, say)
-    if args["pretrained"] and not resume and dataset.val is not None:
-        warn_of_seen(loaded.checkpoint, args, say)
     if ranks.first:
         claim = claim or make_folder(out)
     if not resume:
@@ -359,13 +359,18 @@ def check_unseen(name: str, state: dict | None, args: dict) -> None:
     if state is None or not is_split_by_seed(args["data"], args["data_root"]):
         return
     about, seed = state["describe"], state["config"].get("seed", args["seed"])
-    same = about.get("data") == args["data"] and "data_root" in about
-    if same and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve() and seed != args["seed"]:
+    if is_same_data(about, args) and seed != args["seed"]:
         raise TrainingError(
             f"{name} {args[name.removeprefix('--')]}: {args['data_root']} has no test/, so its class folders are split "
             f"by the seed, and this checkpoint saw test images of seed {args['seed']}: give --seed {seed}, or make a "
             "test/"
         )
+
+
+def is_same_data(about: dict, args: dict) -> bool:
+    """Whether a checkpoint, described by `about`, was trained on the images that the arguments name."""
+    same = about.get("data") == args["data"] and "data_root" in about
+    return same and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve()
 
 
 def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> None:
@@ -376,10 +381,8 @@ def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> 
     if state is None or args["data"] == "shapes" or is_split_by_seed(args["data"], args["data_root"]):
         return
     was = {"seed": state["config"].get("seed", args["seed"])} | state["describe"]
-    if any(str(was.get(name)) != str(args[name]) for name in ("data", "data_root")):
-        return
     changed = [name for name in ("seed", "subset", "val_split") if was.get(name, args[name]) != args[name]]
-    if changed:
+    if changed and is_same_data(was, args):
         say(
             f"{args['pretrained']} may have been trained on images that are held out now, which makes the hold-out's "
             "accuracies too high to choose by: it was trained with "

@@ -284,7 +284,7 @@ def read_state(path: Path, trainer: Trainer) -> dict:
 
 
 def moments(optimizer: torch.optim.Optimizer, saved: object) -> dict:
-    """What `optimizer` may load of a state_dict() of its like: all but rates and settings, which stay its own.
+    """Moments of a saved state_dict() in the form that `optimizer` loads; rates and settings stay its own.
 
     ValueError if the moments are not of its weights, or would make a step fail.
     """

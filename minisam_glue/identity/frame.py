@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..masks import boxes_of, large_parts, mean_tokens
 from ..support.reading import LARGEST
-from .motion import CentreBox
+from .motion import CentreBox, corners
 
 FIRST_RIVAL = -LARGEST - 1  # ids of rivals count down from here; a user's object can't have such a number
 MAIN = 0.6  # parts smaller than this share of a mask's largest part do not count
@@ -54,8 +54,7 @@ class Frame:
 
     def holds(self, box: CentreBox) -> bool:
         """Whether a box lies inside the frame and touches no edge of it: it may be that of a whole object."""
-        (x, y, w, h), side = box, self.logits.shape[-1]
-        return min(x - w / 2, y - h / 2) > 0 and max(x + w / 2, y + h / 2) < side
+        return min(corners(box)) > 0 and max(corners(box)) < self.logits.shape[-1]
 
     def shows(self, number: int) -> bool:
         """Whether an object has a mask that is not empty, and was not hidden."""

@@ -103,6 +103,12 @@ def line(t: list[float], x: list[float], at: float) -> tuple[float, float]:
     return x_mean + slope * (at - t_mean), slope
 
 
+def corners(box: CentreBox) -> tuple[float, float, float, float]:
+    """The corners (x, y, x, y) of a box."""
+    x, y, w, h = box
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
 def box_iou(one: CentreBox, other: CentreBox) -> float:
     """Intersection over union of two boxes."""
     sides = (

@@ -44,10 +44,11 @@ def find_rivals(
         looks = Looks(frame.appearances[row], frame.colours[row], frame.boxes[row][2:], frame.areas[row])
         for candidate in find_candidates(frame, looks, taken, masks_of, TRIES):
             mask = candidate.logits > 0
-            appearance = mean_tokens(mask[None], frame.tokens)[0]
-            is_lost = any(float(appearance @ other) >= FOUND_LIKENESS for other in lost)
             is_free = int((mask & taken).sum()) < SAME_PLACE * int(mask.sum())
-            if candidate.is_like(RIVAL_LIKENESS) and is_free and not is_lost and len(found) < room:
+            if not (candidate.is_like(RIVAL_LIKENESS) and is_free and len(found) < room):
+                continue
+            appearance = mean_tokens(mask[None], frame.tokens)[0]
+            if all(float(appearance @ other) < FOUND_LIKENESS for other in lost):
                 found.append(candidate)
                 taken = taken | mask
         in_vain = in_vain + 1 if len(found) == before else 0

@@ -13,7 +13,7 @@ from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
 from .rivals import LAST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id
-from .search import Candidate, Looks, MasksOf, find_lost
+from .search import Candidate, Looks, MasksOf, find_lost, prompted
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
@@ -55,7 +55,7 @@ class Track:
 
     @property
     def looks(self) -> Looks:
-        """What a known object looks like."""
+        """Looks of a known object."""
         return Looks(self.appearance, self.colour, self.motion.size, self.motion.area)
 
     def see(self, frame: Frame, number: int) -> None:
@@ -209,8 +209,7 @@ class Identity:
         inside = [number for number, (x, y, *_) in boxes.items() if 0 < x < side and 0 < y < side]
         answers = {}
         if inside:
-            corners = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in map(boxes.get, inside)]
-            logits, ious, _ = masks_of(torch.tensor(corners, dtype=torch.float32).clamp(0, side))
+            logits, ious, _ = masks_of(prompted([boxes[number] for number in inside], side))
             answers = dict(zip(inside, zip(logits, ious.tolist())))
         for number in boxes:
             frame.add(number, *answers.get(number, (torch.full_like(frame.logits[0], OFF), 0.0)))
@@ -224,14 +223,6 @@ class Identity:
             alike = float(frame.appearances[row] @ track.appearance) >= STRANGE and self.looks_alike(frame, number)
             if frame.ious[row] < CLEAN_IOU or not alike or not track.motion.fits(frame.areas[row]):
                 frame.hide(number)
-
-    def only_rivals(self, ids: Collection[int]) -> "Identity":
-        """Rules that know the rivals of these objects, and nothing else."""
-        identity = Identity()
-        identity.tracks = {
-            number: self.tracks[number] for number in self.rivals if self.tracks[number].rival_of & set(ids)
-        }
-        return identity
 
     def give_up(self, frame: Frame) -> None:
         """Follow no longer the rivals that have been absent for too long; of two with one mask, the later one."""
@@ -294,16 +285,11 @@ class Identity:
         return alike and self.overlap(frame, one, other) and self.is_at_stake(frame, one, other)
 
     def is_at_stake(self, frame: Frame, one: int, other: int) -> bool:
-        """Whether two masks that overlap have to be parted: an object and its rival if the object's area is unusual.
-
-        Else the rival's mask, which a box made, is the wrong one.
+        """Whether two masks that overlap, the smaller id first, have to be parted: a rival's and an object's if the
+        object's area is unusual. Else the rival's mask, which a box made, is the wrong one.
         """
-        objects = [number for number in (one, other) if not is_rival(number)]
-        if len(objects) == 2:
-            return True
         low, high = USUAL_AREA
-        shares = [frame.areas[frame.row[number]] / self.tracks[number].motion.area for number in objects]
-        return any(not low < share < high for share in shares)
+        return not is_rival(one) or not low < frame.areas[frame.row[other]] / self.tracks[other].motion.area < high
 
     def overlap(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two masks overlap enough for a meeting."""
@@ -327,8 +313,7 @@ class Identity:
             low, high = sorted(frame.areas[frame.row[number]] for number in (one, other))
             if low < COINCIDE * high:  # their IoU is less
                 continue
-            area, other_area, shared = frame.overlap(one, other)
-            if shared < COINCIDE * (area + other_area - shared):
+            if frame.iou(one, other) < COINCIDE:
                 continue
             claims = [self.claim(frame, number) for number in (one, other)]
             pair = (one, other, *claims), (other, one, *claims[::-1])
@@ -421,8 +406,7 @@ class Identity:
             elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                clean = frame.ious[row] > CLEAN_IOU and self.in_place(frame, number)
-                if clean and self.looks_alike(frame, number):
+                if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
@@ -431,8 +415,9 @@ class Identity:
     def done(self) -> list[str]:
         """The actions of the rules on the last frame, in words."""
         groups_now = groups(pair for pair, contact in self.contacts.items() if contact.meeting)
-        shown = [sorted(members, key=is_rival) for members in groups_now if not all(map(is_rival, members))]
-        return [f"{' and '.join(map(named, members))} meet" for members in shown] + self.words
+        return [
+            f"{' and '.join(map(named, sorted(members, key=is_rival)))} meet" for members in groups_now
+        ] + self.words
 
     def say(self, number: int, words: str) -> None:
         """Note what was done with the mask of an object; of rivals nothing is told."""
@@ -442,11 +427,12 @@ class Identity:
     def state(self) -> dict:
         """Give what is known as numbers and tensors that torch.save takes."""
         tracks = [
-            {"id": number} | vars(t.motion) | vars(t) | {"rival_of": sorted(t.rival_of)}
+            {"id": number}
+            | {name: value for name, value in vars(t).items() if name != "motion"}
+            | vars(t.motion)
+            | {"rival_of": sorted(t.rival_of)}
             for number, t in self.tracks.items()
         ]
-        for track in tracks:
-            del track["motion"]
         contacts = [{"pair": list(pair)} | vars(contact) for pair, contact in self.contacts.items()]
         return {"tracks": tracks, "contacts": contacts}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..masks import mean_tokens
 from .frame import Frame
+from .motion import CentreBox, corners
 
 PEAKS, LIKENESS = 2, 0.6  # places tried; least cosine of their image token
 # Limits that an accepted candidate must keep:
@@ -54,7 +55,7 @@ class Candidate:
 
 @dataclass
 class Looks:
-    """What an object looks like, and how large it is."""
+    """Looks of an object, and its size."""
 
     appearance: Tensor  # (C,), of length 1
     colour: Tensor  # (3,), components from 0 to 1
@@ -80,10 +81,7 @@ def find_candidates(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf
     places = likely_places(frame.tokens, looks.appearance, taken, most)
     if not places:
         return []
-    w, h = looks.size
-    around = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y in places]
-    boxes = torch.tensor(around, dtype=torch.float32).clamp(0, taken.shape[-1])
-    logits, ious, pointers = masks_of(boxes)
+    logits, ious, pointers = masks_of(prompted([(*place, *looks.size) for place in places], taken.shape[-1]))
     masks = logits > 0
     areas = masks.flatten(1).sum(1)
     on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)
@@ -98,6 +96,11 @@ def find_candidates(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf
         1,
     )
     return [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
+
+
+def prompted(boxes: list[CentreBox], side: int) -> Tensor:
+    """Boxes as box prompts (n, 4), xyxy, cut off at the edges of a frame of side x side pixels."""
+    return torch.tensor([corners(box) for box in boxes], dtype=torch.float32).clamp(0, side)
 
 
 def likely_places(tokens: Tensor, appearance: Tensor, taken: Tensor, most: int = PEAKS) -> list[tuple[float, float]]:
