@@ -57,7 +57,9 @@ def teacher_run(args: dict, processes: int = 1) -> dict | None:
             f"--teacher {args['teacher']} trains in one process: first the teacher, --preset {preset} --out {folder}, "
             "which torchrun can do; then this command again"
         )
-    return {"resume": folder} if (folder / "last.pt").exists() else wanted
+    if (folder / "last.pt").exists():
+        return {"resume": folder} | {name: args[name] for name in ("data_root", "device", "threads")}
+    return wanted
 
 
 def begin(args: dict, say: Callable[[str], None]) -> None:
@@ -70,6 +72,8 @@ def check_same(folder: Path, wanted: dict) -> None:
     """TrainingError unless the teacher in a folder is the one that is wanted."""
     there = config.read_config(folder / "config.json")
     names = [name for name in (*OF_THE_RUN, "epochs") if name in wanted and there.get(name) != wanted[name]]
+    if "data_root" in names and Path(there["data_root"]).name == Path(wanted["data_root"]).name:
+        names.remove("data_root")  # the folder was moved
     if names:
         flags = ", ".join(flag_of("teacher_epochs" if name == "epochs" else name) for name in names)
         raise TrainingError(f"{folder} holds a teacher of another {flags}: choose another --out, or give the same")

@@ -137,6 +137,7 @@ def show_warnings() -> None:
     log = logging.getLogger(__package__)
     if not any(isinstance(handler, LogLines) for handler in log.handlers):
         log.addHandler(LogLines(logging.WARNING))
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it can't read is refused in our words
     if hasattr(sys.stdout, "reconfigure"):  # not in notebooks
         sys.stdout.reconfigure(errors="backslashreplace")
 

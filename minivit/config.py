@@ -1,8 +1,9 @@
 """The arguments of a run: where each of them comes from, and the config.json that keeps them.
 
 An argument is looked for in this order: the command line, the file of --config, the preset's recipe, the preset's
-model, the defaults of `TrainConfig` and `ViTConfig`. Three defaults depend on other arguments: the learning
-rate on the optimizer, the image sizes of a recipe on the sides of image and patch, the clean epochs on the epochs.
+model, the defaults of `TrainConfig` and `ViTConfig`. Some defaults depend on other arguments: the learning rate on the
+optimizer, the image sizes of a recipe on the sides of image and patch, whether the model takes smaller images on these
+sizes, the clean epochs on the epochs, the run folder on the data and the preset.
 """
 
 import dataclasses
@@ -110,9 +111,7 @@ def arguments(given: dict) -> tuple[dict, bool]:
         given = {**before, **given, "out": resume}
     elif "config" in given:
         before = read_config(given.pop("config"))
-        other = {name: value for name, value in before.items() if name != "clean_epochs"}
-        if "epochs" in given and before.get("clean_epochs") == resolve(other)["clean_epochs"]:
-            before = other  # nobody gave the clean end: it is of that run's epochs
+        before = as_given(before)
         if given.get("pretrained", before.get("pretrained")) != before.get("pretrained"):
             before = {name: value for name, value in before.items() if name not in ("mean", "std")}  # of that file
         if given.get("optimizer", before.get("optimizer")) != before.get("optimizer"):
@@ -121,6 +120,16 @@ def arguments(given: dict) -> tuple[dict, bool]:
     args = resolve(given)
     waits = preset_to_train(args["teacher"]) and not (args["out"] / "last.pt").exists()
     return args, bool(resume) and not waits
+
+
+def as_given(args: dict) -> dict:
+    """Resolved arguments without the sizes and clean epochs that nobody gave, which follow others that may change."""
+    derived = ("sizes", "smaller_images", "clean_epochs")
+    rest = {name: value for name, value in args.items() if name not in derived}
+    made = resolve(rest)
+    if args.get("sizes"):
+        made["smaller_images"] = True
+    return rest | {name: args[name] for name in derived if name in args and args[name] != made.get(name)}
 
 
 def check_same_files(before: dict, given: dict) -> None:
@@ -191,7 +200,8 @@ def read_config(path: Path) -> dict:
 def from_json(args: dict) -> dict:
     """Arguments from JSON: lists become tuples, and the names of files and folders paths."""
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return {k: Path(v) if k in PATHS and v and not str(v).startswith("@") else v for k, v in tuples.items()}
+    variant = str(tuples.get("teacher")).startswith("@")  # of a study
+    return {k: Path(v) if k in PATHS and v and not (k == "teacher" and variant) else v for k, v in tuples.items()}
 
 
 def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:

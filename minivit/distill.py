@@ -52,10 +52,10 @@ class Teacher(nn.Module):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """The SHA-256 of a model's parameters: the same on every device, and another for any other weights."""
+    """The SHA-256 of a model's weights, running means included: the same on every device, another for any others."""
     digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy())
+    for weights in model.state_dict().values():
+        digest.update(weights.cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

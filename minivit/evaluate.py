@@ -90,10 +90,14 @@ def make_views(images: Tensor, tta: str) -> list[Tensor]:
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:
-    """Share in [0, 1] of logits (N, classes) that are highest at the label (N,). ValueError for N = 0."""
+    """Share in [0, 1] of logits (N, classes) that are highest at the label (N,); rows with NaN are wrong.
+
+    ValueError for N = 0.
+    """
     if not len(labels):
         raise ValueError("no labels: the accuracy of no images is not defined")
-    return (scores.argmax(1) == labels.to(scores.device)).sum().item() / len(labels)
+    right = (scores.argmax(1) == labels.to(scores.device)) & ~scores.isnan().any(1)
+    return right.sum().item() / len(labels)
 
 
 def resize_to_model(x: Tensor, model: nn.Module, side: int | None = None) -> Tensor:

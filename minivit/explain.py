@@ -55,8 +55,8 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
 
         R = (A_L + I) / 2 ... (A_2 + I) / 2 (A_1 + I) / 2,
 
-    whose rows sum to one. Tokens that a block does not change have their row of I. maps: of attention_maps.
-    ValueError for none.
+    whose rows sum to one. Weights of talking heads may be negative: their absolute values count, as shares. Tokens that
+    a block does not change have their row of I. maps: of attention_maps. ValueError for none.
     """
     if not maps:
         raise ValueError("there is no attention to follow: the model has no blocks")
@@ -64,8 +64,8 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
     identity = torch.eye(size, device=maps[0].device)
     result = identity.expand(len(maps[0]), -1, -1)
     for weights in maps:
-        mean = weights.mean(dim=1).clamp(min=0)
-        mean = mean / mean.sum(dim=-1, keepdim=True).clamp(min=1e-12)  # talking heads: shares again, none negative
+        mean = weights.abs().mean(dim=1)
+        mean = mean / mean.sum(dim=-1, keepdim=True).clamp(min=1e-12)
         queries, keys = mean.shape[1:]
         first = size - keys  # special tokens that have not entered yet
         step = identity.repeat(len(mean), 1, 1)

@@ -32,9 +32,16 @@ def keep_frozen(model: nn.Module) -> None:
     Else their running means would move and their dropout would act.
     """
     for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        if is_frozen(module):
             module.eval()
+        if isinstance(module, VisionTransformer) and is_frozen(module.patch_embed):
+            module.pos_dropout.eval()  # it has no parameters that would tell
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters, and none of them learns."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def layers_above(name: str, model: nn.Module) -> int:

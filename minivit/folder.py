@@ -111,9 +111,9 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     held_out = [name for name in HOLD_OUTS if (root / name).is_dir()]
     if len(held_out) > 1:
         raise DataError(f"{root} has more than one hold-out: keep one of {', '.join(held_out)}")
-    if not found and not held_out and len(_find_classes(root)) > 1:
+    if not found and not held_out and len(classes := _find_classes(root)) > 1:
         _refuse_other_splits(root)
-        return {"all": _find_classes(root)}
+        return {"all": classes}
     for name in held_out:
         split = "val" if "test" in found else "test"
         found[split] = _find_classes(root / name)

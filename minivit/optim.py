@@ -122,8 +122,7 @@ def warmup_cosine(
 
     ValueError if the warm-up is as long as the run.
     """
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
+    check_warmup(warmup_steps, total_steps)
     if step < warmup_steps:
         start_lr = min(start_lr, base_lr)
         return start_lr + (base_lr - start_lr) * step / warmup_steps
@@ -137,11 +136,16 @@ def warmup_linear(step: int, total_steps: int, warmup_steps: int, base_lr: float
 
     ValueError if the warm-up is as long as the run.
     """
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
+    check_warmup(warmup_steps, total_steps)
     if step < warmup_steps:
         return base_lr * (step + 1) / warmup_steps
     return base_lr * max(total_steps - step, 0) / (total_steps - warmup_steps)
+
+
+def check_warmup(warmup_steps: int, total_steps: int) -> None:
+    """ValueError if the warm-up is as long as the run."""
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps: shorten the warm-up")
 
 
 def one_cycle(

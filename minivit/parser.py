@@ -325,7 +325,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--checkpointing",
-        "gradient checkpointing: less memory, more time, as each block that learns is computed twice",
+        "gradient checkpointing: less memory, more time, as blocks that learn are computed twice",
         **ON_OFF,
     )
     flag("--compile", "torch.compile the model: slow to start, then faster on a GPU", **ON_OFF)

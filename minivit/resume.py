@@ -51,7 +51,7 @@ def check_same_settings(trainer: "Trainer", state: dict) -> None:
 
 def check_same_teacher(trainer: "Trainer", state: dict) -> None:
     """TrainingError unless the teacher has the weights that taught this run before, if its checkpoint tells them."""
-    if state.get("teacher", trainer.taught_by) != trainer.taught_by:
+    if state.get("teacher_weights", trainer.taught_by) != trainer.taught_by:
         raise TrainingError(
             "this run was started with another --teacher, whose weights differ, or with none: resume it with the same"
         )

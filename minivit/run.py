@@ -17,7 +17,7 @@ from minivit import checkpoint
 from minivit import data as datasets
 from minivit.augment import normalise
 from minivit.checkpoint import build_model
-from minivit.config import DEFAULTS, MODEL_FIELDS, TRAIN_FIELDS, arguments, write_config
+from minivit.config import DEFAULTS, MODEL_FIELDS, TRAIN_FIELDS, arguments, as_given, resolve, write_config
 from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
@@ -55,13 +55,13 @@ def prepare(
     return prepare_run(*arguments(given), say, ranks, dataset)
 
 
-def check(args: dict, resume: bool = False) -> tuple[TrainConfig, dict]:
+def check(args: dict, resume: bool = False, processes: int = 1) -> tuple[TrainConfig, dict]:
     """The settings of training and of the model, checked before any data is read. ValueError as for `prepare`."""
     check_out(args["out"])
     config = TrainConfig(**{k: args[k] for k in TRAIN_FIELDS & args.keys()})
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
     model = checkpoint.outline_model(args["preset"], 1, overrides)
-    set_up_fine_tuning(model, config)
+    set_up_fine_tuning(model, config, processes)
     check_sizes(config.sizes, model, "the model")
     if args["pretrained"] and not resume:
         check_pretrained(checkpoint.find(args["pretrained"]), model)
@@ -89,13 +89,14 @@ def prepare_run(
         check_same_model(args, state)
     device = set_up_machine(args)
     if args["pretrained"] and not resume:
-        args |= settings_of_weights(args, say)
-    config, overrides = check(args, resume)
+        args = resolve(as_given(args) | settings_of_weights(args, say))  # image sizes follow the patch
+    config, overrides = check(args, resume, ranks.number)
     dataset = dataset or load_data(args)
     torch.manual_seed(args["seed"])  # the weights the model starts with
     model = build_model(args["preset"], len(dataset.classes), overrides)
     if args["pretrained"] and not resume:
         loaded = load_pretrained(model, checkpoint.find(args["pretrained"]))
+        check_optimizer(loaded.checkpoint, args)
         check_unseen("--pretrained", loaded.checkpoint, args)
         args |= {name: args[name] or value for name, value in zip(("mean", "std"), loaded.normalisation)}
         say(loaded.line)
@@ -117,7 +118,7 @@ def prepare_run(
         claim = claim or make_folder(out)
     if not resume:
         check_new(out)  # again: another run may have come while the data were loaded
-    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model), ranks)
+    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args), ranks)
     if state:
         resume_from(trainer, state)
     if ranks.first:
@@ -351,6 +352,18 @@ def load_teacher(path: Path, dataset: Dataset, device: torch.device, args: dict)
     return Teacher(teacher, (state["mean"], state["std"]), (dataset.mean, dataset.std)).to(device)
 
 
+def check_optimizer(state: dict | None, args: dict) -> None:
+    """TrainingError if Muon would train weights that it did not train before: its first step changes their norms.
+
+    state: the checkpoint of ours that the weights are from, None for others.
+    """
+    if args["optimizer"] == "muon" and (state is None or state["config"].get("optimizer", "adamw") != "muon"):
+        raise TrainingError(
+            f"--pretrained {args['pretrained']}: Muon gives each matrix a norm of its own, which undoes what another "
+            "optimizer has learned: give --optimizer adamw"
+        )
+
+
 def check_unseen(name: str, state: dict | None, args: dict) -> None:
     """TrainingError if a checkpoint was trained on images that are test images here.
 
@@ -374,13 +387,12 @@ def is_same_data(about: dict, args: dict) -> bool:
 
 
 def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> None:
-    """Say that a checkpoint may have been trained on images that are held out now, as its hold-out was drawn otherwise.
-
-    Not of `shapes`, of which another seed draws other images.
-    """
-    if state is None or args["data"] == "shapes" or is_split_by_seed(args["data"], args["data_root"]):
+    """Say that a checkpoint may have been trained on images that are held out now: its hold-out was drawn otherwise."""
+    if state is None or is_split_by_seed(args["data"], args["data_root"]):
         return
     was = {"seed": state["config"].get("seed", args["seed"])} | state["describe"]
+    if args["data"] == "shapes" and was["seed"] != args["seed"]:
+        return  # another seed draws other images
     changed = [name for name in ("seed", "subset", "val_split") if was.get(name, args[name]) != args[name]]
     if changed and is_same_data(was, args):
         say(
@@ -390,7 +402,7 @@ def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> 
         )
 
 
-def describe_model(args: dict, model: nn.Module) -> dict:
+def describe_model(args: dict) -> dict:
     """Describe the model for its checkpoints, so that it can be built again."""
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
     data = {name: args[name] for name in ("data", "subset", "val_split")} | {"data_root": str(args["data_root"])}
@@ -402,12 +414,14 @@ def final_report(trainer: Trainer) -> dict:
 
     The weights of the last epoch, raw and averaged, are measured, and those of the best epoch where the hold-out could
     choose one. best.pt holds the chosen ones, and is written here if the hold-out chose nothing; `test_acc` is theirs.
-    Accuracies are shares in [0, 1].
+    Accuracies are shares in [0, 1]. TrainingError if the scores of the chosen weights are not finite.
     """
     evaluator, data = trainer.evaluator, trainer.data
     candidates = candidates_of(trainer)
     chosen = "best" if "best" in candidates else "final_ema"
     scores = {name: evaluator.predict(model, data.test.images).cpu() for name, model in candidates.items()}
+    if not bool(scores[chosen].isfinite().all()):
+        raise TrainingError("the weights give scores that are NaN or infinite: start a new run, with a lower --lr")
     result = {f"test_acc_{name}": top1(s, data.test.labels) for name, s in scores.items()}
     result |= {"chosen": chosen, "test_acc": result[f"test_acc_{chosen}"], "bad_steps": trainer.bad_steps}
     result["val_acc"] = evaluator.accuracy(candidates[chosen], trainer.val_split) if trainer.val_split else None

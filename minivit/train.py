@@ -139,7 +139,7 @@ class Trainer:
         self.sums = [0.0, 0.0, 0]  # loss, hits, images of this epoch
         self.best: dict | None = None
         self.history: list[dict] = []
-        self.cpu_seconds = 0.0  # processor time of all threads up to the last finished epoch, evaluation included
+        self.cpu_seconds = 0.0  # processor time of all threads up to the last count, evaluation included
         self.clock = time.process_time()
         self.stop_requested = False
         self.claim: Claim | None = None  # of the run folder; held as long as the trainer lives
@@ -166,6 +166,7 @@ class Trainer:
             self.forward = self.ranks.parallel(self.model, self.device)
         while self.epoch < min(until or self.config.epochs, self.config.epochs) and not self.stopped_early:
             if not self.train_epoch(on_step):
+                self.count_cpu_seconds()
                 self.save(self.run / "last.pt")
                 return False
             self.end_epoch()
@@ -304,12 +305,16 @@ class Trainer:
     @property
     def lr(self) -> float:
         """The learning rate of the current step."""
+        return self.lr_at(self.step)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from the start of the run."""
         c = self.config
         if c.schedule == "one-cycle":
-            return one_cycle(self.step, self.total_steps, c.lr)
+            return one_cycle(step, self.total_steps, c.lr)
         if c.schedule == "linear":
-            return warmup_linear(self.step, self.total_steps, self.warmup_steps, c.lr)
-        return warmup_cosine(self.step, self.total_steps, self.warmup_steps, c.lr, c.min_lr)
+            return warmup_linear(step, self.total_steps, self.warmup_steps, c.lr)
+        return warmup_cosine(step, self.total_steps, self.warmup_steps, c.lr, c.min_lr)
 
     @property
     def warmup_steps(self) -> int:
@@ -331,7 +336,7 @@ class Trainer:
         loss, hits, images = (float(s) for s in self.sums)
         row = {
             "epoch": self.epoch + 1,
-            "lr": self.lr,
+            "lr": self.lr_at(self.step - 1),
             "train_loss": loss / images,
             "train_acc": hits / images,
             "images_per_s": (self.batch - self.first_batch) * self.batch_size / seconds,
@@ -340,8 +345,7 @@ class Trainer:
         if self.val_split:
             row["val_acc"] = self.accuracy(self.model, self.val_split)
             row["val_acc_ema"] = self.accuracy(self.ema.module, self.val_split)
-        now = time.process_time()
-        self.cpu_seconds, self.clock = self.cpu_seconds + self.ranks.sum(now - self.clock)[0], now
+        self.count_cpu_seconds()
         row["cpu_minutes"] = self.cpu_seconds / 60
         self.epoch, self.batch = self.epoch + 1, 0
         self.history.append(row)
@@ -351,6 +355,11 @@ class Trainer:
             self.best = {"score": score, "epoch": self.epoch}
         self.save(self.run / "last.pt")
         self.keep_best()
+
+    def count_cpu_seconds(self) -> None:
+        """Add the processor time of all processes since the last count."""
+        now = time.process_time()
+        self.cpu_seconds, self.clock = self.cpu_seconds + self.ranks.sum(now - self.clock)[0], now
 
     def keep_best(self) -> None:
         """Write best.pt if its weights are those at hand, at the end of an epoch: the best one, or any where the
@@ -409,7 +418,7 @@ class Trainer:
             "history": self.history,
             "cpu_seconds": self.cpu_seconds + time.process_time() - self.clock,
             "images": self.images,
-            "teacher": self.taught_by,
+            "teacher_weights": self.taught_by,
         }
 
     @property

@@ -283,7 +283,8 @@ class VisionTransformer(nn.Module):
     patches. ValueError for images of a shape or type that the model does not take.
 
     checkpointing: in training, keep the input of each block alone and compute the block again in the backward pass
-    (Chen et al., arXiv 1604.06174): less memory for a second forward pass.
+    (Chen et al., arXiv 1604.06174): less memory for a second forward pass. The last block of the fast form, where it
+    computes a few tokens alone (fast.py), is left out.
     """
 
     checkpointing = False

@@ -1,5 +1,6 @@
 """Distillation: a teacher's view of its student's images, and teacher and student trained in one command."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 import train_cifar
 from minivit import chain, checkpoint, cli, config, run
-from minivit.distill import Teacher
+from minivit.distill import Teacher, fingerprint
 from minivit.resnet import resnet18
 from minivit.vit import VisionTransformer, ViTConfig
 
@@ -35,6 +36,14 @@ def test_a_teacher_sees_the_students_images_under_its_own_normalisation_and_in_i
     small = torch.nn.functional.interpolate(large, (8, 8), mode="bicubic", antialias=True)
     torch.testing.assert_close(same(large), model(small))
     assert [Teacher(resnet18(), OTHERS, OTHERS).size_for(side, side) for side in (24, 224)] == [(24, 24), (32, 32)]
+
+
+def test_a_teacher_is_known_by_its_running_means_too():
+    model = resnet18()
+    before = fingerprint(model)
+    assert fingerprint(copy.deepcopy(model)) == before
+    model.bn1.running_mean.add_(0.5)
+    assert fingerprint(model) != before
 
 
 # ---- the chain ------------------------------------------------------------------------------------------
@@ -99,8 +108,13 @@ def test_a_chain_stopped_in_the_teachers_run_goes_on_from_there(small, tmp_path,
     other = [word if word != "1" or STUDENT[i - 1] != "--teacher-epochs" else "2" for i, word in enumerate(STUDENT)]
     assert train_cifar.main([*other, "--out", str(tmp_path / "other")]) == 2
     assert "holds a teacher of another --teacher-epochs: choose another --out" in capsys.readouterr().err
-    assert train_cifar.main(["--resume", str(out)]) == 0
+    moved, prepared = tmp_path / "elsewhere" / "data", []
+    prepare = run.prepare_run
+    monkeypatch.setattr(run, "prepare_run", lambda args, *rest: prepared.append(dict(args)) or prepare(args, *rest))
+    torch.set_num_threads(2)
+    assert train_cifar.main(["--resume", str(out), "--threads", "1", "--data-root", str(moved)]) == 0
     assert (out / "result.json").exists()
+    assert [(args["threads"], args["data_root"]) for args in prepared] == [(1, moved)] * 2  # of teacher and student
 
 
 @pytest.mark.parametrize(

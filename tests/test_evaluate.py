@@ -52,6 +52,7 @@ def test_small_images_are_enlarged_to_what_the_model_takes():
 def test_accuracy_is_the_share_of_correct_labels():
     scores = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0], [0.0, 5.0]])
     assert top1(scores, torch.tensor([0, 1, 1, 1])) == 0.75
+    assert top1(torch.cat([scores, torch.full((4, 2), float("nan"))]), torch.tensor([0, 1, 1, 1] * 2)) == 3 / 8
     model, images = model_and_images()
     evaluator = Evaluator(MEAN, STD, CPU)
     labels = evaluator.predict(model, images).argmax(1)

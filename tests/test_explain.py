@@ -53,6 +53,8 @@ def test_weights_times_values_are_what_the_attention_of_each_block_gives(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explain, "recorder", recorder)
         maps = attention_maps(model, images)
+    if not model.config.talking_heads:
+        assert all((m >= 0).all() for m in maps)
     T, N = model.config.tokens, 16
     whole, tail = (N if model.config.tokens_enter_late else T + N), model.config.class_attention
     assert [m.shape[1:] for m in maps] == [(2, whole, whole)] * (3 - tail) + [(2, T, T + N)] * tail
@@ -77,6 +79,12 @@ def test_rollout_is_the_product_of_half_attention_and_half_identity():
     identity = torch.eye(3)
     expected = (second[0].mean(0) + identity) / 2 @ (first[0].mean(0) + identity) / 2
     torch.testing.assert_close(rollout([first, second])[0], expected)
+
+
+def test_rollout_of_talking_heads_takes_the_size_of_their_weights():
+    mixed = torch.tensor([[[0.2, -0.6], [-0.5, -0.5]], [[0.2, -0.2], [0.0, -1.0]]])[None]  # two heads of two tokens
+    shares = torch.tensor([[0.2 / 0.6, 0.4 / 0.6], [0.25, 0.75]])
+    torch.testing.assert_close(rollout([mixed])[0], (shares + torch.eye(2)) / 2)
 
 
 def test_rollout_of_class_attention_changes_the_special_tokens_alone():

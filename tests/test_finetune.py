@@ -268,3 +268,11 @@ def test_the_recipes_of_the_references_are_the_presets_defaults():
     assert config.resolve({"preset": "distilled", "epochs": 20, "clean_epochs": 15})["clean_epochs"] == 15
     recipe("distilled", distill_temperature=2.0, distill_weight=0.5, weight_decay=0.05)
     recipe("resnet18", lr=1e-3, weight_decay=0.01, epochs=40, batch_size=256, schedule="cosine", mix_prob=0.0)
+
+
+def test_dropout_of_the_embedding_acts_only_where_the_embedding_learns(data, tmp_path):
+    for last, acts in ((1, False), (None, True)):
+        t = trainer(data, tmp_path, dataclasses.replace(SHORT, train_last=last), dataclasses.replace(TINY, dropout=0.5))
+        t.fit(until=1)
+        t.train_epoch(lambda: None)
+        assert t.model.pos_dropout.training == acts and t.model.blocks[2].training

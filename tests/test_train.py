@@ -156,7 +156,7 @@ def test_resuming_with_a_teacher_of_other_weights_is_refused(data, tmp_path):
     for other in (teacher(0.2), None):
         with pytest.raises(TrainingError, match="another --teacher, whose weights differ"):
             trainer(data, tmp_path, teacher=other).load_state_dict(state)
-    older = {name: value for name, value in state.items() if name != "teacher"}
+    older = {name: value for name, value in state.items() if name != "teacher_weights"}
     trainer(data, tmp_path, teacher=teacher(0.2)).load_state_dict(older)
 
 
@@ -269,6 +269,32 @@ def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
     Sealed.opened = True
     result = final_report(t)
     assert {"test_acc_final", "test_acc_final_ema", "test_acc", "val_acc", "chosen"} <= result.keys()
+
+
+def test_weights_whose_scores_are_not_finite_end_a_run_as_divergence_does(data, tmp_path):
+    t = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=1, clean_epochs=0))
+    t.fit()
+    for model in (t.model, t.ema.module):
+        model.head.weight.data.fill_(3e38)  # finite themselves
+    with pytest.raises(TrainingError, match="scores that are NaN or infinite"):
+        final_report(t)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_rate_of_an_epochs_row_is_the_one_of_its_last_step(data, tmp_path):
+    t = trainer(data, tmp_path, dataclasses.replace(CONFIG, epochs=2, schedule="linear", warmup=0.0))
+    used = []
+    t.fit(on_step=lambda: used.append(t.optimizer.param_groups[0]["lr"]))
+    assert [row["lr"] for row in t.history] == pytest.approx([used[t.steps_per_epoch - 1], used[-1]]) and used[-1] > 0
+
+
+def test_a_stop_within_an_epoch_keeps_the_processor_time_of_all_processes(data, tmp_path, monkeypatch):
+    t = trainer(data, tmp_path)
+    monkeypatch.setattr(type(t.ranks), "sum", lambda ranks, *values: tuple(2 * value for value in values))  # of two
+    t.stop_requested, t.clock = True, 0.0
+    monkeypatch.setattr(train.time, "process_time", lambda: 3.0)
+    assert not t.fit()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["cpu_seconds"] == 6.0
 
 
 def test_best_pt_holds_the_weights_that_the_hold_out_chose_and_says_which(data, tmp_path):

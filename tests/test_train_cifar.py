@@ -18,6 +18,7 @@ import train_cifar
 from minivit import cli, config, parser, run, train, vit
 from minivit.files import Claim
 from minivit.report import percent
+from minivit.train_config import TrainingError
 
 SCRIPT = Path(train_cifar.__file__)
 SMALL = [
@@ -492,9 +493,12 @@ def test_weights_that_saw_images_that_are_held_out_now_are_said_to(tmp_path):
     assert all(line.startswith("a.pt may have been trained on images that are held out now") for line in lines)
     run.warn_of_seen({"describe": about, "config": {"seed": 0}}, args, lines.append)  # the same hold-out
     run.warn_of_seen({"describe": about | {"data_root": "b"}, "config": {"seed": 1}}, args, lines.append)
-    run.warn_of_seen({"describe": {"data": "shapes"}, "config": {"seed": 1}}, args | {"data": "shapes"}, lines.append)
+    shapes, args_of_shapes = about | {"data": "shapes"}, args | {"data": "shapes"}
+    run.warn_of_seen({"describe": shapes, "config": {"seed": 1}}, args_of_shapes, lines.append)  # draws other images
     run.warn_of_seen(None, args, lines.append)  # weights from elsewhere
     assert len(lines) == 3
+    run.warn_of_seen({"describe": shapes | {"subset": 500}, "config": {"seed": 0}}, args_of_shapes, lines.append)
+    assert len(lines) == 4 and lines[3].endswith("--subset 500")
 
 
 def test_weights_that_saw_the_test_images_of_another_split_are_refused(tmp_path):
@@ -626,3 +630,56 @@ def test_a_shorter_run_by_the_settings_of_a_longer_one_has_a_clean_end_of_its_ow
 
     assert clean({"preset": "cifar"}) == 10 and clean({"preset": "cifar"}, epochs=10) == 1
     assert clean({"preset": "cifar", "clean_epochs": 7}, epochs=20) == 7
+
+
+def test_image_sizes_that_nobody_gave_follow_image_and_patch_of_a_later_run(tmp_path, monkeypatch):
+    def sizes(given: dict, **more) -> tuple | None:
+        (tmp_path / "config.json").write_text(json.dumps({"arguments": config.resolve(given)}, default=str))
+        args, _ = config.arguments({"config": tmp_path / "config.json", **more})
+        run.check(args)
+        return args["sizes"]
+
+    fast = {"preset": "cifar-fast", "data": "shapes"}
+    assert sizes(fast) == (24, 24, 32)
+    assert sizes(fast, image_size=64) == (48, 48, 64) and sizes(fast, image_size=24, crop=2) == (16, 16, 24)
+    assert sizes(fast, patch=16) == sizes(fast | {"patch": 16}, patch=16) == (32, 32, 32)
+    assert sizes(fast, preset="distilled", lr=1e-3, optimizer="adamw") == ()
+    assert sizes(fast | {"sizes": (16, 32)}, patch=8) == (16, 32)  # somebody gave them
+
+
+def test_sizes_follow_the_patch_of_the_weights_that_a_run_begins_with(tmp_path, monkeypatch):
+    small = ["--data", "shapes", "--preset", "cifar-fast", "--dim", "16", "--heads", "1", "--depth", "1", "--subset"]
+    small += ["40", "--epochs", "1", "--batch-size", "20", "--val-split", "0", "--amp", "off", "--device", "cpu"]
+    monkeypatch.setattr(run, "write_report", lambda *_, **__: None)
+    assert train_cifar.main([*small, "--patch", "16", "--out", str(tmp_path / "first")]) == 0
+    weights = str(tmp_path / "first" / "best.pt")
+    assert train_cifar.main([*small, "--pretrained", weights, "--out", str(tmp_path / "second")]) == 0
+    saved = json.loads((tmp_path / "second" / "config.json").read_text())["arguments"]
+    assert (saved["patch"], saved["sizes"]) == (16, [32, 32, 32])
+
+
+def test_muon_does_not_begin_with_weights_of_another_optimizer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "write_report", lambda *_, **__: None)
+    small = ["--data", "shapes", "--preset", "shapes-demo", "--dim", "16", "--depth", "1", "--heads", "1", "--subset"]
+    small += ["40", "--epochs", "1", "--batch-size", "20", "--val-split", "0", "--amp", "off", "--device", "cpu"]
+    for optimizer in ("adamw", "muon"):
+        words = [*small, "--optimizer", optimizer, "--out", str(tmp_path / optimizer)]
+        assert train_cifar.main(words) == 0
+        capsys.readouterr()
+        again = [*small, "--optimizer", "muon", "--pretrained", str(tmp_path / optimizer / "best.pt")]
+        out = tmp_path / f"{optimizer}-muon"
+        assert train_cifar.main([*again, "--out", str(out)]) == (2 if optimizer == "adamw" else 0)
+        said = "undoes what another optimizer has learned: give --optimizer adamw"
+        assert (said in capsys.readouterr().err) == (optimizer == "adamw") != out.exists()
+
+
+def test_a_variant_is_named_as_a_teacher_alone():
+    named = config.from_json({"teacher": "@a", "pretrained": "@a", "data_root": "@a"})
+    assert named == {"teacher": "@a", "pretrained": Path("@a"), "data_root": Path("@a")}
+
+
+def test_what_several_processes_cannot_do_is_told_before_data_are_read(tmp_path):
+    args = config.resolve({"data": "shapes", "checkpointing": True, "out": tmp_path / "run"})
+    run.check(args)
+    with pytest.raises(TrainingError, match="--checkpointing goes with one process"):
+        run.check(args, processes=2)
