@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.squares import save_crowded_tiff
 from PIL import Image
 
 import train_cifar
@@ -262,3 +263,9 @@ def test_no_cell_of_saved_predictions_runs_as_a_formula_and_the_file_is_written_
         assert train_cifar.main(["--predict", str(path), "+1.png", "--save-predictions", "answers.csv"]) == 2
     assert "error: [Errno 28]" in capsys.readouterr().err
     assert Path("answers.csv").read_bytes() == before
+
+
+def test_pillow_itself_says_nothing_beside_our_line(tmp_path, capsys, caplog):
+    model = save_checkpoint(tmp_path / "run" / "best.pt")
+    assert train_cifar.main(["--predict", str(model), str(save_crowded_tiff(tmp_path / "bad.tif"))]) == 2
+    assert "bad.tif" in capsys.readouterr().err and not caplog.records

@@ -20,7 +20,7 @@ import av
 import numpy as np
 import pytest
 from helpers.commands import command, lines, run_tiny
-from helpers.squares import film, picture, save, save_film
+from helpers.squares import film, picture, save, save_crowded_tiff, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
@@ -455,3 +455,9 @@ def test_an_input_that_is_given_in_two_spellings_is_one(tmp_path):
     one, again = str(tmp_path / "p" / "b.png"), f"{tmp_path}/./p/../p/b.png"
     inputs = expand([one, again, str(tmp_path / "p"), "camera:0", "camera:0"], False, tmp_path / "out", print)
     assert inputs == [one, str(tmp_path / "p" / "a.png"), "camera:0"]
+
+
+def test_pillow_itself_says_nothing_beside_our_line(tmp_path, capsys, caplog):
+    path = save_crowded_tiff(tmp_path / "bad.tif")
+    assert segment.main([str(path), "red square.", "--out", str(tmp_path / "out")], tiny_models()) == 2
+    assert "bad.tif" in capsys.readouterr().err and not caplog.records

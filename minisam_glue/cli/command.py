@@ -1,5 +1,6 @@
 """One command from its first word to its exit status: whatever a user can mend becomes one line on standard error."""
 
+import logging
 import signal
 import sys
 from argparse import Namespace
@@ -16,6 +17,7 @@ from .run import Run, download
 def run_command(argv: list[str] | None, models: Models | None) -> int:
     """See cli.main."""
     escape_unknown_letters()
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it can't read is refused in our words
     args = None
     try:
         with on_signals(stop):

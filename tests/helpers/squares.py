@@ -1,5 +1,6 @@
 """Bright squares over noise, in memory and as files. BrightDetector of tiny_segment.py finds them."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +33,11 @@ def save_film(folder: Path, count: int, empty: int = 0) -> str:
     for t, image in enumerate(film(count, empty)):
         save(image, folder / f"{t}.png")
     return str(folder)
+
+
+def save_crowded_tiff(path: Path) -> Path:
+    """A TIFF that says to have 999 values a pixel, which Pillow's log complains of."""
+    Image.new("RGB", (4, 4)).save(path)
+    values = struct.pack("<HHI", 277, 3, 1)  # SamplesPerPixel, one number of 16 bits
+    path.write_bytes(path.read_bytes().replace(values + struct.pack("<H", 3), values + struct.pack("<H", 999)))
+    return path
