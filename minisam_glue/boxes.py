@@ -29,6 +29,6 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, classes: Tensor | None =
 
     Boxes of different `classes` (n,) never suppress each other.
     """
-    from torchvision.ops import batched_nms, nms  # loads for as long as torch itself; help texts and clicks need it not
+    from torchvision.ops import batched_nms, nms  # loads for as long as torch itself; help texts and clicks do without
 
     return nms(boxes, scores, iou) if classes is None else batched_nms(boxes, scores, classes, iou)

@@ -86,8 +86,8 @@ def agreement(masks: Tensor, region: np.ndarray) -> Tensor:
 
 
 def resized(region: np.ndarray, masks: Tensor) -> Tensor:
-    """A region, bool (S, S), as a mask of the size of others (M, h, w): (1, h, w). A region that fills half of no pixel
-    there, being thin, is where it fills most."""
+    """A region, bool (S, S), as a mask of the size of others (M, h, w): (1, h, w). A region too thin
+    to fill half of any pixel there is kept where it fills most."""
     grid = torch.from_numpy(region).to(masks.device)[None, None].float()
     share = resize_antialiased(grid, tuple(masks.shape[-2:]))[0]
     return share > min(0.5, 0.99 * float(share.max()))

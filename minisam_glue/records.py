@@ -19,11 +19,11 @@ class Segment:
     """One object on one picture or frame. Ids count from 1; an object of a video keeps its id, label and colour."""
 
     id: int
-    label: str  # the phrase that found it, verbatim; "object" if it was marked by a box, points or a mask
+    label: str  # the phrase that found it, verbatim; of a box, points or a mask the user's label, else "object"
     score: float  # 0 to 1: of the detection; from clicks in a picture SAM 2's predicted IoU, in a video 1
     box: tuple[float, float, float, float]  # xyxy in pixels: of the detection; on tracked frames, around the mask
     mask: np.ndarray  # bool (H, W); all False where the object can't be seen
-    first: int = 0  # first and last frame on which it was seen so far
+    first: int = 0  # first and last frame on which it was marked, detected or seen so far
     last: int = 0
 
     def as_json(self) -> dict:

@@ -2,7 +2,8 @@
 
 Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
 on something unlike its object, has lost it (drifted). What is left of the detections lies elsewhere (unmatched), and
-is an object that was lost (revive) or a new one. Two objects never share one mask (sharing). Masks are bool (n, h, w)
+is an object that was lost (revive) or a new one. Of two objects that share one mask the one that
+resembles it less is emptied, unless they look alike (separate). Masks are bool (n, h, w)
 at any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
 """
 
@@ -201,7 +202,8 @@ def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, 
 
     same_label: bool (detections, objects); only such pairs can be one.
     """
-    return assign(mask_iou(detected, tracked).cpu() * same_label, SAME)
+    iou = mask_iou(detected, tracked).cpu() * same_label
+    return assign(torch.where(iou >= SAME, iou, 0), SAME)
 
 
 def drifted(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:

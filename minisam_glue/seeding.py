@@ -140,7 +140,7 @@ def _by_detector(
 def auto_threshold(scores: Tensor, least: float) -> float:
     """Otsu's threshold over the scores (n,) of boxes, at most one half, and at least `least`.
 
-    The boxes are all that overlap and the largest area leave of what a detector proposes.
+    scores: of the boxes of a detector that are left after suppression and the area limit.
     """
     return max(least, min(otsu(scores.numpy()), MOST_AUTO)) if len(scores) else least
 

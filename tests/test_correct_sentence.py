@@ -110,6 +110,26 @@ def test_objects_found_again_keep_the_numbers_that_they_had(tmp_path, made, mode
     assert all(box[0] > 80 and box[3] < 40 for box in after[3].values())  # the red circle, where it stands
 
 
+def test_an_object_that_was_removed_does_not_come_back_when_another_is_corrected_from_the_first_frame(
+    tmp_path, made, models
+):
+    result = made(tmp_path, SENTENCE, "--states", 0)
+    before = labels(result)
+    square = next(number for number, label in before.items() if label == "blue square")
+    correct(result, "--object", f"id={3 - square} at=0 remove", models=models)
+    after = correct(result, "--object", f"id={square} at=1 box=95,57,119,81", models=models)
+    assert labels(result) == {square: "blue square"} and set(after) == {square}
+
+
+def test_a_new_object_has_a_number_that_nothing_had_not_even_what_was_found_and_never_seen(tmp_path, made, models):
+    result = made(tmp_path, SENTENCE, "--states", 0)
+    records = lines(result / "result.jsonl")
+    records[0]["found"].append({"id": 6, "box": [2, 80, 12, 92]})  # where nothing is
+    (result / "result.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    correct(result, "--object", "at=2 label=mine box=92,57,116,81", models=models)
+    assert [o["id"] for o in json.loads((result / "result.json").read_text())["corrections"]] == [7]
+
+
 def test_settings_that_are_zero_are_those_of_the_result(tmp_path, made, models):
     result = made(tmp_path, "blue square.", "--seed-frame", 0, "--nms", 0, "--border", 0)
     correct(result, "--object", "id=1 at=3 point=99,69", models=models)

@@ -135,6 +135,14 @@ def test_beyond_the_end_is_an_error_not_an_empty_result(clips):
     assert numbers(frames(clips["mp4"], max_seconds=1e-9)) == [0]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_video_may_have_as_long_a_name_as_the_system_allows(suffix, tmp_path):
+    path = tmp_path / ("v" * 240 + suffix)
+    with VideoWriter(path, 10, (32, 16)) as writer:
+        writer.write(numbered(20, 32, 16))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_video_is_h264_yuv420p_with_its_index_in_front_and_even_sides(tmp_path):
     path = tmp_path / "odd.mp4"
     with VideoWriter(path, 30000 / 1001, (33, 17)) as writer:
@@ -382,6 +390,9 @@ def test_a_damaged_picture_in_a_pipe_is_counted_and_left_out_and_the_others_keep
     seen = [round((float(frame.mean()) - 4) / 8) for frame in clip]
     assert seen == [0, 1, 2, 4, 5] and clip.damaged == 1
     assert [clip.time(number) for number in range(5)] == [index / FPS for index in seen]
+    for beyond in (5, 6):
+        with pytest.raises(IndexError):
+            clip.time(beyond)
 
 
 def test_a_pipe_that_fails_has_the_pictures_so_far_and_tells_its_end(monkeypatch):

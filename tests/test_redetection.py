@@ -311,6 +311,11 @@ class OnGpu(torch.Tensor):
     __bool__ = __float__ = __int__ = item
 
 
+def test_a_pair_is_not_lost_to_others_that_overlap_too_little_to_count():
+    detected, tracked = strips(13, 6), strips(10, 17)  # IoU 0.54 and 0.43; 0.43 and 0: crosswise the sum is greater
+    assert confirm(detected, tracked, torch.ones(2, 2, dtype=torch.bool)) == {0: 0}
+
+
 def test_a_gpu_is_not_asked_for_each_entry_of_a_table():
     detected, tracked = (strips(*starts).as_subclass(OnGpu) for starts in ((0, 20), (3, 12, 25)))
     tracker = SimpleNamespace(appearances=lambda masks, image: torch.ones(len(masks), 5).as_subclass(OnGpu))

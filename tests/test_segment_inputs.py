@@ -29,13 +29,14 @@ from minisam_glue import media
 from minisam_glue.cli import run
 from minisam_glue.cli.arguments import expand, folders_of
 from minisam_glue.cli.console import Console
-from minisam_glue.cli.outputs import label_name
+from minisam_glue.cli.outputs import label_name, save_picture
 from minisam_glue.cli.parser import parse_arguments
 from minisam_glue.datasets import Pixels
 from minisam_glue.masks import decode_rle
 from minisam_glue.media import images
 from minisam_glue.media.inputs import expand_inputs
 from minisam_glue.prompts import split_phrases
+from minisam_glue.records import Segment, Segmented
 from minisam_glue.weights import CHECKPOINTS
 from minisam_glue.weights.table import VOCABULARIES
 
@@ -461,3 +462,13 @@ def test_pillow_itself_says_nothing_beside_our_line(tmp_path, capsys, caplog):
     path = save_crowded_tiff(tmp_path / "bad.tif")
     assert segment.main([str(path), "red square.", "--out", str(tmp_path / "out")], tiny_models()) == 2
     assert "bad.tif" in capsys.readouterr().err and not caplog.records
+
+
+def test_an_object_whose_mask_is_empty_is_in_no_file_of_a_picture(tmp_path):
+    masks = np.zeros((2, 40, 56), bool)
+    masks[1, 5:9, 5:9] = True
+    objects = [Segment(number, "dot", 1.0, (4, 4, 10, 10), mask) for number, mask in enumerate(masks, 1)]
+    save_picture(tmp_path / "out", Segmented(picture(), objects), "a.png", {}, ["crops"], True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*/*.png")) == ["002_dot.png"] * 2
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert page.count('type="checkbox"') == 1

@@ -3,16 +3,18 @@
 The settings are those of the result, and its source must be the same: see provenance.py. The tracking goes on from the
 last state before the first correction (states.py), or from the first frame if there is none; corrections of earlier
 runs are made again. Masks that a correction can't change stay as they are: all before it, and later those of objects
-that never meet a corrected one (with --identity off those of all others), unless a sentence is asked again on later
-frames (--redetect). With --direction both the corrected objects are also tracked back from there. The new result takes
-the place of the old one when it is complete.
+that never meet a corrected one (with --identity off or --propagate flow those of all others), unless a sentence is
+asked again on later frames (--redetect). With --direction both the corrected objects are also tracked back from there.
+The new result takes the place of the old one when it is complete.
 """
 
+import json
 import os
 import shutil
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from ..models import DETECTORS, DTYPES, Models
 from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds, split_phrases
 from ..propagation import BOTH, FORWARD, REVERSE, Tracking
 from ..propagators import MEMORY
-from ..records import Segment, Segmented
+from ..records import LONGEST_LINE, Segment, Segmented
 from ..seeding import Seed
 from ..support.lock import FolderLock
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, rank_and_number, shell_word
@@ -75,7 +77,7 @@ def correct(args: Namespace, models: Models | None) -> int:
         result = finished(folder)
         source = source_of(args, result)
         settings = flags_of(args, result)
-        corrections = read_corrections(args, result)
+        corrections = read_corrections(args, folder, result)
         if waits and not (folder / UNFINISHED).exists() and are_last(corrections, args.direction, result):
             Console(args.quiet, bool(args.json)).say(f"{folder}: this correction waited, and is in its place now")
             return 0
@@ -177,7 +179,7 @@ def flags_of(args: Namespace, result: dict) -> Namespace:
     return settings
 
 
-def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
+def read_corrections(args: Namespace, folder: Path, result: dict) -> list[ObjectPrompt]:
     """The corrections of the command, each with the id and label of its object, in the order of their frames."""
     given = read_objects(args.object, args.prompts)
     if not given:
@@ -185,7 +187,7 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
     labels = {o["id"]: o.get("label") for o in [*result["objects"], *result.get("prompts", [])]}
     labels |= {o["id"]: o.get("label") for o in result.get("corrections", [])}
     firsts = {o["id"]: o.get("first") for o in result["objects"]}
-    following = max(labels, default=0)
+    following = max(labels.keys() | numbers_found(folder), default=0)
     corrections = []
     for prompt in given:
         new = prompt.id is None
@@ -207,6 +209,16 @@ def read_corrections(args: Namespace, result: dict) -> list[ObjectPrompt]:
 def ids_of(result: dict) -> set[int]:
     """The ids of all objects that a result knows."""
     return {o["id"] for name in ("objects", "prompts", "corrections") for o in result.get(name, [])}
+
+
+def numbers_found(folder: Path) -> set[int]:
+    """The numbers of all that a sentence found first, also of what was never seen: a saved state may track it still."""
+    numbers = set()
+    with suppress(OSError), open(folder / "result.jsonl", "rb") as file:
+        for line in iter(partial(file.readline, LONGEST_LINE), b""):
+            with suppress(ValueError, TypeError, KeyError, RecursionError):  # of a damaged file, which is told later
+                numbers |= {int(record["id"]) for record in json.loads(line)["found"]} if b'"found"' in line else set()
+    return numbers
 
 
 def records_of(corrections: list[ObjectPrompt], direction: str) -> list[dict]:
@@ -292,7 +304,7 @@ class Correction(VideoRun):
             if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
         ]
         ids, both = {c.id for c in corrections}, [record for record in self.earlier if record.get("both")]
-        self.last = max(ids_of(result) | ids)  # number that an object has
+        self.last = max(ids_of(result) | ids | numbers_found(folder))  # number that an object has
         self.gone = set(removed) if direction == BOTH else set()  # from all frames
         stay = {r["id"] for r in self.earlier if not r.get("remove")} | {c.id for c in corrections if not c.remove}
         self.gone |= {r["id"] for r in both if r.get("remove")} - stay
@@ -483,7 +495,8 @@ class Old:
 
     def __init__(self, folder: Path, size: tuple[int, int], result: dict):
         path, frames = folder / "result.jsonl", result["frames"]
-        self.labels = {o["id"]: o["label"] for o in result["objects"]}
+        known = [*result["objects"], *result.get("corrections", [])]  # these too of objects that were removed
+        self.labels = {record["id"]: record.get("label") for record in known}
         try:
             self.journal = Journal(path, path.stat().st_size, size)
             if len(self.journal.places) != frames or 0 not in self.journal.places:

@@ -89,7 +89,7 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save
         (new / "masks").mkdir(parents=True)
         path = new / ("annotated.jpg" if jpeg else "annotated.png")
         Image.fromarray(result.annotated()).save(path, quality=92, compress_level=3)
-        for segment in result.objects:
+        for segment in result.seen:
             save_mask(new / "masks" / f"{name_of(segment)}.png", segment.mask)
         if "heatmap" in save:
             for number, heat in enumerate(result.heat, 1):
@@ -99,7 +99,7 @@ def save_picture(folder: Path, result: Segmented, source: str, facts: dict, save
             for segment in result.seen:
                 save_crop(new / "crops" / f"{name_of(segment)}.png", result.image, segment.mask)
         if page:
-            write_page(new / "page.html", result.image, result.objects, title_of(source))
+            write_page(new / "page.html", result.image, result.seen, title_of(source))
             save_thumbnail(new / "thumbnail.jpg", result.annotated())
         files = {"files": [*list_files(new), "result.json"]}
         save_json(new / "result.json", {"source": source} | facts | result.as_json() | files)

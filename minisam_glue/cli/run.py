@@ -363,7 +363,7 @@ class Run:
         with job.models.stage("write"):
             save_picture(folder, result, source, job.facts() | {"of": of}, self.args.save, self.args.html)
         console.record({"source": source} | result.as_json())
-        text = summary([o.label for o in result.objects], result.best, job.hints)
+        text = summary([o.label for o in result.seen], result.best, job.hints)
         console.say(f"{source}: {text} ({seconds:.2f} s) -> {folder}")
 
     def read(self, group: list[str], console: Console) -> tuple[dict[str, np.ndarray], dict[str, Facts], int]:

@@ -13,7 +13,7 @@ from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
 from .rivals import LAST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id
-from .search import Candidate, Looks, MasksOf, find_lost, prompted
+from .search import Candidate, Looks, MasksOf, box_prompts, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
@@ -209,7 +209,7 @@ class Identity:
         inside = [number for number, (x, y, *_) in boxes.items() if 0 < x < side and 0 < y < side]
         answers = {}
         if inside:
-            logits, ious, _ = masks_of(prompted([boxes[number] for number in inside], side))
+            logits, ious, _ = masks_of(box_prompts([boxes[number] for number in inside], side))
             answers = dict(zip(inside, zip(logits, ious.tolist())))
         for number in boxes:
             frame.add(number, *answers.get(number, (torch.full_like(frame.logits[0], OFF), 0.0)))

@@ -81,7 +81,7 @@ def find_candidates(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf
     places = likely_places(frame.tokens, looks.appearance, taken, most)
     if not places:
         return []
-    logits, ious, pointers = masks_of(prompted([(*place, *looks.size) for place in places], taken.shape[-1]))
+    logits, ious, pointers = masks_of(box_prompts([(*place, *looks.size) for place in places], taken.shape[-1]))
     masks = logits > 0
     areas = masks.flatten(1).sum(1)
     on_others = (masks & taken).flatten(1).sum(1) / areas.clamp(min=1)
@@ -98,7 +98,7 @@ def find_candidates(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf
     return [Candidate(*parts, *values) for *parts, values in zip(logits, pointers, table.tolist())]
 
 
-def prompted(boxes: list[CentreBox], side: int) -> Tensor:
+def box_prompts(boxes: list[CentreBox], side: int) -> Tensor:
     """Boxes as box prompts (n, 4), xyxy, cut off at the edges of a frame of side x side pixels."""
     return torch.tensor([corners(box) for box in boxes], dtype=torch.float32).clamp(0, side)
 

@@ -1,4 +1,4 @@
-"""Pictures and moving pictures: in (images.py, sources.py, inputs.py) and out (writer.py)."""
+"""Pictures and moving pictures: in (inputs.py, by way of all others) and out (writer.py)."""
 
 from .images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_url, natural_key, page_count, read_image, read_masks
 from .inputs import Frames, expand_inputs, frames, has_av, is_moving

@@ -215,7 +215,7 @@ class _Live(Reader):
         self.held, self.number = next(self.frames, None), self.number + 1
 
     def time(self, number: int) -> float:
-        return self.held.time if number == self.number else self.times[number]
+        return self.held.time if self.held is not None and number == self.number else self.times[number]
 
 
 class _Camera(_Live):

@@ -61,7 +61,7 @@ class VideoWriter:
         if suffix and suffix not in VIDEO | {".gif", ".webp"} and not self.path.is_dir():
             raise MediaError(f"{path}: can't write {suffix} files: choose .mp4, .gif, .webp or a folder for PNG frames")
         self.folder = not suffix or self.path.is_dir()
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        self.temporary = self.path.with_name(f".{self.path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
         self.encoder, self.errors = None, (OSError, ValueError)
         try:
             (self.path if self.folder else self.path.parent).mkdir(parents=True, exist_ok=True)

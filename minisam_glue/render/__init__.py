@@ -1,1 +1,1 @@
-"""Pictures for people: masks drawn on a picture (overlay.py), a web page (page.py)."""
+"""Pictures for people: overlays (overlay.py), heat maps (heat.py), key frames (story.py), HTML pages (others)."""

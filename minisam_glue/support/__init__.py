@@ -1,1 +1,1 @@
-"""Parts that every room uses and no paper describes: whole files, checked values, printable text, caches, processes."""
+"""Parts that all of the package uses: whole files, checked values, printable text, caches, processes."""
