@@ -117,8 +117,9 @@ def test_an_object_that_was_removed_does_not_come_back_when_another_is_corrected
     before = labels(result)
     square = next(number for number, label in before.items() if label == "blue square")
     correct(result, "--object", f"id={3 - square} at=0 remove", models=models)
-    after = correct(result, "--object", f"id={square} at=1 box=95,57,119,81", models=models)
+    after = correct(result, "--object", f"id={square} at=0 box=99,57,123,81", models=models)
     assert labels(result) == {square: "blue square"} and set(after) == {square}
+    assert {found["id"] for found in lines(result / "result.jsonl")[0]["found"]} <= {1, 2}  # the circle is no third
 
 
 def test_a_new_object_has_a_number_that_nothing_had_not_even_what_was_found_and_never_seen(tmp_path, made, models):
