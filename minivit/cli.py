@@ -133,7 +133,7 @@ def check_tasks(given: dict) -> None:
 
 
 def show_warnings() -> None:
-    """Print warnings of this package as lines, and letters that a terminal lacks as escapes."""
+    """Print warnings of this package as lines, none of Pillow's, and letters that a terminal lacks as escapes."""
     log = logging.getLogger(__package__)
     if not any(isinstance(handler, LogLines) for handler in log.handlers):
         log.addHandler(LogLines(logging.WARNING))

@@ -200,8 +200,8 @@ def read_config(path: Path) -> dict:
 def from_json(args: dict) -> dict:
     """Arguments from JSON: lists become tuples, and the names of files and folders paths."""
     tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    variant = str(tuples.get("teacher")).startswith("@")  # of a study
-    return {k: Path(v) if k in PATHS and v and not (k == "teacher" and variant) else v for k, v in tuples.items()}
+    variants = {"teacher"} if str(tuples.get("teacher")).startswith("@") else set()  # of a study, no files
+    return {k: Path(v) if k in {*PATHS} - variants and v else v for k, v in tuples.items()}
 
 
 def write_config(path: Path, args: dict, model: nn.Module, trainer: Trainer) -> None:

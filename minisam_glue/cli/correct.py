@@ -187,7 +187,7 @@ def read_corrections(args: Namespace, folder: Path, result: dict) -> list[Object
     labels = {o["id"]: o.get("label") for o in [*result["objects"], *result.get("prompts", [])]}
     labels |= {o["id"]: o.get("label") for o in result.get("corrections", [])}
     firsts = {o["id"]: o.get("first") for o in result["objects"]}
-    following = max(labels.keys() | numbers_found(folder), default=0)
+    following = highest_number(folder, result)
     corrections = []
     for prompt in given:
         new = prompt.id is None
@@ -211,14 +211,15 @@ def ids_of(result: dict) -> set[int]:
     return {o["id"] for name in ("objects", "prompts", "corrections") for o in result.get(name, [])}
 
 
-def numbers_found(folder: Path) -> set[int]:
-    """The numbers of all that a sentence found first, also of what was never seen: a saved state may track it still."""
-    numbers = set()
+def highest_number(folder: Path, result: dict) -> int:
+    """The highest number that anything of a result has, also what a sentence found first and was never seen: a saved
+    state may track it still. 0 if there is nothing."""
+    numbers = ids_of(result)
     with suppress(OSError), open(folder / "result.jsonl", "rb") as file:
         for line in iter(partial(file.readline, LONGEST_LINE), b""):
             with suppress(ValueError, TypeError, KeyError, RecursionError):  # of a damaged file, which is told later
                 numbers |= {int(record["id"]) for record in json.loads(line)["found"]} if b'"found"' in line else set()
-    return numbers
+    return max(numbers, default=0)
 
 
 def records_of(corrections: list[ObjectPrompt], direction: str) -> list[dict]:
@@ -304,7 +305,7 @@ class Correction(VideoRun):
             if (record["id"], record["at"]) not in again and not record["at"] >= removed.get(record["id"], np.inf)
         ]
         ids, both = {c.id for c in corrections}, [record for record in self.earlier if record.get("both")]
-        self.last = max(ids_of(result) | ids | numbers_found(folder))  # number that an object has
+        self.last = max(highest_number(folder, result), *ids)  # number that an object has
         self.gone = set(removed) if direction == BOTH else set()  # from all frames
         stay = {r["id"] for r in self.earlier if not r.get("remove")} | {c.id for c in corrections if not c.remove}
         self.gone |= {r["id"] for r in both if r.get("remove")} - stay
