@@ -231,7 +231,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} can't be used here: {str(error).splitlines()[0][:200]}") from error
+        reason = str(error).splitlines()[0][:200]
+        reason = "this PyTorch has no such device" if reason.startswith("Could not run") else reason
+        raise ValueError(f"device {name!r} can't be used here: {reason}") from error
     return device
 
 

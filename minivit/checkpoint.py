@@ -91,6 +91,14 @@ def read(path: Path) -> dict:
     return state | {"classes": [composed(name) for name in state["classes"]]}
 
 
+def described(path: Path) -> dict | None:
+    """The description of the model in a checkpoint; None for a file that is no checkpoint of this program."""
+    try:
+        return read(path)["describe"] if find(path).suffix == ".pt" else None
+    except CheckpointError:
+        return None
+
+
 def weights_of(state: dict) -> dict | None:
     """The weights that a checkpoint stands for: of best.pt the only ones, of last.pt the averaged ones."""
     return state.get("model") if state.get("ema") is None else state["ema"]

@@ -148,11 +148,16 @@ def train(given: dict, command: str) -> int:
     args, resume = ranks.together(lambda: config.arguments(given))
     to_continue = f"{command} --resume {shell_word(args['out'])}"
     teacher = None if resume else ranks.together(lambda: chain.teacher_run(args, ranks.number))
+
+    def note_idle_flags() -> None:
+        for note in config.idle_flags(given, args) if ranks.first and not resume else ():
+            say(f"note: {note}")
+
     if teacher:
         status = train_one(*config.arguments(teacher), to_continue, ranks, lambda: chain.begin(args, say))
         if status:
             return status
-    return train_one(args, resume, to_continue, ranks)
+    return train_one(args, resume, to_continue, ranks, note_idle_flags)
 
 
 def train_one(

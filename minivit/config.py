@@ -1,9 +1,10 @@
 """The arguments of a run: where each of them comes from, and the config.json that keeps them.
 
 An argument is looked for in this order: the command line, the file of --config, the preset's recipe, the preset's
-model, the defaults of `TrainConfig` and `ViTConfig`. Some defaults depend on other arguments: the learning rate on the
-optimizer, the image sizes of a recipe on the sides of image and patch, whether the model takes smaller images on these
-sizes, the clean epochs on the epochs, the run folder on the data and the preset.
+model, the defaults of `TrainConfig` and `ViTConfig`. The preset itself may be that of the weights to start from. Some
+defaults depend on other arguments: the learning rate on the optimizer, the image sizes of a recipe on the sides of
+image and patch, whether the model takes smaller images on these sizes, the clean epochs on the epochs, the run folder
+on the data and the preset.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from minivit import data as datasets
-from minivit.checkpoint import RESNETS
+from minivit.checkpoint import RESNETS, described
 from minivit.distill import preset_to_train
 from minivit.files import write_json
 from minivit.reading import (
@@ -122,6 +123,29 @@ def arguments(given: dict) -> tuple[dict, bool]:
     return args, bool(resume) and not waits
 
 
+def idle_flags(given: dict, args: dict) -> list[str]:
+    """Notes on flags of the command line that change nothing beside the others. args: all arguments, resolved."""
+    teacher, schedule, muon = args["teacher"], args["schedule"], args["optimizer"] == "muon"
+    rules = (
+        (not teacher, ("distill_weight", "distill_temperature", "teacher_epochs"), "without --teacher"),
+        (teacher and not preset_to_train(teacher), ("teacher_epochs",), "with a teacher that is trained already"),
+        (not muon, ("adamw_lr",), "without --optimizer muon"),
+        (muon, ("weight_decay",), "with --optimizer muon, where nothing decays"),
+        (schedule != "cosine", ("min_lr",), f"with --schedule {schedule}"),
+        (schedule == "one-cycle", ("warmup",), f"with --schedule {schedule}"),
+        (not args["flip"], ("alternate_flip",), "without --flip"),
+        (not args["crop"], ("padding",), "without --crop"),
+        (not (args["mixup"] or args["cutmix"]), ("mix_prob",), "without --mixup or --cutmix"),
+        (args["data"] == "shapes", ("data_root",), "with --data shapes, which are drawn"),
+        (args["data"] != "folder", ("skip_bad",), "without --data folder"),
+    )
+    notes = []
+    for idle, names, why in rules:
+        flags = [flag_of(name) for name in names if idle and given.get(name)]
+        notes += [f"{', '.join(flags)} {'does' if len(flags) == 1 else 'do'} nothing {why}"] if flags else []
+    return notes
+
+
 def as_given(args: dict) -> dict:
     """Resolved arguments without the sizes and clean epochs that nobody gave, which follow others that may change."""
     derived = ("sizes", "smaller_images", "clean_epochs")
@@ -151,7 +175,7 @@ def resolve(given: dict) -> dict:
 
     ValueError for those of OTHER_KINDS that are out of range.
     """
-    preset = given.get("preset", DEFAULTS["preset"])
+    preset = given["preset"] if "preset" in given else preset_of_weights(given.get("pretrained"))
     for name, kind in OTHER_KINDS.items():
         kind(given.get(name, DEFAULTS[name]), flag_of(name))
     recipe = {**DEFAULTS, **TRAIN_DEFAULTS, **RECIPES.get(preset, {})}
@@ -169,6 +193,12 @@ def resolve(given: dict) -> dict:
     return args
 
 
+def preset_of_weights(path: Path | str | None) -> str:
+    """The preset of the checkpoint that a run starts from, if it is one of ours; else the default."""
+    preset = (described(Path(path)) or {}).get("preset") if path else None
+    return preset if preset in (*PRESETS, *RESNETS) else DEFAULTS["preset"]
+
+
 def sizes_for(sizes: tuple[int, ...], model: ViTConfig, given: dict) -> tuple[int, ...]:
     """The image sizes of a recipe for another image size or patch than its model has: the same shares of the side."""
     side, patch = (given.get(name, getattr(model, name)) for name in ("image_size", "patch"))
@@ -178,7 +208,8 @@ def sizes_for(sizes: tuple[int, ...], model: ViTConfig, given: dict) -> tuple[in
 
 
 def read_config(path: Path) -> dict:
-    """Read the arguments of an earlier run from its config.json. Raises TrainingError."""
+    """Read the arguments of an earlier run from its config.json, or its folder. Raises TrainingError."""
+    path = path / "config.json" if path.is_dir() else path
     try:
         content = read_json(path)
         fields(arguments=mapping(text, plain))(content, "its content")

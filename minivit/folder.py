@@ -24,6 +24,7 @@ from minivit.text import composed
 log = logging.getLogger(__name__)
 
 SPLIT_NAMES = re.compile(r"(train|test|val)(ing|id|idation)?([-_ ]?(set|data|images))?")  # in lower case
+OF_RESULTS = ({"config.json", "metrics.jsonl"}, {"study.json", "table.md"})  # files that a run has, and a study
 HOLD_OUTS = ("val", "valid", "validation")  # folders beside train/ that hold images to choose weights by
 
 
@@ -41,6 +42,8 @@ def load(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed: i
         splits = _split(Path(root), splits["all"], seed)
     _report_missing(Path(root), splits)
     classes = sorted(splits["train"])
+    if len(classes) == 1:
+        raise DataError(f"{root} has one class, {classes[0]}: add a folder of images of what it is to be told from")
     loaded = _load_splits(Path(root), splits, classes, image_size, skip_bad)
     mean, std = channel_stats(loaded["train"].images)
     return Dataset(loaded["train"], loaded["test"], classes, mean, std, loaded.get("val"))
@@ -197,10 +200,18 @@ def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> d
 
 
 def _find_classes(split: Path) -> dict[str, list[Path]]:
+    """The files of each class folder; results of this program, such as the plots of a run, are left out."""
     classes: dict[str, list[Path]] = {}
+    results: list[Path] = []
     for folder in sorted(split.iterdir()):
         if folder.is_dir() and not _is_hidden(folder.name):
-            classes.setdefault(composed(folder.name), []).extend(_find_files(folder))
+            files, made = _find_files(folder)
+            results += made
+            if files or not made:
+                classes.setdefault(composed(folder.name), []).extend(files)
+    if results:
+        named = _some([str(path.relative_to(split)) for path in results])
+        log.warning("%s: left out what this program made: %s", split, named)
     empty = [name for name, files in classes.items() if not files]
     if empty and split.name in ("test", *HOLD_OUTS):  # which _report_missing tells
         return {name: files for name, files in classes.items() if files}
@@ -209,8 +220,9 @@ def _find_classes(split: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _find_files(directory: Path) -> list[Path]:
-    """All files below a class folder, sorted; hidden files and folders left out. Raises DataError.
+def _find_files(directory: Path) -> tuple[list[Path], list[Path]]:
+    """All files below a class folder, sorted, without hidden files and folders; and the folders of results, which are
+    left out. Raises DataError.
 
     Links to folders are followed, but for those to a folder that was read before, or that holds this one.
     """
@@ -218,11 +230,15 @@ def _find_files(directory: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
-    files = []
+    files, results = [], []
     for parent, folders, names in walk_once(directory, refuse, map(place, directory.resolve().parents)):
+        if any(marks <= set(names) for marks in OF_RESULTS):
+            results.append(Path(parent))
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         files += [Path(parent, name) for name in names if not _is_hidden(name)]
-    return sorted(files)
+    return sorted(files), results
 
 
 def walk_once(
@@ -267,7 +283,7 @@ def find_matches(pattern: str) -> list[str]:
 
 def find_images(directory: str | Path) -> list[Path]:
     """All files below a folder that look like images, sorted; hidden files and folders left out. Raises DataError."""
-    return [path for path in _find_files(Path(directory)) if looks_like_image(path)]
+    return [path for path in _find_files(Path(directory))[0] if looks_like_image(path)]
 
 
 def _is_hidden(name: str) -> bool:

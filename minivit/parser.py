@@ -8,6 +8,7 @@ from minivit import data as datasets
 from minivit.checkpoint import RESNETS
 from minivit.config import RATES
 from minivit.evaluate import TTA
+from minivit.precision import NARROW
 from minivit.study import EXAMPLE, STUDIES
 from minivit.train_config import TRAIN_DEFAULTS
 from minivit.vit import PRESETS, STEMS
@@ -22,7 +23,7 @@ DESCRIPTION = """Train a Vision Transformer on small images, evaluate it, classi
     {command} --preset distilled --teacher train:resnet18   # trains the teacher first; or --teacher FILE
     torchrun --nproc-per-node 2 train_cifar.py          # two processes; the loss curve is that of one
     {command} --resume runs/cifar10-cifar               # continue after Ctrl-C or a power cut
-    {command} --config runs/cifar10-cifar/config.json --out runs/again
+    {command} --config runs/cifar10-cifar --out runs/again
     {command} --eval runs/cifar10-cifar/best.pt   # --data folder: only test/ is needed; the report is in RUN/eval-best/
     {command} --eval runs/a/best.pt runs/b/best.pt --tta flip       # an ensemble
     {command} --predict runs/cifar10-cifar/best.pt cat.png pictures/ --save-predictions answers.csv
@@ -101,7 +102,10 @@ def add_tasks(parser: argparse.ArgumentParser) -> None:
     flag = functools.partial(add_flag, parser.add_argument_group("task (training, unless one of these is given)"))
     flag("--resume", "continue the run in this folder", metavar="RUN", type=file_name)
     flag(
-        "--config", "take the arguments of a config.json; flags on the command line win", metavar="FILE", type=file_name
+        "--config",
+        "take the arguments of a run, by its folder or config.json; flags on the command line win",
+        metavar="RUN",
+        type=file_name,
     )
     flag(
         "--eval",
@@ -185,7 +189,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The settings of ViTConfig, and weights to start from."""
     flag = functools.partial(add_flag, parser.add_argument_group("model (a preset, and changes to it)"))
-    flag("--preset", f"{', '.join([*PRESETS, *RESNETS])} (default cifar)", metavar="NAME")
+    presets = ", ".join([*PRESETS, *RESNETS])
+    flag("--preset", f"{presets} (default cifar, or that of the checkpoint of --pretrained)", metavar="NAME")
     flag("--image-size", "side of the model's input in pixels; smaller images are enlarged", type=int)
     flag("--patch", "side of a patch in pixels", type=int)
     flag("--dim", "embedding dimension of a token", type=int)
@@ -319,8 +324,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     flag("--threads", "CPU threads (default: PyTorch's choice)", type=int)
     flag(
         "--amp",
-        "autocast precision; auto: bf16 on a CPU or NVIDIA GPU that computes in it (on a CPU unless it slows a narrow "
-        "model down), fp16 on other NVIDIA GPUs, else off",
+        f"autocast precision; auto: bf16 on a CPU or NVIDIA GPU that computes in it (on a CPU from --dim {NARROW} on), "
+        "fp16 on other NVIDIA GPUs, else off",
         choices=("auto", "bf16", "fp16", "off"),
     )
     flag(

@@ -53,7 +53,10 @@ def read_json(path: str | Path, most: int = 1 << 20) -> object:
     ValueError if it has more or is no JSON, RecursionError if it is nested too deeply, OSError if there is none.
     """
     check_regular(path, most)
-    return json.loads(Path(path).read_bytes())
+    try:
+        return json.loads(Path(path).read_bytes())
+    except UnicodeDecodeError:
+        raise ValueError("no JSON, which is text in UTF-8") from None
 
 
 def load(path: str | Path) -> object:

@@ -23,7 +23,7 @@ from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, check_ours, clear_temporaries, write_json
 from minivit.folder import is_split_by_seed
-from minivit.precision import NARROW, amp_of, bf16_is_faster, choose_precision
+from minivit.precision import NARROW, amp_of, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
 from minivit.reading import check_weights, flag_of, whole
@@ -108,7 +108,7 @@ def prepare_run(
     elif not resume:
         fit_whitening(model, dataset)
     if not resume:
-        args["amp"] = settle_amp(config, model, dataset, device, measure=ranks.number == 1)
+        args["amp"] = settle_amp(config, model, device)
     elif args["amp"] == "auto" and state.get("precision"):  # a run from before this was settled keeps its precision
         args["amp"] = amp_of(getattr(torch, state["precision"]))
     config = dataclasses.replace(config, amp=args["amp"])
@@ -133,19 +133,16 @@ def settings_of_weights(args: dict, say: Callable[[str], None]) -> dict:
 
     Nothing if it is of another preset, or no checkpoint of ours. Not the image size: positions are interpolated.
     """
-    path = checkpoint.find(args["pretrained"])
-    if path.suffix != ".pt" or not path.is_file():
-        return {}
-    try:
-        about = checkpoint.read(path).get("describe")
-    except ValueError:  # told when the weights are loaded
-        return {}
-    if not isinstance(about, dict) or about.get("preset") != args["preset"]:
+    about = checkpoint.described(args["pretrained"])
+    if about is None or about.get("preset") != args["preset"]:
         return {}
     trained_with = about.get("overrides") if isinstance(about.get("overrides"), dict) else {}
     missing = sorted(MODEL_FIELDS & trained_with.keys() - args.keys() - {"image_size"})
     if missing:
-        say(f"as {path.name} was trained: " + ", ".join(f"{flag_of(name)} {trained_with[name]}" for name in missing))
+        say(
+            f"as {args['pretrained'].name} was trained: "
+            + ", ".join(f"{flag_of(name)} {trained_with[name]}" for name in missing)
+        )
     return {name: trained_with[name] for name in missing}
 
 
@@ -263,11 +260,15 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise TrainingError(f"--device {name!r}: no such device; give auto, cpu, cuda, cuda:1 or mps") from None
+    try:
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:  # the last of a plug-in that is not installed
         reason = str(error).splitlines()[0]
+        reason = "this PyTorch has no such device" if reason.startswith("Could not run") else reason
         raise TrainingError(f"--device {name!r} cannot be used here ({reason}): try --device cpu") from None
     return device
 
@@ -277,7 +278,11 @@ def load_data(args: dict) -> Dataset:
     dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
     if args["subset"]:
         dataset = subset(dataset, args["subset"], args["seed"])
-    if not args["val_split"] or dataset.val is not None:  # a folder may bring its own
+    if dataset.val is not None:  # a folder may bring its own
+        if args["val_split"] != DEFAULTS["val_split"]:
+            log.warning("--val-split %g does nothing: the data have a hold-out of their own", args["val_split"])
+        return dataset
+    if not args["val_split"]:
         return dataset
     try:
         return hold_out(dataset, args["val_split"], args["seed"])
@@ -318,26 +323,15 @@ def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
         stem.whiten.fit(resize_to_model(normalise(part, dataset.mean, dataset.std), model) for part in parts)
 
 
-def settle_amp(
-    config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device, measure: bool = True
-) -> str:
+def settle_amp(config: TrainConfig, model: nn.Module, device: torch.device) -> str:
     """The precision of a new run as a word of --amp, for "auto" too: another machine would choose another.
 
-    For a narrow model on a CPU with bf16 "auto" is the faster of "bf16" and "off". measure False: "off" without these
-    steps, which may tell each of several processes something else.
+    By facts alone, not by timing, so that the same command and seed train the same weights on a busy machine.
     """
     amp = amp_of(choose_precision(config.amp, device))
     settings = getattr(model, "config", None)  # a ResNet has none; its convolutions gain
     is_narrow = settings is not None and settings.dim < NARROW
-    if config.amp != "auto" or amp != "bf16" or device.type != "cpu" or not is_narrow:
-        return amp
-    if not measure:
-        return "off"
-    batch = max(1, min(config.batch_size, len(dataset.train)) // config.accumulate)
-    images = dataset.train.images[:batch]
-    return (
-        "bf16" if bf16_is_faster(model, resize_to_model(normalise(images, dataset.mean, dataset.std), model)) else "off"
-    )
+    return "off" if config.amp == "auto" and amp == "bf16" and device.type == "cpu" and is_narrow else amp
 
 
 def load_teacher(path: Path, dataset: Dataset, device: torch.device, args: dict) -> Teacher:

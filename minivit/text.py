@@ -1,5 +1,6 @@
 """Text from elsewhere, such as names of files and classes, as a terminal or a report may show it."""
 
+import errno
 import logging
 import re
 import shlex
@@ -18,8 +19,15 @@ def printable(text: str) -> str:
 
 
 def one_line(error: Exception, most: int | None = None) -> str:
-    """The message of an error on one line of at most `most` letters, or the name of its type if it has none."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """The message of an error on one line of at most `most` letters, or the name of its type if it has none.
+
+    Of an error of the system the file and what is wrong, and what helps against a full disk.
+    """
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        message += ": make room, or choose another place" if error.errno == errno.ENOSPC else ""
+    return " ".join(message.split())[:most] or type(error).__name__
 
 
 def markdown(text: str) -> str:

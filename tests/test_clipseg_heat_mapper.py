@@ -157,9 +157,9 @@ def test_an_empty_phrase_stays_empty_inside_a_template(mapper):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"size": 50}, "heat_size 50: give a multiple of 8, such as 48"),
-        ({"size": 0}, "heat_size 0: give a multiple of 8, such as 8"),
-        ({"size": 100_000}, "heat_size 100000: give a multiple of 8, such as 4096"),
+        ({"size": 50}, "heat_size 50: give a multiple of 8 up to 4096, such as 48"),
+        ({"size": 0}, "heat_size 0: give a multiple of 8 up to 4096, such as 8"),
+        ({"size": 100_000}, "heat_size 100000: give a multiple of 8 up to 4096, such as 4096"),
         ({"size": 48.0}, "heat_size 48.0: give a whole number of pixels"),
         ({"templates": ("a photo",)}, "template 'a photo': mark the place"),
         ({"templates": ()}, "mark the place of the phrase"),

@@ -276,7 +276,7 @@ def test_weights_that_are_damaged_or_missing_are_one_line(tmp_path, monkeypatch,
     error = capsys.readouterr().err
     assert "weights/clipseg can't be used" in error.replace("\\", "/") and error.count("\n") == 1
     assert main([*map(str, words), "--heat-size", "350"]) == 2
-    assert "--heat-size 350: give a multiple of 16, such as 352" in capsys.readouterr().err
+    assert "--heat-size 350: give a multiple of 16 up to 4096, such as 352" in capsys.readouterr().err
 
 
 def test_the_method_is_known_by_name_and_needs_no_detector():

@@ -205,6 +205,17 @@ def test_states_take_no_more_room_than_they_may(tmp_path, monkeypatch):
         assert [number for number, _ in listed(held.folder)] == sorted(kept, reverse=True)
 
 
+def test_a_result_with_corrections_is_not_replaced_by_the_plain_command(finished, result, models, capsys):
+    correct(result, "id=2 at=1 remove", models=models)
+    before = files(result)
+    for flags in ([], ["--stride", 2, "--resume"]):
+        words = [finished / "film", "--frames", "--box", "5,10,15,22", "--out", result.parent, "--quiet", *flags]
+        assert command(*words, models=models) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "has corrections, which would be lost: choose another --out" in line
+    assert files(result) == before
+
+
 def test_a_state_that_needs_more_room_than_there_is_is_told_in_one_line(tmp_path, monkeypatch, models, capsys):
     monkeypatch.setattr(states, "EVERY", 2)
     (tmp_path / "film").mkdir()

@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import pickle
+import shutil
 import socket
 import struct
 import subprocess
@@ -256,6 +257,27 @@ def test_class_folders_alone_are_split_by_the_seed_and_that_is_said(tmp_path, ca
     assert sorted(sum(shades, [])) == [*range(20), *range(100, 120)]  # each image once
     again, other = (data.load("folder", tmp_path / "pets", image_size=8, seed=seed) for seed in (3, 4))
     assert torch.equal(again.test.images, parts.test.images) and not torch.equal(other.test.images, parts.test.images)
+
+
+def test_what_this_program_made_in_a_folder_of_classes_is_no_class(tmp_path, caplog):
+    for name in ("cat/a.png", "cat/b.png", "cat/c.png", "dog/a.png", "dog/b.png", "dog/c.png"):
+        save(tmp_path / name)
+    for made in ("run", "runs/folder-cifar", "cat/run"):
+        save(tmp_path / made / "report" / "curves.png")
+        for name in ("config.json", "metrics.jsonl"):
+            (tmp_path / made / name).touch()
+    save(tmp_path / "study" / "table.png")
+    for name in ("study.json", "table.md"):
+        (tmp_path / "study" / name).touch()
+    assert data.load("folder", tmp_path, image_size=8).classes == ["cat", "dog"]
+    assert "left out what this program made: cat/run, run, runs/folder-cifar, study" in caplog.text
+
+
+def test_one_class_alone_is_refused(root):
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "dog")
+    with pytest.raises(DataError, match="has one class, cat: add a folder"):
+        data.load("folder", root)
 
 
 def test_a_class_that_the_test_split_lacks_is_told_and_the_others_are_measured(root, caplog):

@@ -675,6 +675,35 @@ def test_a_damaged_piece_is_counted_once_however_often_it_is_read(tmp_path):
         assert film.damaged == 1
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm", "avi"])
+@pytest.mark.parametrize("sound", [0, 4])  # seconds of it, beside two of the film
+def test_a_film_that_ends_before_its_stated_end_is_told_and_a_whole_one_is_not(suffix, sound, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (20, HEIGHT, WIDTH, 3), np.uint8)
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    with av.open(str(whole), "w", options={"movflags": "faststart"} if suffix in ("mp4", "mov") else {}) as out:
+        codec, tone = {"webm": ("libvpx-vp9", "libopus"), "avi": ("mpeg4", "mp3")}.get(suffix, ("mpeg4", "aac"))
+        film = out.add_stream(codec, rate=10, width=WIDTH, height=HEIGHT, pix_fmt="yuv420p")
+        voice = out.add_stream(tone, rate=48000, layout="mono") if sound else None
+        for number in range(10 * max(2, sound)):
+            if number < 20:
+                out.mux(film.encode(av.VideoFrame.from_ndarray(noise[number])))
+            if voice:
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), "fltp", "mono")
+                samples.sample_rate, samples.pts = 48000, 4800 * number
+                out.mux(voice.encode(samples))
+        for stream in filter(None, (film, voice)):
+            out.mux(stream.encode())
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    with media.frames(whole) as film:
+        assert len(list(film)) == 20 and film.cut_off is None
+    with media.frames(cut) as film:
+        for _ in range(2):
+            count = len(list(film))
+            stated, read = film.cut_off
+            assert count < 15 and read == pytest.approx(count / 10, abs=0.11) and stated > read + 0.2
+
+
 def test_threads_that_read_pictures_leave_the_warnings_as_they_were(tmp_path):
     for number in range(8):
         Image.new("RGB", (300, 300)).save(tmp_path / f"{number}.png")

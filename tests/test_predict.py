@@ -261,7 +261,7 @@ def test_no_cell_of_saved_predictions_runs_as_a_formula_and_the_file_is_written_
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         assert train_cifar.main(["--predict", str(path), "+1.png", "--save-predictions", "answers.csv"]) == 2
-    assert "error: [Errno 28]" in capsys.readouterr().err
+    assert "error: answers.csv: No space left on device: make room" in capsys.readouterr().err
     assert Path("answers.csv").read_bytes() == before
 
 

@@ -4,6 +4,7 @@ import errno
 import glob
 import io
 import json
+import re
 import shutil
 import signal
 import sys
@@ -62,6 +63,27 @@ def save_video(path: Path, count: int, fps: int, sound: bool) -> Path:
             for part in (samples, None):
                 output.mux(tone.encode(part))
     return path
+
+
+def test_a_video_that_is_cut_off_has_a_result_and_a_warning(tmp_path, capsys):
+    data = save_video(tmp_path / "cut.mkv", 40, 10, sound=True).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])
+    assert command(tmp_path / "cut.mkv", "bright.", "--out", tmp_path / "out", "--format", "gif", "--quiet") == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "damaged piece" not in line]
+    assert re.search(r"cut\.mkv: it should last 4\.0 s and ends after [12]\.\d s: is it cut off\?$", line)
+    assert json.loads((tmp_path / "out" / "cut" / "result.json").read_text())["frames"] < 30
+
+
+def test_another_input_of_the_same_name_replaces_a_result_with_a_warning(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, shift in (("mon", 0), ("tue", 3), ("copy", 3)):
+        Path(folder).mkdir()
+        save(picture(5 + shift), Path(folder, "a.png"))
+    warned = [
+        (command(f"{folder}/a.png", "bright.", "--quiet"), capsys.readouterr().err) for folder in ("mon", "tue", "copy")
+    ]
+    assert [status for status, _ in warned] == [0, 0, 0] and warned[0][1] == warned[2][1] == ""
+    assert warned[1][1] == "warning: segmented/a: the result of mon/a.png there is replaced by that of tue/a.png\n"
 
 
 def test_a_pipe_of_pictures_is_a_video(tmp_path):

@@ -227,6 +227,9 @@ def test_relative_coordinates_are_answered_with_pixels(places, tmp_path, capsys)
         (["{film}", "--frames", "--redetect", "3", "--point", "9,15"], "--redetect needs a sentence"),
         (["{film}", "x", "--frames", "--seed-frame", "4"], "--seed-frame 4: the video has no such frame"),
         (["{png}", "--box", "1,1,9,9", "--box", "2,2,8,8", "--point", "9,15"], "points correct one box"),
+        (["{png}", "--object", "box=1,2,30,40 label='x y"], "a quotation mark has no partner"),
+        (["{png}", "--prompts", "{jpeg}"], "no JSON, which is text in UTF-8"),
+        (["{png}", "bright.", "--weights", ""], "--weights '': no such folder"),
         (["{png}", "bright.", "--story"], "--story tells of videos, and no input is one"),
         (["{film}", "x", "--frames", "--story", "--identity", "off"], "leave out --identity off"),
         (["{film}", "x", "--frames", "--story", "--propagate", "flow"], "leave out --propagate flow"),
@@ -269,6 +272,11 @@ def test_a_message_says_flags_and_what_to_do(words, message, places, tmp_path, c
         ),
         (["{film}", "{png}", "bright.", "--frames", "--batch", "2", "--states", "9"], ""),
         (["{png}", "--point", "9,15", "--nms", "0.5"], "--nms does nothing without a sentence"),
+        (
+            ["{film}", "--frames", "--object", "box=5,10,15,22 at=1", "--seed-frame", "1"],
+            "--seed-frame does nothing where each object has its own at=",
+        ),
+        (["{film}", "--frames", "--object", "box=5,10,15,22", "--seed-frame", "1"], ""),
         (["{film}", "bright.", "--frames", "--html"], ""),
         (["{film}", "bright.", "--frames", "--redetect", "2", "--fps", "5"], ""),
         (["{png}", "bright.", "--html", "--max-area", "0.9"], ""),
@@ -306,10 +314,9 @@ def test_a_full_stop_inside_a_number_ends_no_phrase():
 
 
 def test_demo_weights_say_what_they_know():
-    assert demo.foreign(["green hexagon", "The red circles", "all shapes", "a 1.5 l bottle", "dog"]) == [
-        "a 1.5 l bottle",
-        "dog",
-    ]
+    known = ["green hexagon", "The red circles", "all shapes"]
+    foreign = ["a 1.5 l bottle", "dog", "!!!", "\N{HOT BEVERAGE}"]
+    assert demo.foreign([*known, *foreign]) == foreign
     words = set(re.findall(r"\w+", demo.KNOWN)) - {"and", "eight", "colours", "shapes"}
     assert words == {*COLOURS, *SHAPES}
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import train_cifar
-from minivit import cli, config, parser, run, train, vit
+from minivit import cli, config, parser, run, train
 from minivit.files import Claim
 from minivit.report import percent
 from minivit.train_config import TrainingError
@@ -90,6 +90,8 @@ def test_a_run_leaves_its_arguments_metrics_checkpoints_and_report(finished):
 
 def test_a_run_is_replayed_from_its_config_to_the_same_numbers(finished, tmp_path):
     assert train_cifar.main(["--config", str(finished / "config.json"), "--out", str(tmp_path / "again")]) == 0
+    by_folder = config.arguments({"config": finished, "out": tmp_path})
+    assert by_folder == config.arguments({"config": finished / "config.json", "out": tmp_path})
 
     def metrics(run):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -130,31 +132,16 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(images, tmp_path):
     assert len((out / "metrics.jsonl").read_text().splitlines()) == before + 1
 
 
-@pytest.mark.parametrize("faster, amp, precision", [(True, "bf16", "bfloat16"), (False, "off", "float32")])
-def test_a_narrow_model_trains_in_the_precision_that_is_faster_here_and_keeps_it(
-    faster, amp, precision, images, tmp_path, monkeypatch
+def test_auto_trains_a_narrow_model_in_fp32_on_a_processor_with_bf16_whatever_else_it_does(
+    images, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("minivit.precision.cpu_has_bf16", lambda: True)
-    now, spent = [0.0], []
-
-    def forward(self, x, *args, **options):  # the clock of this test goes on as the model works
-        bf16 = torch.is_autocast_enabled("cpu")
-        now[0] += 1.0 if bf16 == faster else 2.0
-        spent.append((bf16, len(x)))
-        return original(self, x, *args, **options)
-
-    original = vit.VisionTransformer.forward
-    with monkeypatch.context() as patch:
-        patch.setattr(vit.VisionTransformer, "forward", forward)
-        patch.setattr("minivit.precision.time.perf_counter", lambda: now[0])
-        run.prepare(given(images, tmp_path / "r"))[0].fit(until=1)
-    assert spent[:6] == [(False, 8), (True, 8)] * 3
-    config = json.loads((tmp_path / "r" / "config.json").read_text())
-    assert (config["arguments"]["amp"], config["precision"]) == (amp, precision)
-    monkeypatch.setattr(run, "bf16_is_faster", lambda *_: pytest.fail("measured again"))
-    assert str(run.prepare({"resume": tmp_path / "r"})[0].dtype) == f"torch.{precision}"
-    run.prepare({"config": tmp_path / "r" / "config.json", "out": tmp_path / "again"})
-    assert run.prepare(given(images, tmp_path / "wide") | {"dim": 128})[0].dtype == torch.bfloat16
+    for dim, asked, precision in ((16, "auto", "float32"), (64, "auto", "bfloat16"), (16, "bf16", "bfloat16")):
+        out = tmp_path / f"{dim}-{asked}"
+        trainer, args = run.prepare(given(images, out) | {"dim": dim, "amp": asked})
+        config = json.loads((out / "config.json").read_text())
+        assert str(trainer.dtype) == f"torch.{precision}" and config["precision"] == precision
+        assert args["amp"] == {"float32": "off", "bfloat16": "bf16"}[precision]
 
 
 def test_a_run_goes_on_in_its_precision_where_auto_would_choose_another(images, tmp_path, monkeypatch):
@@ -226,7 +213,11 @@ def test_the_installed_command_is_the_script_under_another_name(capsys):
         (["--config", "nowhere.json"], "there is no nowhere.json"),
         (["--eval", "nowhere.pt"], "there is no checkpoint nowhere.pt"),
         (["--predict", "nowhere.pt", "cat.png"], "there is no checkpoint nowhere.pt"),
-        (["--data", "shapes", "--device", "warp"], "device 'warp' cannot be used here"),
+        (
+            ["--data", "shapes", "--device", "warp"],
+            "device 'warp': no such device; give auto, cpu, cuda, cuda:1 or mps",
+        ),
+        (["--data", "shapes", "--device", "vulkan"], "'vulkan' cannot be used here (this PyTorch has no such device)"),
         (["--data", "shapes", "--val-split", "0.9999"], "hold-out"),
         (
             ["--data", "shapes", "--preset", "vit-d128-l6", "--pretrained", "none.pth"],
@@ -656,6 +647,58 @@ def test_sizes_follow_the_patch_of_the_weights_that_a_run_begins_with(tmp_path, 
     assert train_cifar.main([*small, "--pretrained", weights, "--out", str(tmp_path / "second")]) == 0
     saved = json.loads((tmp_path / "second" / "config.json").read_text())["arguments"]
     assert (saved["patch"], saved["sizes"]) == (16, [32, 32, 32])
+
+
+def test_weights_of_ours_bring_their_preset_and_a_preset_that_is_given_wins(finished, tmp_path):
+    def preset(**more) -> str:
+        return config.resolve({"data": "shapes", **more})["preset"]
+
+    assert preset(pretrained=finished / "best.pt") == "shapes-demo" and preset() == "cifar"
+    assert preset(pretrained=Path("demo")) == "cifar-fast"
+    assert preset(pretrained=finished / "best.pt", preset="cifar-small") == "cifar-small"
+    for name in ("none.pt", "published.pth"):
+        torch.save({"head.weight": torch.zeros(2, 2)}, tmp_path / "published.pth")
+        assert preset(pretrained=tmp_path / name) == "cifar"
+
+
+@pytest.mark.parametrize(
+    "words, note",
+    [
+        ("--distill-weight 0.3 --teacher-epochs 2", "--distill-weight, --teacher-epochs do nothing without --teacher"),
+        ("--adamw-lr 1e-3", "--adamw-lr does nothing without --optimizer muon"),
+        ("--optimizer muon --weight-decay 0.1", "--weight-decay does nothing with --optimizer muon"),
+        ("--schedule one-cycle --min-lr 1e-5 --warmup 1", "--min-lr does nothing with --schedule one-cycle"),
+        ("--schedule one-cycle --warmup 1", "--warmup does nothing with --schedule one-cycle"),
+        ("--no-flip --alternate-flip", "--alternate-flip does nothing without --flip"),
+        ("--crop 0 --padding zero", "--padding does nothing without --crop"),
+        ("--mixup 0 --cutmix 0 --mix-prob 0.5", "--mix-prob does nothing without --mixup or --cutmix"),
+        ("--data-root x --skip-bad", "--data-root does nothing with --data shapes"),
+        ("--skip-bad", "--skip-bad does nothing without --data folder"),
+    ],
+)
+def test_a_flag_that_changes_nothing_is_named(words, note):
+    flags = vars(parser.parse_arguments(["--data", "shapes", *words.split()], "minivit"))
+    assert any(line.startswith(note) for line in config.idle_flags(flags, config.resolve(flags)))
+
+
+def test_flags_that_do_something_are_not_named(finished, images, tmp_path, monkeypatch, capsys):
+    useful = "--teacher demo --distill-weight 0.3 --optimizer muon --adamw-lr 1e-3 --alternate-flip --mix-prob 0.5"
+    flags = vars(parser.parse_arguments(["--data", "shapes", "--warmup", "1", *useful.split()], "minivit"))
+    assert config.idle_flags(flags, config.resolve(flags)) == []
+    monkeypatch.setattr(cli, "train_one", lambda *arguments: arguments[-1]() or 0)
+    assert train_cifar.main(command(images, tmp_path / "r", "--adamw-lr", "1e-3")) == 0
+    assert capsys.readouterr().out == "note: --adamw-lr does nothing without --optimizer muon\n"
+    assert train_cifar.main(["--resume", str(finished)]) == 0 and capsys.readouterr().out == ""
+
+
+def test_a_hold_out_of_the_data_own_is_told_where_another_is_asked_for(images, tmp_path, caplog):
+    shutil.copytree(images, tmp_path / "own")
+    shutil.copytree(images / "test", tmp_path / "own" / "val")
+    for amount, told in ((0.0, "--val-split 0 does nothing"), (0.25, "--val-split 0.25 does nothing"), (0.02, "")):
+        caplog.clear()
+        args = config.resolve(given(images, tmp_path) | {"data_root": tmp_path / "own", "val_split": amount})
+        assert len(run.load_data(args).val) == 8 and caplog.text.count("--val-split") == bool(told)
+        assert told in caplog.text
 
 
 def test_muon_does_not_begin_with_weights_of_another_optimizer(tmp_path, capsys, monkeypatch):

@@ -135,6 +135,27 @@ def test_two_signals_end_pictures_in_threads_at_once_and_leave_nothing_half_writ
     assert not list((tmp_path / "out").rglob(".*")) and threading.active_count() < 4
 
 
+def test_pictures_that_a_signal_stops_say_how_many_are_done_and_resume_does_the_rest(pictures, tmp_path, capsys):
+    models, looked = tiny_models(), []
+    detect = models.detector.detect
+
+    def slow(*args, **options):
+        looked.append(1)
+        if len(looked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return detect(*args, **options)
+
+    models.detector.detect = slow
+    words = [pictures, "bright.", "--out", tmp_path / "out"]
+    assert command(*words, models=models) == 128 + signal.SIGTERM
+    line = capsys.readouterr().out.splitlines()[-1]
+    done = len(list((tmp_path / "out").glob("*/result.json")))
+    assert re.fullmatch(r"stopped: (\d) of 7 inputs are done; continue with the same command and --resume", line)
+    assert 2 <= done < 7 and int(line.split()[1]) in (done, done + 1)  # one can't be read
+    assert command(*words, "--resume") == 2 and "stopped" not in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*/result.json"))) == 6
+
+
 def test_the_line_over_all_inputs_has_rate_and_time_left(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

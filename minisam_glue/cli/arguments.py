@@ -197,6 +197,8 @@ def idle_flags(args: Namespace, prompt: Prompt, inputs: list[str], moving: Calla
     if isinstance(prompt, Clicks):
         notes += note((*SENTENCE_FLAGS, *HEAT_FLAGS, *SEED_FLAGS), "without a sentence")
         notes += ["--save heatmap does nothing without a sentence"] if "heatmap" in args.save else []
+        if prompt.objects and all(o.at is not None for o in prompt.objects):
+            notes += note(("seed_frame",), "where each object has its own at=")
     elif args.method == CLIPSEG:
         notes += note(DETECTOR_FLAGS, f"with --method {CLIPSEG}")
         by_number = args.heat_threshold != OTSU

@@ -34,7 +34,8 @@ def failed(error: Exception | str) -> int:
 def error_line(error: Exception | str) -> str:
     """The line that tells an error."""
     if isinstance(error, OSError) and error.strerror:
-        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        full = ": make room, or choose another --out" if error.errno == errno.ENOSPC else ""
+        error = f"{error.filename}: {error.strerror}{full}" if error.filename else f"{error.strerror}{full}"
     if isinstance(error, MemoryError):  # which may have no words
         error = "out of memory"
     return f"error: {one_line(error)}"

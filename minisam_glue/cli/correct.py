@@ -407,7 +407,7 @@ class Correction(VideoRun):
         except BaseException:
             output.abort()
             raise
-        self.report(result, None, video.damaged)
+        self.report(result, None, video)
         return 0
 
     def keep_files(self, output: VideoOutput) -> None:

@@ -49,7 +49,9 @@ def read_objects(words: Sequence[str], path: Path | None) -> list[ObjectPrompt]:
 def parse_object(words: str) -> ObjectPrompt:
     """The words of one --object."""
     where, given = f"--object {words!r:.200}", {}
-    for word in WORD.findall(words) if WORD.sub("", words).strip() == "" else [words]:
+    if WORD.sub("", words).strip():
+        raise ValueError(f"{where}: a quotation mark has no partner: write label='big dog', or label=\"dog's\"")
+    for word in WORD.findall(words):
         name, equals, value = word.partition("=")
         value = re.sub(r"""(["'])(.*?)\1""", r"\2", value)
         if name in given and name != "point":
@@ -81,6 +83,7 @@ def read_prompts(path: Path) -> list[ObjectPrompt]:
         sequence(mapping(text, lambda *_: None), least=1)(objects, "the list of objects")
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        reason = "no JSON, which is text in UTF-8" if isinstance(error, UnicodeDecodeError) else reason
         raise ValueError(f"--prompts {path}: {reason or error}") from error
     return [_object_of(value, f"--prompts {path}: object {n} of the file", path) for n, value in enumerate(objects, 1)]
 

@@ -184,7 +184,8 @@ def add_object_flags(group: argparse._ArgumentGroup) -> None:
         (
             "--point",
             "X,Y[,0]",
-            "X,Y on the object; X,Y,0 on the background; repeatable, all points together are one object",
+            "X,Y on the object; X,Y,0 on the background; repeatable, all points together are one object, or "
+            "correct the one --box",
         ),
         (
             "--mask",

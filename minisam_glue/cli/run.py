@@ -26,14 +26,14 @@ from ..support.lock import FolderLock
 from ..support.processes import CLOSED_PIPE, Stopped, on_signals, own_gpu, rank_and_number
 from ..support.reading import fields, sequence, text
 from ..support.text import printable
-from .arguments import expand, folders_of, idle_flags, prompt_of, seeding_of, with_flag
+from .arguments import expand, folders_of, holds_result_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, KeptConsole, out_of_memory, summary, too_large
 from .data_sets import data_sets_of
 from .folders import check_own, complete, make_folder, read_result
 from .job import Job
 from .outputs import OF, finished_of, is_complete, save_picture
 from .progress import InputProgress
-from .provenance import Facts, differences, settings_of
+from .provenance import UNKNOWN, Facts, content, differences, settings_of
 from .video import VideoRun
 from .workers import in_order, shared_cores
 
@@ -63,7 +63,7 @@ def download(args: Namespace) -> int:
 
 def check_weights(folder: str | None) -> None:
     """ValueError for --weights that are not there."""
-    if folder not in (None, "demo") and not Path(folder).is_dir():
+    if folder not in (None, "demo") and not (folder and Path(folder).is_dir()):
         raise ValueError(f"--weights {folder!r}: no such folder; give a folder with the weights, or demo")
 
 
@@ -167,6 +167,9 @@ class Run:
                         status, left = max(status, ended), left - done
                         progress.step(done)
             self.console.aside = nullcontext
+            if self.job.stopped not in (0, CLOSED_PIPE) and left and len(self.inputs) > 1:
+                done = f"{len(self.inputs) - left} of {len(self.inputs)} inputs are done"
+                self.console.say(f"stopped: {done}; continue with the same command and --resume")
             if self.has_index:
                 self.index()
             if self.sets is not None:
@@ -299,10 +302,24 @@ class Run:
         try:
             if self.args.resume:
                 complete(self.folders[group[0]])  # what still can't be put in its place is not made again
+            self.check_earlier(group[0], console)
             status = VideoRun(self.job, group[0], self.folders[group[0]]).segment()
             return status or self.into_data_sets(group[0], console)
         except FAULTS as error:
             return self.failed(group[0], error, console)
+
+    def check_earlier(self, source: str, console: Console) -> None:
+        """Warn of a result of another input in this one's folder, which it will replace. ValueError for a result with
+        corrections: nothing else has them."""
+        folder = self.folders[source]
+        earlier = read_result(folder / "result.json")
+        if earlier.get("corrections"):
+            mend = "choose another --out, or remove that folder to begin anew"
+            raise ValueError(f"{source}: the result in {folder} has corrections, which would be lost: {mend}")
+        if isinstance(earlier.get("source"), str) and not holds_result_of(folder, source):
+            then = (finished_of(folder) or {}).get("content", UNKNOWN)
+            if then == UNKNOWN or then != content(source):
+                console.warn(f"{folder}: the result of {earlier['source']} there is replaced by that of {source}")
 
     def failed(self, source: str, error: Exception, console: Console) -> int:
         """Tell what is wrong with one input. Returns the exit status. A RuntimeError for another reason than memory is
@@ -311,7 +328,8 @@ class Run:
             console.ran_out = True
             return console.fail(f"{source}: {too_large(self.args)}")
         if isinstance(error, OSError):  # while writing: "No space left on device" names no file
-            return console.fail(error if error.filename else f"{self.folders[source]}: {error.strerror or error}")
+            words = error.errno, error.strerror or str(error), str(self.folders[source])
+            return console.fail(error if error.filename else OSError(*words))
         if isinstance(error, RuntimeError):
             raise error
         text = self.with_earlier(source, error, with_flag(error))
@@ -374,6 +392,7 @@ class Run:
             try:
                 with self.job.models.stage("read"):
                     check_own(self.folders[source])
+                    self.check_earlier(source, console)
                     image = media.read_image(source, console.warn)
                     of[source] = self.job.result_of(source, False)
                     images[source] = image

@@ -61,7 +61,7 @@ class VideoRun:
             except BaseException:
                 output.abort()
                 raise
-        self.report(result, best, video.damaged)
+        self.report(result, best, video)
         return 0
 
     def reading(self) -> tuple:
@@ -131,10 +131,14 @@ class VideoRun:
             kind = "webp"
         return "annotated" if kind == "png" else f"annotated.{kind}"
 
-    def report(self, result: dict, best: tuple[str, float] | None, damaged: int) -> None:
-        """The last line: how many frames, which objects, where."""
-        if damaged:
-            self.console.warn(f"{self.source}: {count(damaged, 'damaged piece')} left out")
+    def report(self, result: dict, best: tuple[str, float] | None, video: media.Frames) -> None:
+        """The last lines: what the source lacked; how many frames, which objects, where."""
+        if video.damaged:
+            self.console.warn(f"{self.source}: {count(video.damaged, 'damaged piece')} left out")
+        if video.cut_off:
+            stated, read = video.cut_off
+            ends = f"it should last {stated:.1f} s and ends after {read:.1f} s"
+            self.console.warn(f"{self.source}: {ends}: is it cut off?")
         text = summary([o["label"] for o in result["objects"]], best, self.job.hints)
         self.console.say(f"{self.source}: {count(result['frames'], 'frame')}, {text} -> {self.folder}")
 

@@ -64,7 +64,7 @@ def check_size(size: int, patch: int) -> None:
         raise ValueError(f"heat_size {size!r}: give a whole number of pixels")
     if not patch <= size <= LARGEST_SIZE or size % patch:
         nearest = min(max(patch, round(size / patch) * patch), LARGEST_SIZE // patch * patch)
-        raise ValueError(f"heat_size {size}: give a multiple of {patch}, such as {nearest}")
+        raise ValueError(f"heat_size {size}: give a multiple of {patch} up to {LARGEST_SIZE}, such as {nearest}")
 
 
 class HeatMapper:

@@ -50,7 +50,9 @@ def load_segmenter(path: str | Path, device: str = "cpu") -> sam2.SAM2:
 
 
 def foreign(phrases: list[str]) -> list[str]:
-    """Phrases with a word that the demo detector was never taught; it would spell it letter by letter."""
+    """Phrases with a word that the demo detector was never taught, which it would spell letter by letter; or with no
+    word at all."""
     tokens = VOCABULARY.read_text(encoding="utf-8").split()
     words = {token for token in tokens if token == "a" or len(token) > 1}
-    return [phrase for phrase in phrases if not words.issuperset(w for w in split_words(phrase) if w.isalnum())]
+    spoken = {phrase: {word for word in split_words(phrase) if word.isalnum()} for phrase in phrases}
+    return [phrase for phrase in phrases if not spoken[phrase] or not spoken[phrase] <= words]

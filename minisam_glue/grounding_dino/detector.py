@@ -90,10 +90,9 @@ def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Cap
     for number, phrase in enumerate(phrases):
         pieces = tokenizer.pieces(re.sub(r"[.?]", " ", phrase))  # inside a phrase these would end it
         if not 1 <= len(pieces) <= MAX_TEXT - 3:
-            raise ValueError(
-                f"phrase {number} ({phrase[:40]!r}) has {len(pieces)} tokens: it must have 1 to "
-                f"{MAX_TEXT - 3}; shorten it or split it"
-            )
+            most = f"it must have 1 to {MAX_TEXT - 3}; shorten it or split it"
+            has = f"has {len(pieces)} tokens: {most}" if pieces else "holds no word: name what to look for"
+            raise ValueError(f"phrase {number} ({phrase[:40]!r}) {has}")
         if set(pieces) == {tokenizer.unknown}:
             raise ValueError(f"the phrase {phrase[:40]!r} has no word that the vocabulary knows: write it in English")
         if len(ids) + len(pieces) + 2 > MAX_TEXT:

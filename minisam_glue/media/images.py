@@ -269,7 +269,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "out of memory, unless it is damaged: make it smaller first"
     text = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, (LookupError, TypeError, AttributeError, struct.error)):  # in words about the program
+    in_words_about_the_program = isinstance(error, (LookupError, TypeError, AttributeError, struct.error))
+    if in_words_about_the_program or text == "could not create decoder object":  # of libwebp
         text = ""
     return " ".join(text.split()) or f"damaged ({type(error).__name__})"
 

@@ -157,6 +157,11 @@ class Frames:
         return self.reader.damaged
 
     @property
+    def cut_off(self) -> tuple[float, float] | None:
+        """(stated, read) seconds of a source that has ended long before the end that it states."""
+        return self.reader.cut_off
+
+    @property
     def lost(self) -> list[int] | None:
         """Frames that could not be decoded, for `forget` in another process that goes on with this source."""
         return self.reader.lost

@@ -27,6 +27,7 @@ class Reader:
 
     name: for messages; fps: frames per second, on average; size: (width, height); count: how many frames, as far as is
     known, else None; seekable: whether it can be read more than once; damaged: pieces that were left out so far;
+    cut_off: (how long it should be, how long it is) in seconds, once it has ended long before the end that it states;
     pixel_aspect: width of a pixel over its height.
     """
 
@@ -36,6 +37,7 @@ class Reader:
     count: int | None = None
     seekable = True
     damaged = 0
+    cut_off: tuple[float, float] | None = None
     pixel_aspect = Fraction(1)
 
     def read(self, first: int, stride: int) -> Iterator[Timed]:

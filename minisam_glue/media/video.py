@@ -9,6 +9,7 @@ missing or out of order, frames are counted from the start each time.
 """
 
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
@@ -30,6 +31,7 @@ CONTAINERS = (
 SIGNED = {"mov", "matroska", "avi", "asf", "flv", "ogg", "mxf", "mpegts"}  # those whose files begin with a signature
 NOT_THE_FILM = ("attached_pic", "timed_thumbnails", "still_image", "dependent")  # FFmpeg's dispositions
 VP8_SHOWN = 0x10  # bit 4 of a VP8 frame's first byte (RFC 6386, section 9.1): 0 for a frame that is only referred to
+STATED = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", re.ASCII)  # the tag DURATION of Matroska's writers
 EARLIER = (0, 1, 4, 16, 64)  # seconds before a key frame: further back each time its packet is missed
 
 
@@ -101,6 +103,7 @@ class Video(Reader):
                 self.count = stream.frames or None
                 aspect = stream.sample_aspect_ratio
                 self.ends = (stream.start_time or 0) + stream.duration if stream.duration else None  # in units
+                self.due = self._due(container, stream)
         except OSError as error:
             raise MediaError(f"{path}: {reason(error)}") from error
         except (self.av.FFmpegError, ValueError) as error:
@@ -128,6 +131,20 @@ class Video(Reader):
 
     def _seconds(self, stamp: int) -> float:
         return float((stamp - self.stamps[0]) * self.unit)
+
+    def _due(self, container, stream) -> int | None:
+        """The time stamp at which the film should end, by what its file states."""
+        if container.format.name == "avi" and stream.frames:  # FFmpeg guesses the rest from the size of the file
+            return round(stream.frames / (stream.guessed_rate or DEFAULT_FPS) / self.unit)
+        if self.ends is not None:
+            return self.ends
+        tag = STATED.fullmatch(stream.metadata.get("DURATION", ""))
+        if tag:
+            hours, minutes, seconds = tag.groups()
+            return round((3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)) / self.unit)
+        if container.duration and len(container.streams) == 1:  # else that of the whole file may be the sound's
+            return round(Fraction((container.start_time or 0) + container.duration, 1_000_000) / self.unit)
+        return None
 
     @property
     def origin(self) -> float:
@@ -185,14 +202,16 @@ class Video(Reader):
 
     def _frames(self, entry: Entry | None) -> Iterator[tuple[int, object]]:
         """(time stamp, frame) in the order of display, from a key frame or (None) the start, stamps ever increasing."""
-        last = None
+        last, length = None, 0
         for frame in self._decoded(entry):
-            stamp = frame.pts
+            stamp, length = frame.pts, frame.duration or self.step
             if stamp is None or (last is not None and stamp <= last):
                 self.indexed = False
                 stamp = 0 if last is None else last + self.step
             last = stamp
             yield stamp, frame
+        if last is not None and self.due is not None and self.due - last > length + 2 * self.step:
+            self.cut_off = self._seconds(self.due), self._seconds(last + length)
 
     def _after(self, count: int) -> Iterator[tuple[int, object]]:
         """Frames as `_frames` has them, without the first `count`, which are decoded all the same."""
