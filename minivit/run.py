@@ -129,7 +129,8 @@ def prepare_run(
 
 
 def settings_of_weights(args: dict, say: Callable[[str], None]) -> dict:
-    """The settings of the model that a checkpoint of ours was trained with, where the arguments do not name them.
+    """The settings of the model that a checkpoint of ours was trained with and that are not its preset's, where the
+    arguments do not name them.
 
     Nothing if it is of another preset, or no checkpoint of ours. Not the image size: positions are interpolated.
     """
@@ -137,7 +138,9 @@ def settings_of_weights(args: dict, say: Callable[[str], None]) -> dict:
     if about is None or about.get("preset") != args["preset"]:
         return {}
     trained_with = about.get("overrides") if isinstance(about.get("overrides"), dict) else {}
+    usual = all_settings(args["preset"], {})
     missing = sorted(MODEL_FIELDS & trained_with.keys() - args.keys() - {"image_size"})
+    missing = [name for name in missing if trained_with[name] != usual.get(name)]
     if missing:
         say(
             f"as {args['pretrained'].name} was trained: "

@@ -215,6 +215,7 @@ PRESETS: dict[str, ViTConfig] = {
     ),  # 660,362, for a CPU
     # Fast to train on two CPU cores: convolutions do the local work, three blocks of attention the rest.
     "cifar-fast": ViTConfig(
+        patch=8,
         dim=192,
         depth=3,
         heads=3,
@@ -229,7 +230,7 @@ PRESETS: dict[str, ViTConfig] = {
         layer_scale=0.3,
         smaller_images=True,
         init="norm",
-    ),  # 1,400,924
+    ),  # 2,054,444
     "shapes-demo": ViTConfig(
         dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True, class_token=False, pool="mean"
     ),  # 171,738, for the generated shapes

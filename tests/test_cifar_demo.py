@@ -92,12 +92,12 @@ def test_training_goes_on_from_demo_with_classes_of_its_own(images, tmp_path, ca
             (folder / split / name).mkdir(parents=True)
             for file in sorted((images / name).glob("*.jpg"))[:6]:
                 (folder / split / name / file.name).write_bytes(file.read_bytes())
-    arguments = ["--data", "folder", "--data-root", str(folder), "--preset", "cifar-fast", "--val-split", "3"]
+    arguments = ["--data", "folder", "--data-root", str(folder), "--val-split", "3"]
     arguments += ["--pretrained", "demo", "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--sizes", "32"]
     assert train_cifar.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "cifar10.pt; new, to be trained: head.weight, head.bias" in printed
-    assert "as cifar10.pt was trained: --patch 8" in printed  # which the preset does not have
+    assert "cifar-fast: 2." in printed and "was trained: --" not in printed  # its preset, and no other settings
 
 
 def test_demo_teaches_a_model_of_the_same_classes(images, tmp_path, capsys):

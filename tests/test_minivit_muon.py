@@ -9,7 +9,7 @@ from minivit.muon import Muon, hidden_matrices, newton_schulz
 from minivit.resnet import resnet18
 from minivit.vit import PRESETS, VisionTransformer
 
-TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, dim=16, depth=1, heads=2)
+TINY = dataclasses.replace(PRESETS["cifar-fast"], image_size=8, patch=4, dim=16, depth=1, heads=2)
 
 
 def test_classifiers_are_no_hidden_matrices_in_whatever_model():

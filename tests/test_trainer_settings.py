@@ -172,9 +172,9 @@ def test_the_rate_of_an_earlier_run_is_of_its_optimizer(tmp_path):
     "given, sizes",
     [
         ({}, (24, 24, 32)),
-        ({"patch": 8}, (24, 24, 32)),
+        ({"patch": 4}, (24, 24, 32)),
         ({"image_size": 64}, (48, 48, 64)),
-        ({"image_size": 28}, (20, 20, 28)),  # multiples of the patch
+        ({"image_size": 28, "patch": 4}, (20, 20, 28)),  # multiples of the patch
         ({"image_size": 64, "sizes": (32,)}, (32,)),
         ({"patch": 0}, (24, 24, 32)),  # which the model refuses
     ],

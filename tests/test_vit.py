@@ -28,7 +28,7 @@ PARAMETERS = {
     "vit-l16": 304_326_632,
     "cifar": 10_065_546,
     "cifar-small": 660_362,
-    "cifar-fast": 1_400_924,
+    "cifar-fast": 2_054_444,
     "shapes-demo": 171_738,
 }
 VARIANTS = {
@@ -196,7 +196,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, words):
         dataclasses.replace(TINY, **changes)
 
 
-FAST = dataclasses.replace(PRESETS["cifar-fast"], image_size=16, dim=16, depth=2, heads=2)
+FAST = dataclasses.replace(PRESETS["cifar-fast"], image_size=16, patch=4, dim=16, depth=2, heads=2)
 
 
 def test_smaller_images_see_the_middle_of_the_tables_of_relative_positions():
