@@ -37,8 +37,8 @@ STATED = "test_images", "parameters", "float32", "bfloat16", "calibration_error"
 FIXED = Path(__file__).resolve().parent.parent / "tests" / "cifar10_test_200.zip"
 LOGS = Path(__file__).resolve().parent / "logs"
 CURVES = (  # log, its accuracy, minutes of the whole run where the log has none, style, label
-    ("cifar_fast_120.jsonl", "val_acc_ema", None, "D-", "cifar-fast --patch 8, EMA, hold-out (Xeon with AMX)"),
-    ("cifar_fast.jsonl", "val_acc_ema", None, "o-", "cifar-fast, EMA, hold-out (Xeon with AMX)"),
+    ("cifar_fast_120.jsonl", "val_acc_ema", None, "D-", "cifar-fast, EMA, hold-out (Xeon with AMX)"),
+    ("cifar_fast.jsonl", "val_acc_ema", None, "o-", "cifar-fast --patch 4, EMA, hold-out (Xeon with AMX)"),
     ("cpu_budget_ours.jsonl", "val_acc_ema", 111.2, "s-", "cifar-small, EMA, hold-out (Zen 4)"),
     ("cpu_budget_timm.jsonl", "test_acc", None, "^-", "timm's textbook ViT, test (Zen 4)"),
 )
