@@ -29,8 +29,14 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)
     for _ in range(steps):
         square = x @ x.mT
-        x = A * x + (B * square + C * square @ square) @ x
+        polynomial = torch.baddbmm(square, square, square, beta=B, alpha=C)  # B s + C s^2, of s = x x^T
+        x = torch.baddbmm(x, polynomial, x, beta=A)  # A x + (B s + C s^2) x
     return x if wide is matrices else x.mT
+
+
+def of_norm(norm: float, matrices: Tensor) -> Tensor:
+    """Matrices (n, rows, columns), each multiplied so that its Frobenius norm is `norm`; zeros stay zeros."""
+    return matrices * (norm / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST))
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -91,6 +97,8 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
             if "momentum" in group:
                 self.step_matrices(weights, group)
             else:
@@ -98,33 +106,42 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def step_matrices(self, weights: list[nn.Parameter], group: dict) -> None:
-        """w <- w sqrt(rows) / |w| - lr * update, the update of norm sqrt(rows); weights of one shape go together."""
-        alike = defaultdict(list)
-        for weight in weights:
-            alike[weight.flatten(1).shape].append(weight)
-        for shape, same in alike.items():
-            updates = torch.stack([self.nesterov(weight, group["momentum"]).flatten(1) for weight in same])
-            updates = newton_schulz(updates.to(self.dtype), group["steps"]).to(same[0].dtype)
-            for weight, update in zip(same, updates):
-                weight.mul_(shape[0] ** 0.5 / weight.norm().clamp(min=LEAST))
-                weight.sub_(update.view_as(weight) * (group["lr"] * shape[0] ** 0.5 / update.norm().clamp(min=LEAST)))
+        """w <- w sqrt(rows) / |w| - lr * update, the update of norm sqrt(rows).
 
-    def nesterov(self, weight: nn.Parameter, momentum: float) -> Tensor:
-        """The momentum, an average of gradients, after this one, a step ahead (Nesterov); see KellerJordan/Muon."""
-        average = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-        average.lerp_(weight.grad, 1 - momentum)
-        return weight.grad.lerp(average, momentum)
+        Its direction is the momentum, an average of gradients, a step ahead (Nesterov); see KellerJordan/Muon. Weights
+        of one shape go together, and all averages: a GPU would wait for a call for each of them.
+        """
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        gradients, averages = [w.grad for w in weights], [self.state[w]["momentum"] for w in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, averages, group["momentum"])
+        alike = defaultdict(list)
+        for weight, direction in zip(weights, directions):
+            alike[weight.flatten(1).shape].append((weight, direction.flatten(1)))
+        for (rows, _), pairs in alike.items():
+            same, updates = [weight for weight, _ in pairs], torch.stack([direction for _, direction in pairs])
+            updates = newton_schulz(updates.to(self.dtype), group["steps"]).to(same[0].dtype)
+            before = torch.stack([weight.flatten(1) for weight in same])
+            after = of_norm(rows**0.5, before) - group["lr"] * of_norm(rows**0.5, updates)
+            torch._foreach_copy_(same, [new.view_as(weight) for new, weight in zip(after, same)])
 
     def step_others(self, weights: list[nn.Parameter], group: dict) -> None:
-        """AdamW without decay: w <- w - lr * m / (sqrt(v) + eps), m and v corrected for their start at 0."""
-        (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
-        for weight in weights:
-            state = self.state[weight]
+        """AdamW without decay: w <- w - lr * m / (sqrt(v) + eps), m and v corrected for their start at 0.
+
+        m and v are averages of gradients and of their squares. Each line is for all weights at once, as above.
+        """
+        (beta1, beta2), states = group["betas"], [self.state[weight] for weight in weights]
+        for weight, state in zip(weights, states):
             if not state:
                 state |= {"step": 0, "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
             state["step"] += 1
-            state["mean"].lerp_(weight.grad, 1 - beta1)
-            state["square"].lerp_(weight.grad.square(), 1 - beta2)
-            mean = state["mean"] / (1 - beta1 ** state["step"])
-            square = state["square"] / (1 - beta2 ** state["step"])
-            weight.sub_(lr * mean / (square.sqrt() + eps))
+        gradients = [w.grad for w in weights]
+        means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - beta2)
+        mean = torch._foreach_div(means, [1 - beta1 ** s["step"] for s in states])
+        square = torch._foreach_div(squares, [1 - beta2 ** s["step"] for s in states])
+        denominators = torch._foreach_add(torch._foreach_sqrt(square), group["eps"])
+        torch._foreach_add_(weights, torch._foreach_div(mean, denominators), alpha=-group["lr"])

@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivit.muon import Muon, hidden_matrices, newton_schulz
 from minivit.resnet import resnet18
@@ -129,6 +130,31 @@ def test_a_network_with_gradients_or_matrices_of_zeros_learns_and_stays_finite()
             (model(x) - x).square().sum().backward()
             optimizer.step()
         assert all(weight.isfinite().all() and weight.any() for weight in model.parameters())
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations that compute, without views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_takes_as_many_operations_for_four_blocks_as_for_one():
+    counts = []
+    for depth in (1, 4):
+        model = VisionTransformer(dataclasses.replace(TINY, depth=depth))
+        optimizer = Muon(model)
+        for _ in range(2):
+            model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+            with Counted() as counted:
+                optimizer.step()
+        counts.append(counted.count)
+    assert counts[0] == counts[1] < 400
 
 
 def test_muon_steps_by_a_closure_as_pytorchs_optimizers_do():
