@@ -40,25 +40,24 @@ class FoldedClassAttention(ClassAttention):
         q . k_n = (W_k^T q) . x_n + q . b_k     and     sum_n a_n v_n = W_v (sum_n a_n x_n) + b_v,
 
     since the weights a_n sum to one. q . b_k is the same for all n, so the softmax takes it out. This
-    moves both projections from T + N tokens to T * h vectors. bf16 on a CPU stays with the formula: its
-    few large matrix products are faster there than many small ones. So do layers that is_as_built refuses.
+    moves both projections from T + N tokens to T * h vectors. Layers that is_as_built refuses stay with the formula.
     """
 
     def forward(self, x: Tensor, tokens: int, bias: Tensor | None = None) -> Tensor:
-        if in_low_precision_on_cpu(x) or not is_as_built(self):
+        if not is_as_built(self):
             return super().forward(x, tokens, bias)
         h, C = self.heads, x.shape[-1]
         q = split_heads(self.q(x[:, :tokens]), h)  # (B, h, T, d)
         d = q.shape[-1]
         w_k, w_v = self.kv.weight.view(2, h, d, C).unbind(0)  # each (h, d, C)
         b_v = self.kv.bias.view(2, h, 1, d)[1]
-        queries = (q * d**-0.5) @ w_k  # (B, h, T, C): W_k^T q
-        scores = (queries.flatten(1, 2) @ x.transpose(1, 2)).unflatten(1, (h, tokens))  # (B, h, T, T + N)
+        queries = torch.einsum("bhtd,hdc->bhtc", q * d**-0.5, w_k)  # W_k^T q
+        scores = torch.einsum("bhtc,bnc->bhtn", queries, x)  # (B, h, T, T + N)
         if bias is not None:
             scores = scores + bias
         weights = scores.softmax(dim=-1).to(x.dtype)
-        means = (weights.flatten(1, 2) @ x).unflatten(1, (h, tokens))  # (B, h, T, C): sum_n a_n x_n
-        out = means @ w_v.transpose(1, 2) + b_v  # (B, h, T, d)
+        means = torch.einsum("bhtn,bnc->bhtc", weights, x)  # sum_n a_n x_n
+        out = torch.einsum("bhtc,hdc->bhtd", means, w_v) + b_v
         return F.dropout(self.proj(merge_heads(out)), self.dropout, self.training)
 
 

@@ -171,8 +171,9 @@ def test_ctrl_c_between_pictures_keeps_those_that_are_done_and_resume_does_the_o
     words = [tmp_path / "in", "bright.", "--out", tmp_path / "out"]
     assert interrupted(words, 2, monkeypatch) == 130
     done = sorted(path.name for path in (tmp_path / "out").iterdir())
-    told = capsys.readouterr().out.splitlines()
+    *told, last = capsys.readouterr().out.splitlines()
     assert done == [str(number) for number in range(len(done))] and 2 <= len(done) < 9  # those that had begun end well
+    assert last == f"stopped: {len(done)} of 9 inputs are done; continue with the same command and --resume"
     assert [f"{number}.png: 1 bright" in line for number, line in enumerate(told)] == [True] * len(done)
     first = (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -199,7 +200,7 @@ def test_ctrl_c_while_resume_looks_through_the_inputs_ends_at_once(tmp_path, mon
     capsys.readouterr()
     assert command(*words, "--resume", "--story") == 130
     assert looked == [f"is {sources[0]} a video?", sources[0]]
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert [line[:8] for line in capsys.readouterr().out.splitlines()] == [f"{sources[0]}: finished"[:8], "stopped:"]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

@@ -22,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None
 
 USAGE_ERROR = 2  # the exit status
+STREAMS = "standard output", "standard error"
 HOPELESS = 0.05  # a best score below this is no reason to lower thresholds
 
 
@@ -34,7 +35,8 @@ def failed(error: Exception | str) -> int:
 def error_line(error: Exception | str) -> str:
     """The line that tells an error."""
     if isinstance(error, OSError) and error.strerror:
-        full = ": make room, or choose another --out" if error.errno == errno.ENOSPC else ""
+        is_file = error.filename not in STREAMS
+        full = ": make room, or choose another --out" if error.errno == errno.ENOSPC and is_file else ""
         error = f"{error.filename}: {error.strerror}{full}" if error.filename else f"{error.strerror}{full}"
     if isinstance(error, MemoryError):  # which may have no words
         error = "out of memory"
@@ -53,7 +55,7 @@ def tell(line: str, stream: TextIO) -> bool:
         lead_nowhere(stream)
         return False
     except OSError as error:
-        name = "standard output" if stream is sys.stdout else "standard error"
+        name = STREAMS[stream is not sys.stdout]
         raise OSError(error.errno, error.strerror, name) from None
     return True
 
