@@ -35,9 +35,10 @@ def failed(error: Exception | str) -> int:
 def error_line(error: Exception | str) -> str:
     """The line that tells an error."""
     if isinstance(error, OSError) and error.strerror:
-        is_file = error.filename not in STREAMS
-        full = ": make room, or choose another --out" if error.errno == errno.ENOSPC and is_file else ""
-        error = f"{error.filename}: {error.strerror}{full}" if error.filename else f"{error.strerror}{full}"
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.errno == errno.ENOSPC and error.filename not in STREAMS:
+            message += ": make room, or choose another --out"
+        error = message
     if isinstance(error, MemoryError):  # which may have no words
         error = "out of memory"
     return f"error: {one_line(error)}"
@@ -55,7 +56,7 @@ def tell(line: str, stream: TextIO) -> bool:
         lead_nowhere(stream)
         return False
     except OSError as error:
-        name = STREAMS[stream is not sys.stdout]
+        name = STREAMS[0] if stream is sys.stdout else STREAMS[1]
         raise OSError(error.errno, error.strerror, name) from None
     return True
 
