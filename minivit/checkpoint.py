@@ -1,10 +1,11 @@
 """Checkpoints: save one, read it with checks, build its model.
 
-A checkpoint is a dict of tensors and plain values. It says how its model is built ("describe": preset and
-overrides), which classes it knows and how images are normalised, so that the file alone is enough to
-classify an image. Of a run, best.pt holds one set of weights ("model"), those that the run is known by, and
-says which they are ("weights": raw or averaged; "epoch"). last.pt holds all that the run needs to go on:
-raw weights ("model"), their average ("ema", which is what it stands for as a model), the optimizer's state.
+A checkpoint is a dict of tensors and plain values. It says how its model is built ("describe": its preset and,
+as a preset may change, all settings of its ViTConfig as "overrides"), which classes it knows and how images are
+normalised, so that the file alone is enough to classify an image. Of a run, best.pt holds one set of weights
+("model"), those that the run is known by, and says which they are ("weights": raw or averaged; "epoch"). last.pt
+holds all that the run needs to go on: raw weights ("model"), their average ("ema", which is what it stands for
+as a model), the optimizer's state.
 `demo` in place of a path stands for the weights that come with this package, in fp16.
 
     model, state = checkpoint.load_model(Path("runs/cifar10-cifar/best.pt"), torch.device("cpu"))
@@ -88,7 +89,19 @@ def read(path: Path) -> dict:
             raise CheckpointError(f"{path} is damaged: {name} missing or of another kind ({error})") from None
     if weights_of(state) is None:
         raise CheckpointError(f"{path} is damaged: it holds no weights")
-    return state | {"classes": [composed(name) for name in state["classes"]]}
+    return state | {"classes": [composed(name) for name in state["classes"]], "describe": with_patch(state)}
+
+
+def with_patch(state: dict) -> dict:
+    """The description in a checkpoint, with patches of 4 pixels where they were those of cifar-fast and not named.
+
+    Until 2026-11-30 a description named only what differs from its preset, whose patches have 8 pixels since then.
+    """
+    about = state["describe"]
+    named, halved_thrice = about.get("overrides"), "patch_embed.stages.2.down.conv.weight" in weights_of(state)
+    if about.get("preset") == "cifar-fast" and isinstance(named, dict) and "patch" not in named and not halved_thrice:
+        return about | {"overrides": named | {"patch": 4}}
+    return about
 
 
 def described(path: Path) -> dict | None:

@@ -208,12 +208,15 @@ def sizes_for(sizes: tuple[int, ...], model: ViTConfig, given: dict) -> tuple[in
 
 
 def read_config(path: Path) -> dict:
-    """Read the arguments of an earlier run from its config.json, or its folder. Raises TrainingError."""
+    """Read the arguments of an earlier run from its config.json, or its folder. Raises TrainingError.
+
+    Settings of its model that its preset has no longer are among them.
+    """
     path = path / "config.json" if path.is_dir() else path
     try:
         content = read_json(path)
         fields(arguments=mapping(text, plain))(content, "its content")
-        args = content["arguments"]
+        args = settings_of_model(content) | content["arguments"]
         unknown = sorted(args.keys() - ARGUMENT_KINDS.keys())
         if unknown:
             raise ValueError(f"arguments[{unknown[0]!r}] is not known to this version of the program: take it out")
@@ -226,6 +229,14 @@ def read_config(path: Path) -> dict:
         reason = one_line(error, 200)
         raise TrainingError(f"{path} is not the config.json of a run: {reason}") from None
     return from_json({name: value for name, value in args.items() if name != "out"})
+
+
+def settings_of_model(content: dict) -> dict:
+    """The settings of the model in a config.json that are not its preset's, which may have changed since."""
+    model, preset = content.get("model"), PRESETS.get(str(content["arguments"].get("preset")))
+    if preset is None or not isinstance(model, dict):
+        return {}
+    return {name: model[name] for name in MODEL_FIELDS & model.keys() if model[name] != getattr(preset, name)}
 
 
 def from_json(args: dict) -> dict:

@@ -118,7 +118,7 @@ def prepare_run(
         claim = claim or make_folder(out)
     if not resume:
         check_new(out)  # again: another run may have come while the data were loaded
-    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args), ranks)
+    trainer = Trainer(model, dataset, config, out, device, teacher, describe_model(args, model), ranks)
     if state:
         resume_from(trainer, state)
     if ranks.first:
@@ -399,9 +399,10 @@ def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> 
         )
 
 
-def describe_model(args: dict) -> dict:
-    """Describe the model for its checkpoints, so that it can be built again."""
-    overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
+def describe_model(args: dict, model: nn.Module) -> dict:
+    """Describe the model for its checkpoints, with all its settings: its preset may change later."""
+    settings = vars(model.config) if isinstance(model, VisionTransformer) else {}
+    overrides = {name: settings[name] for name in MODEL_FIELDS & settings.keys()}
     data = {name: args[name] for name in ("data", "subset", "val_split")} | {"data_root": str(args["data_root"])}
     return {"preset": args["preset"], "overrides": overrides, **data}
 
