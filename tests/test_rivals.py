@@ -58,6 +58,30 @@ def test_a_look_alike_beside_a_prompted_object_is_a_rival_and_what_is_unlike_is_
     assert not half.begin()
 
 
+def test_a_look_alike_that_comes_later_is_a_rival_from_then_on():
+    scene = Scene()
+    late, scene.twin = scene.twin, NOTHING
+    assert not scene.begin()
+    scene.walk(range(1, 5))
+    scene.twin = late
+    scene.walk(range(5, 8))
+    assert not scene.identity.rivals
+    scene.walk(range(8, 13))
+    assert len(scene.identity.rivals) == 1
+    cut = scene.walk(range(13, 20), leak=late)
+    assert (mask_iou(cut, torch.stack([square(8 + t) for t in range(13, 20)])).diagonal() > 0.8).all()
+
+
+def test_an_object_whose_mask_jumped_to_a_look_alike_does_not_become_a_rival_of_it():
+    scene = Scene()
+    late, scene.twin = scene.twin, NOTHING
+    scene.begin()
+    scene.walk(range(1, 8))
+    scene.twin = late
+    scene.identity.settle(scene.frame(8, late), lambda boxes: answers([square(16)] * len(boxes), 0.9))
+    assert not scene.identity.rivals
+
+
 def test_a_mask_that_takes_in_its_rival_is_cut():
     scene = Scene()
     scene.begin()

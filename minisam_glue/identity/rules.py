@@ -1,6 +1,6 @@
 """The rules in order, and what they know of the objects of one video."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -33,6 +33,7 @@ ON_OTHERS = 0.5
 BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 PLACED = 0.5  # IoU of the box of a prompt with a prediction from which it is of that object
 STALE = 8  # frames without a clean mask after which a prediction counts no more
+LOOK_EVERY = 8  # frames after which rivals of what is seen clearly are looked for again
 FARTHEST = 1_000_000_000  # pixels or frames in a state from elsewhere
 PATIENCE, MISSED = 2, 8  # absent frames before a search begins; absent frames after which an object has no contacts
 
@@ -165,6 +166,8 @@ class Identity:
         found = self.search(frame, masks_of)
         self.learn(frame, found)
         self.give_up(frame)
+        if frame.number % LOOK_EVERY == 0:
+            self.add_rivals(frame, [number for number in frame.ids if self.is_clear(frame, number)], masks_of)
         return found
 
     # --- Rivals ---
@@ -178,7 +181,7 @@ class Identity:
         """Begin to follow the rivals of the objects that were prompted on a frame, which has all masks that are shown.
 
         A rival at the place of a prompted object is one no more, nor is one that was last seen long before or after.
-        What is like an object that is lost may be this object, and no rival. masks_of: see find_candidates.
+        masks_of: see find_candidates.
         """
         frame.measure()
         new = [number for number in frame.ids if number in frame.fixed]
@@ -190,12 +193,24 @@ class Identity:
         if self.rivals:
             self.follow(frame, masks_of)
             frame.measure()
+        self.add_rivals(frame, new, masks_of)
+
+    def is_clear(self, frame: Frame, number: int) -> bool:
+        """Whether an object is seen as it is known, so that what else looks like it now is a rival."""
+        is_seen = self.tracks[number].known and frame.shows(number) and number not in self.in_meeting
+        return is_seen and not is_rival(number) and self.is_clean(frame, number)
+
+    def add_rivals(self, frame: Frame, numbers: Sequence[int], masks_of: MasksOf) -> None:
+        """Begin to follow the rivals of these objects that are not followed yet.
+
+        What is like an object that is lost may be this object, and no rival.
+        """
         tracks = [(number, track) for number, track in self.tracks.items() if track.known and not is_rival(number)]
         lost = [track.appearance for number, track in tracks if not (number in frame.row and frame.shows(number))]
         found = []
-        for candidate in find_rivals(frame, new, masks_of, MOST_RIVALS - len(self.rivals), lost):
+        for candidate in find_rivals(frame, numbers, masks_of, MOST_RIVALS - len(self.rivals), lost):
             found.append(free_id(self.tracks))
-            self.tracks[found[-1]] = Track(rival_of=set(new))
+            self.tracks[found[-1]] = Track(rival_of=set(numbers))
             frame.add(found[-1], candidate.logits, candidate.iou)
         if found:
             frame.measure()
@@ -348,6 +363,10 @@ class Identity:
             return True
         return float(frame.appearances[row] @ track.appearance) >= ALIKE
 
+    def is_clean(self, frame: Frame, number: int) -> bool:
+        """Whether a mask is one to learn from: the decoder is sure of it, and it has the likely size and place."""
+        return frame.ious[frame.row[number]] > CLEAN_IOU and self.in_place(frame, number)
+
     def in_place(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the likely size and place of its object."""
         row = frame.row[number]
@@ -406,7 +425,7 @@ class Identity:
             elif number not in self.in_meeting:
                 if track.absent or abs(frame.number - track.motion.at) > STALE:
                     track.motion.restart(frame.number, frame.boxes[row])
-                if frame.ious[row] > CLEAN_IOU and self.in_place(frame, number) and self.looks_alike(frame, number):
+                if self.is_clean(frame, number) and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0
 
