@@ -1,7 +1,7 @@
 """Dense optical flow from polynomial expansion, warping along it, and a check in both directions.
 
     flow = farneback(one, two)            # one(p) ~ two(p + flow(p)), in pixels
-    moved = warp(mask, farneback(two, one))    # a mask of picture one, where it lies in picture two
+    moved = warp(masks, farneback(two, one))    # masks (B, 1, H, W) of pictures one, where they lie in pictures two
 
 G. Farneback, "Two-Frame Motion Estimation Based on Polynomial Expansion", SCIA 2003. Around each pixel a picture is
 nearly a quadratic polynomial,
@@ -43,7 +43,8 @@ def farneback(
     poly_sigma: float = 1.2,
     gaussian: bool = False,
 ) -> Tensor:
-    """The flow (B, 2, H, W), x then y in pixels, from pictures `one` to `two`: grey (B, H, W), 0 to 255.
+    """The flow (B, 2, H, W), x then y in pixels, from pictures `one` to `two`: grey (B, H, W), from 0 to 255. Of values
+    from 0 to 1 next to nothing would be found: the constants are made for 255.
 
     pyr_scale: size of each level of the pyramid, relative to the one below. levels: levels above the picture itself;
     those of less than 32 pixels are left out. winsize: side of the window in which the flow is taken as constant;
@@ -235,8 +236,11 @@ def sample(values: Tensor, x: Tensor, y: Tensor, mode: str = "bilinear", padding
 def warp(values: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
     """Backward warping: values (B, C, H, W) at p + flow(p) for each pixel p.
 
-    mode: bilinear or nearest. padding: beyond the edge zeros, or border: the nearest pixel.
+    mode: bilinear or nearest. padding: beyond the edge zeros, or border: the nearest pixel. ValueError for values that
+    are not of the flow's size.
     """
+    if values.ndim != 4 or flow.ndim != 4 or values.shape[2:] != flow.shape[2:]:
+        raise ValueError(f"values {tuple(values.shape)}, flow {tuple(flow.shape)}: give (B, C, H, W) and (B, 2, H, W)")
     return sample(values.float(), *places(flow), mode, padding)
 
 

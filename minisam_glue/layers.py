@@ -57,18 +57,27 @@ class NoInitialisation(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+SAMPLES = 16  # numbers of a tensor that tell whether it was written to
+
+
 class WeightsState:
     """Tells by a number when weights have changed, for what is kept of their results."""
 
     def __init__(self):
-        self.number, self.weights, self.versions = 0, [], []
+        self.number, self.weights, self.versions, self.samples = 0, [], [], torch.empty(0)
 
+    @torch.no_grad()
     def __call__(self, weights: list[Tensor]) -> int:
-        """A number that is another one if these are other tensors than the last time, or were written to since."""
+        """A number that is another one if these are other tensors than the last time, or were written to since.
+
+        PyTorch counts the writes to a tensor, but not those to its `.data`: some numbers of each are compared, too.
+        """
         versions = [0 if w.is_inference() else w._version for w in weights]
+        samples = torch.cat([w.detach().flatten()[:: max(1, w.numel() // SAMPLES)].float() for w in weights])
         same = len(weights) == len(self.weights) and all(a is b for a, b in zip(weights, self.weights))
-        if not same or versions != self.versions:
-            self.number, self.weights, self.versions = self.number + 1, weights, versions
+        if not same or versions != self.versions or not torch.equal(samples, self.samples):
+            self.number, self.weights = self.number + 1, weights
+            self.versions, self.samples = versions, samples
         return self.number
 
 

@@ -17,8 +17,20 @@ DIGITS = 7  # of 5 bits, at most, in a number of the string: enough for differen
 MOST_PIXELS = 1 << 32  # of a mask: pycocotools counts in 32 bits
 
 
+def as_bool(mask: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """A mask as bool; of whole numbers all but 0 belong to it, such as the 255 of a picture.
+
+    ValueError for floats other than 0 and 1: logits and probabilities have thresholds of their own.
+    """
+    is_float = mask.is_floating_point() if isinstance(mask, Tensor) else mask.dtype.kind not in "biu"
+    if is_float and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"a mask of {mask.dtype}: give bool, such as logits > 0 or probabilities > 0.5")
+    return mask if mask.dtype in (torch.bool, np.dtype(bool)) else mask != 0
+
+
 def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """The pixels (left, top, right, bottom), the last two exclusive, that bound a bool mask (H, W); None if empty."""
+    mask = as_bool(mask)
     rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return None
@@ -33,7 +45,7 @@ def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 def boxes_of(masks: Tensor) -> Tensor:
     """The boxes (n, 4), xyxy, around bool masks (n, h, w); of the whole picture for an empty one."""
-    sides = []
+    masks, sides = as_bool(masks), []
     for axis in (1, 2):  # columns, then rows
         line = masks.any(axis).int()
         sides.append((line.argmax(1), line.shape[1] - line.flip(1).argmax(1)))
@@ -52,8 +64,13 @@ def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
 
 
 def mask_iou(one: Tensor, other: Tensor) -> Tensor:
-    """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m); 0 where both are empty."""
-    a, b = one.flatten(1).float(), other.flatten(1).float()
+    """Bool masks (n, h, w) and (m, h, w) -> intersection over union (n, m); 0 where both are empty.
+
+    ValueError for masks of other sizes, and for floats.
+    """
+    if one.ndim != 3 or other.ndim != 3 or one.shape[1:] != other.shape[1:]:
+        raise ValueError(f"masks are {tuple(one.shape)} and {tuple(other.shape)}: give (n, h, w) and (m, h, w)")
+    a, b = as_bool(one).flatten(1).float(), as_bool(other).flatten(1).float()
     both = a @ b.T
     return both / (a.sum(1)[:, None] + b.sum(1) - both).clamp(min=1)
 
@@ -63,7 +80,7 @@ def erode(mask: np.ndarray, steps: int) -> np.ndarray:
 
     Erosion by a square and a diamond in turn, which together are nearly a disc.
     """
-    core = np.pad(mask, 1)
+    core = np.pad(as_bool(mask), 1)
     for step in range(min(steps, max(mask.shape))):  # nothing is left after that many
         rows = core[:, 1:-1] & core[:, :-2] & core[:, 2:]
         both = rows[1:-1] & core[:-2, 1:-1] & core[2:, 1:-1] if step % 2 else rows[1:-1] & rows[:-2] & rows[2:]
@@ -98,7 +115,7 @@ def label_components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
     Runs of a row are joined with the runs of the row above that they touch: with 8 also at a corner, with 4 at a side.
     """
     H, W = mask.shape
-    change = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    change = np.diff(np.pad(as_bool(mask).astype(np.int8), ((0, 0), (1, 1))), axis=1)
     row, start = np.nonzero(change == 1)  # runs, in raster order
     end = np.nonzero(change == -1)[1]  # exclusive
     corner, stride = int(connectivity == 8), W + 3
@@ -145,7 +162,7 @@ def measure_components(labels: np.ndarray) -> Components:
 
 def encode_rle(mask: np.ndarray) -> dict:
     """Bool (H, W) -> {"size": [H, W], "counts": compressed string}, as pycocotools does. ValueError if not 2-d."""
-    mask = np.asarray(mask, bool)
+    mask = as_bool(np.asarray(mask))
     if mask.ndim != 2:
         raise ValueError(f"a mask to encode is (H, W), not {mask.shape}")
     flat = mask.T.ravel()  # column after column

@@ -219,8 +219,9 @@ def in_precision(model: SAM2, precision: torch.dtype) -> SAM2:
     return model
 
 
-def choose_device(name: str) -> torch.device:
-    """A device by its name; auto: CUDA, else MPS, else the CPU. ValueError for what this machine lacks."""
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """A device by its name; auto, or None: CUDA, else MPS, else the CPU. ValueError for what this machine lacks."""
+    name = "auto" if name is None else str(name)
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -38,7 +38,7 @@ def to_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
     """An image -> uint8 (H, W, 3), turned as its EXIF says, alpha laid on white, of an animation the current frame.
 
     Arrays: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), RGB, in any byte order and memory layout. Values
-    of more than 8 bits are scaled by `eight_bits`; levels: those of the video that a PIL image is of. ValueError for
+    of more than 8 bits are scaled by `eight_bits`; levels: those of the video that the image is of. ValueError for
     anything else.
     """
     if isinstance(image, Image.Image):
@@ -52,7 +52,7 @@ def to_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
         raise ValueError(
             f"an image array is (H, W), (H, W, 3) or (H, W, 4) and not empty, but this is {image.shape}{hint}"
         )
-    pixels = eight_bits(grey) if grey.dtype.itemsize == 2 else grey
+    pixels = eight_bits(grey, levels) if grey.dtype.itemsize == 2 else grey
     if pixels.shape[2] == 4:
         pixels = on_white(pixels)
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
@@ -129,8 +129,11 @@ def is_deep_colour(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def levels_of(image: Image.Image) -> Levels | None:
+def levels_of(image: Picture) -> Levels | None:
     """The levels by which to_rgb makes 8 bits of a picture's values; None if they are of 8 bits."""
+    if not isinstance(image, Image.Image):
+        is_deep = isinstance(image, np.ndarray) and image.dtype.kind == "u" and image.dtype.itemsize == 2
+        return _levels_of_values(image) if is_deep and image.size else None
     if is_deep_colour(image):
         return _levels_of_high_bytes(np.asarray(image.convert("RGB")))
     return _levels_of_values(_finite(np.asarray(image))) if image.mode[0] in "IF" else None

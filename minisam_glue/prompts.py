@@ -17,7 +17,7 @@ from torch import Tensor
 from .heatmap import HeatSettings
 from .masks import decode_rle, encode_rle, rle_size
 from .pixels import Picture
-from .sam2.preprocess import finite_tensor
+from .sam2.preprocess import inside
 from .support.reading import anything, fields, flag, optional, real, sequence, text, whole
 
 SEED_PROMPTS = ("box", "points", "mask")
@@ -360,8 +360,9 @@ def is_relative(coordinates: Sequence[float]) -> bool:
 
 
 def as_mask(mask: np.ndarray) -> np.ndarray:
-    """A mask as a bool array of its own, True where it is above 0. ValueError for what are no finite numbers."""
-    return (finite_tensor(mask if isinstance(mask, Tensor) else np.asarray(mask), "mask") > 0).numpy()
+    """A mask as a bool array of its own, True where it is above 0. ValueError for what are no finite numbers, and for
+    probabilities, whose threshold is not 0."""
+    return inside(mask if isinstance(mask, Tensor) else np.asarray(mask), "mask").numpy()
 
 
 def check_mask(mask: np.ndarray, size: Size) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from .mask_proposals import first_of_repeats, segment_seed, split_seeds
 from .masks import box_around, large_parts, mask_box
 from .models import Models
-from .pixels import Picture, is_picture, own_rgb
+from .pixels import Levels, Picture, is_picture, join_levels, levels_of, own_rgb
 from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
 from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
@@ -84,6 +84,7 @@ class Tracking:
         self.tracker = PROPAGATORS[propagate](models.sam, **settings)
         self.known: dict[int, Segment] = {}  # the latest record of each object, without its mask
         self.detections = Redetection(self.tracker, self.known)
+        self.levels: Levels | None = None  # of the frames so far
         self.reverse = direction == REVERSE
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
@@ -191,7 +192,8 @@ class Tracking:
                 return
             if self.next is None and self.seed_frame is None:  # in reverse: the number of the last frame is known now
                 self.marks = [replace(mark, at=index if mark.at is None else mark.at) for mark in self.marks]
-            result = self._step(index, own_rgb(image))
+            self.levels = join_levels([self.levels, levels_of(image)])  # so that frames of 16 bits do not flicker
+            result = self._step(index, own_rgb(image, self.levels))
             self.next = index - 1 if self.reverse else index + 1
             yield result
             if self.next < 0:

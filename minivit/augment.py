@@ -15,6 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minivit.reading import DEVIATIONS, MEANS, fields, one_of, whole, within
+
+PADDINGS = ("zero", "reflect")
+KINDS = {  # of the settings of Augment
+    "crop": whole(),
+    "jitter": within(0, 2),
+    "erasing": within(0, 1),
+    "padding": one_of(PADDINGS),
+    "rotate": within(0, 180),
+}
 OPS = (
     "Identity",
     "ShearX",
@@ -54,9 +64,12 @@ class Augment:
     padding: Literal["zero", "reflect"] = "zero"
     rotate: float = 0.0
 
+    def __post_init__(self):
+        check_normalisation(self.mean, self.std)
+        fields(**KINDS)({name: getattr(self, name) for name in KINDS}, "Augment")
+
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"images are {x.dtype} {tuple(x.shape)}: give uint8 (B, 3, H, W)")
+        check_images(x)
         if self.crop:
             x = random_crop(x, self.crop, generator, self.padding)
         if self.flip:
@@ -71,8 +84,27 @@ class Augment:
         return random_erasing(x, self.erasing, generator) if self.erasing else x
 
 
+def check_images(x: object) -> None:
+    """ValueError unless these are uint8 images (B, 3, H, W)."""
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] != 3:
+        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images are {kind}: give uint8 tensors (B, 3, H, W); they are normalised here")
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """ValueError unless mean and std are three numbers each, of pixels from 0 to 1."""
+    for name, values, kind in (("mean", mean, MEANS), ("std", std, DEVIATIONS)):
+        kind([float(value) for value in values], f"the {name} of pixels from 0 to 1")
+
+
 def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (B, 3, H, W) of 0..255, uint8 or float -> (x / 255 - mean) / std in float32; mean, std of 0..1."""
+    """Images (B, 3, H, W) of 0..255, uint8 or float -> (x / 255 - mean) / std in float32; mean, std of 0..1.
+
+    ValueError for images of another shape.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3:
+        kind = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images are {kind}: give a tensor (B, 3, H, W)")
     mean, std = (255 * torch.tensor(value, device=x.device).view(3, 1, 1) for value in (mean, std))
     return x.sub(mean).div_(std)
 
@@ -89,7 +121,12 @@ def random_crop(x: Tensor, padding: int, generator: torch.Generator, mode: str =
 
 
 def crop(x: Tensor, padding: int, offset: Tensor, mode: str = "zero") -> Tensor:
-    """The windows of the padded images (B, 3, H, W) that start at row offset[0] and column offset[1], each (B,)."""
+    """The windows of the padded images (B, 3, H, W) that start at row offset[0] and column offset[1], each (B,).
+
+    ValueError for another mode than "zero" and "reflect".
+    """
+    if mode not in PADDINGS:
+        raise ValueError(f"the padding is {mode!r}: give {' or '.join(PADDINGS)}")
     top, left = offset.to(x.device)
     # (B, 3, H + 2p, W + 2p) -> a view (B, 3, 2p + 1, 2p + 1, H, W) of all windows -> one window each
     padded = F.pad(x, [padding] * 4) if mode == "zero" else reflect(x, padding)

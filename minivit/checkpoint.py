@@ -146,6 +146,12 @@ KINDS = {
 MOST_PARAMETERS = 1 << 31  # 8 GiB in fp32, four times that in training
 
 
+def describe(model: nn.Module, preset: str) -> dict:
+    """The description of a model for its checkpoints, with all its settings: its preset may change later."""
+    settings = vars(model.config) if isinstance(model, VisionTransformer) else {}
+    return {"preset": preset, "overrides": {name: value for name, value in settings.items() if name != "classes"}}
+
+
 def build_model(preset: str, classes: int, overrides: dict) -> nn.Module:
     """Build a preset's model for `classes` classes, with some settings of its ViTConfig changed.
 
@@ -174,6 +180,8 @@ def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
         if overrides:
             raise ValueError(f"preset {preset} is a ResNet: {flag_of(next(iter(overrides)))} does not apply to it")
         return RESNETS[preset](classes)
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}: {', '.join((*PRESETS, *RESNETS))}")
     return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
 
 

@@ -33,6 +33,10 @@ class Teacher(nn.Module):
         for name, value in (("scale", x_std / std), ("shift", (x_mean - mean) / std)):
             self.register_buffer(name, value.float().view(3, 1, 1))
 
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode, also as a part of a model that trains: no dropout, running means as they are."""
+        return super().train(False)
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         size = self.size_for(*x.shape[2:])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minivit.augment import normalise, reflect
+from minivit.augment import check_images, check_normalisation, normalise, reflect
 from minivit.splits import Split
 
 TTA = ("flip", "crops")
@@ -31,11 +31,15 @@ class Evaluator:
     dtype: torch.dtype = torch.float32
     batch_size: int = 500
 
+    def __post_init__(self):
+        check_normalisation(self.mean, self.std)
+
     def predict(self, model: nn.Module, images: Tensor, tta: str | None = None) -> Tensor:
         """Logits (N, classes), float32, of uint8 images (N, 3, H, W). Puts the model into evaluation mode.
 
         tta: "flip" or "crops" for the log of the mean probability over these views; None for the image alone.
         """
+        check_images(images)
         if tta is None:
             return self.scores(model, images)
         parts = images.split(self.batch_size)  # whose views are held, not those of all images
@@ -43,9 +47,7 @@ class Evaluator:
 
     def scores(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits (N, classes), float32, of uint8 images (N, 3, H, W) as they are. ValueError for other images."""
-        if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"images are {kind}: give uint8 (N, 3, H, W); they are normalised here")
+        check_images(images)
         model.eval()
         device = torch.device(self.device)
         autocast = torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -92,8 +94,12 @@ def make_views(images: Tensor, tta: str) -> list[Tensor]:
 def top1(scores: Tensor, labels: Tensor) -> float:
     """Share in [0, 1] of logits (N, classes) that are highest at the label (N,); rows with NaN are wrong.
 
-    ValueError for N = 0.
+    ValueError for N = 0, and for other shapes.
     """
+    if labels.ndim != 1 or scores.ndim != 2 or len(labels) != len(scores):
+        raise ValueError(
+            f"logits are {tuple(scores.shape)}, labels {tuple(labels.shape)}: give logits (N, classes) and labels (N,)"
+        )
     if not len(labels):
         raise ValueError("no labels: the accuracy of no images is not defined")
     right = (scores.argmax(1) == labels.to(scores.device)) & ~scores.isnan().any(1)

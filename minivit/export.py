@@ -13,6 +13,7 @@ quantisation, images of several sizes.
 """
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -80,9 +81,13 @@ def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[
     """Write `model` to an .onnx or .pt2, whole or not at all; returns the images' (height, width) and the difference.
 
     The difference is the largest between logits of the file, loaded again, and of the model. ExportError if it is
-    above TOLERANCE times the largest logit (at least 1), or if PyTorch cannot export the model.
+    above TOLERANCE times the largest logit (at least 1), if PyTorch cannot export the model, or for another ending. The
+    model itself stays in its precision and mode.
     """
-    model = model.float().eval()
+    target = Path(target)
+    if target.suffix.lower() not in WRITERS:
+        raise ExportError(f"{target}: give a name that ends in {' or '.join(WRITERS)}")
+    model = copy.deepcopy(model).float().eval()
     size = model.config.size if hasattr(model, "config") else (32, 32)
     write, load = WRITERS[target.suffix.lower()]
     texts = {name: json.dumps(value) for name, value in metadata.items()}
@@ -90,7 +95,7 @@ def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[
 
     def fill(temporary: Path) -> None:
         with quiet():
-            write(model, torch.randn(BATCHES[0], 3, *size), texts, temporary)
+            write(model, torch.zeros(BATCHES[0], 3, *size), texts, temporary)
             found.append(compare(model, load(temporary), size))
 
     try:

@@ -17,6 +17,8 @@ def freeze(model: VisionTransformer, last: int) -> None:
 
     In a training loop of your own call keep_frozen after each model.train(). ValueError if the model has fewer blocks.
     """
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(f"a {type(model).__name__} has no blocks to choose from: give a VisionTransformer")
     blocks = [*model.blocks, *model.class_blocks]
     if not 0 <= last <= len(blocks):
         raise ValueError(f"--train-last is {last}, of a model with {len(blocks)} blocks: give 0 to {len(blocks)}")

@@ -8,6 +8,8 @@ are in fp32. Left out: losses for many labels per image.
 import torch
 from torch import Tensor
 
+from minivit.mix import check_labels
+
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean over the batch of -sum_c weight * target * log softmax(logits), a scalar.
@@ -24,7 +26,7 @@ def check_targets(target: Tensor, shape: torch.Size) -> None:
     """ValueError unless targets have the shape of the logits (B, C): indices would be broadcast where B equals C."""
     if target.shape != shape:
         raise ValueError(
-            f"targets have shape {tuple(target.shape)}, logits {tuple(shape)}: "
+            f"targets have shape {tuple(target.shape)}, logits {tuple(shape)}: give (B, C); "
             "minivit.mix.one_hot makes soft targets (B, C) of class indices"
         )
 
@@ -33,7 +35,9 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     """Weights (C,) under which all classes of labels (N,) count the same: N / (C * images of the class).
 
     0 for a class without images. Of the labels themselves the mean weight is 1, if there are images of each class.
+    ValueError for a label beyond these classes.
     """
+    check_labels(labels, classes)
     counts = torch.bincount(labels, minlength=classes)
     return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 0.0)
 
@@ -43,8 +47,12 @@ def soft_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Te
 
     T^2 keeps the size of the gradient as T grows (arXiv 1503.02531, section 2). KL has the teacher first, as in
     Hinton's loss and in DeiT's code; DeiT's equation 2 has the student first. That code (DistillationLoss in losses.py)
-    divides by the number of classes as well, which is the same as a C times smaller weight.
+    divides by the number of classes as well, which is the same as a C times smaller weight. ValueError for other
+    shapes, or a temperature that is not above 0.
     """
+    check_targets(teacher, logits.shape)
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}: give one above 0")
     student = (logits.float() / temperature).log_softmax(-1)
     wanted = (teacher.float() / temperature).log_softmax(-1)
     return temperature**2 * (wanted.exp() * (wanted - student)).sum(-1).mean()

@@ -14,8 +14,21 @@ from torch import Tensor
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels; the ends are exclusive
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """ValueError unless these are indices (N,) of so many classes, int64."""
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}: give int64 (N,)")
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise ValueError(f"labels go from {int(labels.min())} to {int(labels.max())}, of {classes} classes")
+
+
 def one_hot(target: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
-    """Class indices (B,) -> soft targets (B, C): s/C off the class, 1 - s + s/C on it (arXiv 1512.00567, section 7)."""
+    """Class indices (B,) -> soft targets (B, C): s/C off the class, 1 - s + s/C on it (arXiv 1512.00567, section 7).
+
+    ValueError for other shapes. That they are below C is not asked, which would have a GPU wait: see check_labels.
+    """
+    if target.ndim != 1 or target.dtype != torch.int64:
+        raise ValueError(f"labels are {target.dtype} {tuple(target.shape)}: give int64 (B,)")
     off = smoothing / num_classes
     soft = torch.full((len(target), num_classes), off, device=target.device)
     return soft.scatter_(1, target[:, None], 1 - smoothing + off)
@@ -61,13 +74,13 @@ def mix_batch(
     """Apply mixup or CutMix to a batch with probability `prob`; if both alphas are above 0, a fair coin decides which.
 
     x: float images (B, 3, H, W). target: soft targets (B, C) that sum to one; so do those returned.
-    An alpha of 0 switches that one off. generator: on the CPU. ValueError for a negative alpha, and for images or
-    targets of whole numbers.
+    An alpha of 0 switches that one off. generator: on the CPU. ValueError for a negative alpha, for images or targets
+    of whole numbers, and for more of one than of the other.
     """
-    if not (x.is_floating_point() and target.is_floating_point() and target.ndim == 2):
+    if not (x.is_floating_point() and target.is_floating_point() and target.ndim == 2) or len(x) != len(target):
         raise ValueError(
-            f"images are {x.dtype}, targets {target.dtype} {tuple(target.shape)}: give float images, and soft targets "
-            "(B, C), which one_hot makes of class indices"
+            f"images are {x.dtype} {tuple(x.shape)}, targets {target.dtype} {tuple(target.shape)}: give float images, "
+            "and soft targets (B, C) of each, which one_hot makes of class indices"
         )
     if mixup_alpha < 0 or cutmix_alpha < 0:
         raise ValueError(f"mixup_alpha and cutmix_alpha are {mixup_alpha} and {cutmix_alpha}: use 0 (off) or more")

@@ -78,6 +78,8 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(
                 f"Muon takes the model, whose layers tell which weights are whose, not a {type(model).__name__}"
             )
+        if not lr > 0:
+            raise ValueError(f"the learning rate is {lr}: give one above 0")
         matrices = hidden_matrices(model)
         chosen = {id(weight) for weight in matrices}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]

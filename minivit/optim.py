@@ -59,9 +59,13 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW over param_groups, PyTorch's fused implementation on CPUs and NVIDIA GPUs."""
+    """AdamW over param_groups, with the rate lr * gain in each, PyTorch's fused implementation on CPUs and NVIDIA GPUs.
+
+    A schedule of your own sets group["lr"] = rate * group["gain"].
+    """
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    return torch.optim.AdamW(param_groups(model, weight_decay, layer_decay), lr=lr, betas=betas, fused=fused)
+    groups = [{**group, "lr": lr * group["gain"]} for group in param_groups(model, weight_decay, layer_decay)]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: object, unused: Sequence[nn.Parameter] = ()) -> None:

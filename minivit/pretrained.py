@@ -1,8 +1,9 @@
 """Load published weights of ViT, DeiT and CaiT into a VisionTransformer, strictly.
 
-layouts.py has the names of all layouts. The image size may differ (position embeddings are resampled) and so may the
-number of classes (the heads start anew); every other difference is an error that lists the keys. A file also says how
-its images were normalised, by its layout, its name or a description beside it.
+layouts.py has the names of all layouts. The image size may differ where no table of relative positions has its size
+(position embeddings are resampled), and so may the number of classes (the heads start anew); every other difference
+is an error that lists the keys. A file also says how its images were normalised, by its layout, its name or a
+description beside it.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.checkpoint import KINDS
+from minivit.checkpoint import KINDS, find
 from minivit.layouts import UNUSED, layout_of, to_our_names
 from minivit.reading import (
     DEVIATIONS,
@@ -159,11 +160,11 @@ def is_checkpoint(content: object) -> bool:
 
 
 def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
-    """Initialise `model` from a file of published weights, or from a checkpoint of this program.
+    """Initialise `model` from a file of published weights, or from a checkpoint of this program, such as `demo`.
 
     ValueError names what cannot be read, or the keys that do not fit.
     """
-    path = Path(path)
+    path = find(Path(path))
     content = read_content(path)
     try:
         state = state_dict_of(content, path)

@@ -294,7 +294,7 @@ def sequence(kind: Kind, length: int | None = None, least: int = 0) -> Kind:
     return check
 
 
-MEANS, DEVIATIONS = sequence(within(-1000, 1000), 3), sequence(within(1e-6, 1000), 3)  # of pixels, by channel
+MEANS, DEVIATIONS = sequence(within(0, 1), 3), sequence(within(1e-6, 1), 3)  # of pixels from 0 to 1, by channel
 
 
 def mapping(keys: Kind, values: Kind, least: int = 0) -> Kind:

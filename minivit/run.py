@@ -400,11 +400,9 @@ def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> 
 
 
 def describe_model(args: dict, model: nn.Module) -> dict:
-    """Describe the model for its checkpoints, with all its settings: its preset may change later."""
-    settings = vars(model.config) if isinstance(model, VisionTransformer) else {}
-    overrides = {name: settings[name] for name in MODEL_FIELDS & settings.keys()}
+    """Describe the model, and the data, for its checkpoints."""
     data = {name: args[name] for name in ("data", "subset", "val_split")} | {"data_root": str(args["data_root"])}
-    return {"preset": args["preset"], "overrides": overrides, **data}
+    return checkpoint.describe(model, args["preset"]) | data
 
 
 def final_report(trainer: Trainer) -> dict:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from minivit.augment import check_images
 from minivit.text import name_classes
 
 
@@ -16,10 +17,15 @@ class DataError(ValueError):
 
 @dataclass
 class Split:
-    """Images as uint8 (N, 3, S, S) in RGB, and their class indices as int64 (N,)."""
+    """Images as uint8 (N, 3, S, S) in RGB, and their class indices as int64 (N,). DataError for more of one."""
 
     images: torch.Tensor
     labels: torch.Tensor
+
+    def __post_init__(self):
+        if self.labels.ndim != 1 or len(self.images) != len(self.labels):
+            shape = tuple(self.labels.shape)
+            raise DataError(f"{len(self.images)} images have labels of shape {shape}: give one for each, (N,)")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,7 +105,8 @@ def _share(per_class: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def channel_stats(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and std of uint8 images (N, 3, S, S), in units of [0, 1]."""
+    """Per-channel mean and std of uint8 images (N, 3, S, S), in units of [0, 1]. ValueError for other images."""
+    check_images(images)
     counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)])
     share = counts.double() / counts.sum(1, keepdim=True)  # (3, 256): exact, where a float sum over all pixels is not
     level = torch.arange(256, dtype=torch.float64) / 255

@@ -87,11 +87,13 @@ def augmentations(config: TrainConfig, data: Dataset) -> tuple[Augment, Augment]
 
 
 class Trainer:
-    """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`.
+    """Train `model` on `data` as `config` says, with metrics and checkpoints in the folder `run`, which is made.
 
-    `teacher`, when given, is a module from normalised images to logits; its labels train the
-    distillation head, or the only head if there is just one. `ranks`: this process among those that train
-    together; see distributed.py. Call `fit`, then run.final_report.
+    It seeds PyTorch's global random numbers. `teacher`, when given, is a module from normalised images to logits;
+    its labels train the distillation head, or the only head if there is just one. `describe`: how checkpoints say
+    that the model is built, for checkpoint.load_model; by default checkpoint.describe does it, for a
+    VisionTransformer. `ranks`: this process among those that train together; see distributed.py. Call `fit`, then
+    run.final_report.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Trainer:
         data: Dataset,
         config: TrainConfig,
         run: Path,
-        device: torch.device,
+        device: torch.device | str,
         teacher: nn.Module | None = None,
         describe: dict | None = None,
         ranks: Ranks = Ranks(),
@@ -111,7 +113,9 @@ class Trainer:
         set_up_fine_tuning(model, config, ranks.number)
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.config, self.run, self.device = config, Path(run), device
+        self.config, self.run, self.device = config, Path(run), (device := torch.device(device))
+        if describe is None and isinstance(model, VisionTransformer):
+            describe = checkpoint.describe(model, "cifar")  # of which all settings are named
         self.teacher, self.describe, self.ranks = teacher, describe or {}, ranks
         self.taught_by = None if teacher is None else fingerprint(teacher)
         self.dtype = choose_precision(config.amp, device)
@@ -162,6 +166,7 @@ class Trainer:
         on_epoch: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the last epoch (or to `until`). Returns False when a stop was requested and saved."""
+        self.run.mkdir(parents=True, exist_ok=True)
         if self.forward is self.model:
             self.forward = self.ranks.parallel(self.model, self.device)
         while self.epoch < min(until or self.config.epochs, self.config.epochs) and not self.stopped_early:

@@ -292,6 +292,8 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        if not isinstance(config, ViTConfig):
+            raise TypeError(f"the settings are {config!r:.40}: give a ViTConfig, such as PRESETS['cifar']")
         self.config = config
         patches, dim = config.grid[0] * config.grid[1], config.dim
         self.patch_embed = make_stem(config)

@@ -128,7 +128,7 @@ def test_an_export_that_cannot_be_made_is_one_line_and_leaves_nothing(words, sai
 
 @pytest.mark.parametrize("fault", ["other scores", "an exporter that fails", "a full disk"])
 def test_a_file_that_is_not_the_model_gets_no_name_and_what_was_there_stays(fault, tmp_path, monkeypatch):
-    model, path = VisionTransformer(FEATURES["mean"]), tmp_path / "model.pt2"
+    model, path = VisionTransformer(FEATURES["mean"]).eval(), tmp_path / "model.pt2"
     path.write_bytes(b"before")
 
     def write(model, example, texts, temporary):

@@ -256,7 +256,7 @@ def test_training_lowers_the_loss_and_the_average_follows(data, tmp_path):
 
 def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
     class Sealed(Split):
-        opened = False
+        opened = True
 
         def __getattribute__(self, name):
             if name in ("images", "labels") and not Sealed.opened:
@@ -264,6 +264,7 @@ def test_the_test_set_is_not_read_before_the_report(data, tmp_path):
             return super().__getattribute__(name)
 
     sealed = dataclasses.replace(data, test=Sealed(data.test.images, data.test.labels))
+    Sealed.opened = False
     t = trainer(sealed, tmp_path, dataclasses.replace(CONFIG, epochs=1, clean_epochs=0))
     t.fit()
     Sealed.opened = True

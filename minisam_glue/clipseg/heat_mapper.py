@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ..layers import WeightsState
-from ..masks import mask_box
+from ..masks import as_bool, mask_box
 from ..pixels import Picture, check_list, is_picture, normalise, to_rgb
 from ..support.recent import Recent
 from .model import CLIPSeg
@@ -42,7 +42,7 @@ def highlight(
     mask: bool (H, W). brightness: factor of the background. blur: deviation of its Gaussian in pixels. context: margin
     of the crop, as a share of the object's longer side. ValueError if the mask is empty or of another size.
     """
-    image, mask = to_rgb(picture), np.asarray(mask, bool)
+    image, mask = to_rgb(picture), as_bool(np.asarray(mask))
     box = mask_box(mask) if mask.ndim == 2 else None
     if box is None or mask.shape != image.shape[:2]:
         raise ValueError(f"a mask {mask.shape} of {mask.sum()} pixels for a picture {image.shape[:2]}: show the object")
@@ -78,6 +78,8 @@ class HeatMapper:
     """
 
     def __init__(self, model: CLIPSeg, tokenizer: CLIPTokenizer, size: int = SIZE, templates: Sequence[str] = ("{}",)):
+        if isinstance(templates, str):
+            raise ValueError(f"templates is a text, {templates!r:.40}: give a list of templates")
         check_size(size, model.config.clip.vision.patch_size)
         wrong = [template for template in templates if "{}" not in template]
         if wrong or not templates:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..masks import mask_box
+from ..masks import as_bool, mask_box
 
 STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up: the object is on the right hand
 LEFT_FIRST = (3, 0, 1)  # turns in the order in which they are tried: what touches at a corner is one piece
@@ -34,6 +34,7 @@ class Polygon:
 
 def trace(mask: np.ndarray, inset: float = 0.0) -> list[Polygon]:
     """The pieces of a bool mask (H, W), from the top down. inset: 0 corners of pixels to 1 their middles."""
+    mask = as_bool(mask)
     box = mask_box(mask)
     if box is None:
         return []

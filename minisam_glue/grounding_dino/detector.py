@@ -19,7 +19,7 @@ from torch import Tensor
 from ..boxes import area, cxcywh_to_xyxy, suppress
 from ..layers import WeightsState
 from ..pixels import Picture, normalise, to_rgb
-from ..prompts import Sentence, split_phrases
+from ..prompts import Sentence, Thresholds, split_phrases
 from ..support.recent import Recent
 from .geometry import Shapes
 from .model import MAX_TEXT, GroundingDINO
@@ -117,6 +117,16 @@ def check_names(thresholds: dict[str, float], phrases: list[list[str]]) -> None:
         raise ValueError(f"box_threshold names {sorted(unknown)}, which no prompt has: spell phrases as in the prompt")
 
 
+def check_limits(
+    box_threshold: float | dict[str, float], text_threshold: float, nms_iou: float | None, max_area: float
+) -> None:
+    """ValueError for limits out of their range; those of Thresholds, and no suppression."""
+    for box in box_threshold.values() if isinstance(box_threshold, dict) else [box_threshold]:
+        if isinstance(box, str):
+            raise ValueError(f"box_threshold is {box!r}: give a number from 0 to 1")
+        Thresholds(box, text_threshold, 1.0 if nms_iou is None else nms_iou, max_area)
+
+
 def pad_texts(texts: list[Text]) -> Text:
     """Texts of one caption each -> one Text of all; a padding token attends to itself only."""
     L = max(text.features.shape[1] for text in texts)
@@ -210,6 +220,8 @@ class Detector:
     """
 
     def __init__(self, model: GroundingDINO, tokenizer: WordPieceTokenizer, min_size: int = 800, max_size: int = 1333):
+        if not 1 <= min_size <= max_size:
+            raise ValueError(f"min_size {min_size}, max_size {max_size}: give pixels from 1, the second no less")
         self.model, self.tokenizer, self.min_size, self.max_size = model, tokenizer, min_size, max_size
         self.texts: Recent[tuple, Text] = Recent(TEXT_CACHE)
         self.weights_state = WeightsState()
@@ -233,8 +245,9 @@ class Detector:
         keep 0.35); scores are strictly above it, and above text_threshold. nms_iou: IoU above which overlapping boxes
         of one phrase (class_agnostic: of any phrase) are suppressed; None for no suppression. max_area: largest share
         of the image that a box may cover. batch_size: images, and captions, in one pass.
-        ValueError for a phrase that is empty, too long or without a known word, an unknown name in box_threshold,
-        another number of prompts than images, what is no picture, or batch_size below 1.
+        A Pillow image is turned as its EXIF says, and boxes are in its pixels then. ValueError for a phrase that is
+        empty, too long or without a known word, an unknown name in box_threshold, a limit out of its range, another
+        number of prompts than images, what is no picture, or batch_size below 1.
         """
         if not isinstance(images, list):
             return self.detect(
@@ -243,6 +256,7 @@ class Detector:
         phrases = [split_phrases(prompt) for prompt in prompts_per_image(prompts, len(images))]
         if isinstance(box_threshold, dict):
             check_names(box_threshold, phrases)
+        check_limits(box_threshold, text_threshold, nms_iou, max_area)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         captions = [pack_captions(names, self.tokenizer) for names in phrases]

@@ -55,9 +55,13 @@ def read_image(
 ) -> np.ndarray:
     """A file or http(s) URL -> uint8 RGB (H, W, 3). MediaError if there is no picture or one above MAX_PIXELS.
 
+    TypeError for what is neither a path nor a URL.
+
     warn: is told in one line if a TIFF has more pages than the first, which is the one that is read. levels: see
     pixels.to_rgb.
     """
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"source is a {type(source).__name__}: give a path or URL; what is read already is a picture")
     return decode(_download(str(source)) if is_url(source) else source, str(source), warn, levels)
 
 

@@ -38,7 +38,8 @@ class VideoWriter:
     """Writes frames uint8 RGB (height, width, 3), one after another; use it as a context manager, or `close` it.
 
     `path` ends in .mp4 .m4v .mov .mkv (H.264 yuv420p, odd sizes padded by a pixel), .gif or .webp, or is a folder for
-    000000.png, 000001.png, ... `fps`: rate of frames that come without a time, and how long the last one is shown.
+    000000.png, 000001.png, ... `size`: (width, height) in pixels. `fps`: rate of frames that come without a time, and
+    how long the last one is shown.
     `audio_from`: a video whose sound is taken over, from `audio_start` seconds after its first frame on.
     `pixel_aspect`: width of a pixel over its height, which video files state. MediaError if the file can't be written
     or no frame came: there is then no file, and an older one stays as it was.

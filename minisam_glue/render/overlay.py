@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..masks import erode, mask_box
+from ..masks import as_bool, erode, mask_box
 from ..support.text import one_line
 
 COLOURS = np.array(
@@ -37,7 +37,7 @@ def overlay(
     The colour of an object depends on its id, so that it stays the same through a video. ValueError if lengths or
     sizes differ.
     """
-    masks = None if masks is None else [np.asarray(mask, bool) for mask in masks]
+    masks = None if masks is None else [as_bool(np.asarray(mask)) for mask in masks]
     count = _count(image, masks, boxes, labels, scores, ids)
     out = image.copy()
     stroke = stroke_width(*image.shape[:2])
@@ -82,7 +82,7 @@ def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     ValueError if the mask is empty or of another size than the picture.
     """
-    mask = np.asarray(mask, bool)
+    mask = as_bool(np.asarray(mask))
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape} but the image {image.shape[:2]}")
     box = mask_box(mask)

@@ -45,7 +45,7 @@ class MaskPrediction:
 
 
 class ImagePredictor:
-    """Prompts to masks. Prompts are in pixels of the image as given.
+    """Prompts to masks. Prompts are in pixels of the image as given; a Pillow image is turned as its EXIF says.
 
     max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed.
     chunk: prompts decoded at once, by default 4 on a CPU, whose cache they should fit, and 32 elsewhere.
@@ -68,6 +68,7 @@ class ImagePredictor:
 
     def set_images(self, images: list[np.ndarray | Image.Image]) -> None:
         """Encode several images, of any sizes, as one batch; predict then takes image = 0, 1, ..."""
+        self.encoded = None  # should the new ones fail, the old ones must not answer for them
         self.encoded = self.encode(images)
 
     @torch.no_grad()  # not in inference mode, whose tensors can't be learned from: features may train a decoder
@@ -75,6 +76,8 @@ class ImagePredictor:
         """Encode images, of any sizes, as one batch, and keep none of them. Raises ValueError as set_image does."""
         if isinstance(images, (Image.Image, np.ndarray)) and getattr(images, "ndim", 2) < 4:
             raise ValueError("images is one image: give a list, or call set_image")
+        if not hasattr(images, "__len__"):
+            raise ValueError(f"images is a {type(images).__name__}: give a list")
         if not len(images):
             raise ValueError("no images: give at least one")
         arrays = [to_rgb(image) for image in images]
@@ -97,9 +100,10 @@ class ImagePredictor:
         """Masks for B prompts on one image: number `image` of `encoded`, by default of what set_images encoded.
 
         boxes: (4,) or (B, 4) xyxy pixels. points: (P, 2) or (B, P, 2) xy pixels, with labels of the same leading
-        shape, 1 positive and 0 negative. mask: logits (S / 4, S / 4), with or without leading axes of 1 or B, as in
-        MaskPrediction.low_res. One set of points or one mask serves all boxes. multimask gives three masks per prompt,
-        for prompts that may mean several things, such as one click; otherwise one mask, chosen by its stability.
+        shape, 1 positive, 0 negative and -1 for none, to fill up rows of fewer points. mask: logits (S / 4, S / 4),
+        with or without leading axes of 1 or B, as in MaskPrediction.low_res. One set of points or one mask serves all
+        boxes. multimask gives three masks per prompt, for prompts that may mean several things, such as one click;
+        otherwise one mask, chosen by its stability.
         No boxes, (0, 4), give no masks. Raises ValueError for prompts that are missing, malformed or not finite.
         """
         parts = []
@@ -130,7 +134,7 @@ class ImagePredictor:
     @torch.no_grad()
     def enlarge(self, low: Tensor, image: int = 0, encoded: EncodedImages | None = None) -> Tensor:
         """Logits (B, M, S / 4, S / 4) -> (B, M, H, W) at the size of an image, small components filled or removed."""
-        size = (encoded or self.encoded).sizes[image]
+        size = self.chosen(encoded, image).sizes[image]
         low = clean(low, self.max_hole, self.max_sprinkle, 10.0, -10.0)  # as SAM2Transforms.postprocess_masks
         return F.interpolate(low, size=size, mode="bilinear", align_corners=False)
 
@@ -145,11 +149,7 @@ class ImagePredictor:
         encoded: EncodedImages | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The logits and scores of some prompts at a time."""
-        encoded = encoded or self.encoded
-        if encoded is None:
-            raise ValueError("no image yet: call set_image first, or give what encode returns")
-        if not 0 <= image < len(encoded.sizes):
-            raise ValueError(f"image {image}: there are {len(encoded.sizes)}, counted from 0")
+        encoded = self.chosen(encoded, image)
         features, size = encoded.features[image : image + 1], encoded.sizes[image]
         xy, labels, mask = self.prompts(boxes, points, labels, mask, size)
         for i in range(0, max(len(xy), 1), self.chunk):
@@ -159,6 +159,15 @@ class ImagePredictor:
                 low, scores = out.masks.float(), out.ious.float()
             yield low, scores
 
+    def chosen(self, encoded: EncodedImages | None, image: int) -> EncodedImages:
+        """The images that are asked for. ValueError if there are none, or no such one among them."""
+        encoded = self.encoded if encoded is None else encoded
+        if not isinstance(encoded, EncodedImages):
+            raise ValueError("no image yet: call set_image first, or give what encode returns")
+        if not 0 <= image < len(encoded.sizes):
+            raise ValueError(f"image {image}: there are {len(encoded.sizes)}, counted from 0")
+        return encoded
+
     def prompts(
         self, boxes: Array | None, points: Array | None, labels: Array | None, mask: Array | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -167,6 +176,8 @@ class ImagePredictor:
         found = prompt_points(boxes, points, labels, size, self.model.config.image_size)
         if mask is not None:
             side = self.model.config.image_size // 4
+            if getattr(mask, "dtype", None) in (torch.bool, np.dtype(bool)):
+                raise ValueError("mask is bool: give logits, such as low_res of an earlier prediction")
             mask = finite_tensor(mask, "mask")
             if mask.shape[-2:] != (side, side) or mask.ndim > 4 or (mask.ndim == 4 and mask.shape[1] != 1):
                 raise ValueError(

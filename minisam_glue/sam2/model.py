@@ -130,7 +130,8 @@ class ImageFeatures:
     """Features of B images: all that prompts and memories need of them."""
 
     tokens: Tensor  # (B, N, C), stride 16
-    high_res: tuple[Tensor, Tensor]  # for the mask decoder: (B, c0, 4 h, 4 w) and (B, c1, 2 h, 2 w)
+    # For the mask decoder: (B, c0, 4 h, 4 w) and (B, c1, 2 h, 2 w); accelerate keeps them in an order of its own.
+    high_res: tuple[Tensor, Tensor]
 
     def __getitem__(self, rows: slice | Tensor) -> "ImageFeatures":
         """Take the features of some of the images, by a slice or by their numbers."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..pixels import normalise
 from .layers import resize_antialiased
-from .prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
+from .prompt_encoder import BOTTOM_RIGHT, NO_POINT, TOP_LEFT
 
 Array = np.ndarray | Tensor | list | tuple
 
@@ -42,10 +42,19 @@ def finite_tensor(value: Array, name: str) -> Tensor:
     return value
 
 
-def box_points(boxes: Array) -> tuple[Tensor, Tensor]:
+def inside(mask: Array, name: str) -> Tensor:
+    """A mask as bool on the CPU: true above 0. ValueError for probabilities, whose threshold is not 0."""
+    mask = finite_tensor(mask, name)
+    low, high = (mask.min(), mask.max()) if mask.numel() else (0, 0)
+    if low >= 0 and high <= 1 and bool(((mask > 0) & (mask < 1)).any()):
+        raise ValueError(f"{name} has numbers between 0 and 1: give a bool mask, such as probabilities > 0.5")
+    return mask > 0
+
+
+def box_points(boxes: Array, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """xyxy boxes (4,) or (B, 4) -> corner points (B, 2, 2) and their labels (B, 2). Boxes may leave the image.
 
-    Raises ValueError for another shape and for corners in the wrong order.
+    Raises ValueError for another shape, for corners in the wrong order, and for shares of an image of (height, width).
     """
     boxes = finite_tensor(boxes, "boxes")
     if boxes.numel() == 0:
@@ -53,13 +62,18 @@ def box_points(boxes: Array) -> tuple[Tensor, Tensor]:
     if boxes.ndim > 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes have shape {tuple(boxes.shape)}: give (4,) or (B, 4), xyxy in pixels")
     boxes = boxes.reshape(-1, 4)
+    if len(boxes) and boxes.min() >= 0 and boxes.max() <= 1 < min(size) and bool((boxes % 1).any()):
+        raise ValueError("boxes are in pixels, not shares of the picture: multiply by its width and height")
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise ValueError("boxes must be xyxy with x1 <= x2 and y1 <= y2: one is not, is it xywh or cxcywh?")
     return boxes.view(-1, 2, 2), torch.tensor([TOP_LEFT, BOTTOM_RIGHT]).expand(len(boxes), 2)
 
 
 def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Tensor]:
-    """xy points (P, 2) or (B, P, 2) with labels (P,) or (B, P), 1 positive and 0 negative -> (B, P, 2), (B, P)."""
+    """xy points (P, 2) or (B, P, 2) with labels (P,) or (B, P) -> (B, P, 2), (B, P).
+
+    Labels: 1 positive, 0 negative, -1 for no point at all, which fills up rows of fewer points.
+    """
     if points is None or labels is None:
         raise ValueError("points and labels go together: give both")
     points, labels = finite_tensor(points, "points"), finite_tensor(labels, "labels")
@@ -70,8 +84,8 @@ def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Te
             f"points have shape {tuple(points.shape)} and labels {tuple(labels.shape)}: "
             "give (P, 2) and (P,), or (B, P, 2) and (B, P)"
         )
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels must be 1 for positive and 0 for negative points")
+    if not ((labels == 0) | (labels == 1) | (labels == NO_POINT)).all():
+        raise ValueError("labels must be 1 for positive and 0 for negative points, or -1 for none")
     return (points, labels.long()) if points.ndim == 3 else (points[None], labels.long()[None])
 
 
@@ -82,7 +96,7 @@ def prompt_points(
 
     Corners come before clicks; one set of clicks serves all boxes. None without boxes and clicks.
     """
-    parts = [box_points(boxes)] if boxes is not None else []
+    parts = [box_points(boxes, size)] if boxes is not None else []
     if points is not None or labels is not None:
         parts.append(click_points(points, labels))
     if not parts:

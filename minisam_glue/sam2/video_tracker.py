@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..pixels import to_rgb
+from ..pixels import Levels, join_levels, levels_of, to_rgb
 from ..support.reading import LARGEST, Kind, fields, optional, sequence, whole
 from . import memory_bank
 from .components import clean
@@ -28,7 +28,7 @@ from .layers import resize_antialiased
 from .mask_decoder import Decoded
 from .memory_bank import POINTERS, FrameMemory, MemoryBank, MemorySelection, held_bytes
 from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput, SAM2Config
-from .preprocess import Array, finite_tensor, frame_pixels, prompt_points
+from .preprocess import Array, frame_pixels, inside, prompt_points
 
 AGREEMENT = 0.75  # IoU with the mask of an object, at least, of the answer to a prompt that only corrects it
 
@@ -124,8 +124,10 @@ class VideoTracker:
             ("chunk", chunk, 1),
             ("stride", stride, 1),
             ("max_prompted", max_prompted, 2),
+            ("max_hole", max_hole, 0),
+            ("max_sprinkle", max_sprinkle, 0),
         ):
-            if value is not None and value < least:
+            if value is not None and checked_whole(value, name) < least:
                 raise ValueError(f"{name} {value}: give at least {least}")
         self.model, self.keep_all, self.sticky = model, keep_all, sticky
         self.chunk = chunk or (1 if model.device.type == "cpu" else 8)
@@ -140,6 +142,7 @@ class VideoTracker:
         self.features: ImageFeatures | None = None
         self.frame = -1
         self.size: tuple[int, int] | None = None
+        self.levels: Levels | None = None  # of the frames so far
         self.passes = 0
 
     # --- Frames -----------------------------------------------------------------------------------------------
@@ -157,11 +160,13 @@ class VideoTracker:
         Raises ValueError for a negative number, and for an image of another size than the frames before: reset() comes
         before another video.
         """
+        frame = checked_whole(frame, "frame")
         if frame == self.frame and self.features is not None:
             return
         if frame < 0:
             raise ValueError(f"frame {frame}: frames count from 0")
-        array = to_rgb(image)
+        self.levels = join_levels([self.levels, levels_of(image)])  # so that frames of 16 bits do not flicker
+        array = to_rgb(image, self.levels)
         if self.size not in (None, array.shape[:2]):
             raise ValueError(
                 f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
@@ -200,7 +205,9 @@ class VideoTracker:
         prompted = [t for obj in self.objects.values() for t in obj.bank.prompted]
         if not prompted:
             raise ValueError("nothing to track: prompt an object first")
-        start = min(prompted) if start is None else start
+        start = min(prompted) if start is None else checked_whole(start, "start")
+        if start < 0 or count is not None and checked_whole(count, "count") < 0:
+            raise ValueError(f"start {start}, count {count}: give numbers from 0")
         if reverse and not indexable(frames):
             raise ValueError("reverse needs frames that can be indexed: give a sequence or an array (T, H, W, 3)")
         for index, image in islice(walk(frames, start, reverse), count):
@@ -226,7 +233,7 @@ class VideoTracker:
         mask it has on this frame; keep_clicks adds them to earlier clicks here. Raises ValueError for malformed
         prompts, and then changes nothing.
         """
-        features, object_id = self.current(), checked_id(object_id)
+        features, object_id = self.current(), checked_whole(object_id, "object_id")
         obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
         answered = self.frame in obj.bank.prompted
         forget = self.forget and (box is not None or mask is not None or not answered)  # clicks correct an answer
@@ -269,11 +276,11 @@ class VideoTracker:
 
     def mask_prompt(self, mask: Array) -> Tensor:
         """(H, W) -> (1, 1, S, S) of zeros and ones."""
-        mask = finite_tensor(mask, "mask").to(self.model.device)
+        mask = inside(mask, "mask").to(self.model.device)
         if mask.shape != self.size:
             raise ValueError(f"mask has shape {tuple(mask.shape)}: give (height, width) = {self.size} of the frame")
         side = self.model.config.image_size
-        mask = (mask > 0).float()[None, None]
+        mask = mask.float()[None, None]
         return mask if mask.shape[2:] == (side, side) else (resize_antialiased(mask, side) >= 0.5).float()
 
     def answer_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor, forget: bool) -> ObjectOutput:
@@ -447,10 +454,10 @@ def state_kind(config: SAM2Config) -> Kind:
     )
 
 
-def checked_id(number: int) -> int:
-    """The number of an object as Python's own, as state() keeps it. ValueError for anything but a whole number."""
+def checked_whole(number: int, name: str) -> int:
+    """A number as Python's own, as state() keeps it. ValueError, with its name, for anything but a whole number."""
     if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or abs(int(number)) > LARGEST:
-        raise ValueError(f"object_id is {number!r:.80}: give a whole number")
+        raise ValueError(f"{name} is {number!r:.80}: give a whole number")
     return int(number)
 
 
@@ -462,7 +469,12 @@ def indexable(frames: Iterable) -> bool:
 def walk(frames: Iterable, start: int, reverse: bool) -> Iterator[tuple[int, object]]:
     """(index, frame) from `start` to the end, or in reverse to frame 0. ValueError for a start beyond the end."""
     if not indexable(frames):
-        yield from islice(enumerate(frames), start, None)
+        index = -1
+        for index, frame in enumerate(frames):
+            if index >= start:
+                yield index, frame
+        if index < start:
+            raise ValueError(f"start {start}: the video has {index + 1} frames, counted from 0")
         return
     if not 0 <= start < len(frames):
         raise ValueError(f"start {start}: the video has {len(frames)} frames, counted from 0")

@@ -1,0 +1,167 @@
+"""minisam_glue from Python: a wrong call is told what to give, and gives no wrong masks."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.sam2_tiny import frames as small_frames
+from helpers.sam2_tiny import tiny_model
+from PIL import Image
+
+import minisam_glue
+from minisam_glue import Clicks, segment_video
+from minisam_glue.clipseg.heat_mapper import HeatMapper
+from minisam_glue.datasets.polygons import trace
+from minisam_glue.demo import DETECTOR, FOLDER, load_detector
+from minisam_glue.flow import warp
+from minisam_glue.layers import WeightsState
+from minisam_glue.masks import encode_rle, erode, label_components, mask_iou
+from minisam_glue.models import choose_device
+from minisam_glue.render.overlay import overlay
+from minisam_glue.sam2 import ImagePredictor, VideoTracker
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return small_frames(1)[0]
+
+
+@pytest.fixture
+def predictor(model, picture) -> ImagePredictor:
+    one = ImagePredictor(model)
+    one.set_image(picture)
+    return one
+
+
+@pytest.fixture
+def tracker(model, picture) -> VideoTracker:
+    one = VideoTracker(model)
+    one.seek(0, picture)
+    return one
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(FOLDER / DETECTOR)
+
+
+def test_every_way_to_write_to_weights_is_noticed():
+    state, weights = WeightsState(), [torch.randn(40, 30), torch.randn(7)]
+    first = state(weights)
+    assert state(weights) == first
+    ways = (
+        lambda: weights[1].add_(1),
+        lambda: weights[0].data.mul_(2),
+        lambda: torch.nn.utils.vector_to_parameters(torch.randn(1207), weights),
+        lambda: weights[0].data.copy_(torch.randn(40, 30)),
+    )
+    numbers = [first]
+    for write in ways:
+        write()
+        numbers.append(state(weights))
+        assert state(weights) == numbers[-1]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_frames_of_16_bits_keep_their_levels(model, tracker):
+    dim = np.full((*tracker.size, 3), 500, np.uint16)
+    bright = dim.copy()
+    bright[0, 0] = 1100
+    shown = []
+    tracker.encode = lambda frame, image: shown.append(int(image[9, 9, 0]))
+    for index, frame in enumerate((bright, dim, bright), 1):
+        tracker.seek(index, frame)
+    assert len(set(shown)) == 1
+
+
+def test_a_video_of_16_bits_in_memory_keeps_its_levels():
+    models = minisam_glue.load_models("demo")
+    dim = np.full((64, 64), 500, np.uint16)
+    bright = dim.copy()
+    bright[0, 0] = 1100
+    found = list(segment_video(models, [bright, dim, bright], Clicks(boxes=[[5, 5, 30, 30]])))
+    assert len({int(one.image[40, 40, 0]) for one in found}) == 1
+
+
+def test_rows_of_fewer_points_are_filled_up_with_none_wherever_it_is_said_to_be(predictor):
+    points, labels = [[[5, 6], [9, 9]], [[20, 21], [0, 0]]], [[1, 0], [1, -1]]
+    both = predictor.predict(points=points, labels=labels).low_res
+    alone = predictor.predict(points=points[:1], labels=labels[:1]).low_res
+    elsewhere = predictor.predict(points=[[[20, 21], [31, 30]]], labels=labels[1:]).low_res
+    torch.testing.assert_close(both, torch.cat((alone, elsewhere)), rtol=1e-3, atol=1e-3)
+
+
+def test_after_an_image_that_is_none_the_one_before_does_not_answer(predictor, picture):
+    with pytest.raises(ValueError, match="floats in 0..1"):
+        predictor.set_image(picture / 255)
+    with pytest.raises(ValueError, match="no image yet"):
+        predictor.predict(boxes=[1, 1, 9, 9])
+
+
+def test_a_mask_of_255_is_the_mask():
+    mask = np.zeros((8, 9), bool)
+    mask[2:5, 3:7] = mask[6, 1] = True
+    grey, tensor = mask * np.uint8(255), torch.from_numpy(mask)[None]
+    assert label_components(grey).max() == label_components(mask).max() == 2
+    assert np.array_equal(erode(grey, 1), erode(mask, 1)) and encode_rle(grey) == encode_rle(mask)
+    assert float(mask_iou(tensor * 255, tensor)) == float(mask_iou(tensor.float(), tensor)) == 1
+    assert len(trace(grey)) == len(trace(mask)) == 2
+
+
+def test_devices_are_named_or_given():
+    assert choose_device(torch.device("cpu")) == choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None) == choose_device("auto")
+
+
+SHARES = np.full((64, 96), 0.3)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda p, t, d: p.predict(boxes=[0.1, 0.2, 0.5, 0.6]), "pixels, not shares"),
+        (lambda p, t, d: p.predict(mask=p.predict(boxes=[1, 1, 9, 9]).low_res[0] > 0), "mask is bool: give logits"),
+        (lambda p, t, d: p.predict(boxes=[1, 1, 9, 9], encoded=np.zeros(3)), "give what encode returns"),
+        (lambda p, t, d: p.encode(iter([])), "give a list"),
+        (lambda p, t, d: p.enlarge(torch.zeros(1, 1, 4, 4), 5), "image 5"),
+        (lambda p, t, d: t.seek(torch.tensor(1), np.zeros((*t.size, 3), np.uint8)), "give a whole number"),
+        (lambda p, t, d: t.seek(1.5, np.zeros((*t.size, 3), np.uint8)), "frame is 1.5: give a whole number"),
+        (lambda p, t, d: VideoTracker(t.model, stride=1.5), "stride is 1.5: give a whole number"),
+        (lambda p, t, d: VideoTracker(t.model, max_hole=-3), "max_hole -3: give at least 0"),
+        (lambda p, t, d: t.prompt(1, box=[0.1, 0.2, 0.5, 0.6]), "pixels, not shares"),
+        (lambda p, t, d: t.prompt(1, mask=np.full(t.size, 0.3)), "numbers between 0 and 1: give a bool mask"),
+        (lambda p, t, d: Clicks(masks=[SHARES]).check_inside(SHARES.shape), "numbers between 0 and 1"),
+        (lambda p, t, d: label_components(SHARES), "give bool"),
+        (lambda p, t, d: encode_rle(SHARES), "give bool"),
+        (lambda p, t, d: overlay(np.zeros((64, 96, 3), np.uint8), masks=[SHARES]), "give bool"),
+        (lambda p, t, d: trace(SHARES), "give bool"),
+        (lambda p, t, d: mask_iou(torch.zeros(1, 4, 6) > 0, torch.zeros(1, 6, 4) > 0), "give .n, h, w. and"),
+        (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", box_threshold=35), "box is 35"),
+        (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", {"car": float("nan")}), "box is nan"),
+        (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", "0.3"), "box_threshold is '0.3'"),
+        (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", nms_iou=2), "nms is 2"),
+        (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", max_area=0), "max_area is 0"),
+        (lambda p, t, d: replace_size(d, -5), "min_size -5"),
+        (lambda p, t, d: warp(torch.zeros(1, 1, 5, 6), torch.zeros(1, 2, 9, 9)), "give .B, C, H, W."),
+        (lambda p, t, d: HeatMapper(None, None, templates="a photo of {}"), "give a list of templates"),
+        (lambda p, t, d: minisam_glue.read_image(Image.new("RGB", (4, 4))), "source is a Image"),
+    ],
+)
+def test_a_wrong_call_is_told_what_to_give(call, words, predictor, tracker, detector):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(predictor, tracker, detector)
+
+
+def replace_size(detector, size: int):
+    return type(detector)(detector.model, detector.tokenizer, min_size=size)
+
+
+@pytest.mark.parametrize("given, words", [({"start": 9}, "the video has 2 frames"), ({"count": -1}, "from 0")])
+def test_a_start_beyond_the_end_of_an_iterator_is_told(given, words, tracker, picture):
+    tracker.prompt(1, box=[1, 1, 9, 9])
+    with pytest.raises(ValueError, match=words):
+        list(tracker.propagate(iter([picture, picture]), **given))

@@ -1,0 +1,123 @@
+"""minivit from Python: what the command line would have refused is refused here too, and never a wrong number."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from minivit import checkpoint
+from minivit.augment import Augment, crop, normalise
+from minivit.distill import Teacher
+from minivit.evaluate import Evaluator, top1
+from minivit.export import ExportError, export_model
+from minivit.finetune import freeze
+from minivit.losses import class_weights, soft_distillation
+from minivit.mix import mix_batch, one_hot
+from minivit.muon import Muon
+from minivit.optim import adamw
+from minivit.pretrained import load_pretrained
+from minivit.resnet import resnet18
+from minivit.splits import DataError, Dataset, Split, channel_stats
+from minivit.train import Trainer
+from minivit.train_config import TrainConfig
+from minivit.vit import VisionTransformer, ViTConfig
+
+TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=2, heads=2)
+HALF = (0.5,) * 3
+UINT8 = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+LABELS = torch.tensor([0, 1])
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_layer_decay_acts_without_a_schedule():
+    torch.manual_seed(0)
+    model = VisionTransformer(TINY)
+    before = copy.deepcopy(model)
+    optimizer = adamw(model, 1e-3, 0.0, layer_decay=0.1)
+    model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    moved = {
+        name: (p - q).abs().max().item()
+        for (name, p), q in zip(model.named_parameters(), before.parameters())
+        if name in ("head.weight", "blocks.1.mlp.fc1.weight", "blocks.0.mlp.fc1.weight")
+    }
+    # The first step of AdamW is the rate itself: that of the head, a tenth for the last block, a hundredth before it.
+    assert moved == pytest.approx(
+        {"head.weight": 1e-3, "blocks.1.mlp.fc1.weight": 1e-4, "blocks.0.mlp.fc1.weight": 1e-5}, rel=0.05
+    )
+
+
+def test_a_teacher_in_a_model_that_trains_stays_as_it_was():
+    torch.manual_seed(0)
+    student = nn.Module()
+    student.teacher = Teacher(resnet18(3), (HALF, HALF), (HALF, HALF))
+    x = torch.randn(4, 3, 8, 8)
+    before = student.teacher(x)
+    student.train()
+    student.teacher(3 * x + 1)
+    assert torch.equal(student.teacher(x), before)
+
+
+def test_exporting_changes_neither_the_model_nor_random_numbers(tmp_path):
+    model, state = VisionTransformer(TINY).bfloat16().train(), torch.get_rng_state()
+    export_model(model, str(tmp_path / "model.pt2"), {})
+    assert model.training and next(model.parameters()).dtype == torch.bfloat16
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ExportError, match="model.pth: give a name that ends in"):
+        export_model(model, tmp_path / "model.pth", {})
+
+
+def test_a_trainer_makes_its_folder_and_checkpoints_that_are_read_back(tmp_path):
+    split = Split(torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8), torch.arange(12) % 3)
+    data = Dataset(split, split, ["a", "b", "c"], HALF, HALF)
+    trainer = Trainer(
+        VisionTransformer(TINY), data, TrainConfig(epochs=1, batch_size=4, amp="off"), tmp_path / "new", "cpu"
+    )
+    assert trainer.fit()
+    trainer.save(tmp_path / "new" / "last.pt")
+    model, _ = checkpoint.load_model(tmp_path / "new" / "last.pt", "cpu")
+    assert model.config == TINY
+
+
+def test_demo_is_a_file_of_weights_here_too():
+    model = checkpoint.build_model("cifar-fast", 10, {})
+    assert "loaded" in load_pretrained(model, "demo").line
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: top1(torch.eye(4), torch.tensor([[0], [1], [2], [3]])), r"labels \(4, 1\): give"),
+        (lambda: top1(torch.eye(4), torch.tensor([1])), r"labels \(1,\): give"),
+        (lambda: soft_distillation(torch.eye(3), torch.ones(3), 2.0), "targets have shape"),
+        (lambda: soft_distillation(torch.eye(3), torch.eye(3), -1.0), "temperature is -1.0: give one above 0"),
+        (lambda: Split(UINT8, LABELS[:1]), "2 images have labels"),
+        (lambda: Split(UINT8, one_hot(LABELS, 3)), "2 images have labels"),
+        (lambda: class_weights(torch.tensor([0, 5]), 3), "labels go from 0 to 5, of 3 classes"),
+        (lambda: mix_batch(UINT8.float(), one_hot(torch.tensor([0]), 3), 1, 1, 1, generator()), "give float images"),
+        (lambda: one_hot(LABELS[:, None], 3), r"labels are torch.int64 \(2, 1\): give"),
+        (lambda: one_hot(LABELS.byte(), 3), "labels are torch.uint8"),
+        (lambda: channel_stats(UINT8.permute(0, 2, 3, 1)), r"images are torch.uint8 \(2, 8, 8, 3\)"),
+        (lambda: normalise(UINT8.permute(0, 2, 3, 1), HALF, HALF), r"images are \(2, 8, 8, 3\): give"),
+        (lambda: normalise(UINT8.numpy(), HALF, HALF), "images are ndarray: give"),
+        (lambda: Evaluator(HALF, HALF, "cpu").predict(None, UINT8.numpy(), "flip"), "images are ndarray: give"),
+        (lambda: Evaluator((125.0,) * 3, HALF, "cpu"), "the mean of pixels from 0 to 1"),
+        (lambda: Augment(HALF, (0.0,) * 3), "the std of pixels from 0 to 1"),
+        (lambda: Augment(HALF, HALF, padding="zeros"), "padding"),
+        (lambda: Augment(HALF, HALF, erasing=2), "erasing"),
+        (lambda: Augment(HALF, HALF, jitter=-1), "jitter"),
+        (lambda: Augment(HALF, HALF)(UINT8.numpy(), generator()), "images are ndarray: give"),
+        (lambda: crop(UINT8, 1, torch.zeros(2, 2, dtype=torch.int64), "zeros"), "the padding is 'zeros'"),
+        (lambda: Muon(VisionTransformer(TINY), lr=0.0), "learning rate is 0.0"),
+        (lambda: VisionTransformer("cifar"), "give a ViTConfig"),
+        (lambda: freeze(nn.Linear(2, 2), 1), "give a VisionTransformer"),
+        (lambda: checkpoint.build_model("nope", 5, {}), "there is no preset 'nope': "),
+    ],
+)
+def test_a_wrong_call_is_told_what_to_give(call, words):
+    with pytest.raises((ValueError, TypeError, DataError), match=words):
+        call()
