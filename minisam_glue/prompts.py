@@ -141,12 +141,16 @@ class ObjectPrompt:
             **{name: record[name] for name in PROMPT_KEYS} | {"mask": None if mask is None else decode_rle(mask)}
         )
 
+    def check_known(self) -> None:
+        """ValueError unless it shows an object, or ends it."""
+        if not (self.shows or self.remove):
+            raise ValueError("no prompt: give a box, a point or a mask")
+
     def check_new(self) -> None:
         """ValueError unless it shows an object that is not known yet."""
         if self.remove:
-            raise ValueError("remove: it ends an object of an earlier result; there is none here")
-        if not self.shows:
-            raise ValueError("no prompt: give a box, a point or a mask")
+            raise ValueError("remove: it ends an object that is known; there is none here")
+        self.check_known()
         if self.box is None and self.mask is None and not any(point[2] for point in self.points):
             raise ValueError(f"point {shown(self.points[0])}: give at least one point on the object, too, or its box")
 
@@ -178,7 +182,8 @@ class Clicks:
 
     The short form is for the seed frame: each of `boxes`, xyxy, and each of `masks`, bool (H, W), is an object; all
     `points`, (x, y, 1 on the object or 0 on the background), together are one object, or correct the one box.
-    objects: instead of these, one record per object, with its label, id and frame.
+    objects: instead of these, records of objects, each with its label, id and frame. Several of one id, on frames of
+    their own, prompt the object again: all but the first one correct it, or end it.
     """
 
     boxes: Sequence[Sequence[float]] = ()
@@ -211,15 +216,20 @@ class Clicks:
         for prompt in self.objects:
             if not isinstance(prompt, ObjectPrompt):
                 raise TypeError(f"objects holds a {type(prompt).__name__}: give ObjectPrompt records")
+        by_id: dict[int, list[ObjectPrompt]] = {}
         for prompt in self.prompts():
+            by_id.setdefault(prompt.id, []).append(prompt)
+        for number, prompts in by_id.items():
+            frames = {prompt.at for prompt in prompts}
+            if len(prompts) > 1 and (None in frames or len(frames) < len(prompts)):
+                raise ValueError(
+                    f"object {number}: two objects have this id; each needs its own, or one object another at= for each"
+                )
             try:
-                prompt.check_new()
+                for prompt in prompts:
+                    prompt.check_known() if len(prompts) > 1 else prompt.check_new()
             except ValueError as error:
-                raise ValueError(f"object {prompt.id}: {error}") from error
-        given = [prompt.id for prompt in self.objects if prompt.id is not None]
-        for number in given:
-            if given.count(number) > 1:
-                raise ValueError(f"object {number}: two objects have this id; each needs its own")
+                raise ValueError(f"object {number}: {error}") from error
 
     def _short(self) -> list[ObjectPrompt]:
         """The short form as objects: boxes with their points, then masks."""
@@ -233,7 +243,11 @@ class Clicks:
         objects = list(self.objects) or self._short()
         taken = {prompt.id for prompt in objects}
         free = (number for number in count(1) if number not in taken)
-        return [replace(p, label=p.label or CLICKED, id=next(free) if p.id is None else int(p.id)) for p in objects]
+        labels = {p.id: p.label for p in reversed(objects) if p.label and p.id is not None}  # the first one of each
+        return [
+            replace(p, label=p.label or labels.get(p.id, CLICKED), id=next(free) if p.id is None else int(p.id))
+            for p in objects
+        ]
 
     def check_inside(self, size: Size) -> None:
         """ValueError for a box, point or mask that does not belong to a picture of (height, width)."""

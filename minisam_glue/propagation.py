@@ -31,7 +31,7 @@ SPECK = 0.01  # share of a mask's largest part below which another part is none 
 class Tracking:
     """Objects through one video.
 
-    prompt: a sentence; or Clicks, whose objects join on their frames.
+    prompt: a sentence; or Clicks, whose objects join on their frames, and are corrected on others that they name.
     seed_frame: frame on which objects are marked that name none. Default: the first frame in the direction of time;
     for a sentence the first on which anything is found.
     redetect: detect again every so many frames, 0 for never. New objects join, lost ones get their id back.
@@ -89,6 +89,12 @@ class Tracking:
         self.next: int | None = None if self.reverse else 0  # the frame to come; None: the last one of the video
         self.seeded_at: int | None = None  # the frame of the first objects
         self.marks = prompt.prompts() if isinstance(prompt, Clicks) else []
+        last_first = sorted(self.marks, key=self._frame_of, reverse=not self.reverse)
+        for first in {mark.id: mark for mark in last_first}.values():
+            try:
+                first.check_new()
+            except ValueError as error:
+                raise ValueError(f"object {first.id}, on the first of its frames: {error}") from error
         self.number_of: Callable[[int, Seed], int] = self.next_number  # of an object that the sentence finds
         self.corrections: list[ObjectPrompt] = []  # of this run, and of earlier ones that it repeats
         self.repeated: list[ObjectPrompt] = []
@@ -158,7 +164,8 @@ class Tracking:
             raise no_frame(f"seed_frame {self.seed_frame}")
         missed = self._missed()
         if self.next is not None and not self.reverse:
-            missed += [mark for mark in self.corrections if mark.at >= self.next]
+            later = [mark for mark in self.marks if mark.at is not None]
+            missed += [mark for mark in (*later, *self.corrections) if mark.at >= self.next]
         if missed:
             raise no_frame(f"object {missed[0].id}: at={missed[0].at}")
 
@@ -248,8 +255,12 @@ class Tracking:
         return find_seeds(self.models, [image], self.prompt, self.thresholds, self.seeding)[0]
 
     def _marks_at(self, index: int) -> list[ObjectPrompt]:
-        """The objects that are marked or corrected on this frame. One that was removed before it came does not come."""
-        gone = {prompt.id for prompt in self.prompts if prompt.remove and prompt.at <= index} | self.known.keys()
+        """The objects that are marked or corrected on this frame.
+
+        One that was removed before it came does not come, and none is marked again on the way back.
+        """
+        gone = {prompt.id for prompt in self.prompts if prompt.remove and prompt.at <= index}
+        gone |= self.known.keys() if self.reverse and self.direction == BOTH else set()
         marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in gone]
         return marks + [prompt for prompt in self.prompts if prompt.at == index and not self.reverse]
 

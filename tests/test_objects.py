@@ -72,7 +72,7 @@ def test_an_object_without_a_frame_is_for_the_seed_frame(models):
         ([ObjectPrompt(box=LEFT, id=2)] * 2, "object 2: two objects have this id"),
         ([ObjectPrompt(label="dog")], "object 1: no prompt: give a box, a point or a mask"),
         ([ObjectPrompt(box=LEFT), ObjectPrompt(points=[(9, 15, 0)])], "object 2: point 9,15,0: give at least one"),
-        ([ObjectPrompt(id=3, remove=True)], "object 3: remove: it ends an object of an earlier result"),
+        ([ObjectPrompt(id=3, remove=True)], "object 3: remove: it ends an object that is known"),
         ([ObjectPrompt(box=(60, 0, 70, 9))], "object 1: box 60,0,70,9: it lies outside the picture of 56 x 40"),
         ([ObjectPrompt(box=LEFT, at=3)], "object 1: at=3: the video has no such frame, it ends before"),
     ],
@@ -129,6 +129,96 @@ def test_objects_and_the_short_form_do_not_mix():
     for wrong, message in (({"at": -1}, "at is -1"), ({"id": True}, "id is True"), ({"label": " "}, "label is ' '")):
         with pytest.raises(ValueError, match=message):
             ObjectPrompt(box=LEFT, **wrong)
+
+
+# --- One object, prompted on several frames ---------------------------------------------------------------
+
+
+AGAIN = [ObjectPrompt(points=[(30, 15, 1), (2, 2, 0)], id=1, at=2), ObjectPrompt(box=RIGHT, id=2, at=3)]
+
+
+@pytest.mark.parametrize("later", [AGAIN, [ObjectPrompt(id=1, at=2, remove=True), ObjectPrompt(box=RIGHT, id=1, at=3)]])
+def test_later_prompts_of_an_object_are_corrections_of_it(later, models):
+    first = ObjectPrompt(box=LEFT, id=1, at=0, label="dog")
+    together = list(segment_video(models, film(5), Clicks(objects=[*later, first])))
+    tracking = Tracking(models, Clicks(objects=[first]))
+    tracking.correct(later)
+    for one, other in zip(together, tracking.run(film(5)), strict=True):
+        assert [o.id for o in one.objects] == [o.id for o in other.objects]
+        assert all(np.array_equal(a.mask, b.mask) for a, b in zip(one.objects, other.objects))
+    assert {o.label for one in together for o in one.objects if o.id == 1} == {"dog"}
+
+
+def test_back_in_time_the_last_frame_of_an_object_is_the_first_one_that_counts(models):
+    frames, prompts = film(5), [ObjectPrompt(box=LEFT, id=1, at=1), ObjectPrompt(points=[(9, 9, 0)], id=1, at=3)]
+    backward = [replace(prompt, at=4 - prompt.at) for prompt in prompts]
+    clicks = Clicks(objects=[backward[0], backward[1]])
+    with pytest.raises(ValueError, match="object 1, on the first of its frames: point 9,9,0"):
+        Tracking(models, clicks)
+    ahead = masks_by_id(segment_video(models, frames[::-1], Clicks(objects=prompts)))
+    back = masks_by_id(segment_video(models, frames, clicks, direction="reverse"))
+    assert ahead.keys() == {(4 - t, number) for t, number in back} and len(back) == 4
+    assert all(np.array_equal(mask, ahead[4 - t, number]) for (t, number), mask in back.items())
+
+
+def test_on_the_way_back_an_object_goes_on_from_its_first_frame(models):
+    prompts = [ObjectPrompt(box=LEFT, id=1, at=1), ObjectPrompt(box=RIGHT, id=1, at=3), ObjectPrompt(box=RIGHT, at=4)]
+    both = [
+        (r.frame, [o.id for o in r.objects])
+        for r in segment_video(models, film(6), Clicks(objects=prompts), direction="both")
+    ]
+    assert [frame for frame, _ in both] == [0, 1, 2, 3, 4, 5, 3, 2, 1, 0]
+    assert [ids for frame, ids in both[-4:]] == [[2], [2], [2], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    "later, message",
+    [
+        ({"box": LEFT, "at": 0}, "object 1: two objects have this id"),
+        ({"box": LEFT}, "object 1: two objects have this id"),
+        ({"at": 2}, "object 1: no prompt"),
+        ({"box": (60, 0, 70, 9), "at": 1}, "object 1: box 60,0,70,9: it lies outside"),
+        ({"box": LEFT, "at": 9}, "object 1: at=9: the video has no such frame"),
+    ],
+)
+def test_a_later_prompt_that_can_not_be_meant_is_a_clear_error(later, message, models):
+    first = ObjectPrompt(box=LEFT, id=1, at=0)
+    for frames in (FILM, iter(FILM)):
+        with pytest.raises(ValueError, match=message):
+            list(segment_video(models, frames, Clicks(objects=[first, ObjectPrompt(id=1, **later)])))
+    with pytest.raises(ValueError):
+        segment_image(models, FILM[0], Clicks(objects=[first, ObjectPrompt(id=1, **later)]))
+
+
+def test_an_object_of_several_frames_goes_on_from_a_state(models):
+    clicks = Clicks(objects=[ObjectPrompt(box=LEFT, id=1, at=0), ObjectPrompt(box=RIGHT, id=1, at=3), *AGAIN])
+    whole = masks_by_id(segment_video(models, film(6), clicks))
+    first, second = Tracking(models, clicks), Tracking(models, clicks)
+    begun = masks_by_id(islice(first.run(film(6)), 2))
+    second.restore(first.state())
+    rest = masks_by_id(second.run(film(6)))
+    assert whole.keys() == begun.keys() | rest.keys()
+    assert all(np.array_equal(mask, whole[key]) for key, mask in (begun | rest).items())
+
+
+def test_the_result_of_an_object_of_several_frames_can_be_corrected(tmp_path):
+    words = [save_film(tmp_path / "film", 6), "--frames", "--format", "gif"]
+    words += [
+        "--object",
+        "box=5,10,15,22 id=1 at=0",
+        "--object",
+        "point=30,15 id=1 at=2",
+        "--object",
+        "id=1 at=4 remove",
+    ]
+    assert command(*words, "--out", tmp_path / "out") == 0
+    folder = tmp_path / "out" / "film"
+    records = lines(folder / "result.jsonl")
+    frames = {r["frame"] for r in records if r["objects"]}
+    assert frames and max(frames) == 3 and len(json.loads((folder / "result.json").read_text())["objects"]) == 1
+    assert command("--correct", folder, "--object", "id=1 at=1 box=8,10,18,22") == 0
+    corrected = lines(folder / "result.jsonl")
+    assert corrected[0] == records[0] and max(r["frame"] for r in corrected if r["objects"]) == 3
 
 
 # --- The command -------------------------------------------------------------------------------------------
