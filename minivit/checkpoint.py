@@ -14,6 +14,7 @@ as a model), the optimizer's state.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -144,6 +145,32 @@ KINDS = {
     "epoch": optional(whole()),
 }
 MOST_PARAMETERS = 1 << 31  # 8 GiB in fp32, four times that in training
+
+
+def save_model(
+    path: Path, model: VisionTransformer, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Write a checkpoint of a model that a loop of your own trained, as load_model and the command line read it.
+
+    classes: their names, in the order of the logits. mean, std: by channel, of pixels from 0 to 1, by which images were
+    normalised. TypeError for another model; ValueError for other numbers of classes or channels, or out of their range;
+    CheckpointError if the file can't be written.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise TypeError(f"a {type(model).__name__} has no settings that describe it: give a VisionTransformer")
+    if len(classes) != model.config.classes:
+        raise ValueError(f"{len(classes)} names of classes, of a model with {model.config.classes}")
+    state = {
+        "describe": describe(model, "cifar"),  # of which all settings are named
+        "classes": list(classes),
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "config": {},
+        "model": {name: weights.detach().cpu() for name, weights in model.state_dict().items()},
+    }
+    for name, kind in KINDS.items():
+        kind(state.get(name), name)
+    save(Path(path), state)
 
 
 def describe(model: nn.Module, preset: str) -> dict:

@@ -2,10 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import train_cifar
 from minivit import checkpoint
 from minivit.augment import Augment, crop, normalise
 from minivit.distill import Teacher
@@ -83,6 +86,29 @@ def test_a_trainer_makes_its_folder_and_checkpoints_that_are_read_back(tmp_path)
     assert model.config == TINY
 
 
+def test_a_model_of_a_loop_of_ones_own_is_saved_for_every_flag_that_takes_a_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), (80 * "abc".index(name), 9 * i, 0)).save(tmp_path / split / name / f"{i}.png")
+    torch.manual_seed(0)
+    model = VisionTransformer(TINY)
+    checkpoint.save_model("mine.pt", model, ["a", "b", "c"], HALF, np.array(HALF))
+    loaded, _ = checkpoint.load_model("mine.pt", "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+    data, quick = ["--data", "folder", "--data-root", "."], ["--epochs", "1", "--val-split", "0", "--device", "cpu"]
+    for words in (
+        ["--predict", "mine.pt", "test/a/0.png"],
+        ["--eval", "mine.pt", *data],
+        ["--export", "mine.pt", "mine.pt2"],
+        [*data, *quick, "--preset", "cifar", "--pretrained", "mine.pt", "--image-size", "8", "--out", "tuned"],
+        [*data, *quick, "--preset", "shapes-demo", "--image-size", "8", "--teacher", "mine.pt", "--out", "taught"],
+    ):
+        assert train_cifar.main(words) == 0, capsys.readouterr().err
+
+
 def test_demo_is_a_file_of_weights_here_too():
     model = checkpoint.build_model("cifar-fast", 10, {})
     assert "loaded" in load_pretrained(model, "demo").line
@@ -115,6 +141,9 @@ def test_demo_is_a_file_of_weights_here_too():
         (lambda: Muon(VisionTransformer(TINY), lr=0.0), "learning rate is 0.0"),
         (lambda: VisionTransformer("cifar"), "give a ViTConfig"),
         (lambda: freeze(nn.Linear(2, 2), 1), "give a VisionTransformer"),
+        (lambda: checkpoint.save_model("x.pt", nn.Linear(2, 2), ["a"], HALF, HALF), "give a VisionTransformer"),
+        (lambda: checkpoint.save_model("x.pt", VisionTransformer(TINY), ["a"], HALF, HALF), "1 names of classes, of a"),
+        (lambda: checkpoint.save_model("x.pt", VisionTransformer(TINY), ["a", "b", "c"], [120] * 3, HALF), "mean"),
         (lambda: checkpoint.build_model("nope", 5, {}), "there is no preset 'nope': "),
     ],
 )
