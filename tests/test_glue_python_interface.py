@@ -112,6 +112,11 @@ def test_a_mask_of_255_is_the_mask():
     assert len(trace(grey)) == len(trace(mask)) == 2
 
 
+def test_masks_of_boxes_are_tensors_that_may_be_written_to(tracker):
+    found = tracker.masks_for_boxes([[1, 1, 9, 9], [3, 3, 20, 20]])
+    assert not found.logits.is_inference() and len(found.logits.mul_(2)) == 2
+
+
 def test_devices_are_named_or_given():
     assert choose_device(torch.device("cpu")) == choose_device("cpu") == torch.device("cpu")
     assert choose_device(None) == choose_device("auto")
@@ -145,6 +150,7 @@ SHARES = np.full((64, 96), 0.3)
         (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", "0.3"), "box_threshold is '0.3'"),
         (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", nms_iou=2), "nms is 2"),
         (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", max_area=0), "max_area is 0"),
+        (lambda p, t, d: d.detect([np.zeros((9, 9, 3), np.uint8)], None), "prompts is a NoneType: give"),
         (lambda p, t, d: replace_size(d, -5), "min_size -5"),
         (lambda p, t, d: warp(torch.zeros(1, 1, 5, 6), torch.zeros(1, 2, 9, 9)), "give .B, C, H, W."),
         (lambda p, t, d: HeatMapper(None, None, templates="a photo of {}"), "give a list of templates"),

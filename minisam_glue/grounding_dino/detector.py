@@ -73,9 +73,12 @@ class Caption:
 
 
 def prompts_per_image(prompts: Sentence | list[Sentence], number: int) -> list[Sentence]:
-    """One prompt for each of `number` images: a string serves all. ValueError if a list has another length."""
+    """One prompt for each of `number` images: a string serves all. ValueError if a list has another length, TypeError
+    for what is no list."""
     if isinstance(prompts, str):
         return [prompts] * number
+    if not isinstance(prompts, (list, tuple)):
+        raise TypeError(f"prompts is a {type(prompts).__name__}: give a sentence, or a list with one for each image")
     if len(prompts) != number:
         raise ValueError(
             f"{len(prompts)} prompts for {number} images: give one for each image, or one string for all "

@@ -330,7 +330,7 @@ class VideoTracker:
         else:
             obj.bank.tracked[self.frame] = memory
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def masks_for_boxes(self, boxes: Array) -> ObjectOutput:
         """Masks for boxes (B, 4), xyxy in pixels of the video, on the current frame. They become no objects.
 
@@ -339,10 +339,9 @@ class VideoTracker:
         tokens, high_res = self.model.without_memory(self.current()), self.current().high_res
         prompts = prompt_points(boxes, None, None, self.size, self.model.config.image_size)
         xy, labels = (t.to(self.model.device) for t in prompts)
-        parts = [
-            self.model.as_object(self.model.decode(tokens, high_res, *chunk))
-            for chunk in zip(xy.split(self.chunk), labels.split(self.chunk))
-        ]
+        chunks = zip(xy.split(self.chunk), labels.split(self.chunk))
+        with torch.inference_mode():  # what is joined outside of it is as any other tensor
+            parts = [self.model.as_object(self.model.decode(tokens, high_res, *chunk)) for chunk in chunks]
         return ObjectOutput(*(torch.cat(t) for t in zip(*(vars(part).values() for part in parts))))
 
     # --- Tracking ---------------------------------------------------------------------------------------------
