@@ -30,7 +30,6 @@ from .identity import Frame, Identity, Notes
 from .identity import state_kind as identity_kind
 from .identity.motion import corners
 from .masks import boxes_of
-from .pixels import to_rgb
 from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2.layers import pool_to, resize_antialiased
 from .sam2.mask_decoder import Decoded
@@ -315,7 +314,7 @@ class FlowPropagator(MemoryPropagator):
         """Seek as VideoTracker does; the masks of the frame before are kept to be carried on."""
         if frame == self.frame and (self.features is not None or self.picture is not None):
             return
-        array = to_rgb(image)
+        array = self.as_rgb(image)
         memories = {number: obj.bank.get(self.frame) for number, obj in self.objects.items()}
         # Copies, as the bank forgets the masks of frames that are past.
         carried = {number: replace(m, tokens=None) for number, m in memories.items() if m is not None and shows(m)}

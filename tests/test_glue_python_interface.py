@@ -16,6 +16,7 @@ from minisam_glue.flow import warp
 from minisam_glue.layers import WeightsState
 from minisam_glue.masks import encode_rle, erode, label_components, mask_iou
 from minisam_glue.models import choose_device
+from minisam_glue.propagators import FlowPropagator
 from minisam_glue.render.overlay import overlay
 from minisam_glue.sam2 import ImagePredictor, VideoTracker
 
@@ -67,12 +68,15 @@ def test_every_way_to_write_to_weights_is_noticed():
     assert len(set(numbers)) == len(numbers)
 
 
-def test_frames_of_16_bits_keep_their_levels(model, tracker):
+@pytest.mark.parametrize("kind", [VideoTracker, FlowPropagator])
+def test_frames_of_16_bits_keep_their_levels(kind, model, picture):
+    tracker = kind(model)
+    tracker.seek(0, picture)
     dim = np.full((*tracker.size, 3), 500, np.uint16)
     bright = dim.copy()
     bright[0, 0] = 1100
     shown = []
-    tracker.encode = lambda frame, image: shown.append(int(image[9, 9, 0]))
+    tracker.encode = lambda frame, image: shown.append(int(image[9, 9, 0])) or tracker.features
     for index, frame in enumerate((bright, dim, bright), 1):
         tracker.seek(index, frame)
     assert len(set(shown)) == 1
@@ -83,8 +87,10 @@ def test_a_video_of_16_bits_in_memory_keeps_its_levels():
     dim = np.full((64, 64), 500, np.uint16)
     bright = dim.copy()
     bright[0, 0] = 1100
-    found = list(segment_video(models, [bright, dim, bright], Clicks(boxes=[[5, 5, 30, 30]])))
-    assert len({int(one.image[40, 40, 0]) for one in found}) == 1
+    for propagate in ("memory", "flow"):
+        clicks = Clicks(boxes=[[5, 5, 30, 30]])
+        found = list(segment_video(models, [bright, dim, bright], clicks, propagate=propagate))
+        assert len({int(one.image[40, 40, 0]) for one in found}) == 1
 
 
 def test_rows_of_fewer_points_are_filled_up_with_none_wherever_it_is_said_to_be(predictor):

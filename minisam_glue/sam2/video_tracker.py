@@ -165,8 +165,7 @@ class VideoTracker:
             return
         if frame < 0:
             raise ValueError(f"frame {frame}: frames count from 0")
-        self.levels = join_levels([self.levels, levels_of(image)])  # so that frames of 16 bits do not flicker
-        array = to_rgb(image, self.levels)
+        array = self.as_rgb(image)
         if self.size not in (None, array.shape[:2]):
             raise ValueError(
                 f"frame {frame} has (height, width) {array.shape[:2]}, those before had {self.size}: "
@@ -178,6 +177,11 @@ class VideoTracker:
                 obj.bank.forget(frame, self.stride, self.max_prompted)
                 obj.visited.clear()
                 obj.clicks.clear()
+
+    def as_rgb(self, image: np.ndarray | Image.Image) -> np.ndarray:
+        """A frame as uint8 RGB; frames of 16 bits by the levels of all so far, so that they do not flicker."""
+        self.levels = join_levels([self.levels, levels_of(image)])
+        return to_rgb(image, self.levels)
 
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
         """The features of frame number `frame`, uint8 (H, W, 3); None if they are to be computed later."""
