@@ -15,6 +15,7 @@ from minisam_glue.demo import DETECTOR, FOLDER, load_detector
 from minisam_glue.flow import warp
 from minisam_glue.layers import WeightsState
 from minisam_glue.masks import encode_rle, erode, label_components, mask_iou
+from minisam_glue.media.writer import VideoWriter
 from minisam_glue.models import choose_device
 from minisam_glue.propagators import FlowPropagator
 from minisam_glue.render.overlay import overlay
@@ -170,6 +171,21 @@ def test_a_wrong_call_is_told_what_to_give(call, words, predictor, tracker, dete
 
 def replace_size(detector, size: int):
     return type(detector)(detector.model, detector.tokenizer, min_size=size)
+
+
+def test_a_video_file_is_tracked_backward(model, tmp_path):
+    with VideoWriter(tmp_path / "film.gif", 10, (56, 40)) as writer:
+        for frame in small_frames(4):
+            writer.write(np.asarray(frame))
+    found = {}
+    for name, video in (("file", minisam_glue.frames(tmp_path / "film.gif")), ("list", None)):
+        video = video or [minisam_glue.frames(tmp_path / "film.gif")[i] for i in range(4)]
+        tracker = VideoTracker(model)
+        tracker.seek(3, video[3])
+        tracker.prompt(1, box=[5, 5, 30, 30])
+        found[name] = [(one.frame, one.logits()) for one in tracker.propagate(video, reverse=True)]
+    assert [frame for frame, _ in found["file"]] == [3, 2, 1, 0] == [frame for frame, _ in found["list"]]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found["file"], found["list"]))
 
 
 @pytest.mark.parametrize("given, words", [({"start": 9}, "the video has 2 frames"), ({"count": -1}, "from 0")])

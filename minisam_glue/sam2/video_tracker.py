@@ -212,7 +212,7 @@ class VideoTracker:
         start = min(prompted) if start is None else checked_whole(start, "start")
         if start < 0 or count is not None and checked_whole(count, "count") < 0:
             raise ValueError(f"start {start}, count {count}: give numbers from 0")
-        if reverse and not indexable(frames):
+        if reverse and not hasattr(frames, "__getitem__"):
             raise ValueError("reverse needs frames that can be indexed: give a sequence or an array (T, H, W, 3)")
         for index, image in islice(walk(frames, start, reverse), count):
             self.seek(index, image)
@@ -471,6 +471,10 @@ def indexable(frames: Iterable) -> bool:
 
 def walk(frames: Iterable, start: int, reverse: bool) -> Iterator[tuple[int, object]]:
     """(index, frame) from `start` to the end, or in reverse to frame 0. ValueError for a start beyond the end."""
+    if reverse and not hasattr(frames, "__len__"):  # as of a video file, whose length is not known
+        for index in range(start, -1, -1):
+            yield index, frames[index]
+        return
     if not indexable(frames):
         index = -1
         for index, frame in enumerate(frames):
