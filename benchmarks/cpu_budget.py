@@ -151,10 +151,10 @@ def main() -> None:
         }
         try:
             given |= vars(parse_arguments(further, parser.prog))
-            run.check(config.resolve(given | {"out": args.out}))
             idle = sorted(NOT_HERE & given.keys())
             if idle:
                 raise ValueError(f"{flag_of(idle[0])} does nothing here: leave it out")
+            run.check(config.resolve(given | {"out": args.out}))
             train_ours(given, Budget(cpu_minutes=args.cpu_minutes), args.out)
         except ValueError as error:
             parser.error(str(error))

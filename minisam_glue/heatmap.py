@@ -91,6 +91,7 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     threshold. ValueError if there are no values, or some are not finite.
     """
     values = np.asarray(values).ravel()
+    values = values.astype(int) if values.dtype == bool else values
     if not values.size or not np.isfinite(values).all():
         raise ValueError("Otsu's threshold needs finite values, at least one")
     if values.min() == values.max():
@@ -147,6 +148,8 @@ def find_instances(
 
     The heat map covers an image of size (H, W), stretched.
     """
+    if heat.ndim != 2 or heat.shape[0] != heat.shape[1]:
+        raise ValueError(f"a heat map is square, not {heat.shape}: it covers the image stretched")
     S, settings = len(heat), settings.filled(FLOOR, MIN_AREA)
     labels = label_components(heat > threshold)
     found, scale = measure_components(labels), S / REFERENCE_SIDE

@@ -114,6 +114,8 @@ def label_components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
 
     Runs of a row are joined with the runs of the row above that they touch: with 8 also at a corner, with 4 at a side.
     """
+    if connectivity not in (4, 8):
+        raise ValueError(f"connectivity is {connectivity}: give 8, or 4 for sides alone")
     H, W = mask.shape
     change = np.diff(np.pad(as_bool(mask).astype(np.int8), ((0, 0), (1, 1))), axis=1)
     row, start = np.nonzero(change == 1)  # runs, in raster order

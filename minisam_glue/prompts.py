@@ -262,10 +262,11 @@ Prompt = Sentence | Clicks
 
 
 def split_phrases(sentence: Sentence) -> list[str]:
-    """Phrases, verbatim and each once: parts of a string between commas, semicolons and full stops; items of a list.
+    """Phrases, verbatim and each once, if some differ in case or blanks alone, too.
 
-    A full stop or comma between two digits is part of a number: "1.5 l bottle" is one phrase. ValueError if there is
-    no phrase, or an empty item; TypeError for anything but a string or a list of strings.
+    They are the parts of a string between commas, semicolons and full stops, or the items of a list. A full stop or
+    comma between two digits is part of a number: "1.5 l bottle" is one phrase. ValueError if there is no phrase, or an
+    empty item; TypeError for anything but a string or a list of strings.
     """
     if isinstance(sentence, (bytes, Clicks)) or not isinstance(sentence, (str, list, tuple)):
         kinds = 'a sentence such as "car. dog.", a list of phrases, or Clicks'
@@ -281,7 +282,10 @@ def split_phrases(sentence: Sentence) -> list[str]:
     if not phrases or not all(phrases):
         kind = "an empty" if phrases else "no"
         raise ValueError(f'the prompt {sentence!r:.80} has {kind} phrase: write it as "car. dog." or ["car", "dog"]')
-    return list(dict.fromkeys(phrases))
+    distinct: dict[str, str] = {}
+    for phrase in phrases:
+        distinct.setdefault(" ".join(phrase.split()).casefold(), phrase)
+    return list(distinct.values())
 
 
 def check_letters(text: str, what: str) -> None:

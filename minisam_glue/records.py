@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .heatmap import confidence
 from .identity import Notes
-from .masks import decode_rle, encode_rle, rle_runs
+from .masks import as_bool, decode_rle, encode_rle, rle_runs
 from .render.overlay import overlay
 from .support.reading import fields, real, sequence, text, whole
 
@@ -33,7 +33,7 @@ class Segment:
             "label": self.label,
             "score": round(self.score, 4),
             "box": [round(side, 2) for side in self.box],
-            "area": int(self.mask.sum()),
+            "area": int(as_bool(self.mask).sum()),
             "first": self.first,
             "last": self.last,
             "mask": encode_rle(self.mask),

@@ -175,6 +175,9 @@ def resolve(given: dict) -> dict:
 
     ValueError for those of OTHER_KINDS that are out of range.
     """
+    unknown = sorted(given.keys() - ARGUMENT_KINDS.keys())
+    if unknown:
+        raise TrainingError(f"there is no argument {unknown[0]!r}")
     preset = given["preset"] if "preset" in given else preset_of_weights(given.get("pretrained"))
     for name, kind in OTHER_KINDS.items():
         kind(given.get(name, DEFAULTS[name]), flag_of(name))

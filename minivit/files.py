@@ -4,14 +4,15 @@ import json
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from minivit.reading import read_json
 
+NUMBERS = count(1)  # of temporary files of this process
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a file that another process holds
 
 
@@ -23,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     target = Path(os.path.realpath(path))
     # The beginning of its name: a name has at most 255 bytes.
-    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}.{next(NUMBERS)}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:

@@ -20,7 +20,7 @@ def freeze(model: VisionTransformer, last: int) -> None:
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"a {type(model).__name__} has no blocks to choose from: give a VisionTransformer")
     blocks = [*model.blocks, *model.class_blocks]
-    if not 0 <= last <= len(blocks):
+    if type(last) is not int or not 0 <= last <= len(blocks):
         raise ValueError(f"--train-last is {last}, of a model with {len(blocks)} blocks: give 0 to {len(blocks)}")
     model.requires_grad_(False)
     for part in (*blocks[len(blocks) - last :], model.norm, model.fc_norm, model.head, model.head_dist):

@@ -6,6 +6,7 @@ of torch's OneCycleLR in place of the paper's straight lines. A schedule holds n
 alone; steps count from 0, and the value is what that step uses. Left out: momentum schedules. Muon: muon.py.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -106,7 +107,7 @@ def checked_moments(parameter: nn.Parameter, group: dict, saved: object, number:
     if any(name in kinds and bool((saved[name] < 0).any()) for name in ("exp_avg_sq", "square")):
         raise ValueError(f"{where} has a mean of squares below 0")
     return {
-        name: torch.empty_like(parameter).copy_(saved[name]) if kind is moment else saved[name]
+        name: torch.empty_like(parameter).copy_(saved[name]) if kind is moment else copy.deepcopy(saved[name])
         for name, kind in kinds.items()
     }
 
@@ -164,6 +165,8 @@ def one_cycle(
 
     pct_start: share of the steps in which the rate rises. The last step, total_steps - 1, has the lowest rate.
     """
+    if not 0 <= pct_start <= 1:
+        raise ValueError(f"pct_start is {pct_start}: give a share from 0 to 1")
     start = max_lr / div_factor
     end = start / final_div_factor
     peak = max(pct_start * total_steps - 1, 0.0)  # a run of very few steps starts at the peak

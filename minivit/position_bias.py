@@ -92,6 +92,8 @@ class DecomposedPositionBias(nn.Module):
 
 def upper_left(grid: tuple[int, int], smaller: tuple[int, int], tokens: int) -> Tensor:
     """Indices, among T special tokens and a grid of patches, of the tokens and of a smaller grid in its corner."""
+    if any(small > side for small, side in zip(smaller, grid)):
+        raise ValueError(f"a grid of {smaller} patches is larger than the {grid} that the positions are of")
     rows, cols = torch.arange(smaller[0]), torch.arange(smaller[1])
     return torch.cat([torch.arange(tokens), (rows[:, None] * grid[1] + cols).flatten() + tokens])
 

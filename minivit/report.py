@@ -92,8 +92,19 @@ def averages(table: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
     }
 
 
+def check_logits(logits: torch.Tensor, target: torch.Tensor) -> None:
+    """ValueError unless these are finite logits (N, C), and classes (N,) among them."""
+    if logits.ndim != 2 or target.ndim != 1 or len(logits) != len(target):
+        raise ValueError(f"logits are {tuple(logits.shape)}, classes {tuple(target.shape)}: give (N, C) and (N,)")
+    if not logits.isfinite().all():
+        raise ValueError("the logits are not finite")
+    if len(target) and not (0 <= int(target.min()) and int(target.max()) < logits.shape[1]):
+        raise ValueError(f"classes go from {int(target.min())} to {int(target.max())}, of {logits.shape[1]}")
+
+
 def top_k(logits: torch.Tensor, target: torch.Tensor, k: int) -> float:
     """Share of images (N,) whose class is among the k highest logits (N, C); 1 when k >= C. ValueError for k < 1."""
+    check_logits(logits, target)
     if k < 1 or len(target) == 0:
         raise ValueError(f"top-{k} accuracy of {len(target)} images is undefined: it needs k >= 1 and an image")
     # The stable sort of the flipped classes puts the higher class first among equals.
@@ -107,6 +118,9 @@ def expected_calibration_error(logits: torch.Tensor, target: torch.Tensor, bins:
     Images are sorted into bins of equal width by their confidence; the differences between mean confidence and
     accuracy of the bins are averaged, each bin with the weight of its images.
     """
+    check_logits(logits, target)
+    if bins < 1 or len(target) == 0:
+        raise ValueError(f"the calibration error of {len(target)} images in {bins} bins is undefined")
     confidence, predicted = logits.double().softmax(1).max(1)
     bin_of = (confidence * bins).ceil().clamp(1, bins).long() - 1  # the bins are closed above
     excess = confidence - (predicted == target).double()

@@ -107,6 +107,8 @@ def _share(per_class: torch.Tensor, count: int) -> torch.Tensor:
 def channel_stats(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std of uint8 images (N, 3, S, S), in units of [0, 1]. ValueError for other images."""
     check_images(images)
+    if not len(images):
+        raise ValueError("no images: their mean is not defined")
     counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)])
     share = counts.double() / counts.sum(1, keepdim=True)  # (3, 256): exact, where a float sum over all pixels is not
     level = torch.arange(256, dtype=torch.float64) / 255

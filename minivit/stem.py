@@ -99,9 +99,13 @@ class Whitening(nn.Module):
         """
         products = count = 0
         for images in parts:
+            if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or not images.numel():
+                raise ValueError(f"a part is {images.dtype} {tuple(images.shape)}: give normalised images (N, 3, H, W)")
             patches = images.unfold(2, KERNEL, 1).unfold(3, KERNEL, 1)  # (N, 3, H - 1, W - 1, k, k)
             patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * KERNEL**2).double()
             products, count = products + patches.T @ patches, count + len(patches)
+        if not count:
+            raise ValueError("no images: give at least one")
         values, vectors = torch.linalg.eigh(products / count)
         filters = (vectors / (values + eps).sqrt()).T.reshape(-1, 3, KERNEL, KERNEL)
         self.conv.weight.copy_(torch.cat([filters, -filters]))

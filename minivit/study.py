@@ -12,6 +12,7 @@ A study is a mapping from the names of variants to their training arguments; "@N
 checkpoint of another variant of the same seed. Left out: variants in parallel, tests of significance.
 """
 
+import copy
 import itertools
 import json
 import math
@@ -146,7 +147,7 @@ class Row:
 def load_study(name: str) -> dict[str, dict]:
     """The variants of a study of STUDIES, or of a .json file. StudyError for what is neither, and for wrong keys."""
     if name in STUDIES:
-        return STUDIES[name]
+        return copy.deepcopy(STUDIES[name])
     if not name.endswith(".json"):
         raise StudyError(f"--study {name}: choose {', '.join(STUDIES)}, or give a .json file")
     try:

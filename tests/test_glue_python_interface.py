@@ -1,5 +1,8 @@
 """minisam_glue from Python: a wrong call is told what to give, and gives no wrong masks."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,15 +13,21 @@ from PIL import Image
 import minisam_glue
 from minisam_glue import Clicks, segment_video
 from minisam_glue.clipseg.heat_mapper import HeatMapper
+from minisam_glue.datasets.annotations import Annotation
+from minisam_glue.datasets.dataset import DataSets
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo import DETECTOR, FOLDER, load_detector
 from minisam_glue.flow import warp
+from minisam_glue.heatmap import HeatSettings, find_instances
 from minisam_glue.layers import WeightsState
 from minisam_glue.masks import encode_rle, erode, label_components, mask_iou
+from minisam_glue.media.inputs import expand_inputs
 from minisam_glue.media.writer import VideoWriter
 from minisam_glue.models import choose_device
+from minisam_glue.prompts import split_phrases
 from minisam_glue.propagators import FlowPropagator
-from minisam_glue.render.overlay import overlay
+from minisam_glue.records import Segment, Segmented
+from minisam_glue.render.overlay import crop, overlay
 from minisam_glue.sam2 import ImagePredictor, VideoTracker
 
 
@@ -158,6 +167,12 @@ SHARES = np.full((64, 96), 0.3)
         (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", nms_iou=2), "nms is 2"),
         (lambda p, t, d: d.detect(np.zeros((9, 9, 3), np.uint8), "car.", max_area=0), "max_area is 0"),
         (lambda p, t, d: d.detect([np.zeros((9, 9, 3), np.uint8)], None), "prompts is a NoneType: give"),
+        (lambda p, t, d: label_components(SHARES > 1, connectivity=2), "connectivity is 2: give 8"),
+        (lambda p, t, d: crop(np.zeros((64, 96, 4), np.uint8), SHARES > 0), "crop cuts from uint8"),
+        (lambda p, t, d: find_instances(SHARES, 0.1, (64, 96), HeatSettings()), "a heat map is square"),
+        (lambda p, t, d: VideoWriter("x.gif", 0, (9, 9)), "fps 0"),
+        (lambda p, t, d: VideoWriter("x.gif", 10, (0, 9)), "give .width, height. in pixels"),
+        (lambda p, t, d: VideoWriter("x.gif", float("nan"), (9, 9)), "fps nan"),
         (lambda p, t, d: replace_size(d, -5), "min_size -5"),
         (lambda p, t, d: warp(torch.zeros(1, 1, 5, 6), torch.zeros(1, 2, 9, 9)), "give .B, C, H, W."),
         (lambda p, t, d: HeatMapper(None, None, templates="a photo of {}"), "give a list of templates"),
@@ -186,6 +201,87 @@ def test_a_video_file_is_tracked_backward(model, tmp_path):
         found[name] = [(one.frame, one.logits()) for one in tracker.propagate(video, reverse=True)]
     assert [frame for frame, _ in found["file"]] == [3, 2, 1, 0] == [frame for frame, _ in found["list"]]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found["file"], found["list"]))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "gif", "webp"])
+def test_an_aborted_writer_leaves_the_older_file_and_takes_no_more_frames(ending, tmp_path):
+    path, frame = tmp_path / f"film.{ending}", np.full((16, 24, 3), 99, np.uint8)
+    with VideoWriter(path, 10, (24, 16)) as writer:
+        writer.write(frame)
+    before = path.read_bytes()
+    with VideoWriter(path, 10, (24, 16)) as writer:
+        writer.write(frame)
+        writer.abort()
+    writer.close()
+    with pytest.raises(ValueError, match="is closed: no frame can follow"):
+        writer.write(frame)
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_two_writers_with_long_names_alike_keep_their_frames(tmp_path):
+    names = [f"{'street_scene_of_2026_camera_number_one':-<60}{kind}.gif" for kind in ("overlay", "cutout")]
+    with VideoWriter(tmp_path / names[0], 10, (24, 16)) as one, VideoWriter(tmp_path / names[1], 10, (24, 16)) as two:
+        for _ in range(2):
+            one.write(np.full((16, 24, 3), 40, np.uint8))
+            two.write(np.full((16, 24, 3), 200, np.uint8))
+    shown = [int(minisam_glue.frames(tmp_path / name)[0].mean()) for name in names]
+    assert shown == pytest.approx([40, 200], abs=3)
+
+
+def test_frames_say_how_many_they_are_and_know_none_before_the_first(tmp_path):
+    with VideoWriter(tmp_path / "film.gif", 10, (24, 16)) as writer:
+        for value in range(8):
+            writer.write(np.full((16, 24, 3), 30 * value, np.uint8))
+    for seconds in (0.25, 0.3, 0.31, 0.05, 5):
+        video = minisam_glue.frames(tmp_path / "film.gif", max_seconds=seconds)
+        assert video.count == len(list(video))
+    for call in (lambda: list(video.forward(-1)), lambda: video.time(-1), lambda: video.time(8), lambda: video[-1]):
+        with pytest.raises(IndexError):
+            call()
+
+
+def test_one_input_may_stand_without_a_list(tmp_path):
+    Image.new("RGB", (9, 8)).save(tmp_path / "a.png")
+    assert expand_inputs(str(tmp_path / "a.png")) == expand_inputs([tmp_path / "a.png"]) == [str(tmp_path / "a.png")]
+
+
+def test_phrases_that_differ_in_case_or_blanks_alone_are_one():
+    assert split_phrases("Green hexagon. green  hexagon, car. green hexagon") == ["Green hexagon", "car"]
+
+
+def test_a_mask_of_255_has_the_area_of_its_pixels():
+    mask = np.zeros((8, 9), np.uint8)
+    mask[2:5, 3:7] = 255
+    assert Segment(1, "a", 0.5, (3, 2, 7, 5), mask).as_json()["area"] == Annotation(1, 0, 0.5, mask).area == 12
+
+
+def test_a_data_set_takes_each_input_once_and_no_other(tmp_path, monkeypatch):
+    for place in ("one", "two"):
+        (tmp_path / place / "a").mkdir(parents=True)
+        Image.new("RGB", (9, 8)).save(tmp_path / place / "a.png")
+        found = Segmented(np.zeros((8, 9, 3), np.uint8), [])
+        record = found.as_json() | {"source": str(tmp_path / place / "a.png")}
+        (tmp_path / place / "a" / "result.json").write_text(json.dumps(record))
+    inputs = ["a"]
+    sets = DataSets(tmp_path / "out", ["coco"], ["dog"], {}, inputs)
+    inputs.clear()
+    monkeypatch.chdir(tmp_path / "one" / "a")
+    sets.add(Path("."))
+    sets.finish()
+    [image] = json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())["images"]
+    assert Path(image["file_name"]).stem == "a"
+    with pytest.raises(ValueError, match="have one name in the data set"):
+        sets.add(tmp_path / "two" / "a")
+    (tmp_path / "two" / "a").rename(tmp_path / "two" / "b")
+    with pytest.raises(ValueError, match="is none of the inputs"):
+        sets.add(tmp_path / "two" / "b")
+    for names, given, words in (
+        (["cocoo"], ["a"], "cocoo"),
+        ("coco", ["a"], "coco"),
+        (["coco"], ["a", "a"], "one name"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            DataSets(tmp_path / "other", names, ["dog"], {}, given)
 
 
 @pytest.mark.parametrize("given, words", [({"start": 9}, "the video has 2 frames"), ({"count": -1}, "from 0")])

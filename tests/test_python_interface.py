@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import train_cifar
-from minivit import checkpoint
+from minivit import checkpoint, config
 from minivit.augment import Augment, crop, normalise
 from minivit.distill import Teacher
 from minivit.evaluate import Evaluator, top1
@@ -18,10 +18,14 @@ from minivit.finetune import freeze
 from minivit.losses import class_weights, soft_distillation
 from minivit.mix import mix_batch, one_hot
 from minivit.muon import Muon
-from minivit.optim import adamw
+from minivit.optim import adamw, load_moments, one_cycle
+from minivit.position_bias import DecomposedPositionBias, RelativePositionBias
 from minivit.pretrained import load_pretrained
+from minivit.report import expected_calibration_error, top_k
 from minivit.resnet import resnet18
 from minivit.splits import DataError, Dataset, Split, channel_stats
+from minivit.stem import Whitening
+from minivit.study import load_study
 from minivit.train import Trainer
 from minivit.train_config import TrainConfig
 from minivit.vit import VisionTransformer, ViTConfig
@@ -109,6 +113,19 @@ def test_a_model_of_a_loop_of_ones_own_is_saved_for_every_flag_that_takes_a_chec
         assert train_cifar.main(words) == 0, capsys.readouterr().err
 
 
+def test_moments_and_studies_are_taken_over_as_copies():
+    model = VisionTransformer(TINY)
+    optimizer = adamw(model, 1e-3)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    saved, other = optimizer.state_dict(), adamw(model, 1e-3)
+    load_moments(other, saved)
+    other.step()
+    assert {float(moments["step"]) for moments in saved["state"].values()} == {1.0}
+    load_study("ladder")["mine"] = {}
+    assert "mine" not in load_study("ladder")
+
+
 def test_demo_is_a_file_of_weights_here_too():
     model = checkpoint.build_model("cifar-fast", 10, {})
     assert "loaded" in load_pretrained(model, "demo").line
@@ -138,6 +155,21 @@ def test_demo_is_a_file_of_weights_here_too():
         (lambda: Augment(HALF, HALF, jitter=-1), "jitter"),
         (lambda: Augment(HALF, HALF)(UINT8.numpy(), generator()), "images are ndarray: give"),
         (lambda: crop(UINT8, 1, torch.zeros(2, 2, dtype=torch.int64), "zeros"), "the padding is 'zeros'"),
+        (lambda: top_k(torch.eye(4), torch.tensor([[0], [1], [2], [3]]), 1), r"classes \(4, 1\)"),
+        (lambda: top_k(torch.eye(4)[:1], LABELS, 1), r"logits are \(1, 4\)"),
+        (lambda: top_k(torch.eye(2), LABELS + 9, 1), "classes go from 9 to 10, of 2"),
+        (lambda: top_k(torch.eye(2) * torch.nan, LABELS, 1), "not finite"),
+        (lambda: expected_calibration_error(torch.eye(2), LABELS[:1]), r"classes \(1,\)"),
+        (lambda: expected_calibration_error(torch.eye(2), LABELS, 0), "in 0 bins is undefined"),
+        (lambda: RelativePositionBias((3, 4), 2)((2, 5)), r"a grid of \(2, 5\) patches is larger"),
+        (lambda: DecomposedPositionBias((3, 4), 2)((4, 4)), r"a grid of \(4, 4\) patches is larger"),
+        (lambda: Whitening().fit([torch.randn(2, 1, 4, 4)]), "give normalised images"),
+        (lambda: Whitening().fit([UINT8]), "give normalised images"),
+        (lambda: Whitening().fit([]), "no images"),
+        (lambda: one_cycle(3, 10, 1.0, pct_start=2.0), "pct_start is 2.0"),
+        (lambda: channel_stats(UINT8[:0]), "no images"),
+        (lambda: freeze(VisionTransformer(TINY), 1.5), "is 1.5"),
+        (lambda: config.arguments({"epohcs": 5}), "there is no argument 'epohcs'"),
         (lambda: Muon(VisionTransformer(TINY), lr=0.0), "learning rate is 0.0"),
         (lambda: VisionTransformer("cifar"), "give a ViTConfig"),
         (lambda: freeze(nn.Linear(2, 2), 1), "give a VisionTransformer"),

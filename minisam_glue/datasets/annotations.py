@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .. import media
-from ..masks import decode_rle, mask_box, rle_size
+from ..masks import as_bool, decode_rle, mask_box, rle_size
 from ..media.images import open_picture
 from ..pixels import JPEG_SIDE, is_deep_colour
 from ..prompts import split_phrases
@@ -72,7 +72,7 @@ class Annotation:
     @property
     def area(self) -> int:
         """Pixels of the mask."""
-        return int(self.mask.sum())
+        return int(as_bool(self.mask).sum())
 
 
 @dataclass

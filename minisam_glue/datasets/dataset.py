@@ -194,9 +194,15 @@ class DataSets:
     def __init__(
         self, out: Path, names: Sequence[str], labels: Iterable[str], of: dict, inputs: list[str], alone: bool = True
     ):
+        wrong = [name for name in names if name not in FORMATS]
+        if isinstance(names, str) or isinstance(labels, str) or wrong:
+            raise ValueError(f"names {names!r:.80}, labels {labels!r:.80}: give lists, of names {', '.join(FORMATS)}")
+        if len(set(inputs)) < len(inputs):
+            raise ValueError("two inputs have one name: each is a name of its own in a data set")
+        out, self.added = Path(out), {}  # the folder that each input came from
         known = next((stored for name in names if (stored := stored_categories(out / name))), [])
         self.categories = Categories([*known, *labels])
-        self.sets = [DataSet(out / name, name, self.categories, of, inputs) for name in dict.fromkeys(names)]
+        self.sets = [DataSet(out / name, name, self.categories, of, list(inputs)) for name in dict.fromkeys(names)]
         for held in self.sets:  # all are checked before one is begun
             held.begin(alone)
 
@@ -204,10 +210,16 @@ class DataSets:
         """Take over the result in a folder. image: its picture, uint8 (H, W, 3), if it is at hand. source: where that
         or the video is now; by default where it was.
 
-        ValueError or OSError as of Result: the result is then in none of the data sets. An OSError while the files of
-        a whole set are written comes when it is in them.
+        ValueError or OSError as of Result, and ValueError for a result of no input, or of one that another folder was:
+        the result is then in none of the data sets. An OSError while the files of a whole set are written comes when it
+        is in them.
         """
+        folder = Path(folder) if Path(folder).name else Path(folder).resolve()  # "." has no name
         result = Result.read(folder, source)
+        if any(result.name not in held.inputs for held in self.sets):
+            raise ValueError(f"{folder} is none of the inputs of this data set: name all of them at first")
+        if self.added.setdefault(result.name, folder.resolve()) != folder.resolve():
+            raise ValueError(f"{folder} and {self.added[result.name]} have one name in the data set: rename one")
         with ExitStack() as stack:
             writers = [stack.enter_context(held.writing(result.name)) for held in self.sets]
             for picture in result.pictures(self.categories, image):

@@ -54,12 +54,13 @@ def is_moving(source: str | Path) -> bool:
         return Path(source).suffix.lower() not in IMAGE_SUFFIXES
 
 
-def expand_inputs(args: Sequence[str], warn: Callable[[str], None] = log.warning) -> list[str]:
+def expand_inputs(args: Sequence[str | Path] | str | Path, warn: Callable[[str], None] = log.warning) -> list[str]:
     """Files, globs (** too), folders, URLs, camera:N and - as one list, in natural order within each argument.
 
     A folder stands for the pictures and videos in it; `warn` is told in one line what else is there, and left out.
     MediaError for what is not there or empty.
     """
+    args = [args] if isinstance(args, (str, Path)) else args
     return [source for arg in args for source in _expand(str(arg), warn)]
 
 
@@ -149,7 +150,7 @@ class Frames:
         left = max(0, math.ceil((total - self.first) / self.stride))
         if self.max_seconds is None:
             return left
-        return min(left, math.ceil(max(1, round(self.max_seconds * self.reader.fps)) / self.stride))
+        return min(left, math.ceil(max(1, math.ceil((self.max_seconds - TOLERANCE) * self.reader.fps)) / self.stride))
 
     @property
     def damaged(self) -> int:
@@ -172,6 +173,8 @@ class Frames:
 
     def time(self, index: int) -> float:
         """The time of frame `index`, in seconds after the first frame of the source. IndexError beyond the end."""
+        if index < 0 or self.reader.lacks(self.first + index * self.stride):
+            raise IndexError(f"{self.reader.name} has no frame {index}")
         return self.reader.time(self.first + index * self.stride)
 
     def lacks(self, index: int) -> bool:
@@ -189,7 +192,9 @@ class Frames:
         return self.forward()
 
     def forward(self, index: int = 0) -> Iterator[np.ndarray]:
-        """Frames `index`, index + 1, ... to the end."""
+        """Frames `index`, index + 1, ... to the end. IndexError below 0."""
+        if index < 0:
+            raise IndexError(f"frame {index}: frames count from 0")
         for timed in self.reader.read(self.first + index * self.stride, self.stride):
             if self.max_seconds is not None and self.until == math.inf:
                 self.until = self.time(0) + self.max_seconds

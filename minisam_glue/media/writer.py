@@ -8,17 +8,16 @@ that uneven rates stay as they are. Left out: other codecs; pixels that are not 
 
 import io
 import math
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..support.files import replace, whole_file
+from ..support.files import replace, temporary_name, whole_file
 from .limits import MediaError, load_av
 from .video import Video, open_video
 
@@ -54,6 +53,10 @@ class VideoWriter:
         audio_start: float = 0.0,
         pixel_aspect: Fraction = Fraction(1),
     ):
+        if not (math.isfinite(fps) and fps > 0 and pixel_aspect > 0):
+            raise ValueError(f"fps {fps}, pixel_aspect {pixel_aspect}: give numbers above 0")
+        if not (len(size) == 2 and all(isinstance(side, Integral) and side > 0 for side in size)):
+            raise ValueError(f"size {size!r:.40}: give (width, height) in pixels, whole numbers above 0")
         self.path, self.size, self.count, self.closed = Path(path), tuple(size), 0, False
         self.waiting: np.ndarray | None = None  # the latest frame: how long it is shown, the next one tells
         self.length = min(max(1 / fps, SHORTEST), LONGEST)
@@ -62,14 +65,14 @@ class VideoWriter:
         if suffix and suffix not in VIDEO | {".gif", ".webp"} and not self.path.is_dir():
             raise MediaError(f"{path}: can't write {suffix} files: choose .mp4, .gif, .webp or a folder for PNG frames")
         self.folder = not suffix or self.path.is_dir()
-        self.temporary = self.path.with_name(f".{self.path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
+        self.temporary = temporary_name(self.path)
         self.encoder, self.errors = None, (OSError, ValueError)
         try:
             (self.path if self.folder else self.path.parent).mkdir(parents=True, exist_ok=True)
             if suffix in VIDEO and not self.folder:
                 self.errors += (load_av(str(path)).FFmpegError,)
                 sound = None if audio_from is None else (audio_from, audio_start)
-                self.encoder = _Mp4(self.temporary, suffix, 1 / self.length, self.size, sound, pixel_aspect)
+                self.encoder = _Mp4(self.temporary, suffix, 1 / self.length, self.size, sound, Fraction(pixel_aspect))
             elif not self.folder:
                 self.encoder = (_Gif if suffix == ".gif" else _WebP)(self.temporary, self.size)
         except self.errors as error:
@@ -78,8 +81,10 @@ class VideoWriter:
     def write(self, frame: np.ndarray, time: float | None = None) -> None:
         """Append a frame, shown at `time` in seconds, of which only differences count; None: at the writer's rate.
 
-        ValueError if it is not uint8 RGB of the writer's size.
+        ValueError if it is not uint8 RGB of the writer's size, and once the writer is closed.
         """
+        if self.closed:
+            raise ValueError(f"{self.path} is closed: no frame can follow")
         if frame.dtype != np.uint8 or frame.shape != (self.size[1], self.size[0], 3):
             raise ValueError(
                 f"a frame for {self.path} is uint8 {(self.size[1], self.size[0], 3)}, not {frame.dtype} {frame.shape}"
@@ -120,7 +125,10 @@ class VideoWriter:
             self._give_up(error)
 
     def abort(self) -> None:
-        """Drop what was written; PNG frames, each of them whole, stay."""
+        """Drop what was written, and close; PNG frames, each of them whole, stay."""
+        if self.closed:
+            return
+        self.closed = True
         with suppress(*self.errors):  # what could not be written can't be flushed either
             if self.encoder is not None:
                 self.encoder.close()

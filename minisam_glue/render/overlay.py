@@ -82,6 +82,8 @@ def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     ValueError if the mask is empty or of another size than the picture.
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"crop cuts from uint8 (H, W, 3), not {image.dtype} {image.shape}")
     mask = as_bool(np.asarray(mask))
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape} but the image {image.shape[:2]}")

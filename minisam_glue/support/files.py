@@ -4,12 +4,13 @@ import errno
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
+NUMBERS = count(1)  # of temporary files of this process
 TEMPORARY = re.compile(r"\..+\.\d+\.\d+\.tmp")  # names that whole_file gives
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # where there are none
 OF_THE_SYSTEM = re.compile(r"\.ds_store|thumbs\.db|desktop\.ini|\._.*")  # in small letters
@@ -20,13 +21,18 @@ PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries to replace a f
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; put in place when the block ends well, removed when it does not."""
     path = Path(path)
-    # The beginning of its name: a name has at most 255 bytes.
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nothing else in this or another process writes to."""
+    # The beginning of the name: a name has at most 255 bytes.
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}.{next(NUMBERS)}.tmp")
 
 
 def replace(source: Path, target: Path) -> None:
