@@ -5,6 +5,7 @@ Confidences are used as the model gives them. They are not stretched to 0..1: an
 Left out: how the heat maps are made (clipseg/heat_mapper.py), and connected components (masks.py).
 """
 
+import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -57,12 +58,12 @@ class HeatSettings:
         if self.split is not None and not isinstance(self.split, (bool, np.bool_)):
             raise ValueError(f"split {self.split!r:.80}: give True, False or None")
         shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
-        for name, value in shares.items():
-            if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
-                raise ValueError(f"{name} {value}: give a number from 0 to 1")
-        for name, value in {"min area": self.min_area, "border": self.border}.items():
-            if value is not None and not (isinstance(value, Real) and 0 <= value < float("inf")):
-                raise ValueError(f"{name} {value}: give a number from 0 on")
+        sizes = {"min area": self.min_area, "border": self.border}
+        for name, value in (shares | sizes).items():
+            if value is None and name in ("heat threshold", "heat floor", "min area"):
+                continue
+            if not (isinstance(value, Real) and 0 <= value < math.inf) or (name in shares and value > 1):
+                raise ValueError(f"{name} {value}: give a number from 0 {'to 1' if name in shares else 'on'}")
         for name, value in {"positives": self.positives, "negatives": self.negatives}.items():
             if not (isinstance(value, Integral) and value >= 0):
                 raise ValueError(f"{name} {value}: give a whole number from 0 on")
@@ -88,8 +89,10 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     Floats are counted in `bins` bins from their least to their greatest; integers, and floats that lie too close
     together for so many bins, each in a bin of its own. Returns the centre of the last bin of the lower class, or the
     value itself if all are the same, as scikit-image's threshold_otsu does. The upper class lies strictly above the
-    threshold. ValueError if there are no values, or some are not finite.
+    threshold. ValueError if there are no values, some are not finite, or bins are fewer than two.
     """
+    if bins < 2:
+        raise ValueError(f"bins is {bins}: give at least 2")
     values = np.asarray(values).ravel()
     values = values.astype(int) if values.dtype == bool else values
     if not values.size or not np.isfinite(values).all():

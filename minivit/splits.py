@@ -73,7 +73,9 @@ def hold_out(dataset: Dataset, amount: float, seed: int = 0) -> Dataset:
 
 
 def subset(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
-    """At most `count` of the training images, drawn by class, and as many of the test images."""
+    """At most `count` of the training images, drawn by class, and as many of the test images. DataError below 1."""
+    if count < 1:
+        raise DataError(f"a subset of {count} images: give at least 1")
     return replace(dataset, train=some_of(dataset.train, count, seed), test=some_of(dataset.test, count, seed))
 
 

@@ -18,7 +18,7 @@ from minisam_glue.datasets.dataset import DataSets
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo import DETECTOR, FOLDER, load_detector
 from minisam_glue.flow import warp
-from minisam_glue.heatmap import HeatSettings, find_instances
+from minisam_glue.heatmap import HeatSettings, find_instances, otsu
 from minisam_glue.layers import WeightsState
 from minisam_glue.masks import encode_rle, erode, label_components, mask_iou
 from minisam_glue.media.inputs import expand_inputs
@@ -170,6 +170,9 @@ SHARES = np.full((64, 96), 0.3)
         (lambda p, t, d: label_components(SHARES > 1, connectivity=2), "connectivity is 2: give 8"),
         (lambda p, t, d: crop(np.zeros((64, 96, 4), np.uint8), SHARES > 0), "crop cuts from uint8"),
         (lambda p, t, d: find_instances(SHARES, 0.1, (64, 96), HeatSettings()), "a heat map is square"),
+        (lambda p, t, d: HeatSettings(percentile=None), "heat percentile None: give"),
+        (lambda p, t, d: HeatSettings(border=None), "border None: give"),
+        (lambda p, t, d: otsu(SHARES, bins=1), "bins is 1"),
         (lambda p, t, d: VideoWriter("x.gif", 0, (9, 9)), "fps 0"),
         (lambda p, t, d: VideoWriter("x.gif", 10, (0, 9)), "give .width, height. in pixels"),
         (lambda p, t, d: VideoWriter("x.gif", float("nan"), (9, 9)), "fps nan"),

@@ -23,7 +23,7 @@ from minivit.position_bias import DecomposedPositionBias, RelativePositionBias
 from minivit.pretrained import load_pretrained
 from minivit.report import expected_calibration_error, top_k
 from minivit.resnet import resnet18
-from minivit.splits import DataError, Dataset, Split, channel_stats
+from minivit.splits import DataError, Dataset, Split, channel_stats, subset
 from minivit.stem import Whitening
 from minivit.study import load_study
 from minivit.train import Trainer
@@ -34,6 +34,7 @@ TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=2, heads=2)
 HALF = (0.5,) * 3
 UINT8 = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.tensor([0, 1])
+SPLIT = Split(UINT8, LABELS)
 
 
 def generator() -> torch.Generator:
@@ -168,6 +169,7 @@ def test_demo_is_a_file_of_weights_here_too():
         (lambda: Whitening().fit([]), "no images"),
         (lambda: one_cycle(3, 10, 1.0, pct_start=2.0), "pct_start is 2.0"),
         (lambda: channel_stats(UINT8[:0]), "no images"),
+        (lambda: subset(Dataset(SPLIT, SPLIT, ["a", "b"], HALF, HALF), 0), "a subset of 0 images"),
         (lambda: freeze(VisionTransformer(TINY), 1.5), "is 1.5"),
         (lambda: config.arguments({"epohcs": 5}), "there is no argument 'epohcs'"),
         (lambda: Muon(VisionTransformer(TINY), lr=0.0), "learning rate is 0.0"),

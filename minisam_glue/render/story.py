@@ -135,8 +135,8 @@ def dashed(pen: ImageDraw.ImageDraw, corners: list[tuple[int, int]], colour: tup
 
 
 def key_frames(there: Sequence[int], moments: Collection[int], count: int) -> list[int]:
-    """Choose up to `count` of the frames that are there: the first, the last, those at which something happens, and
-    some between."""
+    """Choose up to `count` of the frames that are there, at least two: the first, the last, those at which something
+    happens, and some between."""
     chosen = {there[0], there[-1]}
     moments = sorted(set(moments) - chosen)
     room = max(count - len(chosen), 0)
@@ -175,7 +175,7 @@ class Storyteller:
         self.happened, self.count = happened, self.count + 1
 
     def panels(self, count: int = MOST) -> list[np.ndarray]:
-        """Give up to `count` panels, drawn, in the order of their frames. ValueError if no frame has come."""
+        """Give up to `count` panels, at least two, drawn, in the order of their frames. ValueError before any frame."""
         if self.last is None:
             raise ValueError("a video without frames has no story")
         drawn = self.even | self.moments | {self.count - 1: draw_panel(self.last)}
