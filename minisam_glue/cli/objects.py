@@ -3,8 +3,8 @@
     --object "box=10,20,80,90 point=30,40 point=50,60,0 label='big dog' id=2 at=40"
     --prompts FILE    {"objects": [{"box": [10, 20, 80, 90], "points": [[30, 40], [50, 60, 0]], "label": "big dog"}]}
 
-Both know the same names; `mask` is the name of a file, in a JSON file beside that. All errors are ValueErrors that
-name the flag.
+Several of one id, each with another `at`, prompt the object again. Both know the same names; `mask` is the name of a
+file, in a JSON file beside that. All errors are ValueErrors that name the flag.
 """
 
 import json
