@@ -132,6 +132,16 @@ def test_a_rival_that_is_prompted_is_one_no_more_and_one_that_is_gone_is_given_u
     assert left == [1] * 8 + [0] * 5
 
 
+@pytest.mark.parametrize("since", range(2, 10))
+def test_a_rival_is_given_up_on_any_frame_also_where_others_are_looked_for(since):
+    scene = Scene()
+    scene.begin()
+    scene.walk(range(1, since))
+    scene.twin = NOTHING
+    scene.walk(range(since, since + 9))
+    assert not scene.identity.rivals
+
+
 def test_what_lies_on_the_object_or_is_unlike_it_teaches_nothing_of_a_rival():
     scene = Scene((20, 24))
     (rival,) = scene.begin()

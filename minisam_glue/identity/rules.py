@@ -197,8 +197,9 @@ class Identity:
 
     def is_clear(self, frame: Frame, number: int) -> bool:
         """Whether an object is seen as it is known, so that what else looks like it now is a rival."""
-        is_seen = self.tracks[number].known and frame.shows(number) and number not in self.in_meeting
-        return is_seen and not is_rival(number) and self.is_clean(frame, number)
+        if is_rival(number) or number in self.in_meeting or not frame.shows(number):
+            return False
+        return self.tracks[number].known and self.is_clean(frame, number)
 
     def add_rivals(self, frame: Frame, numbers: Sequence[int], masks_of: MasksOf) -> None:
         """Begin to follow the rivals of these objects that are not followed yet.
