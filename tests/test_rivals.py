@@ -12,6 +12,7 @@ from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame, Identity, state_kind
 from minisam_glue.identity.frame import FIRST_RIVAL, is_rival
 from minisam_glue.identity.rivals import MOST_RIVALS, SEARCHES
+from minisam_glue.identity.rules import LOOK_EVERY
 from minisam_glue.masks import mask_iou
 from minisam_glue.propagators import MemoryPropagator
 from minisam_glue.sam2 import accelerate
@@ -64,21 +65,23 @@ def test_a_look_alike_that_comes_later_is_a_rival_from_then_on():
     assert not scene.begin()
     scene.walk(range(1, 5))
     scene.twin = late
-    scene.walk(range(5, 8))
+    scene.walk(range(5, LOOK_EVERY))
     assert not scene.identity.rivals
-    scene.walk(range(8, 13))
+    scene.walk(range(LOOK_EVERY, LOOK_EVERY + 5))
     assert len(scene.identity.rivals) == 1
-    cut = scene.walk(range(13, 20), leak=late)
-    assert (mask_iou(cut, torch.stack([square(8 + t) for t in range(13, 20)])).diagonal() > 0.8).all()
+    frames = range(LOOK_EVERY + 5, LOOK_EVERY + 12)
+    cut = scene.walk(frames, leak=late)
+    assert (mask_iou(cut, torch.stack([square(8 + t) for t in frames])).diagonal() > 0.8).all()
 
 
 def test_an_object_whose_mask_jumped_to_a_look_alike_does_not_become_a_rival_of_it():
     scene = Scene()
     late, scene.twin = scene.twin, NOTHING
     scene.begin()
-    scene.walk(range(1, 8))
+    scene.walk(range(1, LOOK_EVERY))
     scene.twin = late
-    scene.identity.settle(scene.frame(8, late), lambda boxes: answers([square(16)] * len(boxes), 0.9))
+    there = square(8 + LOOK_EVERY)
+    scene.identity.settle(scene.frame(LOOK_EVERY, late), lambda boxes: answers([there] * len(boxes), 0.9))
     assert not scene.identity.rivals
 
 
@@ -132,7 +135,7 @@ def test_a_rival_that_is_prompted_is_one_no_more_and_one_that_is_gone_is_given_u
     assert left == [1] * 8 + [0] * 5
 
 
-@pytest.mark.parametrize("since", range(2, 10))
+@pytest.mark.parametrize("since", range(2, LOOK_EVERY + 2))
 def test_a_rival_is_given_up_on_any_frame_also_where_others_are_looked_for(since):
     scene = Scene()
     scene.begin()

@@ -30,11 +30,12 @@ def free_id(taken: Collection[int]) -> int:
 
 
 def find_rivals(
-    frame: Frame, numbers: Sequence[int], masks_of: MasksOf, room: int, lost: Sequence[Tensor]
+    frame: Frame, numbers: Sequence[int], masks_of: MasksOf, room: int, lost: Sequence[Tensor], least: float
 ) -> list[Candidate]:
     """Find look-alikes, at most `room`, of the objects of these ids on a frame that was measured.
 
-    lost: appearances (C,) of objects that are looked for: what is like one of them is no rival.
+    lost: appearances (C,) of objects that are looked for: what is like one of them is no rival. least: see
+    find_candidates.
     """
     found, taken, in_vain = [], frame.taken(frame.ids), 0
     for number in numbers:
@@ -42,7 +43,7 @@ def find_rivals(
             break
         row, before = frame.row[number], len(found)
         looks = Looks(frame.appearances[row], frame.colours[row], frame.boxes[row][2:], frame.areas[row])
-        for candidate in find_candidates(frame, looks, taken, masks_of, TRIES):
+        for candidate in find_candidates(frame, looks, taken, masks_of, TRIES, least):
             mask = candidate.logits > 0
             is_free = int((mask & taken).sum()) < SAME_PLACE * int(mask.sum())
             if not (candidate.is_like(RIVAL_LIKENESS) and is_free and len(found) < room):

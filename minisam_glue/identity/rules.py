@@ -13,7 +13,7 @@ from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
 from .rivals import LAST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id
-from .search import Candidate, Looks, MasksOf, box_prompts, find_lost
+from .search import LIKENESS, Candidate, Looks, MasksOf, box_prompts, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
@@ -34,6 +34,7 @@ BACK_ALIKE, BACK_COLOUR = 0.75, 0.2
 PLACED = 0.5  # IoU of the box of a prompt with a prediction from which it is of that object
 STALE = 8  # frames without a clean mask after which a prediction counts no more
 LOOK_EVERY = 8  # frames after which rivals of what is seen clearly are looked for again
+LATER = 0.8  # cosine of the image tokens where they are looked for then: more places would cost more time
 FARTHEST = 1_000_000_000  # pixels or frames in a state from elsewhere
 PATIENCE, MISSED = 2, 8  # absent frames before a search begins; absent frames after which an object has no contacts
 
@@ -167,7 +168,7 @@ class Identity:
         self.learn(frame, found)
         self.give_up(frame)
         if frame.number % LOOK_EVERY == 0:
-            self.add_rivals(frame, [number for number in frame.ids if self.is_clear(frame, number)], masks_of)
+            self.add_rivals(frame, [number for number in frame.ids if self.is_clear(frame, number)], masks_of, LATER)
         return found
 
     # --- Rivals ---
@@ -193,7 +194,7 @@ class Identity:
         if self.rivals:
             self.follow(frame, masks_of)
             frame.measure()
-        self.add_rivals(frame, new, masks_of)
+        self.add_rivals(frame, new, masks_of, LIKENESS)
 
     def is_clear(self, frame: Frame, number: int) -> bool:
         """Whether an object is seen as it is known, so that what else looks like it now is a rival."""
@@ -201,15 +202,15 @@ class Identity:
             return False
         return self.tracks[number].known and self.is_clean(frame, number)
 
-    def add_rivals(self, frame: Frame, numbers: Sequence[int], masks_of: MasksOf) -> None:
+    def add_rivals(self, frame: Frame, numbers: Sequence[int], masks_of: MasksOf, least: float) -> None:
         """Begin to follow the rivals of these objects that are not followed yet.
 
-        What is like an object that is lost may be this object, and no rival.
+        What is like an object that is lost may be this object, and no rival. least: see find_candidates.
         """
         tracks = [(number, track) for number, track in self.tracks.items() if track.known and not is_rival(number)]
         lost = [track.appearance for number, track in tracks if not (number in frame.row and frame.shows(number))]
         found = []
-        for candidate in find_rivals(frame, numbers, masks_of, MOST_RIVALS - len(self.rivals), lost):
+        for candidate in find_rivals(frame, numbers, masks_of, MOST_RIVALS - len(self.rivals), lost, least):
             found.append(free_id(self.tracks))
             self.tracks[found[-1]] = Track(rival_of=set(numbers))
             frame.add(found[-1], candidate.logits, candidate.iou)

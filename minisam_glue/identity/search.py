@@ -72,13 +72,15 @@ def find_lost(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf) -> C
     return max(candidates, key=lambda c: c.rank) if candidates else None
 
 
-def find_candidates(frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf, most: int = PEAKS) -> list[Candidate]:
+def find_candidates(
+    frame: Frame, looks: Looks, taken: Tensor, masks_of: MasksOf, most: int = PEAKS, least: float = LIKENESS
+) -> list[Candidate]:
     """Answers to box prompts without memory at the places, up to `most`, whose image tokens resemble an object.
 
-    taken: bool (s, s), where other objects are. masks_of: boxes (n, 4), xyxy in pixels of the low-resolution mask ->
-    logits (n, s, s), predicted IoUs (n,) and pointers (n, C).
+    taken: bool (s, s), where other objects are. least: cosine of the image token of a place that is tried. masks_of:
+    boxes (n, 4), xyxy in pixels of the low-resolution mask -> logits (n, s, s), predicted IoUs (n,), pointers (n, C).
     """
-    places = likely_places(frame.tokens, looks.appearance, taken, most)
+    places = likely_places(frame.tokens, looks.appearance, taken, most, least)
     if not places:
         return []
     logits, ious, pointers = masks_of(box_prompts([(*place, *looks.size) for place in places], taken.shape[-1]))
@@ -103,18 +105,20 @@ def box_prompts(boxes: list[CentreBox], side: int) -> Tensor:
     return torch.tensor([corners(box) for box in boxes], dtype=torch.float32).clamp(0, side)
 
 
-def likely_places(tokens: Tensor, appearance: Tensor, taken: Tensor, most: int = PEAKS) -> list[tuple[float, float]]:
-    """Centres (x, y), up to `most`, of the likest tokens outside masks that are taken, (s, s)."""
+def likely_places(
+    tokens: Tensor, appearance: Tensor, taken: Tensor, most: int = PEAKS, least: float = LIKENESS
+) -> list[tuple[float, float]]:
+    """Centres (x, y), up to `most`, of the likest tokens, of a cosine above `least`, outside masks (s, s) taken."""
     grid, side = round(len(tokens) ** 0.5), taken.shape[-1]
     likeness = (F.normalize(tokens, dim=1) @ appearance).view(1, 1, grid, grid)
     smooth = F.avg_pool2d(likeness, 3, stride=1, padding=1, count_include_pad=False)
     free = F.adaptive_avg_pool2d(taken.to(tokens.dtype)[None, None], grid) < 0.5
     smooth = torch.where(free, smooth, -2.0)
-    peak = (smooth == F.max_pool2d(smooth, 3, stride=1, padding=1)) & (smooth > LIKENESS)
+    peak = (smooth == F.max_pool2d(smooth, 3, stride=1, padding=1)) & (smooth > least)
     score, index = torch.where(peak, smooth, -2.0).flatten().topk(min(most, grid * grid))
     scale = side / grid
     return [
         ((i % grid + 0.5) * scale, (i // grid + 0.5) * scale)
         for s, i in zip(score.tolist(), index.tolist())
-        if s > LIKENESS
+        if s > least
     ]
