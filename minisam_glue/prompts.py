@@ -17,7 +17,7 @@ from torch import Tensor
 from .heatmap import HeatSettings
 from .masks import decode_rle, encode_rle, rle_size
 from .pixels import Picture
-from .sam2.preprocess import inside
+from .sam2.preprocess import above_zero, is_relative
 from .support.reading import anything, fields, flag, optional, real, sequence, text, whole
 
 SEED_PROMPTS = ("box", "points", "mask")
@@ -372,15 +372,10 @@ def check_point_inside(point: Sequence[float], size: Size) -> None:
         raise ValueError(f"point {shown(point[:2])}: it lies outside the picture of {width} x {height} pixels")
 
 
-def is_relative(coordinates: Sequence[float]) -> bool:
-    """Whether they look like shares from 0 to 1: none is outside, and some are no whole numbers."""
-    return all(0 <= value <= 1 for value in coordinates) and any(value % 1 for value in coordinates)
-
-
 def as_mask(mask: np.ndarray) -> np.ndarray:
     """A mask as a bool array of its own, True where it is above 0. ValueError for what are no finite numbers, and for
     probabilities, whose threshold is not 0."""
-    return inside(mask if isinstance(mask, Tensor) else np.asarray(mask), "mask").numpy()
+    return above_zero(mask if isinstance(mask, Tensor) else np.asarray(mask), "mask").numpy()
 
 
 def check_mask(mask: np.ndarray, size: Size) -> np.ndarray:

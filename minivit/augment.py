@@ -15,16 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.reading import DEVIATIONS, MEANS, fields, one_of, whole, within
+from minivit.reading import DEVIATIONS, MEANS, fields, one_of
+from minivit.train_config import TRAIN_KINDS
 
 PADDINGS = ("zero", "reflect")
-KINDS = {  # of the settings of Augment
-    "crop": whole(),
-    "jitter": within(0, 2),
-    "erasing": within(0, 1),
-    "padding": one_of(PADDINGS),
-    "rotate": within(0, 180),
-}
+KINDS = {"padding": one_of(PADDINGS)} | {name: TRAIN_KINDS[name] for name in ("crop", "jitter", "erasing", "rotate")}
 OPS = (
     "Identity",
     "ShearX",

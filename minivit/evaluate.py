@@ -39,9 +39,9 @@ class Evaluator:
 
         tta: "flip" or "crops" for the log of the mean probability over these views; None for the image alone.
         """
-        check_images(images)
         if tta is None:
             return self.scores(model, images)
+        check_images(images)
         parts = images.split(self.batch_size)  # whose views are held, not those of all images
         return torch.cat([mean_probability([self.scores(model, v) for v in make_views(part, tta)]) for part in parts])
 

@@ -176,7 +176,7 @@ SHARES = np.full((64, 96), 0.3)
         (lambda p, t, d: VideoWriter("x.gif", 0, (9, 9)), "fps 0"),
         (lambda p, t, d: VideoWriter("x.gif", 10, (0, 9)), "give .width, height. in pixels"),
         (lambda p, t, d: VideoWriter("x.gif", float("nan"), (9, 9)), "fps nan"),
-        (lambda p, t, d: replace_size(d, -5), "min_size -5"),
+        (lambda p, t, d: type(d)(d.model, d.tokenizer, min_size=-5), "min_size -5"),
         (lambda p, t, d: warp(torch.zeros(1, 1, 5, 6), torch.zeros(1, 2, 9, 9)), "give .B, C, H, W."),
         (lambda p, t, d: HeatMapper(None, None, templates="a photo of {}"), "give a list of templates"),
         (lambda p, t, d: minisam_glue.read_image(Image.new("RGB", (4, 4))), "source is a Image"),
@@ -185,10 +185,6 @@ SHARES = np.full((64, 96), 0.3)
 def test_a_wrong_call_is_told_what_to_give(call, words, predictor, tracker, detector):
     with pytest.raises((ValueError, TypeError), match=words):
         call(predictor, tracker, detector)
-
-
-def replace_size(detector, size: int):
-    return type(detector)(detector.model, detector.tokenizer, min_size=size)
 
 
 def test_a_video_file_is_tracked_backward(model, tmp_path):

@@ -199,10 +199,11 @@ class DataSets:
             raise ValueError(f"names {names!r:.80}, labels {labels!r:.80}: give lists, of names {', '.join(FORMATS)}")
         if len(set(inputs)) < len(inputs):
             raise ValueError("two inputs have one name: each is a name of its own in a data set")
-        out, self.added = Path(out), {}  # the folder that each input came from
+        out, inputs = Path(out), list(inputs)
+        self.names, self.added = set(inputs), {}  # of the inputs; the folder that each of them came from
         known = next((stored for name in names if (stored := stored_categories(out / name))), [])
         self.categories = Categories([*known, *labels])
-        self.sets = [DataSet(out / name, name, self.categories, of, list(inputs)) for name in dict.fromkeys(names)]
+        self.sets = [DataSet(out / name, name, self.categories, of, inputs) for name in dict.fromkeys(names)]
         for held in self.sets:  # all are checked before one is begun
             held.begin(alone)
 
@@ -216,7 +217,7 @@ class DataSets:
         """
         folder = Path(folder) if Path(folder).name else Path(folder).resolve()  # "." has no name
         result = Result.read(folder, source)
-        if any(result.name not in held.inputs for held in self.sets):
+        if result.name not in self.names:
             raise ValueError(f"{folder} is none of the inputs of this data set: name all of them at first")
         if self.added.setdefault(result.name, folder.resolve()) != folder.resolve():
             raise ValueError(f"{folder} and {self.added[result.name]} have one name in the data set: rename one")

@@ -82,8 +82,7 @@ def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     ValueError if the mask is empty or of another size than the picture.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"crop cuts from uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    _check_picture(image, "crop cuts from")
     mask = as_bool(np.asarray(mask))
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask is {mask.shape} but the image {image.shape[:2]}")
@@ -95,10 +94,15 @@ def crop(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.concatenate((image[top:bottom, left:right] * (alpha > 0), alpha), 2)
 
 
+def _check_picture(image: np.ndarray, use: str) -> None:
+    """ValueError, which says what the picture is for, unless it is uint8 (H, W, 3)."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{use} uint8 (H, W, 3), not {image.dtype} {image.shape}")
+
+
 def _count(image: np.ndarray, masks: object, *others: object) -> int:
     """Number of objects. ValueError if lengths or sizes differ."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"overlay draws on uint8 (H, W, 3), not {image.dtype} {image.shape}")
+    _check_picture(image, "overlay draws on")
     lengths = {len(given) for given in (masks, *others) if given is not None}
     if len(lengths) > 1:
         raise ValueError(f"masks, boxes, labels, scores and ids are of different lengths: {sorted(lengths)}")

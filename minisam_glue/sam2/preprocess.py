@@ -5,6 +5,8 @@ images are resized as floats with antialiased bilinear weights, video frames as 
 Left out: reading files, which is the caller's.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -42,13 +44,18 @@ def finite_tensor(value: Array, name: str) -> Tensor:
     return value
 
 
-def inside(mask: Array, name: str) -> Tensor:
+def above_zero(mask: Array, name: str) -> Tensor:
     """A mask as bool on the CPU: true above 0. ValueError for probabilities, whose threshold is not 0."""
     mask = finite_tensor(mask, name)
     low, high = (mask.min(), mask.max()) if mask.numel() else (0, 0)
     if low >= 0 and high <= 1 and bool(((mask > 0) & (mask < 1)).any()):
         raise ValueError(f"{name} has numbers between 0 and 1: give a bool mask, such as probabilities > 0.5")
     return mask > 0
+
+
+def is_relative(coordinates: Sequence[float]) -> bool:
+    """Whether they look like shares from 0 to 1: none is outside, and some are no whole numbers."""
+    return all(0 <= value <= 1 for value in coordinates) and any(value % 1 for value in coordinates)
 
 
 def box_points(boxes: Array, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -62,7 +69,7 @@ def box_points(boxes: Array, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     if boxes.ndim > 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes have shape {tuple(boxes.shape)}: give (4,) or (B, 4), xyxy in pixels")
     boxes = boxes.reshape(-1, 4)
-    if len(boxes) and boxes.min() >= 0 and boxes.max() <= 1 < min(size) and bool((boxes % 1).any()):
+    if min(size) > 1 and is_relative(boxes.flatten().tolist()):
         raise ValueError("boxes are in pixels, not shares of the picture: multiply by its width and height")
     if (boxes[:, 2:] < boxes[:, :2]).any():
         raise ValueError("boxes must be xyxy with x1 <= x2 and y1 <= y2: one is not, is it xywh or cxcywh?")

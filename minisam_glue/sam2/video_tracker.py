@@ -28,7 +28,7 @@ from .layers import resize_antialiased
 from .mask_decoder import Decoded
 from .memory_bank import POINTERS, FrameMemory, MemoryBank, MemorySelection, held_bytes
 from .model import ABSENT, SAM2, ImageFeatures, ObjectOutput, SAM2Config
-from .preprocess import Array, frame_pixels, inside, prompt_points
+from .preprocess import Array, above_zero, frame_pixels, prompt_points
 
 AGREEMENT = 0.75  # IoU with the mask of an object, at least, of the answer to a prompt that only corrects it
 
@@ -280,7 +280,7 @@ class VideoTracker:
 
     def mask_prompt(self, mask: Array) -> Tensor:
         """(H, W) -> (1, 1, S, S) of zeros and ones."""
-        mask = inside(mask, "mask").to(self.model.device)
+        mask = above_zero(mask, "mask").to(self.model.device)
         if mask.shape != self.size:
             raise ValueError(f"mask has shape {tuple(mask.shape)}: give (height, width) = {self.size} of the frame")
         side = self.model.config.image_size
