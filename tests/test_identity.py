@@ -66,7 +66,7 @@ def test_masks_that_stay_merged_are_cut_however_far_apart_their_objects_should_b
     seen = [settled(identity, frame) for _, _, frame in film]
     t, true, frame = film[-1]
     assert both_right(seen[-1], true) and identity.in_meeting == {1, 2}
-    frame.logits, frame.number = logits_of(true), t + 1  # the decoder has recovered
+    frame.logits, frame.t = logits_of(true), t + 1  # the decoder has recovered
     settled(identity, frame)
     assert not identity.in_meeting
 
@@ -79,7 +79,7 @@ def test_a_meeting_of_which_nothing_is_seen_any_more_ends_and_one_that_is_gone_f
         assert identity.in_meeting == {1, 2}
         for later in range(1, 12):
             frame = copy.deepcopy(film[14][2])
-            frame.number = 14  # predictions stay, as of objects that stand still
+            frame.t = 14  # predictions stay, as of objects that stand still
             frame.logits[[row for row, number in enumerate(frame.ids) if number in gone]] = -8.0
             if gone == {2}:
                 identity.tracks[2].absent = later
@@ -284,7 +284,7 @@ def test_what_is_found_has_the_colour_of_the_lost_object_and_may_be_half_as_larg
     identity, there = Identity(), square(32, 34)
     film, _ = returning(there, size)
     for frame in film:
-        frame.image = painted((frame.logits[0] > 0, 1.0) if frame.number < 6 else (there, shade))
+        frame.image = painted((frame.logits[0] > 0, 1.0) if frame.t < 6 else (there, shade))
 
     def look(boxes):
         return answers([there] * len(boxes), 0.9)
@@ -629,7 +629,7 @@ def test_where_nothing_meets_and_nothing_is_lost_the_masks_are_the_official_ones
 
 def test_changed_masks_go_into_memory_and_absent_ones_as_absent(monkeypatch):
     def rule(self, frame, look):
-        if frame.number == 1:
+        if frame.t == 1:
             frame.changed |= {1, 2}
             frame.absent.add(2)
             frame.unwritten |= {3}

@@ -187,7 +187,7 @@ def test_a_rival_that_vanishes_behind_the_object_does_not_come_to_live_on_it():
     scene.masks_of = lambda boxes: answers([square(22)] * len(boxes), 0.9)  # the object, which now stands still
     for t in range(6, 40):
         frame = scene.frame(14, square(22))
-        frame.number = t
+        frame.t = t
         scene.identity.settle(frame, scene.masks_of)
         assert torch.equal(frame.logits[0] > 0, square(22)) and not frame.unwritten & {1}
 
@@ -216,6 +216,20 @@ def test_a_rival_concerns_those_objects_alone_that_it_was_found_for():
         assert torch.equal(frame.logits[1] > 0, masks[1])
     assert scene.identity.rivals == [rival] and scene.identity.tracks[3].known
     scene.identity.forget(1)
+    assert not scene.identity.rivals
+
+
+def test_of_objects_prompted_on_one_frame_a_rival_concerns_those_that_it_is_like():
+    scene, unlike = Scene(), square(9, 34)
+    tokens = tokens_of(square(8) | square(24, 28) | scene.twin, unlike)
+    masks = [square(8), unlike, square(24, 28)]
+    frame = Frame(0, [1, 2, 3], logits_of(masks), [0.9] * 3, tokens, {1, 2, 3})
+    scene.identity.find_rivals(frame, scene.masks_of)
+    (rival,) = scene.identity.rivals
+    assert scene.identity.tracks[rival].rival_of == {1, 3}
+    scene.identity.forget(1)
+    assert scene.identity.rivals == [rival]
+    scene.identity.forget(3)
     assert not scene.identity.rivals
 
 

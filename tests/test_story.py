@@ -120,7 +120,7 @@ def test_a_clip_is_told_with_the_rules_and_without():
         track = tracker.identity.tracks.setdefault(first, Track())
         track.motion.predict = lambda t: (8.0, 8.0, 4.0, 6.0)
         tracker.identity.in_meeting, tracker.identity.contacts = {first}, {(first, second): Contact(True, True)}
-        wanted[frame.number] = first
+        wanted[frame.t] = first
         return {}
 
     tracker.identity.settle = meet

@@ -16,6 +16,7 @@ no object meets another one, or a rival, and none is lost:
                    code, arXiv 2511.16719), or that lies on something unlike its object
     notes.py       what the rules did on a frame, in words
 
+Names: `number` is the id of an object, `t` the number of a frame.
 Masks and boxes are in pixels of the low-resolution masks, (s, s); boxes are (x, y, w, h) with their centre at (x, y).
 Left out: meetings of objects that do not look alike, which SAM 2 itself tells apart.
 """

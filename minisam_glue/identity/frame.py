@@ -24,7 +24,7 @@ def is_rival(number: int) -> bool:
 class Frame:
     """The masks of n objects on one frame. Rules change logits, and say which objects are absent or not written."""
 
-    number: int
+    t: int  # the number of the frame
     ids: list[int]
     logits: Tensor  # (n, s, s), those of an object in `absent` no longer count
     ious: list[float]  # predicted by the decoder

@@ -29,9 +29,9 @@ class Meeting:
 
     def settle(self, frame: Frame) -> None:
         """Correct the predictions by what the frame shows, and cut the masks."""
-        self.correct(frame.number, *self.measure(frame))
+        self.correct(frame.t, *self.measure(frame))
         union, distance = self.measure(frame)
-        boxes, own = self.boxes(frame.number), owned(distance)
+        boxes, own = self.boxes(frame.t), owned(distance)
         for k, number in enumerate(self.members):
             if number in frame.fixed:
                 continue
@@ -54,7 +54,7 @@ class Meeting:
     def measure(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """The members' union, logits (s, s), and the distances (n, s, s) of pixels from where each is predicted."""
         union = frame.logits[[frame.row[number] for number in self.members]].amax(0)
-        return union, distances(self.boxes(frame.number), union)
+        return union, distances(self.boxes(frame.t), union)
 
     def boxes(self, t: int) -> list[CentreBox]:
         """The predicted boxes of the members on frame t."""

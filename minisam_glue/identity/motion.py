@@ -12,9 +12,10 @@ import torch
 PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
-GROWTH, USUAL = 1.5, 0.99  # most of width and height, times the usual ones; weight of these on each clean frame
-DRIFT, TURN = (0.3, 0.03), (0.7, 0.15)  # alpha and beta of the filter, for errors that are small or a turn
-MOST_STEP = 0.3  # its longest correction, in sizes
+GROWTH, SLOW = 1.5, 0.99  # most of width and height, times the usual ones; weight of these on each clean frame
+# Alpha and beta of the filter: for a drift, and for a turn. Meeting.correct says which part of an error is which.
+DRIFT, TURN = (0.3, 0.03), (0.7, 0.15)
+MOST_STEP = 0.3  # the largest error that counts, in sizes
 
 CentreBox = tuple[float, float, float, float]  # (x, y, width, height), the centre at (x, y)
 
@@ -26,7 +27,7 @@ class Motion:
     In a meeting, where no frame is clean, place and velocity are corrected little by little (an alpha-beta filter).
     """
 
-    places: list[tuple[int, float, float]] = field(default_factory=list)  # (frame, x, y)
+    places: list[tuple[int, float, float]] = field(default_factory=list)  # (t, x, y)
     sizes: list[tuple[float, float]] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     usual: tuple[float, float] | None = None  # slow mean of width and height, on frames that show the whole object
@@ -34,21 +35,21 @@ class Motion:
     place: tuple[float, float] = (0.0, 0.0)
     velocity: tuple[float, float] = (0.0, 0.0)  # pixels per frame
 
-    def observe(self, frame: int, box: CentreBox, area: float, whole: bool = True) -> None:
+    def observe(self, t: int, box: CentreBox, area: float, whole: bool = True) -> None:
         """A clean mask: its box and area. whole: the frame's edge cuts nothing off."""
-        self.places = [*self.places, (frame, box[0], box[1])][-PLACES:]
+        self.places = [*self.places, (t, box[0], box[1])][-PLACES:]
         self.sizes, self.areas = [*self.sizes, box[2:]][-SIZES:], [*self.areas, area][-AREAS:]
         if whole:
             before = self.usual or box[2:]
-            self.usual = tuple(USUAL * side + (1 - USUAL) * now for side, now in zip(before, box[2:]))
-        self.at, self.place = frame, box[:2]
+            self.usual = tuple(SLOW * side + (1 - SLOW) * now for side, now in zip(before, box[2:]))
+        self.at, self.place = t, box[:2]
         if len(self.places) >= 3:
-            fits = [line([p[0] for p in self.places], [p[axis] for p in self.places], frame) for axis in (1, 2)]
+            fits = [line([p[0] for p in self.places], [p[axis] for p in self.places], t) for axis in (1, 2)]
             self.place, self.velocity = tuple(fit[0] for fit in fits), tuple(fit[1] for fit in fits)
 
-    def restart(self, frame: int, box: CentreBox) -> None:
+    def restart(self, t: int, box: CentreBox) -> None:
         """Begin anew from a place: how the object came there is not known."""
-        self.places, self.velocity, self.at, self.place = [], (0.0, 0.0), frame, box[:2]
+        self.places, self.velocity, self.at, self.place = [], (0.0, 0.0), t, box[:2]
 
     def exchange(self, other: "Motion") -> None:
         """Take the other's place and path, and give it one's own."""
@@ -56,21 +57,25 @@ class Motion:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs), setattr(other, name, mine)
 
-    def predict(self, frame: int) -> CentreBox:
-        """The box on a frame."""
-        (x, y), (u, v), dt = self.place, self.velocity, frame - self.at
+    def predict(self, t: int) -> CentreBox:
+        """The box on frame t."""
+        (x, y), (u, v), dt = self.place, self.velocity, t - self.at
         return x + u * dt, y + v * dt, *self.size
 
-    def correct(self, frame: int, drift: tuple[float, float], turn: tuple[float, float] = (0.0, 0.0)) -> None:
-        """Move place and velocity towards what a frame shows: the error (x, y) of the prediction is drift + turn."""
-        x, y, *size = self.predict(frame)
-        place, velocity, sign = [x, y], list(self.velocity), 1 if frame >= self.at else -1
+    def correct(self, t: int, drift: tuple[float, float], turn: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Move place and velocity towards what frame t shows: the error (x, y) of the prediction is drift + turn.
+
+        place += alpha error, velocity += beta error, each part with its alpha and beta; backwards in time velocity
+        loses as much.
+        """
+        x, y, *size = self.predict(t)
+        place, velocity, sign = [x, y], list(self.velocity), 1 if t >= self.at else -1
         for (alpha, beta), error in ((DRIFT, drift), (TURN, turn)):
             for axis, side in enumerate(size):
                 step = max(-MOST_STEP * side, min(MOST_STEP * side, error[axis]))
                 place[axis] += alpha * step
                 velocity[axis] += sign * beta * step
-        self.at, self.places, self.place, self.velocity = frame, [], tuple(place), tuple(velocity)
+        self.at, self.places, self.place, self.velocity = t, [], tuple(place), tuple(velocity)
 
     @property
     def size(self) -> tuple[float, float]:
@@ -85,9 +90,9 @@ class Motion:
         """The median area."""
         return median(self.areas)
 
-    def is_clean(self, frame: int, box: CentreBox, area: float) -> bool:
+    def is_clean(self, t: int, box: CentreBox, area: float) -> bool:
         """Whether a mask is of the likely size, and where it should be."""
-        return not self.areas or (self.fits(area) and box_iou(box, self.predict(frame)) >= NEAR_PREDICTION)
+        return not self.areas or (self.fits(area) and box_iou(box, self.predict(t)) >= NEAR_PREDICTION)
 
     def fits(self, area: float) -> bool:
         """Whether an area is near the median."""

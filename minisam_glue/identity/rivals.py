@@ -2,7 +2,7 @@
 
 The rules follow them too, without showing them, so that an object meets them as it meets another tracked one: a mask
 that covers both is cut (meeting.py), and a lost object is not looked for where a rival is (search.py). They are found
-where an object is prompted, and later on every eighth frame on which it is seen clearly, by box prompts at the places
+where an object is prompted, and later on frames 0, 8, 16 and so on if it is seen clearly there, by box prompts at the places
 whose image tokens are like its own, and followed by a box prompt where their motion says: SAM 2's memory, which takes
 most of the time of a tracked object, is not used. What DAM4SAM (arXiv 2411.17576) does about distractors is to keep
 more memories of the object.
@@ -31,8 +31,8 @@ def free_id(taken: Collection[int]) -> int:
 
 def find_rivals(
     frame: Frame, numbers: Sequence[int], masks_of: MasksOf, room: int, lost: Sequence[Tensor], least: float
-) -> list[Candidate]:
-    """Find look-alikes, at most `room`, of the objects of these ids on a frame that was measured.
+) -> list[tuple[int, Candidate]]:
+    """Find look-alikes, at most `room`, of the objects of these ids on a frame that was measured; each with its object.
 
     lost: appearances (C,) of objects that are looked for: what is like one of them is no rival. least: see
     find_candidates.
@@ -50,7 +50,7 @@ def find_rivals(
                 continue
             appearance = mean_tokens(mask[None], frame.tokens)[0]
             if all(float(appearance @ other) < FOUND_LIKENESS for other in lost):
-                found.append(candidate)
+                found.append((number, candidate))
                 taken = taken | mask
         in_vain = in_vain + 1 if len(found) == before else 0
     return found

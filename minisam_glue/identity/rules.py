@@ -12,15 +12,15 @@ from ..support.reading import LARGEST, Kind, fields, flag, optional, real, refus
 from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
 from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
-from .rivals import LAST_RIVAL, MOST_RIVALS, at_one_place, find_rivals, free_id
+from .rivals import LAST_RIVAL, MOST_RIVALS, RIVAL_LIKENESS, at_one_place, find_rivals, free_id
 from .search import LIKENESS, Candidate, Looks, MasksOf, box_prompts, find_lost
 
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
-EMA = 0.9  # of the appearance
+EMA = 0.9  # of appearance and colour
 ALIKE = 0.9  # cosine of two appearances from which they are alike
 OVERLAP = 0.15  # share of the smaller of two masks that the other covers when a meeting begins
-USUAL_AREA = 0.85, 1.2  # times the median: of a mask that has no part of a rival, and lacks none
+WHOLE_AREA = 0.85, 1.2  # times the median: of a mask that has no part of a rival, and lacks none
 APART = 4  # frames without contact that end it, unless the masks are still merged
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
@@ -36,7 +36,9 @@ STALE = 8  # frames without a clean mask after which a prediction counts no more
 LOOK_EVERY = 8  # frames after which rivals of what is seen clearly are looked for again
 LATER = 0.8  # cosine of the image tokens where they are looked for then: more places would cost more time
 FARTHEST = 1_000_000_000  # pixels or frames in a state from elsewhere
-PATIENCE, MISSED = 2, 8  # absent frames before a search begins; absent frames after which an object has no contacts
+PATIENCE = 2  # absent frames before a search begins; a meeting whose members are all absent for so long is over
+MISSED = 8  # absent frames after which an object has no contacts, and a rival is followed no longer
+ELSEWHERE = 0.1  # IoU of an object's box with its prediction below which a mask is not where the object should be
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Track:
     def see(self, frame: Frame, number: int) -> None:
         """A clean mask: that of object `number` on a frame."""
         row = frame.row[number]
-        self.motion.observe(frame.number, frame.boxes[row], frame.areas[row], frame.holds(frame.boxes[row]))
+        self.motion.observe(frame.t, frame.boxes[row], frame.areas[row], frame.holds(frame.boxes[row]))
         self.appearance = F.normalize(moving_average(self.appearance, frame.appearances[row]), dim=0)
         self.colour = moving_average(self.colour, frame.colours[row])
         self.clean += 1
@@ -96,19 +98,19 @@ class Identity:
         self.in_meeting: set[int] = set()  # ids
         self.words: list[str] = []  # what was done on the last frame
 
-    def prompt(self, number: int, frame: int, mask: Tensor | None, agrees: bool) -> None:
-        """Learn that an object was prompted on a frame.
+    def prompt(self, number: int, t: int, mask: Tensor | None, agrees: bool) -> None:
+        """Learn that an object was prompted on frame t.
 
         mask: the answer, bool (s, s); None for clicks alone, whose masks are often the wrong size. agrees: whether the
         answer is the mask it had. What is known of the object is kept if the answer agrees. In a meeting it is also
         kept if the mask lies where this object, or a partner, is predicted; if the partner's place fits better, the two
         exchange places. Otherwise the object starts anew.
         """
-        if not agrees and (mask is None or not self.settle_meeting(number, frame, mask)):
+        if not agrees and (mask is None or not self.settle_meeting(number, t, mask)):
             self.forget(number)
 
-    def settle_meeting(self, number: int, frame: int, mask: Tensor) -> bool:
-        """Whether a mask is where object `number` of a meeting is predicted, or a direct partner of it.
+    def settle_meeting(self, number: int, t: int, mask: Tensor) -> bool:
+        """Whether a mask on frame t is where object `number` of a meeting is predicted, or a direct partner of it.
 
         If a partner's place fits better, the two exchange their places.
         """
@@ -117,7 +119,7 @@ class Identity:
         met = {other for pair, contact in self.contacts.items() if contact.meeting and number in pair for other in pair}
         motions = {other: self.tracks[other].motion for other in (number, *sorted(met - {number}))}
         box = mask_boxes(main_parts(mask[None]))[0]
-        near = {other: box_iou(box, motion.predict(frame)) for other, motion in motions.items()}
+        near = {other: box_iou(box, motion.predict(t)) for other, motion in motions.items()}
         nearest = max(near, key=near.__getitem__)  # of equal ones the object itself, which is the first
         if near[nearest] < PLACED or not motions[number].fits(int(mask.sum())):
             return False
@@ -167,7 +169,7 @@ class Identity:
         found = self.search(frame, masks_of)
         self.learn(frame, found)
         self.give_up(frame)
-        if frame.number % LOOK_EVERY == 0:
+        if frame.t % LOOK_EVERY == 0:
             self.add_rivals(frame, [number for number in frame.ids if self.is_clear(frame, number)], masks_of, LATER)
         return found
 
@@ -189,7 +191,7 @@ class Identity:
         boxes = [frame.boxes[frame.row[number]] for number in new]
         for number in self.rivals:
             motion = self.tracks[number].motion
-            if abs(frame.number - motion.at) > STALE or at_one_place(motion.predict(frame.number), boxes):
+            if abs(frame.t - motion.at) > STALE or at_one_place(motion.predict(frame.t), boxes):
                 self.drop(number)
         if self.rivals:
             self.follow(frame, masks_of)
@@ -205,23 +207,27 @@ class Identity:
     def add_rivals(self, frame: Frame, numbers: Sequence[int], masks_of: MasksOf, least: float) -> None:
         """Begin to follow the rivals of these objects that are not followed yet.
 
-        What is like an object that is lost may be this object, and no rival. least: see find_candidates.
+        What is found for one of them may be a rival of another one, too, if it is like it. What is like an object that
+        is lost may be this object, and no rival. least: see find_candidates.
         """
         tracks = [(number, track) for number, track in self.tracks.items() if track.known and not is_rival(number)]
         lost = [track.appearance for number, track in tracks if not (number in frame.row and frame.shows(number))]
-        found = []
-        for candidate in find_rivals(frame, numbers, masks_of, MOST_RIVALS - len(self.rivals), lost, least):
-            found.append(free_id(self.tracks))
-            self.tracks[found[-1]] = Track(rival_of=set(numbers))
-            frame.add(found[-1], candidate.logits, candidate.iou)
-        if found:
+        new = []
+        for number, candidate in find_rivals(frame, numbers, masks_of, MOST_RIVALS - len(self.rivals), lost, least):
+            new.append(free_id(self.tracks))
+            self.tracks[new[-1]] = Track(rival_of={number})
+            frame.add(new[-1], candidate.logits, candidate.iou)
+        if new:
             frame.measure()
-        for number in found:
-            self.tracks[number].see(frame, number)
+        for rival in new:
+            track = self.tracks[rival]
+            track.see(frame, rival)
+            alike = frame.appearances @ track.appearance >= RIVAL_LIKENESS
+            track.rival_of |= {number for number in numbers if alike[frame.row[number]]}
 
     def follow(self, frame: Frame, masks_of: MasksOf) -> None:
         """Add the rivals to a frame that is not measured yet: a box prompt where each should be."""
-        boxes = {number: self.tracks[number].motion.predict(frame.number) for number in self.rivals}
+        boxes = {number: self.tracks[number].motion.predict(frame.t) for number in self.rivals}
         side = frame.logits.shape[-1]
         inside = [number for number, (x, y, *_) in boxes.items() if 0 < x < side and 0 < y < side]
         answers = {}
@@ -274,7 +280,7 @@ class Identity:
     def box(self, frame: Frame, number: int) -> CentreBox | None:
         """The box of an object: in a meeting by its prediction, else by its mask; None if that is empty."""
         if number in self.in_meeting:
-            return self.tracks[number].motion.predict(frame.number)
+            return self.tracks[number].motion.predict(frame.t)
         return frame.boxes[frame.row[number]] if frame.shows(number) else None
 
     def meet(self, frame: Frame) -> None:
@@ -284,7 +290,7 @@ class Identity:
                 contact.meeting = contact.apart == 0 and self.begins(frame, *pair)
         for members in groups(pair for pair, contact in self.contacts.items() if contact.meeting):
             meeting = Meeting({number: self.tracks[number].motion for number in members})
-            apart = meeting.over(frame.number) and not (self.merged(frame, members) and meeting.explains(frame))
+            apart = meeting.over(frame.t) and not (self.merged(frame, members) and meeting.explains(frame))
             if apart or all(self.tracks[number].absent >= PATIENCE for number in members):
                 for pair in [pair for pair in self.contacts if set(pair) <= set(members)]:
                     self.contacts[pair].meeting = False
@@ -305,7 +311,7 @@ class Identity:
         """Whether two masks that overlap, the smaller id first, have to be parted: a rival's and an object's if the
         object's area is unusual. Else the rival's mask, which a box made, is the wrong one.
         """
-        low, high = USUAL_AREA
+        low, high = WHOLE_AREA
         return not is_rival(one) or not low < frame.areas[frame.row[other]] / self.tracks[other].motion.area < high
 
     def overlap(self, frame: Frame, one: int, other: int) -> bool:
@@ -335,7 +341,7 @@ class Identity:
             claims = [self.claim(frame, number) for number in (one, other)]
             pair = (one, other, *claims), (other, one, *claims[::-1])
             for number, owner, mine, theirs in pair:
-                if number not in frame.fixed and mine < 0.1 and theirs >= NEAR_PREDICTION:
+                if number not in frame.fixed and mine < ELSEWHERE and theirs >= NEAR_PREDICTION:
                     frame.hide(number)
                     self.say(number, f"hidden: its mask is {named(owner)}'s")
 
@@ -372,7 +378,7 @@ class Identity:
     def in_place(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the likely size and place of its object."""
         row = frame.row[number]
-        return self.tracks[number].motion.is_clean(frame.number, frame.boxes[row], frame.areas[row])
+        return self.tracks[number].motion.is_clean(frame.t, frame.boxes[row], frame.areas[row])
 
     def claim(self, frame: Frame, number: int) -> float:
         """IoU of an object's box with its prediction; 0 for one that was absent on the frame before, and for a mask
@@ -380,14 +386,14 @@ class Identity:
         track, row = self.tracks[number], frame.row[number]
         if track.absent or not track.motion.fits(frame.areas[row]):
             return 0.0
-        return box_iou(frame.boxes[row], track.motion.predict(frame.number))
+        return box_iou(frame.boxes[row], track.motion.predict(frame.t))
 
     def search(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
         """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
         while lost:
             candidates = {n: find_lost(frame, self.tracks[n].looks, self.taken(frame, n), masks_of) for n in lost}
-            number = max(lost, key=lambda number: candidates[number].rank if candidates[number] else (False, -1.0))
+            number = max(lost, key=lambda n: candidates[n].rank if candidates[n] else (False, -1.0))
             best = candidates[number]
             if best is None or not best.good:
                 self.words += [f"#{number} not found: {one}" for number, one in candidates.items() if one is not None]
@@ -412,7 +418,7 @@ class Identity:
         return gone and number not in self.in_meeting and not is_rival(number)
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
-        """Keep what clean masks show."""
+        """Count absent frames, restart the motion of what comes back, and keep what clean masks show."""
         for row, number in enumerate(frame.ids):
             track = self.tracks[number]
             if not frame.shows(number):
@@ -420,13 +426,13 @@ class Identity:
                 continue
             if number in found:
                 box = mask_boxes(main_parts(frame.masks[row][None]))[0]
-                track.motion.restart(frame.number, box)
-                track.motion.observe(frame.number, box, frame.areas[row], frame.holds(box))
+                track.motion.restart(frame.t, box)
+                track.motion.observe(frame.t, box, frame.areas[row], frame.holds(box))
             elif is_rival(number) and frame.on_others(number) >= OVERLAP:
                 pass  # what is seen there may be another object: not even its place is known
             elif number not in self.in_meeting:
-                if track.absent or abs(frame.number - track.motion.at) > STALE:
-                    track.motion.restart(frame.number, frame.boxes[row])
+                if track.absent or abs(frame.t - track.motion.at) > STALE:
+                    track.motion.restart(frame.t, frame.boxes[row])
                 if self.is_clean(frame, number) and self.looks_alike(frame, number):
                     track.see(frame, number)
             track.absent = 0

@@ -21,7 +21,7 @@ MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to bo
 
 @dataclass
 class Candidate:
-    """The answer to a box prompt at a place, and how it compares with the lost object."""
+    """The answer to a box prompt at a place, and how it compares with the object that is looked for."""
 
     logits: Tensor  # (s, s)
     pointer: Tensor  # (C,), the decoder's, for memory
@@ -33,7 +33,7 @@ class Candidate:
 
     @property
     def good(self) -> bool:
-        """Whether it is the object."""
+        """Whether it is alike enough to be taken for the object."""
         return self.is_like(FOUND_LIKENESS)
 
     def is_like(self, likeness: float) -> bool:
