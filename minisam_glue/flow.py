@@ -19,7 +19,9 @@ edge of the picture, the constants and how the pyramid is made are those of Open
 flow as an argument.
 """
 
+import math
 from functools import lru_cache
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ from torch import Tensor
 SMALLEST = 32  # pixels of the shorter side of a level of the pyramid
 EDGE = (0.14, 0.14, 0.4472, 0.4472, 0.4472)  # confidence in the coefficients of the outermost pixels
 REGULAR = 1e-3  # added to the determinant: no texture, no motion
+LEAST_SIGMA = 0.1  # pixels: under narrower weights the neighbours vanish, and no polynomial can be fitted
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -73,7 +76,7 @@ def grey(pictures: Tensor) -> Tensor:
     return pictures.float() @ torch.tensor(LUMA, dtype=torch.float32, device=pictures.device)
 
 
-# --- Polynomials -------------------------------------------------------------------------------------------
+# --- Pyramid -----------------------------------------------------------------------------------------------
 
 
 def pyramid(size: tuple[int, int], pyr_scale: float, levels: int) -> list[tuple[float, tuple[int, int]]]:
@@ -85,7 +88,10 @@ def pyramid(size: tuple[int, int], pyr_scale: float, levels: int) -> list[tuple[
 
 
 def smooth(pictures: Tensor, sigma: float) -> Tensor:
-    """Pictures (N, H, W) under a Gaussian of 5 sigma pixels, at least the 3 pixels 1/4, 1/2, 1/4."""
+    """Blur pictures (N, H, W) by a Gaussian of deviation sigma, over about 5 sigma pixels, an odd number, 3 at least.
+
+    With sigma 0 the weights are 1/4, 1/2, 1/4, as OpenCV has them.
+    """
     half = max(round(5 * sigma) | 1, 3) // 2
     x = torch.arange(-half, half + 1, dtype=torch.float32)
     taps = torch.exp(-(x**2) / (2 * sigma**2)) if sigma else torch.tensor([0.25, 0.5, 0.25])
@@ -112,6 +118,9 @@ def correlate(values: Tensor, taps: Tensor, dim: int) -> Tensor:
         if weight:
             total.add_(values.narrow(dim, k, length), alpha=weight)
     return total
+
+
+# --- Polynomials -------------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -266,7 +275,7 @@ def _check(one, two, pyr_scale, levels, winsize, iterations, poly_n, poly_sigma)
         ("iterations", iterations, 1),
         ("poly_n", poly_n, 1),
     ):
-        if value != int(value) or value < least:
+        if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} is {value}: give a whole number from {least}")
-    if not poly_sigma > 0:
-        raise ValueError(f"poly_sigma is {poly_sigma}: give a number above 0")
+    if not LEAST_SIGMA <= poly_sigma < math.inf:
+        raise ValueError(f"poly_sigma is {poly_sigma}: give a number from {LEAST_SIGMA} on")

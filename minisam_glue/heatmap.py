@@ -25,9 +25,10 @@ MOST_CANDIDATES = 4096  # pixels among which points are spread
 class HeatSettings:
     """The settings that make instances of a heat map.
 
-    threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences that takes
-    Otsu's place where it finds no object before a background. floor: confidence that an instance must reach somewhere,
-    and up to one half the least threshold; it does not count where `threshold` is given. min_area, border: in pixels
+    threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences, 0 to 1,
+    that takes Otsu's place where it finds no object before a background. floor: confidence that the best pixel of an
+    instance must have, and the least threshold that Otsu's method or the quantile may give, one half at most; it does
+    not count where `threshold` is given. min_area, border: in pixels
     of a heat map of 352 x 352, scaled for others. floor and min_area: None takes the values that suit the loaded
     weights, HEAT_FLOOR and HEAT_MIN_AREA of the demo, and FLOOR and MIN_AREA of all others, which are not measured.
     split: whether a region may become several objects that touch, see mask_proposals.py; it takes points, two of them
@@ -120,7 +121,8 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
 
 
 def choose_threshold(heat: np.ndarray, settings: HeatSettings) -> float:
-    """The confidence (S, S) above which pixels are of the object: the one that is set, else Otsu's or a percentile's.
+    """The threshold for confidences (S, S) above which pixels are of the object: the one that is set, else Otsu's or a
+    percentile's, raised to the floor.
 
     Otsu's method always splits. If its upper class covers more than half of the map at a threshold below one half, it
     has split the background: the percentile is used instead. A threshold that is not set never exceeds one half, so a
@@ -175,7 +177,7 @@ def seed_points(
     """Points (n, 2) xy, as indices of pixels, and their labels (n,) for one region of a heat map (S, S).
 
     Positives are spread over the more confident half of the region, inside its border where there is an inside.
-    Negatives are spread around it, at least the border's width away from any foreground.
+    Negatives are spread around it, at least the border's width away from any foreground and from the map's edge.
     """
     sure = region & (heat >= np.median(heat[region]))
     core = sure & erode(region, border)

@@ -18,6 +18,7 @@ from .sam2 import EncodedImages
 from .sam2.layers import resize_antialiased
 from .seeding import Seed, Seeds
 
+MASKS = 3  # that SAM 2 proposes for a prompt that may mean several things
 TRUST = 0.5  # weight of SAM 2's own score of a mask beside its agreement with the region
 SAME = 0.7  # IoU above which two masks of one phrase are one object, as of two boxes: Thresholds.nms
 # Chosen, as TRUST, with the demo weights on the scenes of seeds 2000 to 2119 and 2200 to 2319:
@@ -47,7 +48,7 @@ def propose(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) 
     mask = None if seed.mask is None else mask_logits(seed.mask, models)
     if mask is not None and box is None and not seed.points:
         box = box_around(seed.mask)
-    one_click = box is None and len(seed.points) == 1
+    one_click = box is None and mask is None and len(seed.points) == 1
     prompts = [
         {
             "boxes": None if box is None else [box],
@@ -70,7 +71,7 @@ def points_inside(seed: Seed) -> list[tuple[float, float]]:
 
 
 def on_object(points: list[tuple[float, float]]) -> dict:
-    """The prompt that asks for three masks of what lies under all of these points."""
+    """The prompt that asks for several masks, MASKS of them, of what lies under all of these points."""
     return {"points": points, "labels": [1] * len(points), "multimask": True}
 
 
@@ -139,7 +140,7 @@ def split_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 
     together, own = propose(models, seed, encoded, image)
     if float(rate(together > 0, own, seed.region).max()) > float(several) + ONE_BETTER:
         return [seed]
-    return [part_of(seed, masks[i].cpu().numpy(), inside[i // 3], encoded.sizes[image]) for i in taken]
+    return [part_of(seed, masks[i].cpu().numpy(), inside[i // MASKS], encoded.sizes[image]) for i in taken]
 
 
 def choose_single(masks: Tensor, scores: Tensor, region: Tensor, least: float = 0.0) -> list[int]:

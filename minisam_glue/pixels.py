@@ -10,6 +10,7 @@ from torch import Tensor
 
 Picture = Image.Image | np.ndarray
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF 6.0, and its value in negatives
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value of cameras, scanners and microscopes
 LEAST_WHITE = 16  # floats above 1 whose largest is less than this are no grey levels of any depth
 JPEG_SIDE = 65_500  # pixels of a side that libjpeg writes, at most: JPEG_MAX_DIMENSION of its jmorecfg.h
@@ -93,19 +94,17 @@ def own_rgb(image: Picture, levels: Levels | None = None) -> np.ndarray:
 
 def _from_pillow(image: Image.Image, levels: Levels | None) -> np.ndarray:
     """Modes I and F hold any numbers; an RGB picture of 16 bits a channel is read by Pillow as its high bytes."""
-    high_bytes = is_deep_colour(image)
+    high_bytes, levels = is_deep_colour(image), levels or declared_levels(image)
     image = upright(image)
+    alpha = alpha_of(image)
     if image.mode[0] in "IF":
-        return np.repeat(eight_bits(np.asarray(image), levels)[..., None], 3, 2)
-    if image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
-        colours, alpha = pixels[..., :3], pixels[..., 3:]
+        colours = np.repeat(eight_bits(np.asarray(image), levels)[..., None], 3, 2)
     else:
-        colours, alpha = np.asarray(image.convert("RGB")), None
+        colours = np.asarray(image.convert("RGB" if alpha is None else "RGBA"))[..., :3]
     if high_bytes:
         white = max(int((levels or _levels_of_high_bytes(colours)).white), GREY_LEVELS[1].white) >> 8
         colours = (np.minimum(colours, white).astype(np.uint16) * 255 // white).astype(np.uint8)
-    return np.ascontiguousarray(colours) if alpha is None else on_white(np.concatenate((colours, alpha), 2))
+    return np.ascontiguousarray(colours) if alpha is None else on_white(np.dstack((colours, alpha)))
 
 
 def orientation(image: Image.Image) -> int:
@@ -118,15 +117,38 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF says. ImageOps.exif_transpose would write all EXIF anew, and fail at odd values."""
+    """The image, decoded and turned as its EXIF says, and with what Pillow leaves undone.
+
+    ImageOps.exif_transpose would write all EXIF anew, and fail at odd values. Pillow does not turn the values of a TIFF
+    of 16 bits in which 0 is white, nor scale the transparent level of a PNG of 2 or 4 bits as it scales its pixels.
+    """
+    negative = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    packed = next((bits for bits in (2, 4) for tile in getattr(image, "tile", ()) if tile[3] == f"L;{bits}"), None)
     image.load()  # what is wrong with the pixels must be heard here: for the EXIF of a PNG Pillow reads them, too
+    if packed and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= 255 // (2**packed - 1)
     turn = TURNS.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+    image = image if turn is None else image.transpose(turn)
+    return Image.fromarray(65535 - np.asarray(image)) if negative else image
+
+
+def alpha_of(image: Image.Image) -> np.ndarray | None:
+    """The alpha (H, W), uint8, of a decoded picture; None if it has none."""
+    if not image.has_transparency_data:
+        return None
+    if image.mode[0] in "IF":
+        return np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8)
+    return np.asarray(image.convert("RGBA"))[..., 3]
 
 
 def is_deep_colour(image: Image.Image) -> bool:
     """Whether a colour picture that is not yet decoded has 16 bits a channel in its file."""
     return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def declared_levels(image: Image.Image) -> Levels | None:
+    """The levels that a picture's file states, if it does: a PGM names its white, by which Pillow scales to 16 bits."""
+    return GREY_LEVELS[-1] if (image.format, image.mode) == ("PPM", "I") else None
 
 
 def levels_of(image: Picture) -> Levels | None:
@@ -136,7 +158,9 @@ def levels_of(image: Picture) -> Levels | None:
         return _levels_of_values(image) if is_deep and image.size else None
     if is_deep_colour(image):
         return _levels_of_high_bytes(np.asarray(image.convert("RGB")))
-    return _levels_of_values(_finite(np.asarray(image))) if image.mode[0] in "IF" else None
+    if image.mode[0] not in "IF":
+        return None
+    return declared_levels(image) or _levels_of_values(_finite(np.asarray(upright(image))))
 
 
 def join_levels(found: Iterable[Levels | None]) -> Levels | None:

@@ -36,6 +36,7 @@ from minivit.reading import (
     one_of,
     optional,
     plain,
+    refuse,
     sequence,
     text,
     whole,
@@ -132,9 +133,18 @@ def description(value: object, where: str) -> None:
         text(value[name], f"its {name}")
 
 
+def class_names(value: object, where: str) -> None:
+    """Names of classes, each once: a table of answers has a column for each."""
+    sequence(text, least=1)(value, where)
+    names = list(map(composed, value))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        refuse(value, where, f"different names, and no two {twice!r}")
+
+
 KINDS = {
     "describe": description,
-    "classes": sequence(text, least=1),
+    "classes": class_names,
     "mean": MEANS,
     "std": DEVIATIONS,
     "config": lambda value, where: (mapping(text, plain)(value, where), whole(-LARGEST)(value.get("seed", 0), "seed")),

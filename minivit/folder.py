@@ -55,6 +55,17 @@ def is_split_by_seed(name: str, root: str | Path) -> bool:
     return name == "folder" and Path(root).is_dir() and not any((Path(root) / part).is_dir() for part in parts)
 
 
+def listing(name: str, root: str | Path) -> str | None:
+    """A digest of the names of the images in class folders that are split by a seed, on which their split depends, too;
+    None for other data."""
+    if not is_split_by_seed(name, root):
+        return None
+    folders = [folder for folder in Path(root).iterdir() if folder.is_dir() and not _is_hidden(folder.name)]
+    images = [path for folder in folders for path in find_images(folder)]
+    names = sorted(path.relative_to(root).as_posix() for path in images)
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
 def load_test(root: Path, image_size: int, classes: list[str], skip_bad: bool = False) -> Split | None:
     """The images in root/test/ (else val/, valid/ or validation/), with labels that count through `classes`.
 
@@ -76,6 +87,8 @@ def _find_test(root: Path, classes: list[str]) -> dict[str, dict[str, list[Path]
     found = _leave_out_others(root, {"test": _find_classes(folder)})["test"]
     if not found:
         raise DataError(f"{folder} has no images: expected {folder}/<class>/*")
+    if folder.name != "test":
+        _say_val_is_test(root, folder.name)
     if not found.keys() <= set(classes):
         check_classes(sorted(found), classes)
     return {"test": {name: found.get(name, []) for name in classes}}
@@ -92,6 +105,7 @@ def _load_splits(
         stored = _decode_splits(root, splits, classes, image_size)
         _write_cache(cache, stored)
     _report_bad(stored["bad"], skip_bad)
+    _report_several(stored["several"])
     loaded = {split: Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in splits}
     for split, part in loaded.items():
         empty = [classes[i] for i in (torch.bincount(part.labels, minlength=len(classes)) == 0).nonzero().flatten()]
@@ -123,7 +137,7 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
         if not found[split]:
             raise DataError(f"{root / name} has no images: put a folder of them there for each class, or remove it")
         if split == "test":
-            log.warning("%s has no test/: %s/ is taken for the test images", root, name)
+            _say_val_is_test(root, name)
     for split in ("train", "test"):
         if not found.get(split):
             raise DataError(f"{root} has no {split} images: {layout}")
@@ -136,6 +150,10 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
                 "add the class there, or remove it"
             )
     return {split: {name: classes.get(name, []) for name in found["train"]} for split, classes in found.items()}
+
+
+def _say_val_is_test(root: Path, name: str) -> None:
+    log.warning("%s has no test/: %s/ is taken for the test images", root, name)
 
 
 def _refuse_other_splits(root: Path) -> None:
@@ -292,18 +310,15 @@ def _is_hidden(name: str) -> bool:
 
 
 def _decode_splits(root: Path, splits: dict[str, dict[str, list[Path]]], classes: list[str], size: int) -> dict:
-    """Tensors of every split, with the names of unreadable images under `bad`: what the cache holds."""
-    stored = {"bad": []}
+    """Tensors of every split, with the names of unreadable images under `bad`, and of those with several pages under
+    `several`: what the cache holds."""
+    stored = {"bad": [], "several": []}
     for split, found in splits.items():
         files = [path for name in classes for path in found[name]]
         labels = torch.tensor([label for label, name in enumerate(classes) for _ in found[name]])
         log.info("decoding %d images of %s", len(files), split)
         images, problems = _decode_files(files, size)
-        several = [path.relative_to(root).as_posix() for path in files if has_pages(path)]
-        if several:
-            log.warning(
-                "%d files have several pages, of which only the first is read: %s", len(several), _some(several)
-            )
+        stored["several"] += [path.relative_to(root).as_posix() for path in files if has_pages(path)]
         good = torch.tensor([problem is None for problem in problems])
         stored["bad"] += [
             f"{path.relative_to(root).as_posix()} ({problem})" for path, problem in zip(files, problems) if problem
@@ -352,13 +367,19 @@ def _report_bad(bad: list[str], skip_bad: bool) -> None:
     log.warning("left out %d unreadable %s: %s", len(bad), noun, named)
 
 
+def _report_several(several: list[str]) -> None:
+    if several:
+        files = "1 file has" if len(several) == 1 else f"{len(several)} files have"
+        log.warning("%s several pages or frames, of which only the first is read: %s", files, _some(several))
+
+
 def _cache_path(root: Path, files: dict[str, list[Path]], classes: list[str], image_size: int) -> Path:
     """One cache file per content: of every image its path below the root, byte count and hash; the classes, through
     which its labels count; and the image size."""
     paths = [path for split in files.values() for path in split]
     digests = _in_threads(_digest, paths)
-    # 3 is the format of the cache: count it up when decoding or layout changes.
-    key = hashlib.sha256(f"3 {classes}".encode("utf-8", "surrogateescape"))
+    # 4 is the format of the cache: count it up when decoding or layout changes.
+    key = hashlib.sha256(f"4 {classes}".encode("utf-8", "surrogateescape"))
     for path, digest in zip(paths, digests):
         key.update(f"\n{path.relative_to(root).as_posix()} {digest}".encode("utf-8", "surrogateescape"))
     try:

@@ -32,6 +32,7 @@ TURNS = {  # of EXIF's orientation, tag 0x0112, how the picture becomes upright
 }
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit against decompression bombs
 MAX_BYTES = 1 << 28  # of one image file
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF 6.0, and its value in negatives
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey level, in files of 16 bits or of any numbers
 
 
@@ -80,12 +81,12 @@ def looks_like_image(path: Path) -> bool:
 
 @without_warnings()
 def has_pages(path: Path) -> bool:
-    """Whether it is a TIFF of more than one page."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
+    """Whether it is a TIFF of more than one page, or an animated GIF or WebP."""
+    if path.suffix.lower() not in (".tif", ".tiff", ".gif", ".webp"):
         return False
     try:
         with _open(path) as image:
-            return image.format == "TIFF" and image.n_frames > 1
+            return image.format in ("TIFF", "GIF", "WEBP") and image.n_frames > 1
     except Exception:  # as in decode, which has reported it
         return False
 
@@ -142,32 +143,46 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF says. ImageOps.exif_transpose would write all EXIF anew, and fail at odd values."""
+    """The image, decoded and turned as its EXIF says, and with what Pillow leaves undone.
+
+    ImageOps.exif_transpose would write all EXIF anew, and fail at odd values. Pillow does not turn the values of a TIFF
+    of 16 bits in which 0 is white, nor scale the transparent level of a PNG of 2 or 4 bits as it scales its pixels.
+    """
+    negative = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+    packed = next((bits for bits in (2, 4) for tile in image.tile if tile[3] == f"L;{bits}"), None)
     image.load()  # what is wrong with the pixels must be heard here: for the EXIF of a PNG Pillow reads them, too
+    if packed and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= 255 // (2**packed - 1)
     turn = TURNS.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+    image = image if turn is None else image.transpose(turn)
+    return Image.fromarray(65535 - np.asarray(image)) if negative else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode, just opened -> RGB: turned as EXIF says, its values scaled, its alpha laid on white."""
     high_bytes = image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile)
+    declared = 16 if (image.format, image.mode) == ("PPM", "I") else None  # it states its white, by which Pillow scales
     image = upright(image)
-    if image.mode[0] in "IF":  # grey levels of more than 8 bits
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     clear = image.has_transparency_data
-    pixels = np.asarray(image.convert("RGBA" if clear else "RGB"))
-    colours = pixels[..., :3]
+    if image.mode[0] in "IF":  # grey levels of more than 8 bits
+        values = np.asarray(image)
+        colours = np.repeat(_eight_bits(values, declared)[..., None], 3, 2)
+        alpha = np.where(values == image.info["transparency"], 0, 255)[..., None] if clear else None
+    else:
+        pixels = np.asarray(image.convert("RGBA" if clear else "RGB"))
+        colours, alpha = pixels[..., :3], pixels[..., 3:]
     if high_bytes:  # of 16 bits a colour Pillow keeps eight: of a picture that uses only twelve, four are left
         bits = next(depth - 8 for depth in DEPTHS[1:] if colours.max() < 2 ** (depth - 8))
         colours = colours.astype(np.uint32) * 255 // (2**bits - 1)
     if clear:
-        alpha = pixels[..., 3:].astype(np.uint32)
+        alpha = alpha.astype(np.uint32)
         colours = (colours.astype(np.uint32) * alpha + 255 * (255 - alpha) + 127) // 255
     return Image.fromarray(colours.astype(np.uint8))
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Convert numbers of any kind to uint8: floats in 0..1 are shares of white, others have the smallest of DEPTHS.
+def _eight_bits(values: np.ndarray, declared: int | None = None) -> np.ndarray:
+    """Convert numbers of any kind to uint8: floats in 0..1 are shares of white, others have the smallest of DEPTHS,
+    or as many bits as the file declares.
 
     Values below 0 or above 16 bits are stretched from the minimum to the maximum. Non-finite values become as dark as
     the minimum. Raises DataError if no value is finite.
@@ -181,7 +196,7 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     if floats and 0 <= low and high <= 1:
         return np.rint(values * 255).astype(np.uint8)
     grey = 0 <= low and not (floats and high < 16)  # floats up to a small number are no grey levels of any depth
-    depth = next((bits for bits in DEPTHS if grey and high < 2**bits), None)
+    depth = next((bits for bits in DEPTHS if grey and high < 2**bits and bits >= (declared or 0)), None)
     if depth is None:
         return np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
     scaled = values * 255 / (2**depth - 1)

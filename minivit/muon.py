@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # Coefficients of the polynomial a x + b x^3 + c x^5, from zeropower_via_newtonschulz5 of KellerJordan/Muon: small
 # singular values grow fast, and in return large ones end near 1, not at it.
-A, B, C = 3.4445, -4.7750, 2.0315
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
 LEAST = 1e-7  # norm by which a matrix is divided
 
 
@@ -27,10 +27,11 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)
+    a, b, c = COEFFICIENTS
     for _ in range(steps):
         square = x @ x.mT
-        polynomial = torch.baddbmm(square, square, square, beta=B, alpha=C)  # B s + C s^2, of s = x x^T
-        x = torch.baddbmm(x, polynomial, x, beta=A)  # A x + (B s + C s^2) x
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)  # b s + c s^2, of s = x x^T
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + (b s + c s^2) x
     return x if wide is matrices else x.mT
 
 

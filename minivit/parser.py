@@ -182,7 +182,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     by_channel = {"type": float, "nargs": 3, "metavar": ("R", "G", "B")}
     flag("--mean", "mean of the pixels in 0..1 that is subtracted (default: the weights' or the data's)", **by_channel)
     flag("--std", "standard deviation that they are divided by (default: as for --mean)", **by_channel)
-    flag("--subset", "train on so many of the images, and test on at most as many (default 0: all)", type=int)
+    flag(
+        "--subset",
+        "use so many of the images to train and to hold out, and test on at most as many (default 0: all)",
+        type=int,
+    )
     flag("--skip-bad", "leave out images that cannot be read, instead of stopping", action="store_true")
 
 
@@ -227,7 +231,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_optimisation(parser: argparse.ArgumentParser) -> None:
     """Epochs, batches, optimizer and schedule, fine-tuning, averaging, stopping."""
     flag = functools.partial(add_flag, parser.add_argument_group("optimisation (a preset may have other defaults)"))
-    flag("--epochs", "passes over the training images", type=int)
+    flag(
+        "--epochs", "passes over the training images, in batches: those that fill none wait for the next pass", type=int
+    )
     flag("--batch-size", "images per step", type=int)
     flag("--accumulate", "gradient accumulation: parts in which a batch goes through the model", type=int)
     flag("--optimizer", "AdamW, or Muon for hidden matrices and AdamW for the rest", choices=("adamw", "muon"))

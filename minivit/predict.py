@@ -94,18 +94,22 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     folder = given.pop("out", None) or report_folder(paths)
     run.check_out(folder)
     check_ours(folder, REPORT_FILES, "report.json", "per_class", "an evaluation")
-    args = config.resolve(
-        {name: about[name] for name in ("data", "data_root", "preset", "subset") if name in about} | given
-    )
+    trained = {name: about[name] for name in ("data", "data_root", "preset", "subset") if name in about}
+    args = config.resolve(trained | given)
+    if given.keys() & {"data", "data_root"} and "subset" not in given and not run.is_same_data(about, args):
+        args["subset"] = 0  # that of the checkpoint was of other images
     shown = [datasets.stored_side(args["data"], member.side) for member in members]
     tests = load_tests(members, shown, args)
     labels = tests[shown[0]].labels
     scores = [m.evaluator.predict(m.model, tests[side].images, tta).cpu() for m, side in zip(members, shown)]
     together = scores[0] if len(scores) == 1 else mean_probability(scores)
-    facts, lines = {"data": args["data"], "test-time augmentation": tta or "none"}, []
+    where = f"{args['data']} {args['data_root']}" if args["data"] == "folder" else args["data"]
+    facts, lines = {"data": where, "test-time augmentation": tta or "none"}, []
     for member, score in zip(members, scores):
         accuracy, weights = f"{percent(top1(score, labels))} %", checkpoint.name_weights(member.state)
-        what = f"{args['data']}, {weights}" + (f", {tta}" if tta else "")
+        what = f"{where}, {weights}" + (f", {tta}" if tta else "")
+        if not run.is_same_data(member.state["describe"], trained) and not given.keys() & {"data", "data_root"}:
+            what += f"; trained on {source_of(member.state['describe'])}"
         lines.append(f"{member.path}: {accuracy} of {count(len(labels), 'test image')} ({what})")
         facts[str(member.path)] = f"{accuracy}, {weights}"
     name = about["preset"]
@@ -122,6 +126,11 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     return 0
 
 
+def source_of(about: dict) -> str:
+    """The data that a checkpoint was trained on, in words."""
+    return " ".join(str(about[name]) for name in ("data", "data_root") if name in about) or "other data"
+
+
 def report_folder(paths: Sequence[Path]) -> Path:
     """The folder of the report on checkpoints: RUN/eval-best for RUN/best.pt, runs/eval-demo for demo."""
     name = f"eval-{paths[0].stem}" if len(paths) == 1 else "eval-ensemble"
@@ -131,6 +140,8 @@ def report_folder(paths: Sequence[Path]) -> Path:
 def load_tests(members: Sequence[Member], sides: Sequence[int], args: dict) -> dict[int, Split]:
     """The test images at each of these sides, at most --subset of them. Raises DataError, and TrainingError where they
     would differ from member to member."""
+    for member in members:
+        run.check_listing(str(member.path), member.state["describe"], args)
     seeds = sorted({member.seed for member in members})
     if len(seeds) > 1 and is_split_by_seed(args["data"], args["data_root"]):
         raise TrainingError(
@@ -174,15 +185,14 @@ def classify(path: Path, words: Sequence[Path], given: dict) -> int:
             rows.append(answer)
             failed += "error" in answer
             if "attention" in answer:
-                save_picture(free_name(folder, Path(answer["file"]).stem, names), answer.pop("attention"))
+                answer["explained"] = free_name(folder, Path(answer["file"]).stem, names)
+                save_picture(answer["explained"], answer.pop("attention"))
             say_answer(answer) if "error" not in answer else complain(f"error: {answer['error']}")
     finally:  # what was answered before Ctrl-C, or before whoever reads had seen enough, is kept
         if table and rows:
             write_table(table, rows, member.state["classes"])
     if table:
         say(f"predictions: {table}")
-    if names:
-        say(f"attention: {folder}")
     return 2 if failed else 0
 
 
@@ -299,12 +309,13 @@ def is_foreign(path: Path) -> bool:
 
 
 def say_answer(answer: dict) -> None:
-    """Print the three most likely classes of a picture, and how it was cut if it was."""
+    """Print the three most likely classes of a picture, how it was cut if it was, and where its attention is."""
     side, (width, height) = answer["side"], answer["size"]
     best = answer["probabilities"].topk(min(3, len(answer["classes"])))
     likeliest = (f"{answer['classes'][c]} {p:.1%}" for p, c in zip(best.values.tolist(), best.indices.tolist()))
     cut = "" if (width, height) == (side, side) else f"  ({width}x{height}: resized, centre crop of {side}x{side})"
-    say(f"{answer['file']}: {', '.join(likeliest)}{cut}")
+    shown = f"  (attention: {answer['explained']})" if "explained" in answer else ""
+    say(f"{answer['file']}: {', '.join(likeliest)}{cut}{shown}")
 
 
 def check_table(path: Path) -> None:

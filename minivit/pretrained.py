@@ -9,6 +9,7 @@ description beside it.
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from minivit.reading import (
     text,
     whole,
 )
-from minivit.text import one_line
+from minivit.text import composed, one_line
 from minivit.vit import VisionTransformer
 
 HOLDERS = ("state_dict_ema", "model_ema", "model", "state_dict", "ema")  # of weights, averaged ones first
@@ -159,10 +160,17 @@ def is_checkpoint(content: object) -> bool:
     return isinstance(content, dict) and "describe" in content
 
 
-def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
+def knows_others(checkpoint: dict, classes: Sequence[str]) -> bool:
+    """Whether a checkpoint knows other classes than these, or in another order. ValueError if it is damaged."""
+    KINDS["classes"](checkpoint.get("classes"), "its classes")
+    return list(map(composed, checkpoint["classes"])) != list(classes)
+
+
+def load_pretrained(model: VisionTransformer, path: Path, classes: Sequence[str] | None = None) -> Loaded:
     """Initialise `model` from a file of published weights, or from a checkpoint of this program, such as `demo`.
 
-    ValueError names what cannot be read, or the keys that do not fit.
+    classes: their names, in the order of the logits: the head of a checkpoint that knows others stays new. ValueError
+    names what cannot be read, or the keys that do not fit.
     """
     path = find(Path(path))
     content = read_content(path)
@@ -171,7 +179,9 @@ def load_pretrained(model: VisionTransformer, path: Path) -> Loaded:
         layout, prefix = layout_of(state)
         ours = to_our_names(state)
         unused = sorted(name for name in ours if re.match(UNUSED, name))
-        fresh = load_state(model, {name: tensor for name, tensor in ours.items() if name not in unused})
+        others = classes is not None and is_checkpoint(content) and knows_others(content, classes)
+        left_out = {*unused, *(HEADS if others else ())}
+        fresh = load_state(model, {name: tensor for name, tensor in ours.items() if name not in left_out})
         normalisation = normalisation_of(path, content, layout)
     except ValueError as error:
         message = str(error)

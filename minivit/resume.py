@@ -62,6 +62,12 @@ def check_same_data(trainer: "Trainer", state: dict) -> None:
     if state["classes"] != list(trainer.data.classes):
         known, there = map(name_classes, (state["classes"], trainer.data.classes))
         raise TrainingError(f"this run was started with {known}, the data has {there}: resume it with the same data")
+    listings = [about.get("listing") for about in (state["describe"], trainer.describe)]
+    if None not in listings and listings[0] != listings[1]:
+        raise TrainingError(
+            "images were added, removed or renamed since this run was started, and its class folders are split by the "
+            "seed: resume it with the same files"
+        )
     reading.optional(reading.sequence(reading.whole(), 2))(state.get("images"), "its numbers of images")
     if state.get("images") not in (None, trainer.images):
         raise TrainingError(

@@ -22,7 +22,7 @@ from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
 from minivit.evaluate import resize_to_model, top1
 from minivit.files import Claim, check_ours, clear_temporaries, write_json
-from minivit.folder import is_split_by_seed
+from minivit.folder import is_split_by_seed, listing
 from minivit.precision import NARROW, amp_of, choose_precision
 from minivit.pretrained import load_pretrained
 from minivit.process import keep_freed_memory
@@ -95,7 +95,7 @@ def prepare_run(
     torch.manual_seed(args["seed"])  # the weights the model starts with
     model = build_model(args["preset"], len(dataset.classes), overrides)
     if args["pretrained"] and not resume:
-        loaded = load_pretrained(model, checkpoint.find(args["pretrained"]))
+        loaded = load_pretrained(model, checkpoint.find(args["pretrained"]), dataset.classes)
         check_optimizer(loaded.checkpoint, args)
         check_unseen("--pretrained", loaded.checkpoint, args)
         args |= {name: args[name] or value for name, value in zip(("mean", "std"), loaded.normalisation)}
@@ -369,12 +369,25 @@ def check_unseen(name: str, state: dict | None, args: dict) -> None:
     if state is None or not is_split_by_seed(args["data"], args["data_root"]):
         return
     about, seed = state["describe"], state["config"].get("seed", args["seed"])
+    check_listing(f"{name} {args[name.removeprefix('--')]}", about, args)
     if is_same_data(about, args) and seed != args["seed"]:
         raise TrainingError(
             f"{name} {args[name.removeprefix('--')]}: {args['data_root']} has no test/, so its class folders are split "
             f"by the seed, and this checkpoint saw test images of seed {args['seed']}: give --seed {seed}, or make a "
             "test/"
         )
+
+
+def check_listing(name: str, about: dict, args: dict) -> None:
+    """TrainingError if class folders that are split by a seed have changed since a checkpoint was trained on them:
+    another list of files is split otherwise. about: the checkpoint's description."""
+    known = about.get("listing")
+    if known is None or not is_same_data(about, args) or known == listing(args["data"], args["data_root"]):
+        return
+    raise TrainingError(
+        f"{name}: images were added to {args['data_root']}, removed or renamed since, and its class folders are split "
+        "by the seed: test images of now may have been trained on; make a test/ of images that are new to it"
+    )
 
 
 def is_same_data(about: dict, args: dict) -> bool:
@@ -402,7 +415,8 @@ def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> 
 def describe_model(args: dict, model: nn.Module) -> dict:
     """Describe the model, and the data, for its checkpoints."""
     data = {name: args[name] for name in ("data", "subset", "val_split")} | {"data_root": str(args["data_root"])}
-    return checkpoint.describe(model, args["preset"]) | data
+    names = listing(args["data"], args["data_root"])
+    return checkpoint.describe(model, args["preset"]) | data | ({"listing": names} if names else {})
 
 
 def final_report(trainer: Trainer) -> dict:

@@ -122,7 +122,9 @@ def channel_stats(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float,
 def check_classes(there: list[str], known: list[str]) -> None:
     """DataError unless the classes of the data at hand are those that a checkpoint knows."""
     if list(there) != list(known):
+        new = [name for name in there if name not in known]
         raise DataError(
-            f"the checkpoint knows {name_classes(known)}, the data has {name_classes(there)}: "
-            "name the data it was trained on"
+            f"the checkpoint knows {name_classes(known)}, the data has {name_classes(there)}"
+            + (f", and {', '.join(new[:3])} is none that it knows" if new else "")
+            + ": name the data it was trained on"
         )

@@ -41,7 +41,7 @@ class TrainConfig:
     compile: bool = False
     patience: int = 0  # early stopping: epochs without a better hold-out accuracy, 0 for never
     max_bad_steps: int = 20  # non-finite steps in a row
-    ema_start: float = 0.995  # decay of the averaged weights (ema.py) at the first step
+    ema_start: float = 0.995  # decay of the averaged weights where its ramp begins (ema.py); the first steps have less
     ema_end: float = 0.9995  # and at the last one
     sizes: tuple[int, ...] = ()  # image sides, each for an equal share of the epochs; () for the model's own
     crop: int = 4  # pixels of padding around an image, from which a window of its size is cut

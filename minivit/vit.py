@@ -72,7 +72,9 @@ class ViTConfig:
     qk_temperature: bool = False  # a learned factor on the scores of each head, for sharp attention on few images
     attention_biases: bool = True  # in the projections of attention; class-attention always has them
     activation: Literal["gelu", "silu"] = "gelu"  # in the MLP, of full blocks alone; on a CPU SiLU costs half of GELU
-    smaller_images: bool = False  # takes smaller images too, for cheap first epochs: positions are interpolated
+    # Takes smaller images too, for cheap first epochs: absolute positions are interpolated, of relative ones the middle
+    # of the table counts.
+    smaller_images: bool = False
     init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is what Muon keeps them at
     layer_scale: float | None = None  # initial gain; None for no LayerScale
     dropout: float = 0.0
@@ -153,7 +155,7 @@ class ViTConfig:
     def takes(self, height: int, width: int) -> bool:
         """Whether the model takes images of this size."""
         smaller = height <= self.size[0] and width <= self.size[1]
-        fits = height % self.patch == width % self.patch == 0 < min(height, width)
+        fits = min(height, width) > 0 and height % self.patch == 0 and width % self.patch == 0
         return (height, width) == self.size or (self.smaller_images and smaller and fits)
 
     @property
@@ -311,7 +313,7 @@ class VisionTransformer(nn.Module):
         full = config.depth - config.class_attention
         self.blocks = nn.ModuleList(Block(config, rate, tokens) for rate in rates[:full])
         self.class_blocks = nn.ModuleList(make_class_block(config, rate) for rate in rates[full:])
-        # timm's names: `norm` normalises all tokens, `fc_norm` the mean of the patches.
+        # timm's names: `norm` normalises all tokens, `fc_norm` the mean of the patches (and the distillation token).
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pool == "cls" else nn.Identity()
         self.fc_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pool == "mean" else nn.Identity()
         self.head = nn.Linear(dim, config.classes)

@@ -64,6 +64,15 @@ def test_each_part_of_another_kind_is_named(tmp_path, state, name, value):
         checkpoint.read(tmp_path / "a.pt")
 
 
+def test_two_classes_of_one_name_are_refused(tmp_path, state):
+    path = tmp_path / "twice.pt"
+    checkpoint.save(
+        path, state | {"classes": ["e\u0301", "\u00e9", *state["classes"][2:]]}
+    )  # one name, in two spellings
+    with pytest.raises(CheckpointError, match="damaged: classes .* different names"):
+        checkpoint.read(path)
+
+
 def test_one_set_of_weights_is_what_the_file_stands_for(tmp_path, state):
     chosen = {k: v for k, v in state.items() if k != "ema"} | {"weights": "raw", "epoch": 3}
     checkpoint.save(tmp_path / "best.pt", chosen)

@@ -666,13 +666,15 @@ def test_every_kind_of_picture_is_read_as_the_table_of_both_packages_says(case: 
         assert np.array_equal(read_image(path, SIDE).permute(1, 2, 0).numpy(), case.expected)
 
 
-def test_pages_that_are_left_out_are_counted_and_named(root, caplog):
+def test_pages_and_frames_that_are_left_out_are_counted_and_named_each_time(root, caplog):
     pages = [Image.new("RGB", (8, 8), (0, 0, level)) for level in (0, 90)]
-    pages[0].save(root / "train" / "cat" / "scan.tif", save_all=True, append_images=pages[1:])
-    loaded = folder.load(root, 8)
-    assert len(loaded.train) == 7 and [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
-        "1 files have several pages, of which only the first is read: train/cat/scan.tif"
-    ]
+    for name in ("scan.tif", "film.gif"):
+        pages[0].save(root / "train" / "cat" / name, save_all=True, append_images=pages[1:])
+    for _ in range(2):  # decoded, then read from the cache
+        assert len(folder.load(root, 8).train) == 8
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "2 files have several pages or frames, of which only the first is read: train/cat/film.gif, train/cat/scan.tif"
+    ] * 2
 
 
 def test_a_heic_picture_is_refused_with_the_way_out():

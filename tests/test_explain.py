@@ -147,7 +147,9 @@ def test_predict_writes_each_picture_beside_what_the_model_looks_at(tmp_path, mo
         Image.fromarray(pixels).save(name)
     words = ["--predict", path, "x/cat.png", "y/Cat.png", "none.png", "z.png", "--device", "cpu"]
     assert train_cifar.main([*words, "--save-attention", "new/maps"]) == 2
-    assert capsys.readouterr().out.splitlines()[-1] == "attention: new/maps"
+    told = [line.partition("(attention: ")[::2] for line in capsys.readouterr().out.splitlines()]
+    files = [(line.partition(":")[0], shown.rstrip(")")) for line, shown in told]
+    assert files[:2] == [("x/cat.png", "new/maps/cat.png"), ("y/Cat.png", "new/maps/Cat-2.png")]
     assert sorted(p.name for p in Path("new/maps").iterdir()) == ["Cat-2.png", "cat.png", "z.png"]
     written = np.asarray(Image.open("new/maps/z.png"))
     assert written.shape == (256, 512, 3)  # sixteen times as large

@@ -67,7 +67,7 @@ def test_eval_needs_no_training_images_and_a_class_without_images_has_a_dash_and
     path = save_checkpoint(Path("run/best.pt"))
     assert train_cifar.main(["--eval", str(path), "--device", "cpu"]) == 0
     printed = capsys.readouterr()
-    assert "of 12 test images (folder, raw weights of epoch 3)" in printed.out
+    assert "of 12 test images (folder images, raw weights of epoch 3)" in printed.out
     assert "report: run/eval-best/report.md" in printed.out and "no test images of =1+1" in printed.err
     stored = json.loads(Path("run/eval-best/report.json").read_text())
     absent, *others = stored["per_class"]
@@ -139,6 +139,47 @@ def test_an_evaluation_that_cannot_be_meant_is_one_line_and_writes_nothing(image
     shutil.rmtree("images")
     Path("images/test").mkdir(parents=True)
     assert "images/test has no images" in refused(["--eval", str(one)], capsys)
+
+
+def test_an_evaluation_on_other_data_says_so_and_tests_on_all_of_it(images, capsys):
+    few = save_checkpoint(Path("run/few.pt"), 0, subset=4)
+    shutil.copytree("images", "others")
+    assert train_cifar.main(["--eval", str(few), "--device", "cpu", "--data-root", "others"]) == 0
+    assert "of 12 test images (folder others, raw weights" in capsys.readouterr().out
+    assert "| data | folder others |" in Path("run/eval-few/report.md").read_text()
+    one, other = save_checkpoint(Path("run/a.pt")), save_checkpoint(Path("run/b.pt"), data_root="others")
+    assert train_cifar.main(["--eval", str(one), str(other), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "trained on" not in lines[0] and lines[1].endswith("; trained on folder others)")
+    shutil.move("images/test", "images/val")
+    assert train_cifar.main(["--eval", str(one), "--device", "cpu"]) == 0
+    assert "images has no test/: val/ is taken for the test images" in capsys.readouterr().err
+
+
+def test_an_evaluation_names_the_classes_that_a_checkpoint_lacks(images, capsys):
+    one = save_checkpoint(Path("run/a.pt"))
+    draw(images / "test" / "zebra", 0, 2)
+    assert "3 classes (bright, dark, zebra), and zebra is none that it knows" in refused(["--eval", str(one)], capsys)
+
+
+def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tmp_path, capsys):
+    for name, low in (("bright", 150), ("dark", 0)):
+        draw(Path("pets") / name, low, 10)
+    words = "--data folder --data-root pets --preset shapes-demo --dim 16 --depth 1 --heads 2 --epochs 1".split()
+    words += ["--batch-size", "8", "--threads", "1", "--device", "cpu"]
+    assert train_cifar.main([*words, "--out", "run"]) == 0
+    assert train_cifar.main(["--eval", "run/best.pt", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    draw(Path("new"), 0, 1)
+    shutil.move("new/0.png", "pets/dark/00.png")
+    for task in (["--eval", "run/best.pt"], [*words, "--pretrained", "run/best.pt", "--out", "r2"]):
+        assert train_cifar.main([*task, *([] if "--device" in task else ["--device", "cpu"])]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "run/best.pt: images were added to pets, removed or renamed since" in last and "make a test/" in last
+    assert train_cifar.main(["--resume", "run"]) == 2
+    assert "images were added, removed or renamed since this run" in capsys.readouterr().err.splitlines()[-1]
+    Path("pets/dark/00.png").unlink()
+    assert train_cifar.main(["--eval", "run/best.pt", "--device", "cpu"]) == 0
 
 
 def test_predict_takes_folders_and_patterns_goes_on_after_bad_files_and_ends_with_status_2(images, capsys):

@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers.vit_checkpoints import infer_config
 from parity import manifest_state
 
+from minivit.checkpoint import save_model
 from minivit.layouts import to_our_names
 from minivit.pretrained import load_pretrained, load_state, read_content, resize_position_embedding, state_dict_of
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
@@ -64,6 +66,18 @@ def test_another_class_count_keeps_all_but_the_head(tmp_path):
     model = VisionTransformer(ViTConfig(**{**vars(TINY), "classes": 7}))
     assert "new, to be trained: head.weight, head.bias" in load_pretrained(model, tmp_path / "vit.pth").line
     assert torch.equal(model.blocks[1].attn.qkv.weight, source.blocks[1].attn.qkv.weight)
+
+
+def test_the_head_of_a_checkpoint_that_knows_other_classes_stays_new(tmp_path):
+    model = VisionTransformer(replace(TINY, classes=2))
+    save_model(tmp_path / "best.pt", model, ["ant", "bee"], [0.5] * 3, [0.2] * 3)
+    for names, new in ((["ape", "cow"], True), (["bee", "ant"], True), (["ant", "bee"], False), (None, False)):
+        other = VisionTransformer(replace(TINY, classes=2))
+        head = other.head.weight.detach().clone()
+        loaded = load_pretrained(other, tmp_path / "best.pt", names)
+        assert ("new, to be trained: head.weight, head.bias" in loaded.line) == new
+        assert torch.equal(other.head.weight, head if new else model.head.weight)
+        assert torch.equal(other.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 
 def test_another_image_size_resamples_the_positions_and_leaves_the_class_token_alone():

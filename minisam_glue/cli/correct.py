@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import media
+from ..boxes import box_iou, overlap
 from ..datasets import FORMATS
 from ..models import DETECTORS, DTYPES, Models
 from ..prompts import CLICKED, Clicks, ObjectPrompt, Thresholds, split_phrases
@@ -475,20 +476,6 @@ def touched(ids: set[int], objects: list[Segment]) -> set[int]:
         new = {o.id for o in seen if o.id not in found and any(overlap(o.box, box) for box in boxes)}
         found, grown = found | new, bool(new)
     return found - ids
-
-
-def overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes, xyxy, have pixels in common."""
-    return all(max(one[i], other[i]) < min(one[i + 2], other[i + 2]) for i in (0, 1))
-
-
-def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes, xyxy."""
-    if not overlap(one, other):
-        return 0.0
-    common = (*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:]))
-    both, *areas = ((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (common, one, other))
-    return both / (sum(areas) - both)
 
 
 class Old:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..layers import WeightsState
 from ..masks import as_bool, mask_box
-from ..pixels import Picture, check_list, is_picture, normalise, to_rgb
+from ..pixels import IMAGENET_MEAN, Picture, check_list, is_picture, normalise, to_rgb
 from ..support.recent import Recent
 from .model import CLIPSeg
 from .tokenizer import CLIPTokenizer
@@ -35,19 +35,23 @@ def preprocess(picture: np.ndarray, size: int) -> Tensor:
 def highlight(
     picture: Picture, mask: np.ndarray, brightness: float = 0.1, blur: float = 2.0, context: float = 0.5
 ) -> np.ndarray:
-    """A picture prompt that shows one object: background dark and blurred, cropped to the object.
+    """A picture prompt that shows one object: background grey and blurred, cropped to the object.
 
-    The paper calls this visual prompt engineering. Its code (img_preprocess in evaluation_utils.py) darkens by 0.1,
-    too, but blurs by 3 and leaves less around the object: blur and context are our choice.
-    mask: bool (H, W). brightness: factor of the background. blur: deviation of its Gaussian in pixels. context: margin
-    of the crop, as a share of the object's longer side. ValueError if the mask is empty or of another size.
+    The paper calls this visual prompt engineering. In its training (crop_blur_highlight352 in datasets/utils.py) the
+    normalised pixels of the background are multiplied by 0.1, which fades them to the mean grey, as here; it blurs by 3
+    and leaves 0.1 around the object: blur and context are our choice.
+    mask: bool (H, W). brightness: what is left of the background's distance from the mean grey. blur: deviation of its
+    Gaussian in pixels. context: margin of the crop, as a share of the object's longer side. ValueError if the mask is
+    empty or of another size.
     """
     image, mask = to_rgb(picture), as_bool(np.asarray(mask))
     box = mask_box(mask) if mask.ndim == 2 else None
     if box is None or mask.shape != image.shape[:2]:
         raise ValueError(f"a mask {mask.shape} of {mask.sum()} pixels for a picture {image.shape[:2]}: show the object")
-    background = np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(ImageFilter.GaussianBlur(blur)))
-    image = np.where(mask[..., None], image, (background * brightness).astype(np.uint8))
+    blurred = np.asarray(Image.fromarray(np.ascontiguousarray(image)).filter(ImageFilter.GaussianBlur(blur)))
+    mean = np.multiply(IMAGENET_MEAN, 255)
+    background = np.clip(np.rint(mean + brightness * (blurred - mean)), 0, 255).astype(np.uint8)
+    image = np.where(mask[..., None], image, background)
     left, top, right, bottom = box
     margin = round(context * max(right - left, bottom - top))
     return image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]

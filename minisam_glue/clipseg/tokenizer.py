@@ -71,15 +71,15 @@ def words(text: str) -> list[str]:
     """Cut into runs of letters, single digits, runs of other characters, English contractions and special tokens."""
     found, i = [], 0
     while i < len(text):
-        special = next((s for s in (START, END, *CONTRACTIONS) if text.startswith(s, i)), None)
-        if special is None:
+        piece = next((s for s in (START, END, *CONTRACTIONS) if text.startswith(s, i)), None)
+        if piece is None:
             kind, end = kind_of(text[i]), i + 1
             while kind != "N" and end < len(text) and kind_of(text[end]) == kind:
                 end += 1
-            special = text[i:end]
-        if not special.isspace():
-            found.append(special)
-        i += len(special)
+            piece = text[i:end]
+        if not piece.isspace():
+            found.append(piece)
+        i += len(piece)
     return found
 
 

@@ -34,7 +34,7 @@ from .scenes import ALL_KINDS, KINDS, TRAINING_FROM, ClipMotion, clip, motion, s
 
 MEETINGS = ("crossing", "pass", "bounce", "twins")  # kinds of clips in which look-alikes meet
 RETURNS = ("occlusion", "leaving", "return", "scale")  # and in which an object returns
-JITTER = 0.1  # largest deviation of the corners of a prompted box, in sides of the box
+JITTER = 0.1  # largest standard deviation of the noise on the corners of a prompted box, in sides of the box
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Recipe(training.Recipe):
     lr: float = 1e-3
     frames: int = 8  # frames of a clip of neighbouring frames
     side: int = 320  # pixels that images are resized to, fewer than in use (arXiv 1906.06423)
-    early_side: int = 224  # in the early steps, which are half as long for it
+    early_side: int = 224  # in the early steps, which take half the time for it
     early_steps: int = 5_000
-    clip_side: int = 256  # and clips
+    clip_side: int = 256  # pixels that frames of clips are resized to
     full_steps: int = 600  # at the end, in which clips get `side` too
     objects: int = 3  # most objects of an image or clip
     corrections: int = 2  # clicks after the first prompt of an image
@@ -57,8 +57,10 @@ class Recipe(training.Recipe):
     mixed_steps: int = 500  # after them, in which clips get more and more frequent
     clip_share: float = 0.75  # share of later steps that show clips
     episode_steps: int = 10_000  # before contacts and returns are shown, when tracking of neighbours is learned
-    contacts: float = 0.35  # share of clips about a meeting of look-alikes
-    returns: float = 0.25  # and about a return
+    contacts: float = (
+        0.35  # share of clips of MEETINGS; a third of them have none to show, and show neighbouring frames
+    )
+    returns: float = 0.25  # and of RETURNS
     warm: int = 12  # most frames that lead up to these and only fill the memory
     taught: int = 7  # frames of these that are learned from
     boxed: float = 0.5  # share of tracked frames with predicted boxes beside the memory
@@ -249,6 +251,7 @@ def random_frames(rng: np.random.Generator, count: int) -> tuple[np.ndarray, lis
 
 def draw_batch(recipe: Recipe, step: int, draw: int) -> Batch:
     """The batch of a step: images, or clips as often as the recipe says. draw: numbers batches over all processes."""
+    # Drawn by the step alone, so that all processes show images, or clips; 4 tells this stream from others.
     rng = np.random.default_rng((recipe.seed, step, 4))
     first = TRAINING_FROM + (recipe.seed * 1_000_000 + draw) * recipe.batch_size
     opening = str(rng.choice(("box", "click", "mask"), p=(0.5, 0.3, 0.2)))

@@ -24,8 +24,10 @@ from .drawing import Rng
 
 LENGTH = 60  # frames of the clips from which a few are taken
 STRIDES = (1, 2, 3)  # frames from one to the next that is shown, of contacts and comebacks
-AFTER = 4  # frames after a meeting or a return on which the loss is larger
-NOISE = 0.5  # of its size: how far a predicted box may be from the object
+AFTER = 4  # frames that are shown after a meeting or a return on which the loss is larger
+TAIL = 4  # frames of the clip after a meeting at which the middle of its frames may lie
+NOISE = 0.5  # of its size: largest offset of the predicted boxes of an object
+SHAKE, RESIZED = 0.2, 0.12  # deviation of their centres from frame to frame, in offsets; of the logarithm of their size
 OUTSIDE = -10.0  # logit, at most, of a pixel that belongs to another object
 
 
@@ -45,7 +47,7 @@ def contact(rng: Rng, span: tuple[int, int], warm: int, taught: int) -> Episode:
     They begin before it because afterwards nothing could tell which of two look-alikes was which.
     """
     stride, start = int(rng.choice(STRIDES)), max(span[0] - 2, 1)
-    middle = rng.uniform(span[0], span[1] + AFTER)
+    middle = rng.uniform(span[0], span[1] + TAIL)
     first = round(middle - stride * (taught - 1) / 2)
     first = int(np.clip(first, start, min(start + warm * stride, LENGTH - 1 - stride * (taught - 1))))
     before = np.arange(first - stride, start - 1, -stride)[:warm][::-1]
@@ -54,7 +56,10 @@ def contact(rng: Rng, span: tuple[int, int], warm: int, taught: int) -> Episode:
 
 
 def comeback(rng: Rng, span: tuple[int, int], warm: int, taught: int) -> Episode:
-    """`taught` frames from about the end of an absence, from span[0] to span[1], after at most `warm` in it."""
+    """`taught` frames from about the end of an absence on, which lasts from span[0] to span[1].
+
+    At most `warm` frames lead up to them, and may begin before the absence. The prompted one lies before it.
+    """
     stride = int(rng.choice(STRIDES))
     first = span[1] + 1 - stride * int(rng.integers(0, 3))
     first = int(np.clip(first, 2, max(LENGTH - 1 - stride * (taught - 1), 2)))
@@ -79,7 +84,8 @@ def backwards(span: tuple[int, int]) -> tuple[int, int]:
 
 
 def with_jump(rng: Rng, episode: Episode) -> Episode:
-    """The episode with 2 to 10 frames of the clip skipped somewhere, which the memory does not count.
+    """The episode with up to 10 frames of the clip skipped somewhere, which the memory does not count; 2 at least where
+    the clip has room for them.
 
     Leaves `parted` None: which frame is the first after a meeting changes, see first_after.
     """
@@ -133,14 +139,15 @@ def mosaic(
 def hints(rng: Rng, boxes: np.ndarray, share: float) -> np.ndarray:
     """Whole boxes (T, n, 4) -> predicted ones, on a share of the frames; NaN elsewhere and where a box is empty.
 
-    How much they err is drawn once for each object, as a motion model errs for a while: up to NOISE of the size.
+    How much they err is drawn once for each object, as a motion model errs for a while: an offset up to NOISE of its
+    size, and a factor of the size (RESIZED). The centre of each frame is shaken by SHAKE times that level, too.
     """
     T, n = boxes.shape[:2]
     size = boxes[..., 2:] - boxes[..., :2]
     centre = (boxes[..., 2:] + boxes[..., :2]) / 2
     level, way = rng.random((1, n, 1)) * NOISE, rng.uniform(-1, 1, (1, n, 2))
-    centre = centre + size * level * (way + rng.normal(0, 0.2, (T, n, 2)))
-    size = size * np.exp(rng.normal(0, 0.12, (1, n, 2)))
+    centre = centre + size * level * (way + rng.normal(0, SHAKE, (T, n, 2)))
+    size = size * np.exp(rng.normal(0, RESIZED, (1, n, 2)))
     given = (rng.random((T, 1)) < share) & (boxes[..., 2] > boxes[..., 0])
     return np.where(given[..., None], np.concatenate((centre - size / 2, centre + size / 2), -1), np.nan)
 

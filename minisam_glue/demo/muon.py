@@ -14,7 +14,7 @@ from torch import Tensor
 
 LEAST = 8  # rows and columns: of thinner matrices nothing is gained over AdamW
 STEPS = 5  # of Newton-Schulz
-A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial a x + b x^3 + c x^5: KellerJordan/Muon
+COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the polynomial a x + b x^3 + c x^5: KellerJordan/Muon
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
@@ -24,9 +24,10 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = COEFFICIENTS
     for _ in range(STEPS):
         square = x @ x.mT
-        x = A * x + (B * square + C * square @ square) @ x
+        x = a * x + (b * square + c * square @ square) @ x
     return x if wide is matrices else x.mT
 
 

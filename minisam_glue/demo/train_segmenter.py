@@ -34,6 +34,8 @@ from .scenes import KINDS, clip, scene
 EVALUATED = range(900_000, 900_040)  # seeds that training watches itself with; not those of the results
 EVALUATED_CLIPS = 8
 FOCAL = 20.0  # weight of the focal loss; those of the others are one, as in the paper
+UNION = 3.0  # weight of the error of a predicted IoU where the mask is a union
+PEAK, ALIKE = 1.5, 1.5  # bias of queries and keys in the memory attention; gain of their weights in the decoder's
 CROWDED = 0.25  # share of a mask on other objects from which it counts as a union with them
 
 
@@ -104,6 +106,7 @@ def mask_losses(
     """Means over objects; truth (O, h, w) at twice the size of the masks, the share of each pixel that is covered.
 
     Of three masks the best is taught. The focal factor is (truth - p)^2: (1 - p_t)^2 where a pixel is no edge.
+    Foreground and background count alike: SAM 2's alpha of 0.25 is left out.
     crowd: as truth, of all other objects. weights: (O,).
     """
     there = truth.flatten(1).any(1)
@@ -127,7 +130,7 @@ def mask_losses(
 def iou_loss(ious: Tensor, found: Tensor, true: Tensor, crowd: Tensor | None) -> Tensor:
     """Error (O,) of predicted IoUs (O, M) for masks found (O, M, h, w); true and crowd (O, h, w), all bool.
 
-    Masks that lie on other objects too count three times: a union of two look-alikes must not be the best rated mask.
+    Masks that lie on other objects too count UNION times: a union of two look-alikes must not be the best rated mask.
     """
     true, area = true[:, None], found.sum((2, 3)).clamp(min=1)
     iou = (found & true).sum((2, 3)) / (found | true).sum((2, 3)).clamp(min=1)
@@ -135,7 +138,7 @@ def iou_loss(ious: Tensor, found: Tensor, true: Tensor, crowd: Tensor | None) ->
     if crowd is None:
         return error.mean(1)
     union = (found & crowd[:, None]).sum((2, 3)) / area >= CROWDED
-    return (error * torch.where(union, 3.0, 1.0)).mean(1)
+    return (error * torch.where(union, UNION, 1.0)).mean(1)
 
 
 def first_frame(
@@ -223,9 +226,9 @@ def head_start(model: SAM2) -> None:
         if isinstance(attention, RotaryAttention):
             for projection in (attention.q_proj, attention.k_proj):
                 # Channels: those turned by x, then those turned by y, each with the largest angles first.
-                projection.bias.zero_().view(2, -1)[:, : len(projection.bias) // 8] = 1.5
+                projection.bias.zero_().view(2, -1)[:, : len(projection.bias) // 8] = PEAK
         elif isinstance(attention, Attention):
-            torch.nn.init.orthogonal_(attention.q_proj.weight, gain=1.5)
+            torch.nn.init.orthogonal_(attention.q_proj.weight, gain=ALIKE)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
 
 

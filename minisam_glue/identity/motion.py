@@ -9,6 +9,8 @@ from statistics import median
 
 import torch
 
+from .. import boxes
+
 PLACES, SIZES, AREAS = 6, 8, 10  # clean frames whose centres, sizes and areas are kept
 AREA_RANGE = 0.4, 2.5  # of a clean mask, times the median
 NEAR_PREDICTION = 0.3  # IoU of a clean mask's box with the predicted one
@@ -116,20 +118,14 @@ def corners(box: CentreBox) -> tuple[float, float, float, float]:
 
 def box_iou(one: CentreBox, other: CentreBox) -> float:
     """Intersection over union of two boxes."""
-    sides = (
-        min(a + w / 2, b + v / 2) - max(a - w / 2, b - v / 2)
-        for a, b, w, v in zip(one[:2], other[:2], one[2:], other[2:])
-    )
-    width, height = (max(0.0, side) for side in sides)
-    both = width * height
-    return both / (one[2] * one[3] + other[2] * other[3] - both)
+    return boxes.box_iou(corners(one), corners(other))
 
 
-def touching_pairs(boxes: dict[int, CentreBox], margin: float = 1.0) -> list[tuple[int, int]]:
+def touching_pairs(placed: dict[int, CentreBox], margin: float = 1.0) -> list[tuple[int, int]]:
     """The pairs of ids whose boxes, enlarged by a margin, overlap; the smaller id first."""
-    if len(boxes) < 2:
+    if len(placed) < 2:
         return []
-    numbers = sorted(boxes)
-    table = torch.tensor([boxes[number] for number in numbers], dtype=torch.float64)
+    numbers = sorted(placed)
+    table = torch.tensor([placed[number] for number in numbers], dtype=torch.float64)
     gap = (table[:, None, :2] - table[:, :2]).abs() * 2 - margin * (table[:, None, 2:] + table[:, 2:])
     return [(numbers[i], numbers[j]) for i, j in (gap < 0).all(-1).triu(1).nonzero().tolist()]

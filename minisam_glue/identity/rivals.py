@@ -2,10 +2,10 @@
 
 The rules follow them too, without showing them, so that an object meets them as it meets another tracked one: a mask
 that covers both is cut (meeting.py), and a lost object is not looked for where a rival is (search.py). They are found
-where an object is prompted, and later on frames 0, 8, 16 and so on if it is seen clearly there, by box prompts at the places
-whose image tokens are like its own, and followed by a box prompt where their motion says: SAM 2's memory, which takes
-most of the time of a tracked object, is not used. What DAM4SAM (arXiv 2411.17576) does about distractors is to keep
-more memories of the object.
+where an object is prompted, and later on frames 0, 8, 16 and so on if it is seen clearly there, by box prompts at the
+places whose image tokens are like its own, and followed by a box prompt where their motion says: SAM 2's memory, which
+takes most of the time of a tracked object, is not used. What DAM4SAM (arXiv 2411.17576) does about distractors is to
+keep more memories of the object.
 """
 
 from collections.abc import Collection, Sequence

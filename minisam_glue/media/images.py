@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..pixels import Levels, levels_of, own_rgb, upright
+from ..pixels import Levels, alpha_of, is_deep_colour, levels_of, own_rgb, upright
 from ..support.quiet import without_warnings
 from ..support.reading import check_regular
 from .heif import is_heif, read_heif
@@ -75,17 +75,21 @@ def read_masks(source: str | Path) -> list[np.ndarray]:
     name = str(source)
     try:
         with _open_mask(_download(name) if is_url(source) else source) as opened:
-            image = upright(opened)
+            is_deep, image = is_deep_colour(opened), upright(opened)
             if image.mode == "P":
                 return _of_palette(image, name)
-            if image.has_transparency_data:
-                alpha = np.asarray(image.convert("RGBA"))[..., 3]
-                if alpha.min() < 255:
-                    return [alpha >= OPAQUE]
+            alpha = alpha_of(image)
+            if alpha is not None and alpha.min() < 255:
+                return [alpha >= OPAQUE]
             if image.mode[0] in "IF":
                 values = np.asarray(image)
                 return [(values != 0) & np.isfinite(values)]  # NaN is "no data" of maps
-            return [np.asarray(image.convert("RGB")).max(2) >= (LEAST_LIGHT if opened.format in LOSSY else 1)]
+            mask = np.asarray(image.convert("RGB")).max(2) >= (LEAST_LIGHT if opened.format in LOSSY else 1)
+            if is_deep and not mask.any():
+                raise MediaError(
+                    "of 16 bits a colour Pillow reads the high ones alone, and all are 0: save it in 8 bits"
+                )
+            return [mask]
     except Exception as error:  # as in decode
         raise _error(name, error) from error
 

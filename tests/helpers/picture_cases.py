@@ -37,15 +37,27 @@ def saved(array: np.ndarray, mode: str | None = None, **options) -> Callable[[Pa
     return lambda path: Image.fromarray(array, mode).save(path, **options)
 
 
-def png_of_16_bits(values: np.ndarray) -> Callable[[Path], None]:
-    """Writes uint16 (H, W, C) as a PNG (RFC 2083) of 16 bits a channel, which Pillow does not."""
+def png_of_16_bits(values: np.ndarray, clear: int | None = None) -> Callable[[Path], None]:
+    """Writes uint16 (H, W, C) as a PNG (RFC 2083) of 16 bits a channel, which Pillow does not; see png."""
+    height, width, channels = values.shape
+    return png(values.astype(">u2").reshape(height, -1).view(np.uint8), 16, width, channels, clear)
+
+
+def grey_png(levels: np.ndarray, bits: int, clear: int) -> Callable[[Path], None]:
+    """Writes levels (H, W) below 2 ** bits as a grey PNG of so few bits; see png."""
+    each = (levels[..., None] >> np.arange(bits)[::-1]) & 1  # (H, W, bits)
+    return png(np.packbits(each.reshape(len(levels), -1), 1), bits, levels.shape[1], 1, clear)
+
+
+def png(rows: np.ndarray, bits: int, width: int, channels: int, clear: int | None) -> Callable[[Path], None]:
+    """Writes packed rows, uint8 (H, bytes). clear: the grey level that is transparent."""
     kinds = {1: 0, 2: 4, 3: 2, 4: 6}  # channels -> colour type
 
     def write(path: Path) -> None:
-        height, width, channels = values.shape
-        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-        head = struct.pack(">IIBBBBB", width, height, 16, kinds[channels], 0, 0, 0)
-        chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        lines = b"".join(b"\0" + row.tobytes() for row in rows)
+        head = struct.pack(">IIBBBBB", width, len(rows), bits, kinds[channels], 0, 0, 0)
+        hole = () if clear is None else ((b"tRNS", struct.pack(">H", clear)),)
+        chunks = ((b"IHDR", head), *hole, (b"IDAT", zlib.compress(lines)), (b"IEND", b""))
         parts = [
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
             for kind, data in chunks
@@ -55,7 +67,13 @@ def png_of_16_bits(values: np.ndarray) -> Callable[[Path], None]:
     return write
 
 
-def tiff(values: np.ndarray, sample_format: int) -> Callable[[Path], None]:
+def pgm(values: np.ndarray) -> Callable[[Path], None]:
+    """Writes uint16 (H, W) as a PGM whose white is stated to be 65535."""
+    head = f"P5 {values.shape[1]} {values.shape[0]} 65535\n".encode()
+    return lambda path: path.write_bytes(head + values.astype(">u2").tobytes())
+
+
+def tiff(values: np.ndarray, sample_format: int, zero_is_white: bool = False) -> Callable[[Path], None]:
     """Writes an array (H, W, C) as a TIFF (revision 6.0) of one strip. sample_format: 1 whole, 2 signed, 3 float."""
 
     def write(path: Path) -> None:
@@ -68,7 +86,7 @@ def tiff(values: np.ndarray, sample_format: int) -> Callable[[Path], None]:
             (257, 4, [height]),
             (258, 3, [bits] * channels),
             (259, 3, [1]),
-            (262, 3, [2 if channels > 1 else 1]),
+            (262, 3, [2 if channels > 1 else 1 - zero_is_white]),
             (273, 4, [0]),
             (277, 3, [channels]),
             (278, 4, [height]),
@@ -131,7 +149,10 @@ def turned(path: Path) -> None:
 LOGO = grey(np.where(logo()[..., 3] > 0, 0, 255))
 HALF = np.full((SIDE, SIDE), 128)
 ON_WHITE = np.rint(COLOURS * (128 / 255) + 255 * (127 / 255)).astype(np.uint8)
+EACH = GREY.astype(int)
 SIXTEEN = GREY.astype(np.uint16) * 257
+DARK = GREY.astype(np.uint16) % 60 * 257  # at most 15163: fewer than 14 bits hold it
+SEVEN_WHITE = np.where(GREY == 7, 255, GREY)
 TWELVE = GREY.astype(np.uint16) * 16 + 15  # 15 to 4095
 SHARES = GREY.astype(np.float32) / 255
 HOUNSFIELD = GREY.astype(np.int32) * 12 - 1000  # as CT scanners give: -1000 to 2060
@@ -142,6 +163,8 @@ CASES = [
     Case("16 bits in PNG", "png", saved(SIXTEEN), grey(GREY)),
     Case("16 bits in TIFF", "tif", saved(SIXTEEN), grey(GREY)),
     Case("16 bits in TIFF, high byte first", "tif", tiff(SIXTEEN[..., None].astype(">u2"), 1), grey(GREY)),
+    Case("16 bits in TIFF, 0 white", "tif", tiff((65535 - SIXTEEN)[..., None], 1, zero_is_white=True), grey(GREY)),
+    Case("a dark PGM of 16 bits", "pgm", pgm(DARK), grey(GREY % 60)),
     Case("14 of 16 bits", "tif", saved(GREY.astype(np.uint16) * 64), grey(GREY * 64.0 * 255 // 16383)),
     Case("12 of 16 bits", "tif", saved(TWELVE), grey(TWELVE * 255.0 // 4095)),
     Case("12 of 16 bits in PNG", "png", saved(TWELVE), grey(TWELVE * 255.0 // 4095)),
@@ -167,6 +190,16 @@ CASES = [
     Case("a transparent palette entry", "png", palette_with_hole, LOGO),
     Case("a transparent palette entry in GIF", "gif", palette_with_hole, LOGO),
     Case("a transparent colour", "png", colour_with_hole, LOGO),
+    *(
+        Case(
+            f"a transparent level of {bits} bits",
+            "png",
+            grey_png(EACH % 2**bits, bits, clear=1),
+            grey(np.where(EACH % 2**bits == 1, 255, EACH % 2**bits * 255 // (2**bits - 1))),
+        )
+        for bits in (1, 2, 4, 8)
+    ),
+    Case("a transparent level of 16 bits", "png", png_of_16_bits(SIXTEEN[..., None], 7 * 257), grey(SEVEN_WHITE)),
     Case("many pages", "tif", pages, COLOURS),
     Case("turned by EXIF", "png", turned, COLOURS),
     Case("float with nothing in it", "tif", saved(np.full_like(SHARES, np.nan)), None, "finite"),
