@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from urllib.parse import unquote
@@ -26,6 +27,50 @@ from minisam_glue.records import Segment, Segmented
 from minisam_glue.support.lock import FolderLock
 
 PICTURES, CLIPS, FRAMES = 20, 5, 5
+
+
+def test_the_folder_of_a_video_never_has_the_name_of_a_file(tmp_path):
+    image = picture(5)
+    found = [Segmented(image, [Segment(1, "red circle", 0.5, (0, 0, 1, 1), image.min(2) > 139)], 0)]
+    out, videos = tmp_path / "out", ("a.jpg", "a.json", "a.JPG_", "a.txt", "labels.txt", "b")
+    out.mkdir()
+    write_result(out / "a", Path(save(image, tmp_path / "a.jpg")), found, False)
+    for name in videos:
+        (tmp_path / "films" / name).mkdir(parents=True)
+        save(image, tmp_path / "films" / name / "0.png")
+        write_result(out / name, tmp_path / "films" / name, found, True)
+    assert run([str(out), "--to", *FORMATS, "--quiet"]) == 0
+    images = json.loads((out / "coco" / "annotations.json").read_text())["images"]
+    names = {image["file_name"].casefold() for image in images}
+    assert names == {"a.jpg", "b/000000.jpg", "labels.txt_/000000.jpg"} | {
+        f"a.{end}_/000000.jpg" for end in ("jpg", "jpg_", "json", "txt")
+    }
+    for name in FORMATS:
+        assert len({str(path).casefold() for path in (out / name).rglob("*.jpg")}) >= 7
+
+
+def test_a_run_ends_well_beside_a_file_that_has_the_name_of_a_folder_of_one_that_was_killed(tmp_path):
+    source, out = save(picture(5), tmp_path / "0.png"), tmp_path / "out"
+    assert command(source, "bright.", "--save", "coco", "--quiet", "--out", out) == 0
+    (out / "coco" / ".parts" / "0.png.begun").write_text('"images/0.png/000000.jpg"\n"images"\n')
+    assert command(source, "bright.", "--save", "coco", "--quiet", "--out", out, "--resume") == 0
+    assert (out / "coco" / "images" / "0.png").is_file() and not list((out / "coco" / ".parts").glob("*.begun"))
+
+
+def test_data_sets_and_an_index_of_earlier_results_are_told(tmp_path, capsys):
+    sources, out = [save(picture(5), tmp_path / f"{n}.png") for n in range(2)], tmp_path / "out"
+    assert command(*sources, "bright.", "--html", "--save", "coco", "--out", out) == 0
+    assert "of earlier results" not in capsys.readouterr().out
+    assert command(*sources, "dark.", "--out", out) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "of earlier results" in line]
+    again = f"python -m minisam_glue.datasets {out} --to coco"
+    assert note == (
+        f"note: {out / 'index.html'}, {out / 'coco'}: of earlier results; remove them, then if needed: "
+        f"--resume --html; {again}"
+    )
+    shutil.rmtree(out / "coco")
+    assert command(*sources, "dark.", "--html", "--out", out) == 0
+    assert "of earlier results" not in capsys.readouterr().out
 
 
 def objects_of(masks: np.ndarray, figures: list, number: int = 0) -> list[Segment]:

@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from helpers import damage
+from helpers.picture_cases import png_of_16_bits
 from PIL import Image
 
 from minisam_glue import media
@@ -717,6 +718,25 @@ def test_urls_are_escaped_as_browsers_do_it():
     assert images.in_ascii("http://m\u00fcnchen.de:80/caf\u00e9 1.jpg?q=a b&c=%20#top") == (
         "http://xn--mnchen-3ya.de:80/caf%C3%A9%201.jpg?q=a%20b&c=%20"
     )
+
+
+def test_a_mask_of_16_bits_a_colour_that_is_lost_in_8_is_refused_and_others_are_read(tmp_path):
+    values = np.zeros((8, 8, 3), np.uint16)
+    values[2:5, 2:5] = 1
+    png_of_16_bits(values)(tmp_path / "low.png")
+    png_of_16_bits(values * 65535)(tmp_path / "high.png")
+    with pytest.raises(MediaError, match="low.png.*save it in 8 bits"):
+        media.read_masks(tmp_path / "low.png")
+    (mask,) = media.read_masks(tmp_path / "high.png")
+    assert np.array_equal(mask, values[..., 0] > 0)
+
+
+def test_a_transparent_level_of_a_grey_mask_of_16_bits_is_no_object(tmp_path):
+    levels = np.full((8, 8, 1), 300)
+    levels[2:5, 2:5] = 60000
+    png_of_16_bits(levels, clear=300)(tmp_path / "mask.png")
+    (mask,) = media.read_masks(tmp_path / "mask.png")
+    assert np.array_equal(mask, levels[..., 0] == 60000)
 
 
 def test_no_data_of_a_map_is_no_mask(tmp_path):

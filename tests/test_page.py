@@ -237,6 +237,14 @@ def test_the_page_of_a_video_has_a_switch_per_object_and_nothing_from_outside(tm
     assert b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
 
 
+def test_an_object_between_the_key_frames_has_its_row_too(tmp_path):
+    film_page(tmp_path / "a.html", 40, objects=lambda t: [1, 2] if t == 35 else [1])
+    text = (tmp_path / "a.html").read_text("utf-8")
+    rows = re.findall(r'data-object="(object\d+)".*?</li>', text)
+    assert rows == ["object1", "object2"] and text.count("(between the key frames)") == 1
+    assert re.search(r'data-object="object2"[^\n]*\(between the key frames\)', text)
+
+
 def test_the_index_links_every_result_and_shows_names_as_text(tmp_path):
     names = ["a b", "50%", "q?#x", 'x"y', "<b>", "قطة"]
     write_index(tmp_path, [Entry(f"in/{name}.png", name, f"2 {name}") for name in names])

@@ -165,7 +165,22 @@ def test_an_evaluation_names_the_classes_that_a_checkpoint_lacks(images, capsys)
 def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tmp_path, capsys):
     for name, low in (("bright", 150), ("dark", 0)):
         draw(Path("pets") / name, low, 10)
-    words = "--data folder --data-root pets --preset shapes-demo --dim 16 --depth 1 --heads 2 --epochs 1".split()
+    words = [
+        "--data",
+        "folder",
+        "--data-root",
+        "pets",
+        "--preset",
+        "shapes-demo",
+        "--dim",
+        "16",
+        "--depth",
+        "1",
+        "--heads",
+        "2",
+        "--epochs",
+        "1",
+    ]
     words += ["--batch-size", "8", "--threads", "1", "--device", "cpu"]
     assert train_cifar.main([*words, "--out", "run"]) == 0
     assert train_cifar.main(["--eval", "run/best.pt", "--device", "cpu"]) == 0

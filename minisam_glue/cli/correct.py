@@ -35,6 +35,7 @@ from ..support.reading import fields, optional, sequence, text, whole
 from ..weights import CHECKPOINTS
 from .arguments import seeding_of
 from .console import Console, count
+from .data_sets import say_what_is_behind
 from .folders import CORRECTION, UNFINISHED, complete, is_unfinished, read_result
 from .job import Job
 from .objects import read_objects
@@ -409,6 +410,7 @@ class Correction(VideoRun):
             output.abort()
             raise
         self.report(result, None, video)
+        say_what_is_behind([self.folder], self.console)
         return 0
 
     def keep_files(self, output: VideoOutput) -> None:

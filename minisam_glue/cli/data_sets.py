@@ -3,13 +3,15 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..datasets import FORMATS, DataSets, Result
+from ..datasets.dataset import is_behind
 from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
+from ..render import index_page
 from ..support.lock import FolderLock
 from ..support.processes import Stopped, escape_unknown_letters, on_signals, rank_and_number, stop
 from .arguments import VIDEO_FLAGS
@@ -44,6 +46,22 @@ def labels_of(folder: Path, settings: Facts) -> list[str]:
         result = Result.read(folder)
         return [] if is_unfinished(folder) or shared(result.of) != shared(settings) else result.labels()
     return []
+
+
+def say_what_is_behind(folders: Iterable[Path], console: Console) -> None:
+    """Tell in one line which data sets and index pages beside these results are of earlier ones."""
+    behind = {}
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            since = (folder / "result.json").stat().st_mtime_ns
+            if index_page.is_behind(folder.parent, folder.name, since):
+                behind[folder.parent / index_page.NAME] = "--resume --html"
+            for name in FORMATS:
+                if is_behind(folder.parent / name, folder.name, since):
+                    behind[folder.parent / name] = f"python -m minisam_glue.datasets {folder.parent} --to {name}"
+    if behind:
+        mend = "; ".join(dict.fromkeys(behind.values()))
+        console.say(f"note: {', '.join(map(str, behind))}: of earlier results; remove them, then if needed: {mend}")
 
 
 # --- Afterwards --------------------------------------------------------------------------------------------

@@ -202,7 +202,8 @@ def add_object_flags(group: argparse._ArgumentGroup) -> None:
         metavar="TEXT",
         help='one of several objects, such as "box=10,20,80,90 point=50,60,0 label=dog at=40": a box, points or '
         "mask=FILE; if you like its label, its id, and the frame they are for; repeatable, also for one id on several "
-        "frames, which corrects the object there, or ends it (remove)",
+        "frames, which corrects the object there, or ends it (remove); without an id an object gets one that no other "
+        "--object names",
     )
     group.add_argument("--prompts", type=Path, metavar="FILE", help="objects as --object has them, in a JSON file")
 

@@ -28,7 +28,7 @@ from ..support.reading import fields, sequence, text
 from ..support.text import printable
 from .arguments import expand, folders_of, holds_result_of, idle_flags, prompt_of, seeding_of, with_flag
 from .console import Console, KeptConsole, out_of_memory, summary, too_large
-from .data_sets import data_sets_of
+from .data_sets import data_sets_of, say_what_is_behind
 from .folders import check_own, complete, make_folder, read_result
 from .job import Job
 from .outputs import OF, finished_of, is_complete, save_picture
@@ -174,6 +174,7 @@ class Run:
                 self.index()
             if self.sets is not None:
                 self.sets.finish()
+            say_what_is_behind([self.folders[source] for source in self.inputs], self.console)
         if (self.job.stopped and left) or self.job.stopped == CLOSED_PIPE:
             status = 128 + self.job.stopped
         if self.args.profile:

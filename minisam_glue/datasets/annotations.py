@@ -11,6 +11,7 @@ order, in which upper and lower case are the same. Left out: splits into trainin
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,16 @@ from ..support.reading import check_regular, fields, mapping, optional, plain, r
 RESULT = fields(source=text, objects=sequence(fields(id=whole(1), label=text)), size=sequence(whole(1), 2))
 READING = mapping(text, plain)  # "of", see cli/provenance.py; of a video these:
 FLAGS = fields(**{"--start": real, "--stride": whole(1), "--max-seconds": optional(real), "--fps": real})
+
+
+# Endings of files that data sets write beside the folders of videos. A name that ends so gets a line below its end, and
+# one that ends in such lines another one: so no two become the same.
+FILE_LIKE = re.compile(r"\.(avif|bmp|gif|heic|heif|jp2|jpe?g|json|pgm|png|ppm|tiff?|txt|webp|xml)_*$", re.IGNORECASE)
+
+
+def folder_name(name: str) -> str:
+    """The name of a video's folder in a data set: one that can't be that of a file beside it."""
+    return f"{name}_" if FILE_LIKE.search(name) else name
 
 
 # The entries of a data set by input, in order; None stands for an input without a result. See formats.py.
@@ -187,7 +198,7 @@ class Result:
         tracks = tuple(sorted({record["id"] for record in self.content["objects"]}))
         if self.is_video:
             for number, (record, frame) in enumerate(zip(self._lines(), self._frames())):
-                name = f"{self.name}/{number:06d}"
+                name = f"{folder_name(self.name)}/{number:06d}"
                 pixels = Pixels(lambda frame=frame: frame, lossless=False)
                 yield Picture(name, *self._annotated(record, frame, categories), pixels, self.name, number, tracks)
             return

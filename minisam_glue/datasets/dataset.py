@@ -136,7 +136,8 @@ class DataSet:
                     file = json.loads(line)
                     _inside(file, "a file")
                     if file not in kept:
-                        (self.folder / file).unlink(missing_ok=True)
+                        with suppress(NotADirectoryError, IsADirectoryError):  # something else has its name
+                            (self.folder / file).unlink(missing_ok=True)
             self._begun(name).unlink()
 
     def _files_of(self, name: str) -> set[str]:
@@ -254,6 +255,15 @@ def read_about(folder: Path) -> dict:
     about = json.loads((folder / ABOUT).read_bytes())
     KIND(about, ABOUT)
     return about
+
+
+def is_behind(folder: Path, name: str, since: int) -> bool:
+    """Whether a folder is a data set of ours that holds an input of this name as it was before `since`, nanoseconds of
+    file times."""
+    with suppress(ValueError, OSError, RecursionError):
+        part = folder / PARTS / f"{name}.jsonl"
+        return name in read_about(folder)["inputs"] and part.stat().st_mtime_ns < since
+    return False
 
 
 def stored_categories(folder: Path) -> list[str]:

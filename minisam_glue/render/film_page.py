@@ -53,6 +53,7 @@ class KeyFrame:
     size: tuple[int, int]  # height, width
     picture: str
     layers: list[str]
+    ids: set[int]  # of the objects on it
 
 
 class FilmPage:
@@ -68,6 +69,8 @@ class FilmPage:
 
     def add(self, result: Segmented, time: float) -> None:
         """The next frame; time in seconds of the source."""
+        for record in result.seen:
+            self.labels.setdefault(record.id, record.label)
         if self.count % self.step == 0:
             if len(self.keys) == MOST:
                 self.keys, self.step = self.keys[::2], 2 * self.step
@@ -76,11 +79,10 @@ class FilmPage:
         self.count += 1
 
     def _key(self, result: Segmented, time: float) -> KeyFrame:
-        for record in result.seen:
-            self.labels.setdefault(record.id, record.label)
         layers = [layer(f"layer{self.count}-{o.id}", f"object{o.id}", o) for o in result.seen]
         picture = small_jpeg(result.image, LONGEST_SIDE, quality=80)
-        return KeyFrame(f"frame {result.frame}, {time:.3f} s", result.image.shape[:2], picture, layers)
+        ids = {record.id for record in result.seen}
+        return KeyFrame(f"frame {result.frame}, {time:.3f} s", result.image.shape[:2], picture, layers, ids)
 
     def write(self, path: str | Path, title: str) -> None:
         """Write the page. OSError if that can't be done, ValueError if there is no frame."""
@@ -104,8 +106,9 @@ class FilmPage:
         return f'<div class="key" data-title="{key.title}"{hidden}>{inside}</div>'
 
     def _row(self, number: int, label: str) -> str:
+        shown = any(number in key.ids for key in self.keys)
         return (
             f'<li><label><input type="checkbox" checked data-object="object{number}">'
             f'<span class="swatch" style="{colours(number)}">#{number}</span>'
-            f"<bdi>{escape(one_line(label))}</bdi></label></li>"
+            f"<bdi>{escape(one_line(label))}</bdi>{'' if shown else ' (between the key frames)'}</label></li>"
         )

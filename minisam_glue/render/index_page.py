@@ -58,6 +58,17 @@ def check_index(folder: Path) -> None:
         raise ValueError(f"{path} was not made by this program: move it away, or choose another --out")
 
 
+def is_behind(folder: Path, name: str, since: int) -> bool:
+    """Whether an index.html of ours in a folder lists the result of this name as it was before `since`, nanoseconds of
+    file times."""
+    path = folder / NAME
+    try:
+        text = path.read_bytes() if path.is_file() and path.stat().st_mtime_ns < since else b""
+    except OSError:
+        return False
+    return MARK.encode() in text[:1000] and f'href="{quote(os.fsencode(name))}/page.html"'.encode() in text
+
+
 def write_index(folder: Path, entries: Sequence[Entry]) -> None:
     """Write index.html into the folder that holds those of the entries. OSError if that can't be done."""
     title = f"{folder.resolve().name}: {len(entries)} result{'s' * (len(entries) != 1)}"
