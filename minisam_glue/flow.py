@@ -166,12 +166,9 @@ def update_flow(first: Tensor, second: Tensor, flow: Tensor, window: Tensor) -> 
     bx, by = ((first[:, :2] - moved[:, :2] * inside) / 2).unbind(1)
     dx, dy = flow.unbind(1)
     bx, by = bx + axx * dx + axy * dy, by + axy * dx + ayy * dy  # + A d'
-    products = first.new_empty(first.shape)
-    for i, terms in enumerate(
-        ((axx, axx, axy, axy), (axx, axy, axy, ayy), (axy, axy, ayy, ayy), (axx, bx, axy, by), (axy, bx, ayy, by))
-    ):
-        torch.mul(terms[0], terms[1], out=products[:, i]).addcmul_(terms[2], terms[3])  # A^T A, A^T b
-    products *= edge_weights(H, W, flow.device) ** 2
+    A_A = axx * axx + axy * axy, axx * axy + axy * ayy, axy * axy + ayy * ayy  # A^T A: its entries 11, 12 and 22
+    A_b = axx * bx + axy * by, axy * bx + ayy * by  # A^T b
+    products = torch.stack((*A_A, *A_b), 1) * edge_weights(H, W, flow.device) ** 2
     g11, g12, g22, h1, h2 = average(products, window).unbind(1)
     determinant = g11 * g22 - g12**2 + REGULAR
     return torch.stack(((g22 * h1 - g12 * h2) / determinant, (g11 * h2 - g12 * h1) / determinant), 1)  # d
