@@ -41,7 +41,7 @@ JITTER = 0.1  # largest standard deviation of the noise on the corners of a prom
 class Recipe(training.Recipe):
     """Settings that the result depends on."""
 
-    steps: int = 22_000
+    steps: int = 19_000
     cooldown: float = 0.2
     batch_size: int = 4  # images a step and process
     lr: float = 1e-3

@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python -m minisam_glue.demo.train_segmenter --out runs/demo-segmenter --minutes 90
 
 The same line again goes on; with --minutes a run is trained in pieces. On one core of an AMD EPYC a step takes
-0.7 s (images, at first), 1.3 s (images), 2 s (clips) or 3.5 s (episodes), and the whole run 12 hours.
+0.7 s (images, at first), 1.3 s (images), 2 s (clips) or 3.5 s (episodes); the whole run took 8 hours of one of a Xeon.
 
 Images get a prompt drawn from the truth, then clicks where the mask is wrong. Clips are prompted on the first frame and
 tracked through memory on the others, with gradients through the memories. The model is called as image_predictor.py
