@@ -149,7 +149,7 @@ def upright(image: Image.Image) -> Image.Image:
     of 16 bits in which 0 is white, nor scale the transparent level of a PNG of 2 or 4 bits as it scales its pixels.
     """
     negative = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
-    packed = next((bits for bits in (2, 4) for tile in image.tile if tile[3] == f"L;{bits}"), None)
+    packed = next((bits for bits in (2, 4) for tile in getattr(image, "tile", ()) if tile[3] == f"L;{bits}"), None)
     image.load()  # what is wrong with the pixels must be heard here: for the EXIF of a PNG Pillow reads them, too
     if packed and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= 255 // (2**packed - 1)

@@ -103,12 +103,12 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
     labels = tests[shown[0]].labels
     scores = [m.evaluator.predict(m.model, tests[side].images, tta).cpu() for m, side in zip(members, shown)]
     together = scores[0] if len(scores) == 1 else mean_probability(scores)
-    where = f"{args['data']} {args['data_root']}" if args["data"] == "folder" else args["data"]
+    where = source_of(args)
     facts, lines = {"data": where, "test-time augmentation": tta or "none"}, []
     for member, score in zip(members, scores):
         accuracy, weights = f"{percent(top1(score, labels))} %", checkpoint.name_weights(member.state)
         what = f"{where}, {weights}" + (f", {tta}" if tta else "")
-        if not run.is_same_data(member.state["describe"], trained) and not given.keys() & {"data", "data_root"}:
+        if source_of(member.state["describe"]) != source_of(about) and not given.keys() & {"data", "data_root"}:
             what += f"; trained on {source_of(member.state['describe'])}"
         lines.append(f"{member.path}: {accuracy} of {count(len(labels), 'test image')} ({what})")
         facts[str(member.path)] = f"{accuracy}, {weights}"
@@ -127,8 +127,10 @@ def evaluate(paths: Sequence[Path], given: dict) -> int:
 
 
 def source_of(about: dict) -> str:
-    """The data that a checkpoint was trained on, in words."""
-    return " ".join(str(about[name]) for name in ("data", "data_root") if name in about) or "other data"
+    """The data that arguments name, or the description of a checkpoint, in words."""
+    if about.get("data") == "folder":
+        return f"folder {about.get('data_root', '')}".strip()
+    return about.get("data", "other data")
 
 
 def report_folder(paths: Sequence[Path]) -> Path:
