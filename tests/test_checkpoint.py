@@ -66,9 +66,7 @@ def test_each_part_of_another_kind_is_named(tmp_path, state, name, value):
 
 def test_two_classes_of_one_name_are_refused(tmp_path, state):
     path = tmp_path / "twice.pt"
-    checkpoint.save(
-        path, state | {"classes": ["e\u0301", "\u00e9", *state["classes"][2:]]}
-    )  # one name, in two spellings
+    checkpoint.save(path, state | {"classes": ["e\u0301", "\u00e9"]})  # one name in two spellings
     with pytest.raises(CheckpointError, match="damaged: classes .* different names"):
         checkpoint.read(path)
 

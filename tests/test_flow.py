@@ -1,5 +1,7 @@
 """Farneback's flow: exact on polynomials, as accurate as OpenCV's on the golden pairs, and total on odd pictures."""
 
+import math
+
 import numpy as np
 import parity
 import parity_flow
@@ -83,7 +85,11 @@ def test_brightness_is_that_of_luma():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pyr_scale": 1}, {"levels": -1}, {"winsize": 0}, {"iterations": 0}, {"poly_n": 0}, {"poly_sigma": 0}]
+    "wrong",
+    [
+        *({"pyr_scale": 1}, {"levels": -1}, {"winsize": 0}, {"iterations": 0}, {"poly_n": 0}, {"poly_sigma": 0}),
+        *({"levels": math.inf}, {"iterations": 3.0}, {"poly_n": 5.0}, {"poly_sigma": 0.05}, {"poly_sigma": math.nan}),
+    ],
 )
 def test_a_parameter_out_of_range_is_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} is"):

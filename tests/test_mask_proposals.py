@@ -22,7 +22,7 @@ from minisam_glue.mask_proposals import (
 from minisam_glue.models import load_models
 from minisam_glue.pipeline import segment_image, segment_video
 from minisam_glue.prompts import SEED_PROMPTS, Seeding
-from minisam_glue.seeding import find_seeds
+from minisam_glue.seeding import Seed, find_seeds
 
 SPLIT = Seeding(heat=HeatSettings(split=True))
 
@@ -97,6 +97,17 @@ def test_the_points_alone_propose_masks_beside_all_prompts_together(monkeypatch)
     assert proposed("points") == 6  # without the points on the background
     assert proposed("points", "mask", negatives=0) == 6 and proposed("points", negatives=0) == 3
     assert proposed("box") == proposed("mask") == 3
+
+
+def test_a_click_alone_may_mean_several_things_and_one_beside_a_mask_does_not(monkeypatch):
+    models, asked = heat_models(), []
+    real = models.predictor.propose
+    monkeypatch.setattr(models.predictor, "propose", lambda **given: asked.append(given) or real(**given))
+    encoded, mask = models.predictor.encode([picture(5)]), np.zeros((H, W), bool)
+    mask[4:12, 4:12] = True
+    for held, count in ((None, 3), (mask, 1)):
+        seed = Seed("bright", 1.0, points=[(8.0, 8.0)], point_labels=[1], mask=held)
+        assert len(propose(models, seed, encoded)[0]) == count
 
 
 # --- Several objects in one region -------------------------------------------------------------------------
