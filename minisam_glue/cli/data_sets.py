@@ -13,7 +13,7 @@ from ..media import natural_key
 from ..prompts import Clicks, Prompt, split_phrases
 from ..render import index_page
 from ..support.lock import FolderLock
-from ..support.processes import Stopped, escape_unknown_letters, on_signals, rank_and_number, stop
+from ..support.processes import Stopped, escape_unknown_letters, on_signals, rank_and_number, shell_word, stop
 from .arguments import VIDEO_FLAGS
 from .console import Console, count, failed
 from .folders import is_unfinished, make_folder
@@ -54,11 +54,13 @@ def say_what_is_behind(folders: Iterable[Path], console: Console) -> None:
     for folder in folders:
         with suppress(FileNotFoundError):
             since = (folder / "result.json").stat().st_mtime_ns
-            if index_page.is_behind(folder.parent, folder.name, since):
-                behind[folder.parent / index_page.NAME] = "--resume --html"
+            index = folder.parent / index_page.NAME
+            if index not in behind and index_page.is_behind(folder.parent, folder.name, since):
+                behind[index] = "--resume --html"
             for name in FORMATS:
-                if is_behind(folder.parent / name, folder.name, since):
-                    behind[folder.parent / name] = f"python -m minisam_glue.datasets {folder.parent} --to {name}"
+                held = folder.parent / name
+                if held not in behind and is_behind(held, folder.name, since):
+                    behind[held] = f"python -m minisam_glue.datasets {shell_word(folder.parent)} --to {name}"
     if behind:
         mend = "; ".join(dict.fromkeys(behind.values()))
         console.say(f"note: {', '.join(map(str, behind))}: of earlier results; remove them, then if needed: {mend}")

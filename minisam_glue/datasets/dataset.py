@@ -262,7 +262,7 @@ def is_behind(folder: Path, name: str, since: int) -> bool:
     file times."""
     with suppress(ValueError, OSError, RecursionError):
         part = folder / PARTS / f"{name}.jsonl"
-        return name in read_about(folder)["inputs"] and part.stat().st_mtime_ns < since
+        return part.stat().st_mtime_ns < since and name in read_about(folder)["inputs"]
     return False
 
 

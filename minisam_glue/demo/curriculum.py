@@ -57,9 +57,7 @@ class Recipe(training.Recipe):
     mixed_steps: int = 500  # after them, in which clips get more and more frequent
     clip_share: float = 0.75  # share of later steps that show clips
     episode_steps: int = 10_000  # before contacts and returns are shown, when tracking of neighbours is learned
-    contacts: float = (
-        0.35  # share of clips of MEETINGS; a third of them have none to show, and show neighbouring frames
-    )
+    contacts: float = 0.35  # share of clips of MEETINGS; a third of them have none, and show neighbouring frames
     returns: float = 0.25  # and of RETURNS
     warm: int = 12  # most frames that lead up to these and only fill the memory
     taught: int = 7  # frames of these that are learned from
