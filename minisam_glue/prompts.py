@@ -7,6 +7,7 @@ can put its flag there.
 import math
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from itertools import count
@@ -259,6 +260,24 @@ class Clicks:
 
 
 Prompt = Sentence | Clicks
+
+
+def own_prompt(prompt: Prompt) -> Prompt:
+    """The same in lists and arrays of its own: a program may use its own again before the last frame is read."""
+    if not isinstance(prompt, Clicks):
+        return prompt if isinstance(prompt, str) else list(prompt)
+    boxes, points, masks = ([own(item) for item in items] for items in (prompt.boxes, prompt.points, prompt.masks))
+    return Clicks(boxes, points, masks, [own_object(shown) for shown in prompt.objects])
+
+
+def own_object(prompt: ObjectPrompt) -> ObjectPrompt:
+    """An object's prompt in lists and arrays of its own."""
+    return replace(prompt, box=own(prompt.box), points=[own(point) for point in prompt.points], mask=own(prompt.mask))
+
+
+def own(value: object) -> object:
+    """A copy of a tensor, an array or a list of numbers."""
+    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
 def split_phrases(sentence: Sentence) -> list[str]:

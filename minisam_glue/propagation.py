@@ -15,7 +15,7 @@ from .mask_proposals import first_of_repeats, segment_seed, split_seeds
 from .masks import box_around, large_parts, mask_box
 from .models import Models
 from .pixels import Levels, Picture, is_picture, join_levels, levels_of, own_rgb
-from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, split_phrases
+from .prompts import Clicks, ObjectPrompt, Prompt, Seeding, Thresholds, own_object, own_prompt, split_phrases
 from .propagators import FLOW, MEMORY, PROPAGATORS
 from .records import Segment, Segmented
 from .redetection import Redetection
@@ -78,6 +78,7 @@ class Tracking:
         check_count("seed_frame", 0 if seed_frame is None else seed_frame)
         if not isinstance(prompt, Clicks):
             split_phrases(prompt)
+        prompt = own_prompt(prompt)
         self.models, self.prompt, self.thresholds, self.seeding = models, prompt, thresholds, seeding
         self.seed_frame, self.redetect, self.direction = seed_frame, redetect, direction
         settings = {"refine_every": refine_every} if propagate == FLOW else {"identity": identity}
@@ -261,7 +262,9 @@ class Tracking:
         """
         gone = {prompt.id for prompt in self.prompts if prompt.remove and prompt.at <= index}
         gone |= self.known.keys() if self.reverse and self.direction == BOTH else set()
-        marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in gone]
+        placed = self.direction != REVERSE or self.seed_frame is not None  # else those of no frame were on the last one
+        marks = [mark for mark in self.marks if placed or mark.at is not None]
+        marks = [mark for mark in marks if self._frame_of(mark) == index and mark.id not in gone]
         return marks + [prompt for prompt in self.prompts if prompt.at == index and not self.reverse]
 
     @property
@@ -386,6 +389,7 @@ class Tracking:
             "known": known,
             "reverse": self.reverse,
             "next": self.next,
+            "levels": self.levels and list(self.levels),
             "seeded_at": self.seeded_at,
             "held": list(self.held),
         }
@@ -404,6 +408,7 @@ class Tracking:
             if o["appearance"] is not None:
                 self.detections.appearances[o["id"]] = o["appearance"].to(self.models.sam.device)
         self.reverse, self.next = state["reverse"], state["next"]
+        self.levels = state["levels"] and Levels(*state["levels"])
         self.seeded_at, self.held = state["seeded_at"], list(state["held"])
 
     def _check(self, state: object) -> None:
@@ -416,6 +421,7 @@ class Tracking:
             known=sequence(known),
             reverse=flag,
             next=optional(whole(-1)),
+            levels=optional(sequence(real, 2)),
             seeded_at=optional(whole()),
             held=sequence(fields(at=whole(), tracker=tracker)),
         )(state, "the tracking")
@@ -486,11 +492,11 @@ def check_frames(frames: object) -> None:
 
 
 def with_place(correction: ObjectPrompt) -> ObjectPrompt:
-    """A correction with its id and frame as Python's own numbers, as records keep them. ValueError if it lacks one."""
+    """A copy of a correction, its id and frame as Python's own numbers, for records. ValueError if one lacks."""
     for name in ("id", "at"):
         if getattr(correction, name) is None:
             raise ValueError(f"{name} is None: a correction needs the id of its object and its frame")
-    return replace(correction, id=int(correction.id), at=int(correction.at))
+    return replace(own_object(correction), id=int(correction.id), at=int(correction.at))
 
 
 def check_count(name: str, value: int) -> None:

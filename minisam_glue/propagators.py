@@ -324,7 +324,7 @@ class FlowPropagator(MemoryPropagator):
 
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
         """The features of a frame on which masks are refined; another one is kept until its features are needed."""
-        self.picture = image if frame % self.refine_every else None
+        self.picture = image.copy() if frame % self.refine_every else None
         return super().encode(frame, image) if self.picture is None else None
 
     @torch.inference_mode()

@@ -175,7 +175,8 @@ def train_one(
         finished, number = fit_answering(trainer, to_continue)
         if not finished:
             if ranks.first:
-                say(f"stopped in epoch {trainer.epoch + 1} and saved; continue with: {to_continue}")
+                epoch = min(trainer.epoch + 1, trainer.config.epochs)
+                say(f"stopped in epoch {epoch} and saved; continue with: {to_continue}")
             return 128 + number
         if not ranks.first:
             return 0

@@ -165,7 +165,8 @@ class Trainer:
         on_step: Callable[[], None] = lambda: None,
         on_epoch: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Train to the last epoch (or to `until`). Returns False when a stop was requested and saved."""
+        """Train to the last epoch (or to `until`). Returns False when a stop was requested, even in the last epoch, and
+        saved."""
         self.run.mkdir(parents=True, exist_ok=True)
         if self.forward is self.model:
             self.forward = self.ranks.parallel(self.model, self.device)
@@ -176,7 +177,7 @@ class Trainer:
                 return False
             self.end_epoch()
             on_epoch()
-        return True
+        return not self.stopping()
 
     @property
     def stopped_early(self) -> bool:

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import struct
+import zlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -80,6 +82,52 @@ def draw_animation(path: Path, rng: random.Random) -> Clip:
     first.save(path, save_all=True, append_images=later, duration=delays, **options)
     times = [sum(delays[:number]) / 1000 for number in range(len(delays))]
     return Clip(path, f"{path.suffix[1:]}, uneven", list(range(len(delays))), times)
+
+
+def write_apng(path: Path, size: tuple[int, int], patches: list[tuple]) -> None:
+    """An APNG whose frames are patches of full height: (x, width, colour, disposal, blending, delay in ms)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    width, height = size
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))]
+    parts.append(chunk(b"acTL", struct.pack(">II", len(patches), 0)))
+    number = 0
+    for x, w, colour, disposal, blending, delay in patches:
+        control = struct.pack(">IIIIIHHBB", number, w, height, x, 0, delay, 1000, disposal, blending)
+        data = zlib.compress((b"\0" + bytes(colour) * w) * height)
+        parts.append(chunk(b"fcTL", control))
+        parts.append(chunk(b"fdAT", struct.pack(">I", number + 1) + data) if number else chunk(b"IDAT", data))
+        number += 2 if number else 1
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("blending", [0, 1])
+def test_an_apng_frame_that_is_taken_back_leaves_nothing_however_it_is_reached(blending, tmp_path):
+    red, green, blue, previous = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), 2
+    patches = [
+        (0, 60, red, 0, 0, 100),
+        (20, 20, green, previous, blending, 100),
+        (40, 20, blue, previous, blending, 100),
+    ]
+    write_apng(tmp_path / "a.png", (60, 20), [*patches, (0, 20, green, 0, blending, 100)])
+    rows = [[red, red, red], [red, green, red], [red, red, blue], [green, red, red]]
+    wanted = [[list(colour[:3]) for colour in row] for row in rows]
+    with frames(tmp_path / "a.png") as source:
+        assert [frame[5, [10, 30, 50]].tolist() for frame in source] == wanted
+        assert [source[i][5, [10, 30, 50]].tolist() for i in (3, 2, 1, 0, 2)] == [wanted[i] for i in (3, 2, 1, 0, 2)]
+    with frames(tmp_path / "a.png", stride=2) as source:
+        assert [frame[5, [10, 30, 50]].tolist() for frame in source] == wanted[::2]
+
+
+def test_the_rate_of_an_animation_is_that_of_all_frames_that_were_read(tmp_path):
+    first, *later = (Image.fromarray(picture(number)) for number in range(30))
+    delays = [1000] * 10 + [20] * 20
+    first.save(tmp_path / "a.webp", save_all=True, append_images=later, duration=delays, lossless=True)
+    with frames(tmp_path / "a.webp", stride=2) as source:
+        list(source)
+        assert source.fps == pytest.approx(30 / sum(delays) * 1000 / 2)
 
 
 def encode(path: Path, rate: Fraction, stamps: list[Fraction], codec: str, options: dict, gop: int) -> None:

@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from helpers.commands import command, lines
 from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
@@ -199,6 +200,59 @@ def test_an_object_of_several_frames_goes_on_from_a_state(models):
     rest = masks_by_id(second.run(film(6)))
     assert whole.keys() == begun.keys() | rest.keys()
     assert all(np.array_equal(mask, whole[key]) for key, mask in (begun | rest).items())
+
+
+@pytest.mark.parametrize("propagate", ["memory", "flow"])
+def test_a_prompt_without_a_frame_is_not_repeated_when_a_reverse_run_goes_on(propagate, models, monkeypatch):
+    settings = {"direction": "reverse", "propagate": propagate}
+    frames = film(5)
+    whole = masks_by_id(segment_video(models, frames, Clicks(boxes=[LEFT]), **settings))
+    for done in range(1, 5):
+        first, second = (Tracking(models, Clicks(boxes=[LEFT]), **settings) for _ in range(2))
+        begun = masks_by_id(islice(first.run(frames), done))
+        second.restore(first.state())
+        monkeypatch.setattr(second.tracker, "prompt", None)  # is not called
+        rest = masks_by_id(second.run(frames))
+        assert whole.keys() == begun.keys() | rest.keys()
+        assert all(np.array_equal(mask, whole[key]) for key, mask in (begun | rest).items())
+
+
+def test_a_run_keeps_the_brightness_of_frames_of_16_bits_when_it_goes_on(models):
+    frames = [image.astype(np.uint16) * factor for image, factor in zip(film(4), (257, 16, 16, 16))]
+    whole = [result.image for result in segment_video(models, frames, Clicks(boxes=[LEFT]))]
+    first, second = (Tracking(models, Clicks(boxes=[LEFT])) for _ in range(2))
+    next(first.run(frames))
+    second.restore(first.state())
+    assert all(np.array_equal(result.image, image) for result, image in zip(second.run(frames), whole[1:], strict=True))
+
+
+def test_what_a_program_does_with_its_prompts_later_changes_nothing(models):
+    mask, points, box = np.zeros(FILM[0].shape[:2], bool), [[10.0, 16.0, 1.0]], torch.tensor(LEFT, dtype=torch.float32)
+    mask[10:22, 5:15] = True
+    objects = [ObjectPrompt(mask=mask, id=1, at=1), ObjectPrompt(points=points, id=2, at=2)]
+    objects.append(ObjectPrompt(box=box, id=3, at=2))
+    whole = masks_by_id(segment_video(models, film(5), Clicks(objects=objects)))
+    run = segment_video(models, film(5), Clicks(objects=objects))
+    begun = masks_by_id(islice(run, 1))
+    mask[:], points[0][:], box[:] = ~mask, (30, 15, 1), torch.tensor(RIGHT)
+    objects.clear()
+    again = begun | masks_by_id(run)
+    assert whole.keys() == again.keys() and all(np.array_equal(again[key], whole[key]) for key in whole)
+
+
+def test_a_correction_is_copied_too(models):
+    mask = np.zeros(FILM[0].shape[:2], bool)
+    mask[10:22, 5:15] = True
+
+    def corrected(change: bool) -> dict:
+        given = mask.copy()
+        tracking = Tracking(models, Clicks(boxes=[RIGHT]))
+        tracking.correct([ObjectPrompt(mask=given, id=1, at=2)])
+        given[:] = given ^ change
+        return masks_by_id(tracking.run(film(4)))
+
+    one, other = corrected(False), corrected(True)
+    assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def test_the_result_of_an_object_of_several_frames_can_be_corrected(tmp_path):

@@ -1,4 +1,5 @@
 import gc
+import io
 import weakref
 
 import numpy as np
@@ -38,6 +39,27 @@ def test_a_restored_tracker_goes_on_with_the_same_objects_and_masks(chunk):
     assert added[0] == added[1] and len(set(added[0])) == 2
     for image in VIDEO[4:]:
         assert torch.equal(whole.step(image).low_res, other.step(image).low_res)
+
+
+def test_a_restored_tracker_keeps_the_brightness_of_frames_of_16_bits():
+    deep = [image.astype(np.uint16) * factor for image, factor in zip(VIDEO, (257, 16, 16, 16))]
+    whole = start()
+    whole.reset()
+    whole.step(deep[0])
+    whole.prompt(1, box=BOX)
+    other = tracker()
+    other.restore(torch_round_trip(whole.state()))
+    for image in deep[1:]:
+        assert np.array_equal(whole.as_rgb(image), other.as_rgb(image))
+        assert torch.equal(whole.step(image).low_res, other.step(image).low_res)
+
+
+def torch_round_trip(state: dict) -> dict:
+    """The state as a file gives it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def test_a_prompted_frame_without_a_mask_is_refused():

@@ -50,7 +50,7 @@ from .folders import CORRECTION, UNFINISHED, check_own, clear, is_unfinished, li
 from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
-VERSION = 5  # of the state of an interrupted run
+VERSION = 6  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 BEST = optional(fields(label=text, score=real))  # of a frame's record
 FOUND = sequence(fields(id=whole(1), box=sequence(real, 4)))  # of a frame's record, see Segmented

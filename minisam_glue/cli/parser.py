@@ -423,7 +423,8 @@ def add_output_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="pictures that go through the models together (default: 1; for a sentence on a GPU 4)",
     )
-    group.add_argument("--json", choices=("-",), help="also print a JSON line per picture or frame to standard output")
+    told = "also print a JSON line to standard output for each picture or frame as it is segmented"
+    group.add_argument("--json", choices=("-",), help=told)
     group.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     group.add_argument("--profile", action="store_true", help="print the time of each stage at the end")
 

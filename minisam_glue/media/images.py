@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import Disposal
 
 from ..pixels import Levels, alpha_of, is_deep_colour, levels_of, own_rgb, upright
 from ..support.quiet import without_warnings
@@ -204,7 +205,13 @@ def frame_of(image: Image.Image, index: int = 0, levels: Levels | None = None) -
     with without_warnings():
         if index or image.tell():
             image.seek(index)
-        return own_rgb(image, levels)
+        # Pillow draws a frame of an APNG into the canvas that it has to restore after it: that is given back.
+        restored = getattr(image, "dispose_op", None) == Disposal.OP_PREVIOUS
+        canvas = image._prev_im.copy() if restored else None
+        pixels = own_rgb(image, levels)
+        if restored:
+            image._prev_im = canvas
+        return pixels
 
 
 def levels_of_frame(source: str | Path | io.BytesIO, index: int = 0) -> Levels | None:

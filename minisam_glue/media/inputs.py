@@ -128,16 +128,16 @@ def has_av() -> bool:
 class Frames:
     """The frames of a moving source: iterate over it, or use `forward` and `backward` from any frame.
 
-    fps: frames per second after the stride, on average; size: (width, height); count: how many frames, as far as the
-    file says, else None; seekable: whether a single frame, or reading backward, is possible; pixel_aspect: width of a
-    pixel over its height; end: when the last frame read so far ends, in seconds of the source. `close` when done, or
-    use `with`. The times of frames are those of `time`.
+    size: (width, height); count: how many frames, as far as the file says, else None; seekable: whether a single frame,
+    or reading backward, is possible; pixel_aspect: width of a pixel over its height; end: when the last frame read so
+    far ends, in seconds of the source. `close` when done, or use `with`. The times of frames are those of `time`. Of a
+    damaged video frames beyond those that were read in order are counted by its packets, which may be more.
     """
 
     def __init__(self, reader: Reader, start: float, stride: int, max_seconds: float | None):
         self.reader, self.stride = reader, stride
         self.first = reader.first_from(start) if start else 0
-        self.fps, self.size, self.seekable = reader.fps / stride, reader.size, reader.seekable
+        self.size, self.seekable = reader.size, reader.seekable
         self.pixel_aspect, self.max_seconds = reader.pixel_aspect, max_seconds
         self.latest, self.end = 0.0, 0.0
         self.until = math.inf  # seconds of the source before which a frame must be
@@ -151,6 +151,11 @@ class Frames:
         if self.max_seconds is None:
             return left
         return min(left, math.ceil(max(1, math.ceil((self.max_seconds - TOLERANCE) * self.reader.fps)) / self.stride))
+
+    @property
+    def fps(self) -> float:
+        """Frames per second after the stride, on average; of an animation, of the frames that were read."""
+        return self.reader.fps / self.stride
 
     @property
     def damaged(self) -> int:
@@ -273,5 +278,7 @@ def frames(
         )
     opened = Frames(open_source(str(source), fps, warn), start, stride, max_seconds)
     if opened.count == 0:
-        raise MediaError(f"{source}: no frame at or after {start} s, it has {opened.reader.count}")
+        reader = opened.reader
+        total = reader.exact_count() if reader.damaged else reader.count  # a damaged one claims more
+        raise MediaError(f"{source}: no frame at or after {start} s, it has {total}")
     return opened

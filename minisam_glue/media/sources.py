@@ -111,7 +111,12 @@ class _Animation(Reader):
             if len(self.starts) > 10 or len(self.starts) > self.count:
                 break
         self.damaged = 0  # the file's end, if it comes early, counts when it is used
-        self.fps = 1000 * (len(self.starts) - 1) / self.starts[-1] if self.starts[-1] else fps
+        self.stated = fps
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, on average of those whose lengths are known: at first about ten, in the end all."""
+        return 1000 * (len(self.starts) - 1) / self.starts[-1] if self.starts[-1] else self.stated
 
     def _hidden(self, image: Image.Image) -> int:
         """1 if the first picture is one that is shown only where animation is not understood: an APNG may have it."""

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pixels import Levels, join_levels, levels_of, to_rgb
-from ..support.reading import LARGEST, Kind, fields, optional, sequence, whole
+from ..support.reading import LARGEST, Kind, fields, optional, real, sequence, whole
 from . import memory_bank
 from .components import clean
 from .layers import resize_antialiased
@@ -418,7 +418,8 @@ class VideoTracker:
     def state(self) -> dict:
         """Give all that later frames depend on, as numbers and tensors that torch.save takes: see restore."""
         objects = [{"id": o.id, "added_at": o.added_at, "bank": o.bank.state()} for o in self.objects.values()]
-        return {"frame": self.frame, "size": self.size, "passes": self.passes, "objects": objects}
+        levels = self.levels and list(self.levels)
+        return {"frame": self.frame, "size": self.size, "levels": levels, "passes": self.passes, "objects": objects}
 
     def restore(self, state: dict) -> None:
         """Go back to where state() was taken: on all other frames the masks are then the same, bit by bit.
@@ -431,6 +432,7 @@ class VideoTracker:
         self.reset()
         self.frame, self.passes = state["frame"], state["passes"]
         self.size = state["size"] and tuple(state["size"])
+        self.levels = state["levels"] and Levels(*state["levels"])
         for kept in state["objects"]:
             bank = MemoryBank.from_state(kept["bank"], self.model.device)
             self.objects[kept["id"]] = TrackedObject(kept["id"], kept["added_at"], bank)
@@ -452,6 +454,7 @@ def state_kind(config: SAM2Config) -> Kind:
     return fields(
         frame=whole(-1),
         size=optional(sequence(whole(1), 2)),
+        levels=optional(sequence(real, 2)),
         passes=whole(),
         objects=sequence(fields(id=whole(-LARGEST), added_at=whole(), bank=bank)),
     )
