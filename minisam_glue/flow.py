@@ -59,21 +59,23 @@ def farneback(
     pictures, batch = torch.cat((one, two)).float(), len(one)  # (2B, H, W)
     window = window_taps(winsize, gaussian)
     flow = None
-    for scale, size in reversed(list(pyramid(one.shape[-2:], pyr_scale, levels))):
-        level = resize(smooth(pictures, (1 / scale - 1) / 2)[:, None], size)[:, 0]
-        first, second = polynomial_expansion(level, poly_n, poly_sigma).split(batch)
-        if flow is None:
-            flow = first.new_zeros(batch, 2, *size)
-        else:
-            flow = resize(flow, size) / pyr_scale
-        for _ in range(iterations):
-            flow = update_flow(first, second, flow, window)
+    with torch.autocast(one.device.type, enabled=False):  # 16 bits are too few to solve for d
+        for scale, size in reversed(list(pyramid(one.shape[-2:], pyr_scale, levels))):
+            level = resize(smooth(pictures, (1 / scale - 1) / 2)[:, None], size)[:, 0]
+            first, second = polynomial_expansion(level, poly_n, poly_sigma).split(batch)
+            if flow is None:
+                flow = first.new_zeros(batch, 2, *size)
+            else:
+                flow = resize(flow, size) / pyr_scale
+            for _ in range(iterations):
+                flow = update_flow(first, second, flow, window)
     return flow
 
 
 def grey(pictures: Tensor) -> Tensor:
     """RGB (B, H, W, 3), uint8 -> brightness (B, H, W), float32, 0 to 255."""
-    return pictures.float() @ torch.tensor(LUMA, dtype=torch.float32, device=pictures.device)
+    with torch.autocast(pictures.device.type, enabled=False):
+        return pictures.float() @ torch.tensor(LUMA, dtype=torch.float32, device=pictures.device)
 
 
 # --- Pyramid -----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from .grounding_dino import Detector, WordPieceTokenizer
 from .heatmap import FLOOR, MIN_AREA, HeatSettings
 from .sam2 import SAM2, ImagePredictor
 from .sam2.model import check_image_size
+from .support.devices import with_cpu_as_default
 from .support.processes import interpreter
 from .weights import Progress, WeightsError
 
@@ -87,6 +88,7 @@ class Models:
             self.seconds[name] += time.perf_counter() - start
 
 
+@with_cpu_as_default
 def load_models(
     source: str | Path | None = None,
     detector: str | None = "swin-t",

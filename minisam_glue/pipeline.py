@@ -25,6 +25,7 @@ from .propagators import MEMORY
 from .records import Segment, Segmented
 from .sam2 import EncodedImages
 from .seeding import Seeds, check_settings, find_seeds, seed_of_prompt
+from .support.devices import with_cpu_as_default
 
 
 def segment_image(
@@ -38,6 +39,7 @@ def segment_image(
     return segment_images(models, [image], prompt, thresholds, seeding)[0]
 
 
+@with_cpu_as_default
 def segment_images(
     models: Models,
     images: list[Picture],

@@ -22,6 +22,7 @@ from .redetection import Redetection
 from .sam2 import EncodedImages, FrameResult
 from .sam2.video_tracker import indexable
 from .seeding import Seed, Seeds, check_settings, find_seeds, seed_of_prompt
+from .support.devices import with_cpu_as_default
 from .support.reading import fields, flag, optional, real, sequence, tensor, text, whole
 
 FORWARD, REVERSE, BOTH = DIRECTIONS = ("forward", "reverse", "both")
@@ -207,6 +208,7 @@ class Tracking:
             if self.next < 0:
                 return
 
+    @with_cpu_as_default
     def _step(self, index: int, image: np.ndarray) -> Segmented:
         """One frame: objects are tracked; detections and marks of this frame join them, or correct them."""
         if self.reverse:
@@ -394,6 +396,7 @@ class Tracking:
             "held": list(self.held),
         }
 
+    @with_cpu_as_default
     def restore(self, state: dict) -> None:
         """Go on from a state: the masks are those that an uninterrupted run gives.
 

@@ -14,7 +14,8 @@ as a model), the optimizer's state.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -216,10 +217,23 @@ def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
     if preset in RESNETS:
         if overrides:
             raise ValueError(f"preset {preset} is a ResNet: {flag_of(next(iter(overrides)))} does not apply to it")
-        return RESNETS[preset](classes)
+        with float32_by_default():
+            return RESNETS[preset](classes)
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}: {', '.join((*PRESETS, *RESNETS))}")
-    return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
+    with float32_by_default():
+        return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """New parameters are float32 inside, whatever the program has made the default: weights keep their numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_fits(path: Path, state: dict) -> None:

@@ -135,7 +135,7 @@ class _Copier:
         if place not in self.storages:
             self.take(storage.nbytes())
             self.storages[place] = storage.clone()
-        copy = torch.empty(0, dtype=tensor.dtype)
+        copy = torch.empty(0, dtype=tensor.dtype, device="cpu")
         return copy.set_(self.storages[place], tensor.storage_offset(), tensor.size(), tensor.stride())
 
 

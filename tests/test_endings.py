@@ -25,6 +25,7 @@ from minivit.train import Trainer
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
     "segment.py": ["segment.py"],
+    "python -m minisam_glue": ["-m", "minisam_glue"],
     "minisam": ["-c", "import sys; from minisam_glue.cli import main; sys.exit(main())"],  # as pip writes it
     "datasets": ["-m", "minisam_glue.datasets"],
     "train_cifar.py": ["train_cifar.py"],
@@ -110,6 +111,20 @@ def test_a_signal_saves_a_training_that_goes_on_from_there(number, training, tmp
     raise_at(2, [number], Trainer, "train_step", monkeypatch)
     assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 128 + number
     assert "stopped in epoch 3 and saved" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_at_the_end_of_the_last_epoch_stops_before_the_report_and_resume_makes_it(
+    number, training, tmp_path, monkeypatch, capfd
+):
+    last = [*training[: training.index("--epochs")], "--epochs", "2", *training[training.index("--epochs") + 2 :]]
+    with monkeypatch.context() as patch:
+        raise_at(2, [number], Trainer, "end_epoch", patch)
+        assert train_cifar.main(last) == 128 + number
+    assert "stopped in epoch 2 and saved; continue with" in capfd.readouterr().out
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("number", SIGNALS)

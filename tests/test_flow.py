@@ -80,6 +80,14 @@ def test_box_sums_are_sums_of_neighbours(width):
         assert torch.allclose(box_sum(values, width, dim), correlate(values, torch.ones(width), dim), atol=1e-5)
 
 
+def test_flow_is_computed_in_float32_inside_autocast_too():
+    pictures = torch.randint(0, 256, (2, 1, 40, 50), generator=torch.Generator().manual_seed(0)).float()
+    colours = torch.randint(0, 256, (1, 4, 5, 3), generator=torch.Generator().manual_seed(0))
+    want, bright = farneback(*pictures), grey(colours)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(farneback(*pictures), want) and torch.equal(grey(colours), bright)
+
+
 def test_brightness_is_that_of_luma():
     assert np.allclose(grey(torch.tensor([[[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]])), [[[76.245, 149.685, 29.07]]])
 

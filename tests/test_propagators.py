@@ -177,6 +177,17 @@ def test_a_mask_where_the_heat_map_shows_nothing_is_given_up():
         assert redetection.is_cold(mask, hot["bright"]) == cold and not redetection.is_cold(mask, hot.get("dark"))
 
 
+def test_flow_keeps_a_frame_of_its_own_until_it_is_looked_at():
+    masks = []
+    for reused in (False, True):
+        propagator, image = FlowPropagator(tiny_model(), refine_every=3), picture(5)
+        propagator.seek(1, image)
+        image[:] *= not reused
+        propagator.prompt(1, box=(5, 10, 15, 22))
+        masks.append(propagator.result().low_res)
+    assert torch.equal(*masks)
+
+
 def same(one, other) -> bool:
     return [o.id for o in one.objects] == [o.id for o in other.objects] and np.array_equal(one.masks, other.masks)
 

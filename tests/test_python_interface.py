@@ -70,6 +70,21 @@ def test_a_teacher_in_a_model_that_trains_stays_as_it_was():
     assert torch.equal(student.teacher(x), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_keep_their_numbers_under_another_default_precision_of_pytorch(dtype):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    want, _ = checkpoint.load_model(checkpoint.DEMO, "cpu")
+    torch.set_default_dtype(dtype)
+    try:
+        got, _ = checkpoint.load_model(checkpoint.DEMO, "cpu")
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(got.state_dict().values(), want.state_dict().values(), strict=True))
+    with torch.inference_mode():
+        assert torch.equal(got(images), want(images))
+
+
 def test_exporting_changes_neither_the_model_nor_random_numbers(tmp_path):
     model, state = VisionTransformer(TINY).bfloat16().train(), torch.get_rng_state()
     export_model(model, str(tmp_path / "model.pt2"), {})

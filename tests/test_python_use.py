@@ -15,7 +15,7 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image
 from torch import nn
 
-from minisam_glue import Clicks, ObjectPrompt, sam2, segment_image, segment_images, segment_video
+from minisam_glue import Clicks, ObjectPrompt, load_models, sam2, segment_image, segment_images, segment_video
 from minisam_glue.clipseg import HeatMapper
 from minisam_glue.flow import window_taps
 from minisam_glue.grounding_dino import Detector, accelerate
@@ -25,6 +25,7 @@ from minisam_glue.models import Models
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import ImagePredictor, VideoTracker
 from minisam_glue.sam2.fast import rotary_table, sine_table
+from minivit import checkpoint
 
 BOX = Clicks(boxes=[(5, 10, 15, 22)])
 
@@ -234,6 +235,29 @@ def test_another_default_precision_of_pytorch_changes_nothing():
     assert [tensor.dtype for tensor in got] == [tensor.dtype for tensor in want]
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_another_default_device_of_pytorch_changes_nothing():
+    def run() -> list:
+        masks = []
+        for method in ("detector", "clipseg"):
+            models = load_models("demo", device="cpu", method=method, size=64)
+            masks.append(segment_image(models, film(1)[0], "red square. black square.").masks)
+        masks.append(segment_image(models, film(1)[0], Clicks(boxes=[(5, 10, 15, 22)])).masks)
+        for settings in ({"direction": "both", "redetect": 1}, {"propagate": "flow"}):
+            masks += [result.masks for result in segment_video(models, film(3), "red square.", **settings)]
+        masks += [result.masks for result in segment_video(models, film(3), Clicks(points=[(9, 15, 1)]))]
+        return masks
+
+    want = run()
+    torch.set_default_device("meta")
+    try:
+        got = run()
+        read = checkpoint.read(checkpoint.DEMO)
+    finally:
+        torch.set_default_device(None)
+    assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(tensor.device.type == "cpu" for tensor in checkpoint.weights_of(read).values())
 
 
 # --- Models that are changed -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import statistics
 from pathlib import Path
 
@@ -174,6 +175,21 @@ def test_a_study_that_does_not_exist_and_flags_that_do_not_go_with_it_are_named(
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_a_signal_at_the_end_of_a_variant_ends_the_study(images, capsys, monkeypatch):
+    written({"base": TINY, "variants": {"one": {"dim": 8}, "two": {"dim": 16}}})
+    end, begun = Trainer.end_epoch, []
+
+    def interrupted(trainer: Trainer) -> None:
+        begun.append(trainer.run.name)
+        if trainer.epoch + 1 == trainer.config.epochs:
+            signal.raise_signal(signal.SIGINT)
+        end(trainer)
+
+    monkeypatch.setattr(Trainer, "end_epoch", interrupted)
+    assert train_cifar.main(words(images, "--out", "out", "--subset", "40")) == 130
+    assert "the same command goes on" in capsys.readouterr().out and len(set(begun)) == 1
 
 
 def test_a_study_trains_each_run_once_goes_on_after_a_stop_and_writes_one_table(images, capsys, monkeypatch):
