@@ -270,14 +270,25 @@ class TruePredictor:
         return type("Found", (), {"masks": torch.from_numpy(self.truth.masks[rows])[:, None]})
 
 
+def test_a_mask_that_only_touches_its_object_and_a_second_one_of_it_count_as_wrong():
+    truth = next(s for s in (scene(seed, (48, 64)) for seed in range(12)) if max(s.labels) >= 0)
+    row = max(range(len(truth.labels)), key=lambda i: (truth.labels[i] >= 0) * truth.masks[i].sum())
+    whole = torch.from_numpy(truth.masks[row])
+    corner = whole & (whole.flatten().cumsum(0).view(whole.shape) <= int(whole.sum()) // 3)
+    objects = sum(label >= 0 for label in truth.labels)
+    for masks, wrong in (([whole], 0), ([corner], 1), ([whole, corner], 1), ([whole, whole], 1)):
+        found = [(truth, torch.full((len(masks),), truth.labels[row]), torch.stack(masks))]
+        assert evaluate.text_metrics(found)["text_wrong"] == pytest.approx(wrong / objects)
+
+
 def test_text_to_masks_counts_missed_objects_and_false_masks(monkeypatch):
     scenes = [s for s in (scene(seed, (48, 64)) for seed in range(12)) if len(s.phrases) > 1 and max(s.labels) > 0]
     monkeypatch.setattr(evaluate, "ImagePredictor", lambda model: TruePredictor(scenes))
     metrics = evaluate.evaluate_text_to_masks(Oracle(scenes), None, scenes)
-    assert metrics["text_iou"] == 1.0 and metrics["text_extra"] == 0.0 and metrics["text_objects"] > 10
+    assert metrics["text_iou"] == 1.0 and metrics["text_wrong"] == 0.0 and metrics["text_objects"] > 10
     wrong = Oracle(scenes, lambda labels: [(label + 1) % 5 for label in labels])  # the masks of other phrases
     metrics = evaluate.evaluate_text_to_masks(wrong, None, scenes)
-    assert metrics["text_iou"] == 0.0 and metrics["text_extra"] == 1.0
+    assert metrics["text_iou"] == 0.0 and metrics["text_wrong"] == 1.0
 
 
 @pytest.fixture(scope="module")

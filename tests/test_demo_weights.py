@@ -132,7 +132,7 @@ def found_by_heat(heat_mapper, segmenter) -> dict[str, float]:
 
 
 def heat_holds(metrics: dict[str, float]) -> bool:
-    return metrics["text_iou"] > 0.6 and metrics["true_negative_rate"] > 0.9 and metrics["text_extra"] < 0.35
+    return metrics["text_iou"] > 0.6 and metrics["true_negative_rate"] > 0.9 and metrics["text_wrong"] < 0.35
 
 
 def test_heat_maps_become_masks_of_the_objects_that_are_named_and_of_few_others(heat_mapper, segmenter):

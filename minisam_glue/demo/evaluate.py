@@ -33,6 +33,7 @@ from torchvision.ops import box_iou
 
 from ..grounding_dino import Detections, Detector
 from ..models import choose_device
+from ..prompts import Thresholds
 from ..propagators import FLOW, MEMORY, PROPAGATORS, FlowPropagator, MemoryPropagator
 from ..render.story import story
 from ..sam2 import SAM2, ImagePredictor, VideoTracker, accelerate
@@ -41,7 +42,7 @@ from ..support.processes import run_program
 from ..support.reading import anything, check_regular, mapping, text
 from ..support.values import whole_number
 from . import DETECTOR, FOLDER, SEGMENTER, load_detector, load_segmenter
-from .clip_metrics import ClipMetrics, broadcast_iou, mean
+from .clip_metrics import RIGHT, ClipMetrics, broadcast_iou, mean
 from .clip_story import tell, track_clip
 from .scenes import ALL_KINDS, HELD_OUT, KINDS, SMALLEST, TRAINING_FROM, Clip, Scene, clip, extents, scene
 
@@ -110,14 +111,17 @@ def evaluate_detector(detector: Detector, scenes: Iterable[Scene]) -> dict[str, 
     }
 
 
-def detections(detector: Detector, scenes: Iterator[Scene]) -> Iterator[tuple[Scene, Detections]]:
-    """Pairs of a scene and the detections in it."""
+def detections(
+    detector: Detector, scenes: Iterator[Scene], nms_iou: float | None = None
+) -> Iterator[tuple[Scene, Detections]]:
+    """Pairs of a scene and the detections in it. nms_iou: see Detector.detect."""
     while some := list(islice(scenes, BATCH)):
         found = detector.detect(
             [s.image for s in some],
             [[p.text for p in s.phrases] for s in some],
             box_threshold=LOWEST,
             text_threshold=LOWEST,
+            nms_iou=nms_iou,
             batch_size=BATCH,
         )
         yield from zip(some, found)
@@ -166,7 +170,7 @@ def evaluate_text_to_masks(detector: Detector, model: SAM2, scenes: Iterable[Sce
 
     def found_in_scenes() -> Iterator[tuple[Scene, Tensor, Tensor]]:
         predictor = ImagePredictor(model)
-        for truth, found in detections(detector, iter(scenes)):
+        for truth, found in detections(detector, iter(scenes), Thresholds().nms):
             shown = found.scores > THRESHOLD
             predictor.set_image(truth.image)
             masks = predictor.predict(boxes=found.boxes[shown]).masks[:, 0].cpu()
@@ -179,18 +183,18 @@ def text_metrics(results: Iterable[tuple[Scene, Tensor, Tensor]]) -> dict[str, f
     """Metrics of scenes with the masks (n, H, W) that phrases found there, and the numbers (n,) of these phrases.
 
     text_iou: each named object counts with the IoU of its mask. Masks and objects of a phrase are matched one to one,
-    best pair first; an object without a mask counts as 0. text_extra: the number of masks that are left over, per
-    object.
+    best pair first; an object without a mask counts as 0. text_wrong: the number of masks that are not on an object of
+    their own, which are those without a match of an IoU of at least RIGHT, per object.
     """
-    overlaps, extra = [], 0
+    overlaps, wrong = [], 0
     for truth, phrases, masks in results:
         named = [i for i, label in enumerate(truth.labels) if label >= 0]
         labels = torch.tensor([truth.labels[i] for i in named], dtype=torch.long)
         table = broadcast_iou(masks[:, None], torch.from_numpy(truth.masks[named]))  # (found, objects)
         matched = greedy_pairs(table.where(phrases[:, None] == labels, 0.0))
         overlaps += matched + [0.0] * (len(named) - len(matched))
-        extra += len(masks) - len(matched)
-    return {"text_objects": len(overlaps), "text_iou": mean(overlaps), "text_extra": extra / max(len(overlaps), 1)}
+        wrong += len(masks) - sum(overlap >= RIGHT for overlap in matched)
+    return {"text_objects": len(overlaps), "text_iou": mean(overlaps), "text_wrong": wrong / max(len(overlaps), 1)}
 
 
 def greedy_pairs(table: Tensor) -> list[float]:
