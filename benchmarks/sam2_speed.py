@@ -302,9 +302,12 @@ def memory_row(args, work: Path, short: Path, clip: Path) -> dict:
 
 def still_row(args, work: Path, part: str, title: str, target: float) -> dict:
     runs = compare(args, work, part, work)
-    ours, official = seconds(runs["ours"]), seconds(runs["official"])
+    rounds = {name: [seconds([run]) for run in runs[name]] for name in SIDES}
+    for name, medians in rounds.items():
+        print(f"  {name}: rounds' medians from {min(medians):.4f} to {max(medians):.4f} s")
     print(f"  peak MiB: {peaks(runs)}" + (f"; masks: IoU {runs['iou']:.5f}" if part == "boxes" else ""))
-    return report(title, ours, official, "s", official / ours, target)
+    ratio = statistics.median(theirs / mine for mine, theirs in zip(rounds["ours"], rounds["official"]))
+    return report(title, *(statistics.median(rounds[name]) for name in SIDES), "s", ratio, target)
 
 
 def run(args) -> list[dict]:

@@ -4,7 +4,8 @@
     python benchmarks/working_size.py --sizes 256 384 --clips 4 --scenes 8
     python benchmarks/working_size.py --sam tiny --sizes 512 1024           # seconds alone, with the official shape
 
-The demo weights were trained for 384 pixels here, on flat shapes: their figures say nothing of the official weights.
+The demo weights see 384 pixels, and were trained at 256 to 320, on flat shapes: their figures say nothing of the
+official weights.
 Each size is measured in float32 and in bfloat16; the IoU between the two is over all pixels of all masks. With --sam
 the model has an official shape and formula weights, whose values mean nothing: measured are the seconds of a frame of
 one object when the memory is full, sizes and precisions in turns. The machine must be idle for the seconds to count.
@@ -29,7 +30,7 @@ from minisam_glue.sam2 import VideoTracker
 from minisam_glue.support.processes import run_program
 from minisam_glue.support.values import whole_number
 
-FULL = 384  # pixels that the demo was trained for
+FULL = 384  # pixels that the demo sees
 FIRST_SEED = 5000  # held out
 DTYPES = ("float32", "bfloat16")
 MEMORY = 8  # frames after which the memory of SAM 2 is full

@@ -249,11 +249,11 @@ def _markdown(report: Mapping, pictures: Iterable[str]) -> str:
         ("top-1 accuracy", percent(report["top1"]) + " %"),
         ("balanced accuracy, the mean recall of the classes", percent(report["balanced_accuracy"]) + " %"),
         ("top-5 accuracy", percent(report["top5"]) + " %"),
-        ("expected calibration error, 15 bins", percent(report["calibration_error"]) + " %"),
+        ("expected calibration error, 15 bins", f"{100 * report['calibration_error']:.2f} %"),
         *((markdown(name), markdown(str(value))) for name, value in report["facts"].items()),
     ]
     lines = [f"# {markdown(report['title'])}", "", *_table(["", ""], head)]
-    lines += ["Percentages are cut to two decimals, not rounded; the full numbers are in report.json.", ""]
+    lines += ["Accuracies are cut to two decimals, not rounded; the full numbers are in report.json.", ""]
     lines += [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in pictures]
 
     columns = ("precision", "recall", "f1")

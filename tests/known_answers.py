@@ -4,7 +4,7 @@
     python tests/known_answers.py --weights DIR     # from a folder, downloaded into it where missing
 
 The cases stand in known_answers.json: outputs of SAM 2.1 tiny, Grounding DINO and CLIPSeg in the integration tests of
-huggingface/transformers. Resizing there differs slightly from ours, so scores may differ by 0.01 and logits by 5 %.
+huggingface/transformers. Resizing there differs slightly from ours, so scores may differ by 0.01 and logits by 0.1 and 5 %.
 Exit status: 0 if all cases that could be run are within that, 1 if one is off, 2 if none could be run.
 """
 
@@ -32,6 +32,7 @@ from minisam_glue.sam2 import ImagePredictor, VideoTracker
 
 KNOWN = json.loads((ROOT / "known_answers.json").read_text())
 SCORES = (0.01, 0.0)  # absolute and relative tolerance
+TEXT = (0.001, 0.0)  # without a picture nothing is resized
 LOGITS = (0.1, 0.05)
 PIXELS = (2.0, 0.0)
 SAM = "sam2.1_hiera_tiny"
@@ -164,7 +165,7 @@ def heat_case(case: dict, files: Files) -> Answers:
         image = mapper.model.clip.encode_image(mapper.pixels([picture]))[0, :3]
     return {
         "heat map corner": (maps[0, 0, :3, :3], case["logits_corner_of_first_352"], LOGITS),
-        "text embedding": (condition, case["conditional_embedding_first3"], SCORES),
+        "text embedding": (condition, case["conditional_embedding_first3"], TEXT),
         "image embedding": (image, case["pooled_output_first3"], SCORES),
     }
 

@@ -92,7 +92,7 @@ def test_an_object_that_returns_is_found_when_its_mask_lies_on_it():
     late[5:8] = False
     assert waits(late, true) == [3]
     assert waits(torch.zeros_like(true), true) == [None]
-    assert waits(true[:9], true[:9]) == [0] and waits(torch.zeros_like(true[:9]), true[:9]) == []  # ends too early
+    assert waits(true[:9], true[:9]) == waits(torch.zeros_like(true[:9]), true[:9]) == []  # ends too early
     short = squares([5, None, None, *[5] * 8])[:, None]
     assert waits(short, short) == []  # away for two frames alone
     sliver = true.clone()
@@ -118,7 +118,7 @@ def test_the_truth_is_right_in_every_respect_and_a_twin_is_never_tracked(films):
         assert metrics[f"jf_{kind}"] == metrics[f"j_{kind}"] == 1.0
     assert metrics["jf"] == metrics["absent_empty"] == metrics["both_right"] == metrics["returns_found"] == 1.0
     assert metrics["merged"] == metrics["switched"] == metrics["lost"] == metrics["wrong_twin"] == 0.0
-    assert metrics["meetings"] == 3 and metrics["returns"] >= 3 and metrics["return_frames"] == 0.0
+    assert metrics["meetings"] == 3 and metrics["returns"] >= 1 and metrics["return_frames"] == 0.0
 
 
 def test_masks_that_stay_where_they_were_fail_where_it_matters(films):

@@ -115,7 +115,7 @@ def waits(found: Tensor, true: Tensor) -> list[int | None]:
     """Frames until the mask's IoU is at least 0.5, for each return of an object; None if that never comes.
 
     An object returns on the first frame on which its visible part is at least SMALLEST pixels long after ABSENCE frames
-    or more without it. Returns that end within SOON frames, by the clip or by another absence, count only if found.
+    or more without it. Returns that end within SOON frames, by the clip or by another absence, do not count.
     """
     out = []
     boxes = extents(true.numpy())
@@ -126,7 +126,7 @@ def waits(found: Tensor, true: Tensor) -> list[int | None]:
             if gone >= ABSENCE and length[t] >= SMALLEST:
                 away = np.flatnonzero(length[t:] == 0)
                 span = good[t : t + away[0]] if len(away) else good[t:]
-                if span.any() or len(span) > SOON:
+                if len(span) > SOON:
                     out.append(int(span.argmax()) if span.any() else None)
             gone = 0 if length[t] >= SMALLEST else gone + int(length[t] == 0)
     return out
