@@ -4,7 +4,8 @@
     python tests/known_answers.py --weights DIR     # from a folder, downloaded into it where missing
 
 The cases stand in known_answers.json: outputs of SAM 2.1 tiny, Grounding DINO and CLIPSeg in the integration tests of
-huggingface/transformers. Resizing there differs slightly from ours, so scores may differ by 0.01 and logits by 0.1 and 5 %.
+huggingface/transformers. Resizing there differs slightly from ours, so scores may differ by 0.01, and logits by 0.1 and
+5 %.
 Exit status: 0 if all cases that could be run are within that, 1 if one is off, 2 if none could be run.
 """
 
