@@ -1,8 +1,9 @@
 """Pictures and moving pictures, in: files, URLs, frame folders, GIF and WebP animations, videos, cameras, a pipe.
 
 Every frame is uint8 RGB (H, W, 3) as one would see it on a screen: turned as EXIF or the video's matrix says, alpha
-laid on white; values of more than 8 bits have one scale in a source. Frames are read when they are asked for. Videos
-and cameras need PyAV (the extra `cli`), the rest Pillow.
+laid on white (what a GIF without transparency leaves empty has its background colour, where browsers show nothing);
+values of more than 8 bits have one scale in a source. Frames are read when they are asked for. Videos and cameras need
+PyAV (the extra `cli`), the rest Pillow.
 Left out: colour profiles (ICC), interlacing, sound (the writer copies it), changing the frame rate, network streams.
 """
 
