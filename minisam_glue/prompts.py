@@ -283,14 +283,15 @@ def own(value: object) -> object:
 def split_phrases(sentence: Sentence) -> list[str]:
     """Phrases, verbatim and each once, if some differ in case or blanks alone, too.
 
-    They are the parts of a string between commas, semicolons and full stops, or the items of a list. A full stop or
-    comma between two digits is part of a number: "1.5 l bottle" is one phrase. ValueError if there is no phrase, or an
-    empty item; TypeError for anything but a string or a list of strings.
+    They are the parts of a string between commas, semicolons, question marks and full stops (the last two end a phrase
+    in Grounding DINO, too), or the items of a list. A full stop or comma between two digits is part of a number:
+    "1.5 l bottle" is one phrase. ValueError if there is no phrase, or an empty item; TypeError for anything but a
+    string or a list of strings.
     """
     if isinstance(sentence, (bytes, Clicks)) or not isinstance(sentence, (str, list, tuple)):
         kinds = 'a sentence such as "car. dog.", a list of phrases, or Clicks'
         raise TypeError(f"a prompt is {kinds}, not a {kind_of(sentence)}")
-    parts = re.split(r";|(?<!\d)[.,]|[.,](?!\d)", sentence) if isinstance(sentence, str) else sentence
+    parts = re.split(r"[;?]|(?<!\d)[.,]|[.,](?!\d)", sentence) if isinstance(sentence, str) else sentence
     for part in parts:
         if not isinstance(part, str):
             raise TypeError(f"a list of phrases holds strings, not a {kind_of(part)}")

@@ -16,6 +16,8 @@ Compared with self-attention over T special tokens and N patches, class-attentio
 Nothing is left out of what the special tokens read: keys and values come from all T + N tokens, after the
 block's own layer norm. Talking heads, normalised queries and keys, a learned temperature, projections
 without biases, and SiLU and the convolution in the MLP are options of the full blocks alone.
+Different from CaiT's code: stochastic depth, which there has one rate in all full blocks and none in the tail,
+rises linearly through both, and dropout acts in both.
 B is batch, C channels, h heads, d channels per head.
 """
 

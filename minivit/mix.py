@@ -54,7 +54,10 @@ def kept_area(box: Box, height: int, width: int) -> float:
 
 
 def cutmix_box(lam: float, height: int, width: int, centre: tuple[int, int]) -> Box:
-    """The box of sides sqrt(1 - lam) times the image's around a centre (y, x), clipped to the image."""
+    """The box of sides sqrt(1 - lam) times the image's around a centre (y, x), clipped to the image.
+
+    The paper's code rounds each side down to an even number of pixels; here odd ones stay.
+    """
     ratio = math.sqrt(1 - lam)
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     top, left = centre[0] - cut_h // 2, centre[1] - cut_w // 2

@@ -41,7 +41,8 @@ def of_norm(norm: float, matrices: Tensor) -> Tensor:
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of linear layers and full convolutions, without heads, frozen and depth-wise ones.
+    """The weights of linear layers and full convolutions, without heads, frozen and depth-wise ones, and without the
+    convolution that sees the image's three channels: the reference leaves the first layer to AdamW, too.
 
     Heads are modules whose name begins with "head", or "fc" as in a ResNet, also inside of a wrapper: DDP,
     torch.compile, a model of yours.
@@ -52,6 +53,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
         if isinstance(module, (nn.Linear, nn.Conv2d))
         and not any(part.startswith("head") or part == "fc" for part in name.split("."))
         and getattr(module, "groups", 1) == 1
+        and not (isinstance(module, nn.Conv2d) and module.in_channels == 3)
         and module.weight.requires_grad
     ]
 

@@ -212,7 +212,8 @@ def normalisation_of(path: Path, content: object, layout: str) -> Normalisation:
 
     A checkpoint of this program holds them, a file of the Hugging Face Hub has a description beside it. Of others the
     layout tells: torchvision's are ImageNet's, Google's 0.5, and so are timm's ports of Google's, which their name
-    tells (timm's default_cfgs). ValueError if a description is damaged.
+    tells (timm's default_cfgs); of other names of timm (bamboo, test_vit) it is a guess: give --mean and --std.
+    ValueError if a description is damaged.
     """
     if is_checkpoint(content):
         fields(**{name: KINDS[name] for name in ("describe", "config", "mean", "std")})(content, "the checkpoint")

@@ -51,7 +51,8 @@ class TrainConfig:
     trivial_augment: bool = True
     jitter: float = 0.0
     rotate: float = 0.0  # largest turn, in degrees
-    erasing: float = 0.25  # probability; this, mixup, cutmix and smoothing are those of DeiT's training
+    # DeiT's training has the same probability, alphas and smoothing, but fills boxes with noise and mixes each batch.
+    erasing: float = 0.25
     mixup: float = 0.8  # alpha of Beta(alpha, alpha), from which lambda is drawn; 0 for none
     cutmix: float = 1.0  # the same
     mix_prob: float = 0.5  # probability that a batch is mixed, by one or the other

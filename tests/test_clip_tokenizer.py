@@ -35,6 +35,12 @@ def test_digits_stand_alone_and_contractions_are_cut_off():
 
 def test_entities_are_resolved_unless_the_text_may_be_html():
     assert repair("a &amp; b") == "a & b" and repair("<i>&amp;") == "<i>&amp;"
+    # As ftfy.fix_text has them: until nothing changes, with a semicolon alone, names in capitals.
+    assert repair("&amp;lt; salt &amp;amp; pepper") == "< salt & pepper"
+    assert repair("sun&region, 5&times7, on&degree") == "sun&region, 5&times7, on&degree"
+    assert (
+        repair("&EACUTE;t&eacute; &Eacute; &#233; &#xe9; &nosuch; &#59;") == "\xc9t\xe9 \xc9 \xe9 \xe9 &nosuch; &#59;"
+    )
 
 
 def test_a_file_that_is_no_merge_list_is_refused(tmp_path):

@@ -80,9 +80,11 @@ def test_a_highlighted_object_stays_and_its_background_fades_to_the_mean_grey_an
     image, mask = np.full((40, 60, 3), 200, np.uint8), np.zeros((40, 60), bool)
     mask[10:20, 30:34] = True
     shown = highlight(image, mask, context=0.5)
-    assert shown.shape == (20, 14, 3)
-    grey = [round(0.1 * 200 + 0.9 * 255 * mean) for mean in (0.485, 0.456, 0.406)]  # 0.1 times the normalised pixels
-    assert (shown[5:15, 5:9] == 200).all() and (shown[0] == grey).all() and (shown[:, 0] == grey).all()
+    assert shown.shape == (20, 20, 3)  # the crop of 20 x 8 in a square: a stretched object is another one
+    means = (0.485, 0.456, 0.406)
+    grey = [round(0.1 * 200 + 0.9 * 255 * mean) for mean in means]  # 0.1 times the normalised pixels
+    assert (shown[5:15, 8:12] == 200).all() and (shown[0, 6:14] == grey).all() and (shown[:, 6:8] == grey).all()
+    assert (shown[:, [0, 5, 14, 19]] == [round(255 * mean) for mean in means]).all()
     with pytest.raises(ValueError, match="show the object"):
         highlight(image, mask & False)
     with pytest.raises(ValueError, match="show the object"):

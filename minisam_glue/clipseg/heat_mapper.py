@@ -38,11 +38,11 @@ def highlight(
     """A picture prompt that shows one object: background grey and blurred, cropped to the object.
 
     The paper calls this visual prompt engineering. In its training (crop_blur_highlight352 in datasets/utils.py) the
-    normalised pixels of the background are multiplied by 0.1, which fades them to the mean grey, as here; it blurs by 3
-    and leaves 0.1 around the object: blur and context are our choice.
+    normalised pixels of the background are multiplied by 0.1, which fades them to the mean grey, and the crop is padded
+    to a square with that grey, as here. It blurs by 3 and leaves 0.1 around the object: these two are our choice.
     mask: bool (H, W). brightness: what is left of the background's distance from the mean grey. blur: deviation of its
-    Gaussian in pixels. context: margin of the crop, as a share of the object's longer side. ValueError if the mask is
-    empty or of another size.
+    Gaussian in pixels. context: margins of the crop, as shares of the object's width and height. ValueError if the mask
+    is empty or of another size.
     """
     image, mask = to_rgb(picture), as_bool(np.asarray(mask))
     box = mask_box(mask) if mask.ndim == 2 else None
@@ -53,8 +53,13 @@ def highlight(
     background = np.clip(np.rint(mean + brightness * (blurred - mean)), 0, 255).astype(np.uint8)
     image = np.where(mask[..., None], image, background)
     left, top, right, bottom = box
-    margin = round(context * max(right - left, bottom - top))
-    return image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+    across, down = round(context * (right - left)), round(context * (bottom - top))
+    crop = image[max(0, top - down) : bottom + down, max(0, left - across) : right + across]
+    h, w = crop.shape[:2]
+    square = np.full((max(h, w), max(h, w), 3), np.rint(mean), np.uint8)
+    y, x = (len(square) - h) // 2, (len(square) - w) // 2
+    square[y : y + h, x : x + w] = crop
+    return square
 
 
 def pad_ids(texts: list[list[int]], length: int) -> Tensor:

@@ -72,7 +72,7 @@ def upsampling(channels: int, patch_size: int, refined: bool) -> nn.Module:
     """Features of patches (B, R, h, w) -> logits of pixels (B, 1, H, W), with R channels (reduce_dim)."""
     if not refined:
         return nn.ConvTranspose2d(channels, 1, patch_size, stride=patch_size)
-    first, second = patch_size // 4, 4
+    first, second = patch_size // 4, 4  # transformers has patch_size / 4 twice, which is a pixel each for 16 alone
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.ReLU(),

@@ -3,8 +3,8 @@
 Sennrich et al., arXiv 1508.07909; CLIP, arXiv 2103.00020, section 2.4; rules and merges are those of
 openai/CLIP. The merges are a gzipped text file, bpe_simple_vocab_16e6.txt.gz, that comes with the weights.
 Of the text repair that CLIP leaves to the library ftfy, what ordinary text needs is here; undoing wrong
-decodings (mojibake) is left out. HTML entities are resolved as transformers' CLIPTokenizer has it, once and not beside
-a "<"; openai/CLIP resolves them twice more.
+decodings (mojibake) is left out. HTML entities are resolved as ftfy does it for the slow CLIPTokenizer of
+transformers 4; openai/CLIP resolves them twice more, and the tokenizer of transformers 5 repairs nothing.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import re
 import unicodedata
 import zlib
 from functools import lru_cache
+from html.entities import html5
 from pathlib import Path
 
 MERGES = 49152 - 256 - 2  # CLIP uses so many of the file's lines
@@ -48,18 +49,38 @@ LIGATURES = str.maketrans(
 QUOTES = str.maketrans(
     {**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("\u201c\u201d\u201e\u201f", '"')}
 )
+ENTITIES = re.compile("&(#?[0-9A-Za-z]{1,24};)")
 ESCAPES = re.compile("\x1b\\[((?:\\d|;)*)([a-zA-Z])")  # colours and cursor moves of terminals
 CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
 BREAKS = re.compile("\r\n|[\r\x85\u2028\u2029]")
 
 
 def repair(text: str) -> str:
-    """Entities, ligatures, full-width letters, curled quotes, line breaks and control characters made plain, NFC."""
-    if "<" not in text:  # with it, the text may be HTML and mean its entities
-        text = html.unescape(text)
-    text = ESCAPES.sub("", text).translate(LIGATURES)
-    text = "".join(unicodedata.normalize("NFKC", c) if is_wide_form(c) else c for c in text)
-    return unicodedata.normalize("NFC", CONTROLS.sub("", BREAKS.sub("\n", text.translate(QUOTES))))
+    """Entities, ligatures, full-width letters, curled quotes, line breaks and control characters made plain, NFC.
+
+    Repeated until nothing changes: "&amp;lt;" becomes "<".
+    """
+    may_be_html, before = "<" in text, None
+    while text != before:
+        before = text
+        if not may_be_html:  # else it may mean its entities
+            text = ENTITIES.sub(entity, text)
+        text = ESCAPES.sub("", text).translate(LIGATURES)
+        text = "".join(unicodedata.normalize("NFKC", c) if is_wide_form(c) else c for c in text)
+        text = unicodedata.normalize("NFC", CONTROLS.sub("", BREAKS.sub("\n", text.translate(QUOTES))))
+    return text
+
+
+def entity(found: re.Match) -> str:
+    """What an HTML entity stands for; a name in capitals, the capital letter; an unknown one itself."""
+    name = found[1]
+    if name.startswith("#"):
+        plain = html.unescape(found[0])
+        return found[0] if ";" in plain else plain
+    small = name.lower()
+    if name not in html5 and name == small.upper() and small in html5 and html.unescape(found[0]) == found[0]:
+        return html5[small].upper()
+    return html5.get(name, found[0])
 
 
 def is_wide_form(c: str) -> bool:
