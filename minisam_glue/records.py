@@ -29,13 +29,13 @@ class Segment:
     def as_json(self) -> dict:
         """The record with its mask as COCO run lengths."""
         return {
-            "id": self.id,
+            "id": int(self.id),
             "label": self.label,
-            "score": round(self.score, 4),
-            "box": [round(side, 2) for side in self.box],
+            "score": round(float(self.score), 4),
+            "box": [round(float(side), 2) for side in self.box],
             "area": int(as_bool(self.mask).sum()),
-            "first": self.first,
-            "last": self.last,
+            "first": int(self.first),
+            "last": int(self.last),
             "mask": encode_rle(self.mask),
         }
 

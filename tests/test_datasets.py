@@ -172,7 +172,7 @@ def test_coco_says_which_frame_and_which_object_of_a_video_as_tao_and_as_cocovid
             assert image["frame_id"] == image["frame_index"] == int(number.split(".")[0])
             about = videos[image["video_id"]]
             assert about["name"] == video and (about["width"], about["height"]) == (image["width"], image["height"])
-            assert about["neg_category_ids"] == about["not_exhaustive_category_ids"] == []  # TrackEval asks for them
+            assert about["neg_category_ids"] is not about["not_exhaustive_category_ids"]  # TrackEval asks for both
     for annotation in content["annotations"]:
         image = images[annotation["image_id"]]
         if "video_id" not in image:
@@ -547,6 +547,49 @@ def test_results_that_are_there_become_a_data_set_without_the_models(inputs, tmp
         assert data_sets(tmp_path / "plain")[name] == expected[name]
 
 
+@pytest.mark.parametrize(
+    "words, absent, not_exhaustive",
+    [(["bright. dark. grey."], [2, 3], []), (["--object", "box=5,10,15,22 label=bright"], [], [1])],
+)
+def test_coco_says_which_categories_a_video_was_searched_for_in_vain_and_which_may_have_more(
+    words, absent, not_exhaustive, tmp_path
+):
+    words = [save_film(tmp_path / "film", 2), *words, "--frames", "--format", "gif", "--save", "coco", "--quiet"]
+    assert command(*words, "--out", tmp_path / "out") == 0
+    (video,) = json.loads((tmp_path / "out" / "coco" / "annotations.json").read_text())["videos"]
+    assert (video["neg_category_ids"], video["not_exhaustive_category_ids"]) == (absent, not_exhaustive)
+
+
+def test_results_of_one_source_of_several_prompts_and_of_earlier_times_are_told(inputs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(inputs[0], inputs[2], "bright.", "--quiet", "--out", out, "--save", "coco") == 0
+    shutil.copytree(out / "p0", out / "p0 copy")
+    assert run([str(out), "--to", "coco", "--quiet"]) == 2
+    assert f"p0 copy: its source {inputs[0]} is that of {out / 'p0'}, too: remove one of them" in one_line(capsys)
+    shutil.rmtree(out / "p0 copy")
+    assert command(inputs[2], "dark.", "--quiet", "--out", out) == 0
+    assert run([str(out), "--to", "yolo", "--quiet"]) == 0
+    assert "not all results are of one prompt" in capsys.readouterr().err
+    Path(inputs[2]).unlink()
+    assert run([str(out), "--to", "coco", "--quiet"]) == 2
+    error, stays = capsys.readouterr().err.splitlines()
+    assert f"its source {inputs[2]} is not here: bring it back, or remove this result" in error
+    assert f"what {out / 'coco'} holds of it is of an earlier result, and stays" in stays
+
+
+def test_voc_says_how_many_channels_a_copied_picture_has(tmp_path):
+    Image.fromarray(picture(5)).convert("L").save(tmp_path / "grey.jpg")
+    Image.fromarray(picture(5)).save(tmp_path / "colours.jpg")
+    save(picture(5)[..., 0], tmp_path / "made.png")
+    words = [*(tmp_path / name for name in ("grey.jpg", "colours.jpg", "made.png")), "--box", "5,10,15,22"]
+    assert command(*words, "--save", "voc", "--quiet", "--out", tmp_path / "out") == 0
+    root = next((tmp_path / "out").rglob("JPEGImages")).parent
+    for name in ("grey", "colours", "made"):
+        with Image.open(root / "JPEGImages" / f"{name}.jpg") as image:
+            channels = len(image.getbands())
+        assert f"<depth>{channels}</depth>" in (root / "Annotations" / f"{name}.xml").read_text()
+
+
 def test_formats_may_stand_before_the_folder(inputs, tmp_path, capsys):
     assert command(inputs[0], "bright.", "--quiet", "--out", tmp_path / "out") == 0
     assert run(["--to", "coco", "yolo", str(tmp_path / "out"), "--quiet"]) == 0
@@ -740,7 +783,7 @@ def test_what_the_command_can_not_take_is_one_line_and_exit_status_2(inputs, tmp
     made = json.loads((out / "coco" / "annotations.json").read_text())
     assert [image["file_name"] for image in made["images"]] == ["p1.png"]  # the other one is there
     Path(inputs[2]).unlink()
-    assert run([str(out / "p1"), *to]) == 2 and "start the command where segment.py ran" in one_line(capsys)
+    assert run([str(out / "p1"), *to]) == 2 and "bring it back, or remove this result" in one_line(capsys)
     result = json.loads((out / "p0" / "result.json").read_text())
     segment = result["objects"][0]
     for damage, said in (

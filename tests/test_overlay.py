@@ -19,6 +19,16 @@ def changed(out: np.ndarray, image: np.ndarray) -> np.ndarray:
     return (out != image).any(2)
 
 
+@pytest.mark.parametrize("text", ["#1 red circle 0.52", "#12 red circle 0.52", "#123 red circle 0.52"])
+def test_a_number_is_never_cut_off_and_looks_like_no_other(text):
+    font, number = draw._font(9), text.split()[0]
+    for width in range(2, 120):
+        shown = draw.fitting(text, font, width)
+        assert shown in ("", number) or shown.startswith(number + " ")
+        assert font.getlength(shown) <= width
+    assert draw.fitting(text, font, 200) == text and draw.fitting("Labrador", font, 20)  # a name alone may be cut
+
+
 def test_a_mask_is_tinted_outlined_and_nothing_else_is_touched():
     mask = disc(60, 80, 40, 30, 15)
     before = GREY.copy()

@@ -41,6 +41,18 @@ def test_a_restored_tracker_goes_on_with_the_same_objects_and_masks(chunk):
         assert torch.equal(whole.step(image).low_res, other.step(image).low_res)
 
 
+def test_a_pass_back_from_frame_0_is_empty_and_changes_no_correction_there():
+    answers = []
+    for back in (False, True):
+        t = start(keep_all=True)
+        assert len(list(t.propagate(VIDEO))) == len(VIDEO)
+        if back:
+            assert list(t.propagate(VIDEO, reverse=True)) == []
+        t.seek(0, VIDEO[0])
+        answers.append(t.prompt(1, points=[(20, 20)], labels=[1]).low_res)
+    assert torch.equal(*answers)
+
+
 def test_a_restored_tracker_keeps_the_brightness_of_frames_of_16_bits():
     deep = [image.astype(np.uint16) * factor for image, factor in zip(VIDEO, (257, 16, 16, 16))]
     whole = start()

@@ -343,6 +343,19 @@ def test_an_input_keeps_the_folder_of_its_result_when_another_of_its_name_comes(
     assert [path.name for path in folders_of(sources, tmp_path, ["x"]).values()] == ["X_jpg", "x_png", "x_png-2"]
 
 
+def test_an_input_keeps_the_folder_of_its_result_when_the_others_of_its_name_are_gone(tmp_path):
+    sources = ["a/x.jpg", "a/x.png", "b/x.png", "c/y.png"]
+    first = folders_of(sources, tmp_path)
+    assert [path.name for path in first.values()] == ["x_jpg", "x_png", "x_png-2", "y"]
+    for source, folder in first.items():
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps({"source": source}))
+    for some in (["a/x.jpg"], ["b/x.png"], ["b/x.png", "a/x.png"], ["d/x.png", "a/x.png"], sources[::-1]):
+        found = folders_of(some, tmp_path)
+        assert all(found[source] == first[source] for source in some if source in first)
+        assert len({path.name.lower() for path in found.values()}) == len(some)
+
+
 def test_results_do_not_go_into_the_input(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_film(Path("film"), 2)
@@ -371,7 +384,7 @@ def test_a_wildcard_finds_no_results_of_before_unless_it_names_their_folder(tmp_
 
 def test_labels_and_names_with_odd_characters_are_files_all_the_same(tmp_path, capsys, monkeypatch):
     source = save(picture(5), tmp_path / "naïve \n 图 #1%.png")
-    for number, label in enumerate(["con", "a/b\\c:d*?", "图" * 300, "è up"]):
+    for number, label in enumerate(["con", "a/b\\c:d*|<", "图" * 300, "è up"]):
         assert command(source, label, "--out", tmp_path / str(number)) == 0
         (folder,) = (tmp_path / str(number)).iterdir()
         (mask,) = (folder / "masks").iterdir()

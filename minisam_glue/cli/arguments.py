@@ -6,6 +6,7 @@ import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import count, takewhile
 from pathlib import Path
 
 from .. import media
@@ -225,20 +226,21 @@ def folded(name: str) -> str:
 
 def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dict[str, Path]:
     """A folder for each input: named as the file, with its ending or a number where two would be the same; but one
-    whose result lies in the folder that is named as the file keeps that, whatever inputs have come since.
+    whose result lies in such a folder already keeps that, whatever inputs have come since, or have gone.
 
     others: names that are taken. ValueError if that would be the input itself, a folder of frames.
     """
     stems = Counter(folded(stem(source)) for source in sources)
-    folders, taken = {}, {folded(name) for name in others}
-    same = [source for source in sources if stems[folded(stem(source))] > 1]
-    there = {s for s in same if folded(stem(s)) not in taken and holds_result_of(out / stem(s), s)}
-    taken |= {folded(stem(source)) for source in there}
+    folders, taken, kept = {}, {folded(name) for name in others}, {}
+    for source in dict.fromkeys(sources):
+        name = earlier_folder(source, out)
+        if name is not None and folded(name) not in taken:
+            kept[source] = name
+            taken.add(folded(name))
     for source in sources:
-        alone = source in there or stems[folded(stem(source))] == 1
-        name = stem(source) if alone else last_part(source).replace(".", "_")
-        number, unique = 1, name
-        while folded(unique) in taken and source not in there:
+        name = stem(source) if stems[folded(stem(source))] == 1 else with_ending(source)
+        number, unique = 1, kept.get(source, name)
+        while folded(unique) in taken and source not in kept:
             number += 1
             unique = f"{name}-{number}"
         taken.add(folded(unique))
@@ -246,6 +248,21 @@ def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dic
         if os.path.isdir(source) and folders[source].resolve() == Path(source).resolve():
             raise ValueError(f"the results of {source} would go into it: choose another --out")
     return folders
+
+
+def earlier_folder(source: str, out: Path) -> str | None:
+    """The name of the folder that holds a result of this input, of those that folders_of may have given it."""
+    for name in (stem(source), with_ending(source)):
+        numbered = takewhile(lambda unique: (out / unique).is_dir(), (f"{name}-{number}" for number in count(2)))
+        found = next((unique for unique in (name, *numbered) if holds_result_of(out / unique, source)), None)
+        if found:
+            return found
+    return None
+
+
+def with_ending(source: str) -> str:
+    """Name of the folder for this input where another input has the same stem."""
+    return last_part(source).replace(".", "_")
 
 
 def holds_result_of(folder: Path, source: str) -> bool:

@@ -109,9 +109,9 @@ def check_source(result: Result) -> None:
     try:
         now = content(result.source)
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{result.folder}: its source {result.source} is not here: start the command where segment.py ran"
-        ) from error
+        gone = os.path.isdir(os.path.dirname(result.source) or ".")
+        mend = "bring it back, or remove this result" if gone else "start the command where segment.py ran"
+        raise ValueError(f"{result.folder}: its source {result.source} is not here: {mend}") from error
     if UNKNOWN in (then, now):
         raise ValueError(
             f"{result.folder}: its source {result.source} may be another one now: "
@@ -123,17 +123,26 @@ def check_source(result: Result) -> None:
 
 def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -> int:
     """Make the data sets of results. One that can't be taken is told, and left out. Returns the exit status."""
-    results, status = [], 0
+    results, by_source, status = [], {}, 0
     for folder in folders:
         try:
-            results.append(Result.read(folder))
-            check_source(results[-1])
+            result = Result.read(folder)
+            check_source(result)
+            same = by_source.setdefault(os.path.realpath(result.source), folder)
+            if same != folder and os.path.exists(result.source):
+                raise ValueError(f"{folder}: its source {result.source} is that of {same}, too: remove one of them")
+            results.append(result)
         except (ValueError, OSError) as error:
-            status, results = failed(error), [r for r in results if r.folder != folder]
+            status = failed(error)
+            say_what_stays(folder, out, args.to, console)
     if not results:
         return status
     first = shared(results[0].of)
     common = {name: first[name] for name in first if all(r.of.get(name) == first[name] for r in results)}
+    if len({str(result.of.get("prompt")) for result in results}) > 1:
+        console.warn(
+            f"{out}: not all results are of one prompt: what only some were asked for is not marked in the others"
+        )
     labels = [label for result in results for label in result.labels()]
     sets = DataSets(out, args.to, labels, common, [folder.name for folder in folders])
     taken = 0
@@ -149,6 +158,14 @@ def convert(args: Namespace, folders: list[Path], out: Path, console: Console) -
     sets.finish()
     console.say(f"{count(taken, 'result')} -> {', '.join(str(held.folder) for held in sets.sets)}")
     return status
+
+
+def say_what_stays(folder: Path, out: Path, names: Iterable[str], console: Console) -> None:
+    """Tell which data sets keep an earlier state of a result that can't be taken."""
+    since = (folder / "result.json").stat().st_mtime_ns
+    held = [str(out / name) for name in names if is_behind(out / name, folder.name, since)]
+    if held:
+        console.warn(f"{folder}: what {', '.join(held)} holds of it is of an earlier result, and stays")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -109,6 +109,13 @@ class Pixels:
             else:
                 temporary.write_bytes(self._encode(path.suffix))
 
+    def copies_grey(self, suffix: str) -> bool:
+        """Whether `save` under this ending copies a file of one channel."""
+        if not self.file or _plain_kind(self.file) != suffix:
+            return False
+        with open_picture(self.file) as image:
+            return image.mode == "L"
+
     def _encode(self, suffix: str) -> bytes:
         if suffix not in self.encoded:
             content, size = io.BytesIO(), self.array().shape
@@ -143,6 +150,7 @@ class Picture:
     video: str | None = None  # name of the video that it is a frame of
     frame: int = 0
     tracks: tuple[int, ...] = ()  # the numbers of all objects of the picture or the whole video, ascending
+    searched: tuple[int, ...] = ()  # the categories of all that was looked for, found or not; none after clicks
 
 
 @dataclass
@@ -184,29 +192,34 @@ class Result:
         """Whether --save frames has kept the plain frames of a video, so that its source is not needed."""
         return self.is_video and (self.folder / "frames" / f"{self.content['frames'] - 1:06d}.png").is_file()
 
+    def phrases(self) -> list[str]:
+        """The phrases of its prompt; none after clicks."""
+        prompt = self.of.get("prompt")
+        return split_phrases(prompt) if isinstance(prompt, str) else []
+
     def labels(self) -> list[str]:
         """The phrases of its prompt, and the labels of its objects."""
-        prompt = self.of.get("prompt")
-        phrases = split_phrases(prompt) if isinstance(prompt, str) else []
-        return phrases + [record["label"] for record in self.content["objects"]]
+        return self.phrases() + [record["label"] for record in self.content["objects"]]
 
     def pictures(self, categories: Categories, image: np.ndarray | None = None) -> Iterator[Picture]:
         """The annotated picture, or the frames in order. image: the pixels, uint8 (H, W, 3), if they are at hand.
 
         ValueError or OSError if the source can't be read, or is not what the result was made of.
         """
-        tracks = tuple(sorted({record["id"] for record in self.content["objects"]}))
+        of_all = (
+            tuple(sorted({record["id"] for record in self.content["objects"]})),
+            tuple(sorted({categories.number(phrase) for phrase in self.phrases()})),
+        )
         if self.is_video:
             for number, (record, frame) in enumerate(zip(self._lines(), self._frames())):
                 name = f"{folder_name(self.name)}/{number:06d}"
                 pixels = Pixels(lambda frame=frame: frame, lossless=False)
-                yield Picture(name, *self._annotated(record, frame, categories), pixels, self.name, number, tracks)
+                yield Picture(name, *self._annotated(record, frame, categories), pixels, self.name, number, *of_all)
             return
         frame = media.read_image(self.source, lambda _: None) if image is None else image  # told before, too
         file = Path(self.source) if os.path.isfile(self.source) else None
-        yield Picture(
-            self.name, *self._annotated(self.content, frame, categories), Pixels(lambda: frame, file), tracks=tracks
-        )
+        shown = self._annotated(self.content, frame, categories)
+        yield Picture(self.name, *shown, Pixels(lambda: frame, file), None, 0, *of_all)
 
     def _annotated(self, record: dict, frame: np.ndarray, categories: Categories) -> tuple[tuple[int, int], list]:
         """Size and annotations of a record that fits its frame."""

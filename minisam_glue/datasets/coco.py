@@ -19,7 +19,6 @@ from .annotations import Annotation, Categories, Entries, Picture
 from .polygons import trace
 
 ANNOTATIONS = "annotations.json"
-WHOLE = {"neg_category_ids": [], "not_exhaustive_category_ids": []}  # TAO looks for some categories, we for all
 
 
 def files(picture: Picture) -> list[str]:
@@ -59,14 +58,17 @@ def _write(folder: Path, picture: Picture, segmentation: Callable[[Annotation], 
             }
         )
     image = {"file_name": path.removeprefix("images/"), "height": picture.size[0], "width": picture.size[1]}
-    return {"files": [path], "image": image, "frame": picture.frame if picture.video else None, "objects": objects}
+    frame = picture.frame if picture.video else None
+    searched = [category + 1 for category in picture.searched]
+    return {"files": [path], "image": image, "frame": frame, "searched": searched, "objects": objects}
 
 
 def entry_kind(categories: int) -> Kind:
     """The kind of an entry."""
     held = fields(category_id=whole(1, categories), track=optional(whole()))
     image = fields(file_name=text, height=whole(1), width=whole(1))
-    return fields(image=image, frame=optional(whole()), objects=sequence(held))
+    searched = sequence(whole(1, categories))
+    return fields(image=image, frame=optional(whole()), searched=searched, objects=sequence(held))
 
 
 def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
@@ -76,7 +78,7 @@ def assemble(folder: Path, entries: Entries, categories: Categories) -> None:
     for name, frames in entries():
         video = [entry for entry in frames or () if entry["frame"] is not None]
         if video:
-            videos.append({"id": len(videos) + 1, "name": name} | _size(video[0]) | WHOLE)
+            videos.append({"id": len(videos) + 1, "name": name} | _size(video[0]) | _looked_for(video))
         for held in (held for entry in video for held in entry["objects"]):
             known = {"video_id": len(videos), "category_id": held["category_id"], "object_id": held["track"]}
             tracks.setdefault((name, held["track"]), {"id": len(tracks) + 1} | known)
@@ -126,6 +128,14 @@ def _annotations(entries: Entries, tracks: dict[tuple[str, int], dict]) -> Itera
 def _track(track: dict) -> dict:
     """The fields of an annotation that say which object of which video it shows."""
     return {"track_id": track["id"], "instance_id": track["id"], "video_id": track["video_id"]}
+
+
+def _looked_for(video: list[dict]) -> dict:
+    """What TAO says of a video: the categories that were looked for and are not there, in which each track of a tracker
+    is wrong; and those of which more objects may be there than are annotated, as after clicks."""
+    searched = {number for entry in video for number in entry["searched"]}
+    shown = {held["category_id"] for entry in video for held in entry["objects"]}
+    return {"neg_category_ids": sorted(searched - shown), "not_exhaustive_category_ids": sorted(shown - searched)}
 
 
 def _size(entry: dict) -> dict:

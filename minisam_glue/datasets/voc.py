@@ -54,6 +54,7 @@ def _xml(picture: Picture, name: str, categories: Categories) -> str:
     """The description of one image, which is called `name` in the data set."""
     height, width = picture.size
     place, _, file = f"{name}.jpg".rpartition("/")
+    depth = 1 if picture.pixels.copies_grey(".jpg") else 3
     objects = "".join(
         f"\t<object>\n\t\t<name>{escape(printable(categories.names[a.category]))}</name>\n"
         "\t\t<pose>Unspecified</pose>\n\t\t<truncated>0</truncated>\n\t\t<difficult>0</difficult>\n"
@@ -64,7 +65,7 @@ def _xml(picture: Picture, name: str, categories: Categories) -> str:
     return (
         f"<annotation>\n\t<folder>{escape(printable(place or 'VOC2012'))}</folder>\n"
         f"\t<filename>{escape(printable(file))}</filename>\n"
-        f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+        f"\t<size><width>{width}</width><height>{height}</height><depth>{depth}</depth></size>\n"
         f"\t<segmented>1</segmented>\n{objects}</annotation>\n"
     )
 

@@ -193,10 +193,13 @@ def _plate_within(text: str, colour: tuple, width: int, height: int) -> np.ndarr
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, shortened until it is at most so many pixels wide."""
+    """The text, shortened until it is at most so many pixels wide; "#12" at its beginning is whole or not there."""
+    number = text.split(" ", 1)[0] if text.startswith("#") else ""
     while text and font.getlength(text) > width:
         text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
-    return text
+    if not number or text.startswith(number + " "):
+        return text
+    return number if font.getlength(number) <= width else ""
 
 
 @lru_cache(maxsize=16)

@@ -87,10 +87,12 @@ class TrackedObject:
 class VideoTracker:
     """Tracks any number of objects through frames that are shown one at a time.
 
-    frame_count: of the video if it is known; below 16 it changes how far back pointers reach.
+    frame_count: of the video, if it is known. The times of pointers are shares of it, or of 16 in longer videos: equal
+    to the official numbers, a shorter video (SAM 2.1) must say it. Of one frame alone the official share is 0 / 0.
     chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, where objects of
     one frame then do not change each other by one bit, and 8 elsewhere.
-    keep_all: keep every frame's memories, so that earlier frames can be corrected; memory then grows.
+    keep_all: keep every frame's memories, so that earlier frames can be corrected, and that a second pass, back or
+    forward again, gives the official numbers; memory then grows.
     sticky: a correction makes its frame a prompted one. Without it a later pass forgets the correction of a frame that
     was only tracked, as the official tracker does; that of a prompted frame stays (officially it is lost, too).
     max_hole, max_sprinkle: components of at most that many pixels of the low-resolution mask are filled, removed; 8
@@ -203,8 +205,9 @@ class VideoTracker:
         """Track through a video: from frame `start`, by default the earliest prompted one, to its end or beginning.
 
         frames: the whole video from frame 0 on; an iterator, or for reverse a sequence. Each frame is read when it
-        is due, and then let go. count: how many frames at most. Raises ValueError without a prompted object, for
-        reverse without a sequence, and for a start beyond its end.
+        is due, and then let go. count: how many frames at most. In reverse from frame 0 there is none, as officially.
+        A prompt between two frames counts from the next one on (officially from the next call). Raises ValueError
+        without a prompted object, for reverse without a sequence, and for a start beyond its end.
         """
         prompted = [t for obj in self.objects.values() for t in obj.bank.prompted]
         if not prompted:
@@ -214,6 +217,8 @@ class VideoTracker:
             raise ValueError(f"start {start}, count {count}: give numbers from 0")
         if reverse and not hasattr(frames, "__getitem__"):
             raise ValueError("reverse needs frames that can be indexed: give a sequence or an array (T, H, W, 3)")
+        if reverse and start == 0:
+            return
         for index, image in islice(walk(frames, start, reverse), count):
             self.seek(index, image)
             yield self.track(reverse)
@@ -233,8 +238,8 @@ class VideoTracker:
         """Mark an object, new or known, on the current frame, and get all objects' masks there.
 
         object_id: any whole number of yours. box: (4,) xyxy, points: (P, 2) xy with labels (P,), 1 positive and 0
-        negative, in pixels of the video; or a mask (H, W) of the whole object. Clicks on a known object correct the
-        mask it has on this frame; keep_clicks adds them to earlier clicks here. Raises ValueError for malformed
+        negative, in pixels of the video; or a mask (H, W), above 0 on the whole object. Clicks on a known object correct
+        the mask it has on this frame; keep_clicks adds them to earlier clicks here. Raises ValueError for malformed
         prompts, and then changes nothing.
         """
         features, object_id = self.current(), checked_whole(object_id, "object_id")
