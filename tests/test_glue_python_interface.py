@@ -251,6 +251,8 @@ def test_phrases_that_differ_in_case_or_blanks_alone_are_one():
 def test_a_mask_of_255_has_the_area_of_its_pixels():
     mask = np.zeros((8, 9), np.uint8)
     mask[2:5, 3:7] = 255
+    numpy = Segment(np.int64(1), "a", np.float32(0.5), tuple(np.array([3, 2, 7, 5], np.float32)), mask)
+    assert json.loads(json.dumps(numpy.as_json())) == Segment(1, "a", 0.5, (3, 2, 7, 5), mask).as_json()
     assert Segment(1, "a", 0.5, (3, 2, 7, 5), mask).as_json()["area"] == Annotation(1, 0, 0.5, mask).area == 12
 
 

@@ -19,6 +19,15 @@ def test_classifiers_are_no_hidden_matrices_in_whatever_model():
         assert sizes and not sizes & {7, 10}
 
 
+@pytest.mark.parametrize("preset", ["vit-d128-l6", "cifar-small", "hybrid-cnn", "cifar-fast"])
+def test_the_first_convolution_is_no_hidden_matrix(preset):
+    learns_all = {"whiten": preset != "cifar-fast"}
+    model = VisionTransformer(dataclasses.replace(PRESETS[preset], image_size=16, depth=1, **learns_all))
+    first = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
+    chosen = {id(weight) for weight in hidden_matrices(model)}
+    assert len(first) == 1 and id(first[0]) not in chosen and chosen
+
+
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
 def test_newton_schulz_drives_all_singular_values_towards_one(shape):
     torch.manual_seed(0)

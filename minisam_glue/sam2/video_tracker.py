@@ -238,9 +238,9 @@ class VideoTracker:
         """Mark an object, new or known, on the current frame, and get all objects' masks there.
 
         object_id: any whole number of yours. box: (4,) xyxy, points: (P, 2) xy with labels (P,), 1 positive and 0
-        negative, in pixels of the video; or a mask (H, W), above 0 on the whole object. Clicks on a known object correct
-        the mask it has on this frame; keep_clicks adds them to earlier clicks here. Raises ValueError for malformed
-        prompts, and then changes nothing.
+        negative, in pixels of the video; or a mask (H, W), above 0 on the whole object. Clicks on a known object
+        correct the mask it has on this frame; keep_clicks adds them to earlier clicks here. Raises ValueError for
+        malformed prompts, and then changes nothing.
         """
         features, object_id = self.current(), checked_whole(object_id, "object_id")
         obj = self.objects.get(object_id) or TrackedObject(object_id, self.passes)
