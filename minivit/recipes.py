@@ -13,25 +13,6 @@ CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXi
     "clean_epochs": 0,
     "ema_end": 0.999,
 }
-CIFAR_FAST = {
-    "epochs": 24,
-    "batch_size": 256,
-    "optimizer": "muon",
-    "schedule": "linear",
-    "warmup": 0.05,
-    "lr": 0.03,
-    "sizes": (24, 24, 32),
-    "crop": 3,
-    "padding": "reflect",
-    "alternate_flip": True,
-    "trivial_augment": False,
-    "mix_prob": 0.0,
-    "erasing": 0.0,
-    "clip": 0.0,
-    "clean_epochs": 0,
-    "ema_start": 0.98,
-    "ema_end": 0.998,
-}
 RECIPES: dict[str, dict] = {
     "cifar": {"padding": "reflect", "alternate_flip": True},  # taken over from cifar-fast
     "cifar-small": {
@@ -45,9 +26,25 @@ RECIPES: dict[str, dict] = {
         "clean_epochs": 0,
         "ema_end": 0.998,
     },
-    "cifar-fast": CIFAR_FAST,
-    "cifar-wide": CIFAR_FAST
-    | {"epochs": 80, "erasing": 0.5, "cutmix": 1.0, "mixup": 0.0, "mix_prob": 0.5, "clean_epochs": 4},
+    "cifar-fast": {
+        "epochs": 24,
+        "batch_size": 256,
+        "optimizer": "muon",
+        "schedule": "linear",
+        "warmup": 0.05,
+        "lr": 0.03,
+        "sizes": (24, 24, 32),
+        "crop": 3,
+        "padding": "reflect",
+        "alternate_flip": True,
+        "trivial_augment": False,
+        "mix_prob": 0.0,
+        "erasing": 0.0,
+        "clip": 0.0,
+        "clean_epochs": 0,
+        "ema_start": 0.98,
+        "ema_end": 0.998,
+    },
     "shapes-demo": {
         "epochs": 12,
         "batch_size": 64,

@@ -20,13 +20,11 @@ class WhiteningStem(nn.Module):
     """Images (B, 3, H, W), normalised, to one token for each patch: (B, H/patch * W/patch, dim).
 
     Whitened 2x2 neighbourhoods, of which there are (H - 1) x (W - 1), then a stage for each halving down to the
-    patches: the first has 64 channels, the others `dim`. depth: residual convolutions in each stage. whiten: False for
-    a first layer that learns like the others. widens: each stage has twice the channels of the one before it, the last
-    one `dim`; the first, whose map is the largest, has one residual convolution.
-    ValueError for a patch other than 4, 8, 16, ..., or with `widens` for a `dim` that can't be halved so often.
+    patches: the first has 64 channels, the others `dim`. whiten: False for a first layer that learns like the others.
+    ValueError for a patch other than 4, 8, 16, ...
     """
 
-    def __init__(self, patch: int, dim: int, depth: int = 1, whiten: bool = True, widens: bool = False):
+    def __init__(self, patch: int, dim: int, depth: int = 1, whiten: bool = True):
         super().__init__()
         halvings = patch.bit_length() - 1
         if patch < 4 or patch != 2**halvings:
@@ -35,15 +33,8 @@ class WhiteningStem(nn.Module):
                 f"--patch {4 if patch < 6 else 8} or --stem conv"
             )
         self.whiten = Whitening() if whiten else nn.Conv2d(3, Whitening.channels, KERNEL, bias=False)
-        widths, depths = [64] + [dim] * (halvings - 1), [depth] * halvings
-        if widens:
-            widths, depths[0] = [dim // 2**k for k in reversed(range(halvings))], 1
-            if widths[0] * 2 ** (halvings - 1) != dim:
-                raise ValueError(
-                    f"--dim {dim}: the stem widens {halvings - 1} times by 2, give a multiple of {2 ** (halvings - 1)}"
-                )
-        steps = zip([Whitening.channels, *widths], widths, depths)
-        self.stages = nn.ModuleList(Stage(c_in, c_out, number) for c_in, c_out, number in steps)
+        widths = [Whitening.channels, 64] + [dim] * (halvings - 1)
+        self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.whiten(x.contiguous(memory_format=torch.channels_last)))  # (B, 24, H - 1, W - 1)

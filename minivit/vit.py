@@ -57,7 +57,6 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     stem: Literal["patch", "conv", "whitening", "cnn", "resnet18"] = "patch"
     stem_depth: int = 1  # residual 3x3 convolutions after each halving of the whitening stem
-    stem_widens: bool = False  # each stage of the whitening stem has twice the channels of the one before it
     whiten: bool = True  # its first layer is set from images and frozen; False: it learns from a random start
     position: Literal["learned", "sincos", "none"] = "learned"
     relative_bias: Literal["none", "decomposed", "joint"] = "none"
@@ -119,8 +118,6 @@ class ViTConfig:
             raise ValueError(f"--stem-depth {self.stem_depth} is of the whitening stem, not of --stem {self.stem}")
         if not self.whiten and self.stem != "whitening":
             raise ValueError(f"--no-whiten is of the whitening stem, not of --stem {self.stem}")
-        if self.stem_widens and self.stem != "whitening":
-            raise ValueError(f"stem_widens is of the whitening stem, not of --stem {self.stem}")
         if self.qk_norm and self.qk_temperature:
             raise ValueError("qk_norm has a learned factor already: leave qk_temperature out")
         if self.smaller_images and self.class_attention:
@@ -236,26 +233,6 @@ PRESETS: dict[str, ViTConfig] = {
         smaller_images=True,
         init="norm",
     ),  # 2,054,444
-    # Wider and deeper in its convolutions, for the best accuracy after some hours.
-    "cifar-wide": ViTConfig(
-        patch=8,
-        dim=256,
-        depth=2,
-        heads=4,
-        mlp_ratio=2.0,
-        stem="whitening",
-        stem_depth=2,
-        stem_widens=True,
-        relative_bias="joint",
-        class_token=False,
-        pool="mean",
-        qk_temperature=True,
-        attention_biases=False,
-        activation="silu",
-        layer_scale=0.3,
-        smaller_images=True,
-        init="norm",
-    ),  # 2,957,498
     "shapes-demo": ViTConfig(
         dim=64, depth=4, heads=4, mlp_ratio=2.0, stem="conv", mlp_conv=True, class_token=False, pool="mean"
     ),  # 171,738, for the generated shapes
@@ -441,7 +418,7 @@ def shape_hint(x: Tensor) -> str:
 
 def make_stem(config: ViTConfig) -> nn.Module:
     """The patch embedding of a configuration: images (B, 3, H, W) -> patches (B, N, C)."""
-    own = (config.stem_depth, config.whiten, config.stem_widens) if config.stem == "whitening" else ()
+    own = (config.stem_depth, config.whiten) if config.stem == "whitening" else ()
     return STEMS[config.stem](config.patch, config.dim, *own)
 
 

@@ -47,18 +47,6 @@ def test_whitening_is_frozen():
     assert not any(p.requires_grad for p in Whitening().parameters())
 
 
-def test_a_stem_that_widens_doubles_its_channels_up_to_those_of_the_tokens():
-    model = VisionTransformer(dataclasses.replace(PRESETS["cifar-wide"], image_size=16, depth=1))
-    stages = model.patch_embed.stages
-    assert [stage.down.conv.out_channels for stage in stages] == [64, 128, 256]
-    assert [len(stage.mixes) for stage in stages] == [1, 2, 2]  # the first map is the largest
-    assert model.patch_embed(torch.randn(2, 3, 16, 16)).shape == (2, 4, 256)
-    with pytest.raises(ValueError, match="--dim 90: the stem widens 2 times by 2, give a multiple of 4"):
-        VisionTransformer(dataclasses.replace(PRESETS["cifar-wide"], image_size=16, depth=1, dim=90, heads=1))
-    with pytest.raises(ValueError, match="stem_widens is of the whitening stem"):
-        dataclasses.replace(PRESETS["cifar-small"], stem_widens=True)
-
-
 def test_without_whitening_the_first_layer_starts_at_random_and_learns():
     config = dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1, whiten=False)
     model = VisionTransformer(config)

@@ -29,7 +29,6 @@ PARAMETERS = {
     "cifar": 10_065_546,
     "cifar-small": 660_362,
     "cifar-fast": 2_054_444,
-    "cifar-wide": 2_957_498,
     "shapes-demo": 171_738,
 }
 VARIANTS = {
