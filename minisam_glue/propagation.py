@@ -264,9 +264,9 @@ class Tracking:
         """
         gone = {prompt.id for prompt in self.prompts if prompt.remove and prompt.at <= index}
         gone |= self.known.keys() if self.reverse and self.direction == BOTH else set()
-        placed = self.direction != REVERSE or self.seed_frame is not None  # else those of no frame were on the last one
-        marks = [mark for mark in self.marks if placed or mark.at is not None]
-        marks = [mark for mark in marks if self._frame_of(mark) == index and mark.id not in gone]
+        if self.direction == REVERSE and self.seed_frame is None:  # those without a frame were on the last one
+            gone |= {mark.id for mark in self.marks if mark.at is None}
+        marks = [mark for mark in self.marks if self._frame_of(mark) == index and mark.id not in gone]
         return marks + [prompt for prompt in self.prompts if prompt.at == index and not self.reverse]
 
     @property

@@ -213,18 +213,6 @@ def outline_model(preset: str, classes: int, overrides: dict) -> nn.Module:
     return model
 
 
-def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
-    if preset in RESNETS:
-        if overrides:
-            raise ValueError(f"preset {preset} is a ResNet: {flag_of(next(iter(overrides)))} does not apply to it")
-        with float32_by_default():
-            return RESNETS[preset](classes)
-    if preset not in PRESETS:
-        raise ValueError(f"there is no preset {preset!r}: {', '.join((*PRESETS, *RESNETS))}")
-    with float32_by_default():
-        return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
-
-
 @contextmanager
 def float32_by_default() -> Iterator[None]:
     """New parameters are float32 inside, whatever the program has made the default: weights keep their numbers."""
@@ -234,6 +222,17 @@ def float32_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@float32_by_default()
+def _build(preset: str, classes: int, overrides: dict) -> nn.Module:
+    if preset in RESNETS:
+        if overrides:
+            raise ValueError(f"preset {preset} is a ResNet: {flag_of(next(iter(overrides)))} does not apply to it")
+        return RESNETS[preset](classes)
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}: {', '.join((*PRESETS, *RESNETS))}")
+    return VisionTransformer(dataclasses.replace(PRESETS[preset], classes=classes, **overrides))
 
 
 def check_fits(path: Path, state: dict) -> None:

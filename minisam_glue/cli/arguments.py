@@ -233,6 +233,8 @@ def folders_of(sources: list[str], out: Path, others: Iterable[str] = ()) -> dic
     stems = Counter(folded(stem(source)) for source in sources)
     folders, taken, kept = {}, {folded(name) for name in others}, {}
     for source in dict.fromkeys(sources):
+        if stems[folded(stem(source))] == 1 and not (out / with_ending(source)).is_dir():
+            continue  # no other folder than that of its stem, and no result has to be read
         name = earlier_folder(source, out)
         if name is not None and folded(name) not in taken:
             kept[source] = name

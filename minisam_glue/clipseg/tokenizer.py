@@ -72,7 +72,7 @@ def repair(text: str) -> str:
 
 
 def entity(found: re.Match) -> str:
-    """What an HTML entity stands for; a name in capitals, the capital letter; an unknown one itself."""
+    """The text of an HTML entity; of a name in capitals the capital letter, of an unknown one itself."""
     name = found[1]
     if name.startswith("#"):
         plain = html.unescape(found[0])

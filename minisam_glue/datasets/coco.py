@@ -131,8 +131,8 @@ def _track(track: dict) -> dict:
 
 
 def _looked_for(video: list[dict]) -> dict:
-    """What TAO says of a video: the categories that were looked for and are not there, in which each track of a tracker
-    is wrong; and those of which more objects may be there than are annotated, as after clicks."""
+    """The categories that TAO has for a video: those that were looked for and are not there, in which each track of a
+    tracker is wrong; and those of which more objects may be there than are annotated, as after clicks."""
     searched = {number for entry in video for number in entry["searched"]}
     shown = {held["category_id"] for entry in video for held in entry["objects"]}
     return {"neg_category_ids": sorted(searched - shown), "not_exhaustive_category_ids": sorted(shown - searched)}
