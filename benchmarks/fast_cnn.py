@@ -24,6 +24,7 @@ from minivit import data as datasets
 from minivit.augment import normalise, random_crop
 from minivit.evaluate import Evaluator, top1
 from minivit.muon import newton_schulz
+from minivit.precision import choose_precision
 from minivit.stem import Whitening
 
 MEAN, STD = datasets.CIFAR_MEAN_STD["cifar10"]
@@ -83,7 +84,7 @@ def shifted(x: Tensor, mirrored: Tensor) -> Tensor:
     return random_crop(x, PADDING, torch.default_generator, "reflect")
 
 
-def train(model: FastCNN, images: Tensor, labels: Tensor, epochs: int) -> None:
+def train(model: FastCNN, images: Tensor, labels: Tensor, epochs: int, dtype: torch.dtype) -> None:
     matrices = [p for p in model.groups.parameters() if p.ndim == 4]
     averages = [torch.zeros_like(p) for p in matrices]
     biases = [norm.bias for norm in model.modules() if isinstance(norm, Norm)]
@@ -102,7 +103,7 @@ def train(model: FastCNN, images: Tensor, labels: Tensor, epochs: int) -> None:
         for index in torch.randperm(len(images))[: per_epoch * BATCH].split(BATCH):
             left = 1 - step / (epochs * per_epoch)
             x = prepared(shifted(images[index], first[index] ^ (epoch % 2 == 1)))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 found = model(x)
             loss = F.cross_entropy(found.float(), labels[index], label_smoothing=SMOOTHING, reduction="sum")
             loss.backward()
@@ -135,12 +136,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    dtype = choose_precision("auto", torch.device("cpu"))
     data = datasets.load("folder", args.data_root)
     model = FastCNN(len(data.classes))
     some = data.train.images[:: max(1, len(data.train) // 5000)]  # of each class, as they lie in order
     model.whiten.fit([prepared(some)])
-    train(model.to(memory_format=torch.channels_last), data.train.images, data.train.labels, args.epochs)
-    test, evaluator = data.test, Evaluator(MEAN, STD, "cpu", torch.bfloat16)
+    train(model.to(memory_format=torch.channels_last), data.train.images, data.train.labels, args.epochs, dtype)
+    test, evaluator = data.test, Evaluator(MEAN, STD, "cpu", dtype)
     alone, mirrored = (top1(evaluator.predict(model, test.images, tta), test.labels) for tta in (None, "flip"))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, test accuracy {alone:.2%}")
     print(f"mean probability of the image and its mirror image: {mirrored:.2%}")
