@@ -47,4 +47,7 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, classes: Tensor | None =
     """
     from torchvision.ops import batched_nms, nms  # loads for as long as torch itself; help texts and clicks do without
 
-    return nms(boxes, scores, iou) if classes is None else batched_nms(boxes, scores, classes, iou)
+    if classes is None:
+        return nms(boxes, scores, iou)
+    # It moves the boxes of each class to a place of their own, where float32 would round them.
+    return batched_nms(boxes.double(), scores.double(), classes, iou)

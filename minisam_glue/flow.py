@@ -15,8 +15,9 @@ flow d' that is known so far the second picture is looked at where it leads, x' 
 
 least squares over a window w around each pixel, from coarse to fine. The names of the parameters, the weights at the
 edge of the picture, the constants and how the pyramid is made are those of OpenCV's calcOpticalFlowFarneback
-(modules/video/src/optflowgf.cpp). All computations are float32, on the device of the pictures. Left out: the initial
-flow as an argument.
+(modules/video/src/optflowgf.cpp). All computations are float32, on the device of the pictures (in the convolutions
+of an NVIDIA GPU TF32, as PyTorch has it by default: some thousandths of a pixel). Left out: the initial flow as an
+argument.
 """
 
 import math
@@ -170,6 +171,7 @@ def update_flow(first: Tensor, second: Tensor, flow: Tensor, window: Tensor) -> 
     bx, by = bx + axx * dx + axy * dy, by + axy * dx + ayy * dy  # + A d'
     A_A = axx * axx + axy * axy, axx * axy + axy * ayy, axy * axy + ayy * ayy  # A^T A: its entries 11, 12 and 22
     A_b = axx * bx + axy * by, axy * bx + ayy * by  # A^T b
+    # The weights are of coefficients; a product has two.
     products = torch.stack((*A_A, *A_b), 1) * edge_weights(H, W, flow.device) ** 2
     g11, g12, g22, h1, h2 = average(products, window).unbind(1)
     determinant = g11 * g22 - g12**2 + REGULAR

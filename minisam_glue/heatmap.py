@@ -25,16 +25,20 @@ MOST_CANDIDATES = 4096  # pixels among which points are spread
 class HeatSettings:
     """The settings that make instances of a heat map.
 
-    threshold: confidence that their pixels exceed; None for Otsu's. percentile: quantile of the confidences, 0 to 1,
-    that takes Otsu's place where it finds no object before a background. floor: confidence that the best pixel of an
-    instance must have, and the least threshold that Otsu's method or the quantile may give, one half at most; it does
-    not count where `threshold` is given. min_area, border: in pixels
-    of a heat map of 352 x 352, scaled for others. floor and min_area: None takes the values that suit the loaded
-    weights, HEAT_FLOOR and HEAT_MIN_AREA of the demo, and FLOOR and MIN_AREA of all others, which are not measured.
+    threshold: confidence that the pixels of an instance exceed; None for Otsu's.
+    percentile: despite its name from 0 to 1: the quantile of the confidences that takes Otsu's place where Otsu's
+        method finds no object before a background.
+    floor: confidence that the best pixel of an instance must have. Up to one half it is also the least threshold that
+        Otsu's method or the quantile may give. It does not count where `threshold` is given.
+    min_area: least area of an instance, in pixels of a heat map of 352 x 352, scaled for others.
+    border: distance of negative points from an instance, in such pixels.
+    positives, negatives: numbers of points inside an instance and outside of its border.
     split: whether a region may become several objects that touch, see mask_proposals.py; it takes points, two of them
-    on the object. None: True with the demo weights and False with others, which know parts of things and might take a
-    head for an object of its own.
-    positives, negatives: points inside an instance and outside of its border. ValueError for a value out of range.
+        on the object. None: True with the demo weights and False with others, which know parts of things and might
+        take a head for an object of its own.
+
+    floor and min_area: None takes the values that suit the loaded weights: HEAT_FLOOR and HEAT_MIN_AREA of the demo,
+    FLOOR and MIN_AREA of all others, which are not measured. ValueError for a value out of range.
     """
 
     threshold: float | None = None

@@ -57,6 +57,11 @@ class NoInitialisation(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision in which autocast computes on a device now; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 SAMPLES = 16  # numbers of a tensor that tell whether it was written to
 
 
@@ -75,6 +80,7 @@ class WeightsState:
         versions = [0 if w.is_inference() else w._version for w in weights]
         samples = torch.cat([w.detach().flatten()[:: max(1, w.numel() // SAMPLES)].float() for w in weights])
         same = len(weights) == len(self.weights) and all(a is b for a, b in zip(weights, self.weights))
+        same = same and samples.device == self.samples.device  # Module.to moves the tensors that it keeps
         if not same or versions != self.versions or not torch.equal(samples, self.samples):
             self.number, self.weights = self.number + 1, weights
             self.versions, self.samples = versions, samples

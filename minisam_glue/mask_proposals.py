@@ -30,8 +30,9 @@ ONE_BETTER = 0.1  # by which the rating of one mask for the region must exceed t
 def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[np.ndarray, float]:
     """The mask, bool (H, W), of a seed on image number `image` of those encoded, and SAM 2's own score of it.
 
-    A mask is refined: it goes in as SAM 2's mask prompt, with its box. Several masks are proposed for a seed with a
-    region, or with one click alone, which may mean a part or the whole. The one of the best rating is taken.
+    A mask is refined: it goes in as SAM 2's mask prompt, with the box around it if the seed has no box and no points.
+    Several masks are proposed for a seed with a region, or with one click alone, which may mean a part or the whole.
+    The one of the best rating is taken.
     """
     low, scores = propose(models, seed, encoded, image)
     best = int(rate(low > 0, scores, seed.region).argmax())
@@ -148,13 +149,14 @@ def choose_single(masks: Tensor, scores: Tensor, region: Tensor, least: float = 
 
     least: the area of a mask, as a share of the picture, that it must have.
     """
-    areas = masks.sum((1, 2))
-    large, areas = areas >= least * region.numel(), areas.clamp(min=1)
-    within = (masks & region).sum((1, 2)) / areas
+    pixels = masks.flatten(1).float()
+    areas = pixels.sum(1).clamp(min=1)
+    fits = (masks.sum((1, 2)) >= least * region.numel()) & ((masks & region).sum((1, 2)) / areas >= INSIDE)
+    repeats = pixels @ pixels.T >= REPEATED * torch.minimum(areas, areas[:, None])  # of what both share
+    fits, repeats = fits.tolist(), repeats.tolist()  # once: a GPU would be waited for at each entry
     taken = []
     for i in scores.argsort(descending=True, stable=True).tolist():
-        shared = [(masks[i] & masks[k]).sum() / torch.minimum(areas[i], areas[k]) for k in taken]
-        if large[i] and within[i] >= INSIDE and all(share < REPEATED for share in shared):
+        if fits[i] and not any(repeats[i][k] for k in taken):
             taken.append(i)
     return taken
 

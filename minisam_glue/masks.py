@@ -44,7 +44,8 @@ def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """The boxes (n, 4), xyxy, around bool masks (n, h, w); of the whole picture for an empty one."""
+    """The boxes (n, 4), xyxy, around bool masks (n, h, w); of the whole picture for an empty one, where
+    box_around has zeros: they may become prompts."""
     masks, sides = as_bool(masks), []
     for axis in (1, 2):  # columns, then rows
         line = masks.any(axis).int()

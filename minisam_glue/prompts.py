@@ -36,7 +36,8 @@ class Thresholds:
     box, text: scores from 0 to 1; a detection must exceed both, so that the larger one decides. box may be "auto":
     Otsu's threshold over the scores of a picture, at most one half, and at least `text`. nms: IoU above which
     overlapping boxes of one phrase are suppressed, 0 to 1. max_area: largest box, as a share of the picture, above 0
-    and up to 1; by heat maps the box of a region, before it may become several objects.
+    and up to 1; by heat maps the box of a region, before it may become several objects. The other three are for a
+    detector alone: heat maps have HeatSettings.
     """
 
     box: float | str = 0.35
@@ -105,6 +106,8 @@ class ObjectPrompt:
         if self.label is not None and not (isinstance(self.label, str) and self.label.strip()):
             raise ValueError(f"label is {self.label!r:.80}: give a word or more")
         check_letters(self.label or "", "the label")
+        if self.label is not None:  # "a  dog" and " a dog" are one name, as phrases are
+            object.__setattr__(self, "label", " ".join(self.label.split()))
         if self.box is not None:
             check_box(self.box)
         for point in self.points:
@@ -224,7 +227,8 @@ class Clicks:
             frames = {prompt.at for prompt in prompts}
             if len(prompts) > 1 and (None in frames or len(frames) < len(prompts)):
                 raise ValueError(
-                    f"object {number}: two objects have this id; each needs its own, or one object another at= for each"
+                    f"object {number} is shown more than once: give two objects an id each, or one object another at= "
+                    "each time, the first one too"
                 )
             try:
                 for prompt in prompts:

@@ -318,7 +318,7 @@ class Tracking:
         return done, total + self.turn
 
     def _add(self, index: int, seed: Seed) -> None:
-        """A new object."""
+        """Start a new object from a seed, unless a heat map has shown it on this frame."""
         shown = self._shown(seed)
         if seed.region is not None and self._repeats(seed.label, shown["mask"]):
             return

@@ -35,7 +35,7 @@ from .sam2.layers import pool_to, resize_antialiased
 from .sam2.mask_decoder import Decoded
 from .sam2.memory_bank import FrameMemory, held_bytes
 from .sam2.model import ABSENT, ImageFeatures, ObjectOutput
-from .sam2.preprocess import Array, prompt_points
+from .sam2.preprocess import Array
 from .sam2.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from .sam2.video_tracker import TrackedObject
 from .sam2.video_tracker import state_kind as tracker_kind
@@ -46,7 +46,7 @@ MEMORY, FLOW = "memory", "flow"
 HOLE = 8  # pixels of a 256 x 256 mask up to which holes are filled, as officially; less in smaller masks
 MOST_PROMPTED = 4  # frames of an object on which it was prompted that SAM 2 goes on to look at
 FLOW_SIDE = 512  # pixels of the longer side of the pictures between which flow is computed
-MOST = 10.0  # of the logits of a mask that is carried on
+MOST = 10.0  # carried logits are clamped to -MOST..MOST
 CONSISTENT = 0.5  # share of the warped mask's pixels whose flow leads back, to pixels of like brightness, at least
 BRIGHTNESS = 32.0  # grey levels of 255 by which a pixel may change
 SAME_PLACE = 0.4  # least IoU of refined and warped mask; below it the mask has jumped
@@ -75,7 +75,7 @@ class MemoryPropagator(VideoTracker):
     def encode(self, frame: int, image: np.ndarray) -> ImageFeatures | None:
         """Encode as VideoTracker does; the rules get the frame at the size of the low-resolution masks.
 
-        Before the frame of now is left, the rivals of what was prompted on it are looked for.
+        The rivals of what was prompted on the frame that is left are looked for first.
         """
         if self.identity is not None:
             self.find_rivals()
@@ -176,8 +176,7 @@ class MemoryPropagator(VideoTracker):
         """Box prompts (n, 4), in pixels of the low-resolution mask, on the frame: logits (n, s, s), predicted IoUs (n,)
         and pointers (n, C)."""
         tokens, high_res = self.model.without_memory(self.features), self.features.high_res
-        xy = (boxes * 4).view(-1, 2, 2).to(self.model.device)
-        labels = torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=self.model.device).expand(len(xy), 2)
+        xy, labels = self.box_corners(boxes)
         parts = [
             self.model.decode(tokens, high_res, a, b) for a, b in zip(xy.split(self.chunk), labels.split(self.chunk))
         ]
@@ -187,6 +186,11 @@ class MemoryPropagator(VideoTracker):
             torch.cat([decoded.ious[:, 0].float() for decoded in parts]),
             torch.cat([out.pointer for out in outs]),
         )
+
+    def box_corners(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (n, 4) in pixels of the low-resolution mask as prompts: corners (n, 2, 2) and their labels (n, 2)."""
+        xy = (boxes * 4).view(-1, 2, 2).to(self.model.device)  # pixels of the model's image
+        return xy, torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=self.model.device).expand(len(xy), 2)
 
     def notes(self, result: FrameResult) -> Notes:
         """Notes of what the rules saw and did on the current frame, of which `result` is; nothing without rules."""
@@ -217,9 +221,13 @@ class MemoryPropagator(VideoTracker):
         """Whether an object was prompted on the current frame."""
         return self.frame in self.objects[number].bank.prompted
 
+    def meet(self, one: int, other: int) -> bool:
+        """Whether the rules know two objects as look-alikes that meet on the current frame."""
+        return self.identity is not None and {one, other} <= self.identity.in_meeting
+
     def lose(self, number: int) -> None:
-        """Empty the mask of an object on the current frame, and forget the frames on which it was tracked: it lies on
-        something else. Frames on which it was prompted stay, this one among them."""
+        """Drop all frames on which an object was tracked, this one among them: its mask lies on something else. Frames
+        on which it was prompted stay, and so does their mask."""
         self.objects[number].bank.tracked.clear()
         if self.identity is not None:
             self.identity.lose(number)
@@ -329,7 +337,7 @@ class FlowPropagator(MemoryPropagator):
 
     @torch.inference_mode()
     def current(self) -> ImageFeatures:
-        """The current frame, as VideoTracker has it."""
+        """The features of the current frame, which is encoded now if that was put off."""
         if self.picture is not None:
             self.features, self.picture = super().encode(self.frame, self.picture), None
         return super().current()
@@ -392,10 +400,7 @@ class FlowPropagator(MemoryPropagator):
 
     def refine_masks(self, warped: Tensor) -> ObjectOutput:
         """SAM 2's masks for mask prompts, logits (n, s, s), and the boxes around them."""
-        side = warped.shape[-1]
-        scale = torch.tensor([self.size[1] / side, self.size[0] / side] * 2, dtype=torch.float32, device=warped.device)
-        prompts = prompt_points(boxes_of(warped > 0) * scale, None, None, self.size, self.model.config.image_size)
-        xy, labels = (t.to(self.model.device) for t in prompts)
+        xy, labels = self.box_corners(boxes_of(warped > 0))
         features, tokens = self.current(), self.model.without_memory(self.current())
         return self.model.as_object(
             self.model.decode(tokens, features.high_res, xy, labels, warped[:, None].to(tokens.dtype))

@@ -25,11 +25,13 @@ from .seeding import Box, Seed, Seeds
 if TYPE_CHECKING:  # propagators.py imports this file
     from .propagators import MemoryPropagator
 
-SAME = 0.5  # mask IoU from which a detection and an object match; largest share of a new detection inside known objects
+MATCH_IOU = (
+    0.5  # mask IoU from which a detection and an object match; largest share of a new detection inside known objects
+)
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
-ALIKE = 0.8  # likeness from which a detection may be an object that was lost
-UNLIKE = 0.6  # likeness below which a track lies on something else than its object
-LASTING = 0.9  # weight of the appearance of an object before, when it is seen for sure again
+RETURN_LIKENESS = 0.8  # likeness from which a detection may be an object that was lost
+DRIFT_LIKENESS = 0.6  # likeness below which a track lies on something else than its object
+EMA = 0.9  # weight of the appearance of an object before, when it is seen for sure again
 COLD = 0.25  # a mask is cold if the heat map covers less than this share of it
 
 
@@ -48,7 +50,7 @@ class Redetection:
     def reconcile(
         self, found: Seeds, result: FrameResult, image: np.ndarray, add: Callable[[int, Seed], None] | None = None
     ) -> None:
-        """Detections and tracked objects on one frame: confirm, revive, add. The frame is not encoded again.
+        """Match detections with the tracked objects of a frame: confirm, revive, add. It is not encoded again.
 
         add: what makes a detection of no known object a new one, from the frame and the detection; None leaves it out.
         """
@@ -101,7 +103,8 @@ class Redetection:
         """Where two objects share one mask, empty the wrong one.
 
         That is the one no detection confirmed if the other was confirmed, or the one the mask resembles less. An object
-        prompted on this frame is never emptied.
+        prompted on this frame is never emptied. One detection of two look-alikes in front of each other confirms both:
+        the rules of identity/ know which is which.
         """
         result = self.tracker.result()
         masks = result.low_res > 0
@@ -113,9 +116,11 @@ class Redetection:
                 continue
             there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
             sure = [result.ids[column] in confirmed for column in pair]
+            if self.tracker.meet(*(result.ids[column] for column in pair)):
+                sure = [any(sure)] * 2
             weaker = min(range(2), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
             other, column = 1 - weaker, pair[weaker]
-            unlike = likeness[column] < ALIKE and likeness[column] < likeness[pair[other]]
+            unlike = likeness[column] < RETURN_LIKENESS and likeness[column] < likeness[pair[other]]
             if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
                 self.tracker.lose(result.ids[column])
                 emptied.add(column)
@@ -139,7 +144,7 @@ class Redetection:
             return result
         alike = self._likeness(masks[rows], [result.ids[row] for row in rows], image).diagonal()
         for row, value in zip(rows, alike):
-            if value < UNLIKE:
+            if value < DRIFT_LIKENESS:
                 self.tracker.lose(result.ids[row])
         return self.tracker.result()
 
@@ -152,12 +157,12 @@ class Redetection:
         self.learn_appearances(shown, result, image)
 
     def learn_appearances(self, ids: Collection[int], result: FrameResult, image: np.ndarray) -> None:
-        """Keep the appearances of objects that are there for sure on this frame; the latest ones weigh least."""
+        """Average the appearances of objects that are there for sure on this frame with those before (weight EMA)."""
         masks = result.low_res > 0
         rows = [row for row, (number, there) in enumerate(zip(result.ids, are_shown(masks))) if number in ids and there]
         for row, appearance in zip(rows, self.tracker.appearances(masks[rows], image)):
             before = self.appearances.get(result.ids[row], appearance)
-            self.appearances[result.ids[row]] = LASTING * before + (1 - LASTING) * appearance
+            self.appearances[result.ids[row]] = EMA * before + (1 - EMA) * appearance
 
     def _likeness(self, masks: Tensor, ids: Sequence[int], image: np.ndarray) -> Tensor:
         """Likeness (n, objects) of what is in masks, bool (n, s, s), to the objects as they were when last seen for
@@ -198,12 +203,12 @@ def likeness(appearances: Tensor, one: Tensor) -> Tensor:
 
 
 def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, int]:
-    """Pairs of a detection and the object that it shows again: the greatest sum of IoU, each at least SAME.
+    """Pairs of a detection and the object that it shows again: the greatest sum of IoU, each at least MATCH_IOU.
 
     same_label: bool (detections, objects); only such pairs can be one.
     """
     iou = mask_iou(detected, tracked).cpu() * same_label
-    return assign(torch.where(iou >= SAME, iou, 0), SAME)
+    return assign(torch.where(iou >= MATCH_IOU, iou, 0), MATCH_IOU)
 
 
 def drifted(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[int, int], present: Tensor) -> list[int]:
@@ -215,8 +220,8 @@ def drifted(detected: Tensor, tracked: Tensor, alike: Tensor, confirmed: dict[in
     overlap, shown = mask_iou(detected, tracked).cpu(), are_shown(tracked)
     lost = []
     for column in set(range(len(tracked))) - set(confirmed.values()):
-        others = [row for row in range(len(detected)) if overlap[row, column] >= SAME]
-        unlike = any(alike[row, column] < ALIKE for row in others) or present[column] < UNLIKE
+        others = [row for row in range(len(detected)) if overlap[row, column] >= MATCH_IOU]
+        unlike = any(alike[row, column] < RETURN_LIKENESS for row in others) or present[column] < DRIFT_LIKENESS
         if shown[column] and unlike:
             lost.append(column)
     return lost
@@ -230,7 +235,7 @@ def unmatched(detected: Tensor, tracked: Tensor, same_label: Tensor, confirmed: 
     owned = torch.stack([tracked[same].any(0) for same in same_label])  # pixels of any object of the same label
     inside = (detected & owned).sum((1, 2)) / detected.sum((1, 2)).clamp(min=1)
     named = (mask_iou(detected, tracked) >= SHARED).any(1)
-    free = (inside <= SAME) & detected.flatten(1).any(1) & ~named
+    free = (inside <= MATCH_IOU) & detected.flatten(1).any(1) & ~named
     return [row for row in free.nonzero().flatten().tolist() if row not in confirmed]
 
 
@@ -255,7 +260,8 @@ def revive(alike: Tensor, same_label: Tensor) -> dict[int, int]:
 
     alike: likeness (detections, lost objects) of detections to the objects as they were.
     """
-    gain = torch.where(same_label & (alike >= ALIKE), alike + 2, 0)  # 2.8 to 3: two pairs are never worse than one
+    # From 2.8 to 3: two pairs are never worse than one.
+    gain = torch.where(same_label & (alike >= RETURN_LIKENESS), alike + 2, 0)
     return assign(gain, 0.5)
 
 

@@ -81,7 +81,7 @@ class Seeds:
 
 
 def check_settings(models: Models, thresholds: Thresholds, seeding: Seeding) -> None:
-    """TypeError for an object of another kind in one of these places."""
+    """TypeError unless models, thresholds and seeding are of their own classes."""
     given = {"models": (models, Models), "thresholds": (thresholds, Thresholds), "seeding": (seeding, Seeding)}
     for name, (value, kind) in given.items():
         if not isinstance(value, kind):
@@ -114,7 +114,7 @@ def _detector_of(models: Models) -> Detector:
 def _by_detector(
     models: Models, images: list[np.ndarray], sentence: Sentence, thresholds: Thresholds, seeding: Seeding
 ) -> list[Seeds]:
-    """Boxes, and what is made of them."""
+    """Detect the phrases, drop the boxes under the threshold, and give each the prompts that are asked for."""
     detector, auto = _detector_of(models), thresholds.box == AUTO
     least = (0.0, 0.0) if auto else (thresholds.box, thresholds.text)  # for "auto" all scores count
     with models.stage("detect"):
@@ -132,7 +132,7 @@ def _by_detector(
         rows = zip(one.labels, one.scores.tolist(), map(tuple, one.boxes.tolist()))
         seeds = [Seed(label, score, box) for label, score, box in rows if score > limit]
         if seeding.prompts not in (None, ("box",)):
-            seeds = [show_more(seed, image.shape[:2], seeding) for seed in seeds]
+            seeds = [with_prompts(seed, image.shape[:2], seeding) for seed in seeds]
         results.append(Seeds(seeds, one.best))
     return results
 
@@ -145,8 +145,9 @@ def auto_threshold(scores: Tensor, least: float) -> float:
     return max(least, min(otsu(scores.numpy()), MOST_AUTO)) if len(scores) else least
 
 
-def show_more(seed: Seed, size: Size, seeding: Seeding) -> Seed:
-    """A seed with a box, and the prompts that `seeding` names instead: points, the filled box as a mask, or both."""
+def with_prompts(seed: Seed, size: Size, seeding: Seeding) -> Seed:
+    """A detection with the prompts by which `seeding` shows it to SAM 2: its box, points of it, the filled box as a
+    mask. The seed itself is changed."""
     seed.prompts_box, seed.proposed = "box" in seeding.prompts, True
     if "points" in seeding.prompts:
         seed.points, seed.point_labels = points_of_box(seed.box, size, seeding.heat)

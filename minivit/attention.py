@@ -39,7 +39,7 @@ class Attention(nn.Module):
     self-attention (LSA, Lee et al., arXiv 2112.13492), without its mask of the diagonal. LSA learns the whole factor,
     which begins at 1 / sqrt(d); here 1 / sqrt(d) stays and the learned number begins at 1.
     dropout: probability, of the output. biases: whether both projections have them.
-    ValueError if `heads` does not divide `dim`.
+    ValueError if `heads` does not divide `dim`, or for both of qk_norm and qk_temperature.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class Attention(nn.Module):
     ):
         super().__init__()
         check_heads(dim, heads)
+        if qk_norm and qk_temperature:
+            raise ValueError("qk_norm and qk_temperature: give one of them, as both scale the queries")
         self.heads = heads
         self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=biases)

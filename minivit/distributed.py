@@ -150,7 +150,8 @@ def join(given: dict) -> Ranks:
     if given.get("compile"):
         raise RanksError("--compile goes with one process: leave it out, or torchrun")
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        on_gpus = torch.cuda.is_available() and dist.is_nccl_available()  # which PyTorch for Windows lacks
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
     except (RuntimeError, ValueError) as error:  # also of addresses that torchrun sets
         raise RanksError(f"the processes can't meet ({one_line(error, 150)}): start them with torchrun") from None
     everyone = ranks.gather({name: str(value) for name, value in given.items()})

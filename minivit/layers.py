@@ -131,8 +131,8 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 def sincos_2d(grid: tuple[int, int], dim: int) -> Tensor:
     """Fixed 2-D position embedding (h * w, dim): sines and cosines of the column, then of the row.
 
-    As in the code of MAE (arXiv 2111.06377) and MoCo v3 (arXiv 2104.02057). Each of the four parts has dim / 4
-    frequencies, from 1 to about 1 / 10000. ValueError if 4 does not divide `dim`.
+    As in MAE's code (arXiv 2111.06377); in MoCo v3's (arXiv 2104.02057) the row comes first. Each of the four parts has
+    dim / 4 frequencies, from 1 to about 1 / 10000. ValueError if 4 does not divide `dim`.
     """
     if dim % 4:
         raise ValueError(f"a 2-D sine-cosine embedding needs a width divisible by 4, not {dim}")

@@ -44,7 +44,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights of linear layers and full convolutions, without heads, frozen and depth-wise ones, and without the
     convolution that sees the image's three channels: the reference leaves the first layer to AdamW, too.
 
-    Heads are modules whose name begins with "head", or "fc" as in a ResNet, also inside of a wrapper: DDP,
+    Heads are modules whose name begins with "head", or is "fc" as in a ResNet, also inside of a wrapper: DDP,
     torch.compile, a model of yours.
     """
     return [
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
     lr: relative change of a matrix in one step. steps: of Newton-Schulz. adamw_lr: AdamW's rate; `gain` in its group is
     adamw_lr / lr, so that one schedule of `lr` drives both. dtype: of the Newton-Schulz products. A matrix whose
     gradients were all 0 so far has no direction to go, and its update is 0. ValueError for what is no module, or has
-    nothing that learns.
+    nothing that learns, and for a rate that is not above 0.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class Whitening(nn.Module):
         """Set the filters from normalised images, given in parts (N, 3, H, W) of which one is held at a time.
 
         `eps` is added to the eigenvalues, so that directions in which images hardly differ are not blown up. Its value
-        is that of airbench94_muon.py (init_whiten).
+        is that of airbench94_muon.py (init_whiten). ValueError for parts of another kind, and for none.
         """
         products = count = 0
         for images in parts:

@@ -170,7 +170,8 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         if self.forward is self.model:
             self.forward = self.ranks.parallel(self.model, self.device)
-        while self.epoch < min(until or self.config.epochs, self.config.epochs) and not self.stopped_early:
+        last = self.config.epochs if until is None else min(until, self.config.epochs)
+        while self.epoch < last and not self.stopped_early:
             if not self.train_epoch(on_step):
                 self.count_cpu_seconds()
                 self.save(self.run / "last.pt")
@@ -387,12 +388,10 @@ class Trainer:
         return self.ranks.sum(hits)[0] / len(split)
 
     def check_finite(self) -> None:
-        """TrainingError if no step of the epoch had a finite loss, or the weights hold NaN or infinity."""
+        """TrainingError if no step of the epoch had a finite gradient, or the weights hold NaN or infinity."""
         if not self.sums[2] or not all(bool(torch.isfinite(p).all()) for p in self.model.state_dict().values()):
-            raise TrainingError(
-                f"the {'weights are' if self.sums[2] else 'loss is'} not finite after epoch {self.epoch + 1}: "
-                "lower --lr, or try --amp off"
-            )
+            what = "weights are" if self.sums[2] else "loss, or its gradient, is"
+            raise TrainingError(f"the {what} not finite after epoch {self.epoch + 1}: lower --lr, or try --amp off")
 
     def write_metrics(self) -> None:
         """Write metrics.jsonl, a line per finished epoch; a resumed run drops the lines after its checkpoint."""

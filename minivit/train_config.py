@@ -17,7 +17,7 @@ class TrainingError(ValueError):
 class TrainConfig:
     """Training settings. Learning rates are for a whole batch; `accumulate` does not change them.
 
-    An epoch is one pass over the training images.
+    An epoch is one pass over the training images, less the last batch if it is not whole.
 
     TrainingError (a ValueError) names the setting that is out of range.
     """
@@ -28,10 +28,10 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["cosine", "one-cycle", "linear"] = "cosine"
     lr: float = 1e-3
-    adamw_lr: float = 3e-3  # of what Muon leaves to AdamW: biases, norms, positions, heads
-    min_lr: float = 1e-5
+    adamw_lr: float = 3e-3  # with Muon: of what it leaves to AdamW: biases, norms, positions, heads
+    min_lr: float = 1e-5  # of cosine
     warmup: float = 0.04  # of cosine and linear: below 1 a share of all steps, from 1 on epochs
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of AdamW alone; with Muon nothing decays
     layer_decay: float = 1.0  # factor on the rate of each layer, from the head down to the embedding
     train_last: int | None = None  # only the last blocks learn, with the final norm and the heads; None for all
     checkpointing: bool = False  # gradient checkpointing: blocks are computed again in the backward pass
@@ -42,19 +42,19 @@ class TrainConfig:
     patience: int = 0  # early stopping: epochs without a better hold-out accuracy, 0 for never
     max_bad_steps: int = 20  # non-finite steps in a row
     ema_start: float = 0.995  # decay of the averaged weights where its ramp begins (ema.py); the first steps have less
-    ema_end: float = 0.9995  # and at the last one
+    ema_end: float = 0.9995  # decay at the last step
     sizes: tuple[int, ...] = ()  # image sides, each for an equal share of the epochs; () for the model's own
     crop: int = 4  # pixels of padding around an image, from which a window of its size is cut
     padding: Literal["zero", "reflect"] = "zero"
     flip: bool = True
     alternate_flip: bool = False  # mirror half of the images in one epoch, the other half in the next (2404.00498)
     trivial_augment: bool = True
-    jitter: float = 0.0
+    jitter: float = 0.0  # largest relative change of brightness, contrast and saturation; a quarter of it for hue
     rotate: float = 0.0  # largest turn, in degrees
     # DeiT's training has the same probability, alphas and smoothing, but fills boxes with noise and mixes each batch.
-    erasing: float = 0.25
+    erasing: float = 0.25  # probability that a box of an image is erased
     mixup: float = 0.8  # alpha of Beta(alpha, alpha), from which lambda is drawn; 0 for none
-    cutmix: float = 1.0  # the same
+    cutmix: float = 1.0  # alpha of CutMix's Beta(alpha, alpha); 0 for none
     mix_prob: float = 0.5  # probability that a batch is mixed, by one or the other
     label_smoothing: float = 0.1
     unsmoothed_epochs: int = 0  # last epochs without label smoothing, if more than the clean ones

@@ -75,7 +75,7 @@ class ViTConfig:
     # Takes smaller images too, for cheap first epochs: absolute positions are interpolated, of relative ones the middle
     # of the table counts.
     smaller_images: bool = False
-    init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is what Muon keeps them at
+    init: Literal["variance", "norm"] = "variance"  # of matrices: "norm" is the one at which Muon keeps hidden ones
     layer_scale: float | None = None  # initial gain; None for no LayerScale
     dropout: float = 0.0
     head_dropout: float = 0.0  # of the pooled token, before each head
@@ -341,7 +341,7 @@ class VisionTransformer(nn.Module):
         return block(*inputs)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Patches, special tokens in front of them, position embedding added: (B, T + N, C)."""
+        """Patches, special tokens in front of them unless they enter late, position embedding added: (B, T + N, C)."""
         grid = self.grid_of(x)
         x = self.patch_embed(x)
         if not self.config.tokens_enter_late:
@@ -370,7 +370,8 @@ class VisionTransformer(nn.Module):
         return x.shape[2] // self.config.patch, x.shape[3] // self.config.patch
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position embedding (1, T + N, C), interpolated to a grid of patches (down, across)."""
+        """The position embedding (1, T + N, C), interpolated to a grid of patches (down, across). T is 0 if the special
+        tokens enter late."""
         if grid == self.config.grid:
             return self.pos_embed
         T = self.pos_embed.shape[1] - self.config.grid[0] * self.config.grid[1]
@@ -454,8 +455,8 @@ def init_weights(model: VisionTransformer) -> None:
     | relative position bias                 | 0: no offset is preferred                      |
     | norms, LayerScale                      | as built: 1 and 0; the configured gain         |
 
-    With `init` "norm" linear layers and convolutions are normal noise of Frobenius norm sqrt(rows), heads a
-    tenth of that: the norm that minivit/muon.py keeps them at.
+    With `init` "norm" linear layers and convolutions are normal noise of Frobenius norm sqrt(rows), at which
+    minivit/muon.py keeps hidden matrices. Heads begin at a tenth of it.
 
     The usual std of 0.02 for linear layers suits a width of 768; at 192 it makes the branches too faint
     to learn from at first.

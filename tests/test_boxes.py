@@ -1,6 +1,7 @@
 """Box conversions and suppression."""
 
 import torch
+from torchvision.ops import nms
 
 from minisam_glue.boxes import area, cxcywh_to_xyxy, suppress, xyxy_to_cxcywh
 
@@ -21,3 +22,13 @@ def test_suppression_spares_other_classes():
     assert suppress(boxes, scores, 0.5).tolist() == [1]
     assert suppress(boxes, scores, 0.5, classes).tolist() == [1, 2]
     assert suppress(boxes[:0], scores[:0], 0.5).shape == (0,)
+
+
+def test_many_classes_on_a_large_picture_are_suppressed_as_each_is_alone():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(4000, 2, generator=generator) * 60 + 4940
+    boxes = torch.cat((corner, corner + 1 + 40 * torch.rand(4000, 2, generator=generator)), 1)
+    scores, classes = torch.rand(4000, generator=generator), torch.arange(4000) % 200
+    rows = [torch.nonzero(classes == c).flatten() for c in range(200)]
+    alone = torch.cat([own[nms(boxes[own].double(), scores[own].double(), 0.7)] for own in rows])
+    assert suppress(boxes, scores, 0.7, classes).sort().values.tolist() == alone.sort().values.tolist()

@@ -62,6 +62,19 @@ def test_a_cached_phrase_does_not_outlive_other_weights_in_the_place_of_the_old_
     assert (mapper.heat_maps([picture()], ["cat"]) - before).abs().max() > 1e-3
 
 
+def test_a_cached_phrase_is_of_one_precision_of_autocast(mapper):
+    with torch.autocast("cpu", torch.float16):
+        mapper.encode_phrases(["cat"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mapper.encode_phrases(["cat"])["cat"].dtype == torch.bfloat16
+
+
+def test_heat_maps_that_are_no_numbers_are_told_and_not_taken_for_nothing(mapper):
+    mapper.model.decoder.film_add.bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="no numbers .NaN.: take --dtype float32"):
+        mapper.heat_maps([picture()], ["cat"])
+
+
 def test_templates_are_an_ensemble_of_embeddings(mapper):
     ensemble = HeatMapper(mapper.model, TOKENIZER, 48, ("{}", "a {}"))
     expected = mapper.encode_prompts(["cat", "a cat"]).mean(0)

@@ -18,7 +18,7 @@ from minisam_glue.heatmap import HeatSettings
 from minisam_glue.models import Models, load_models
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import SEED_PROMPTS, Seeding, Thresholds
-from minisam_glue.seeding import Seed, _enlarged, auto_threshold, find_seeds, points_of_box, show_more
+from minisam_glue.seeding import Seed, _enlarged, auto_threshold, find_seeds, points_of_box, with_prompts
 
 CLIPSEG = ("--method", "clipseg", "--min-area", 100)
 
@@ -99,9 +99,9 @@ def test_a_detector_s_boxes_may_become_points_and_masks_too():
 
 
 def test_points_of_a_box_are_its_middle_and_what_lies_around_it_in_the_picture():
-    thin = show_more(Seed("a", 1.0, (10, 99.6, 30, 100)), (100, 100), Seeding(("mask",)))
+    thin = with_prompts(Seed("a", 1.0, (10, 99.6, 30, 100)), (100, 100), Seeding(("mask",)))
     assert thin.mask.sum() == 20 and thin.mask[99, 10:30].all()
-    between = show_more(Seed("a", 1.0, (10.6, 20.4, 30.6, 40.4)), (100, 100), Seeding(("mask",)))
+    between = with_prompts(Seed("a", 1.0, (10.6, 20.4, 30.6, 40.4)), (100, 100), Seeding(("mask",)))
     assert between.mask.sum() == 20 * 20 and between.mask[20:40, 11:31].all()
     points, labels = points_of_box((40, 40, 80, 60), (352, 352), HeatSettings(border=5))
     assert points[0] == (60, 50) and labels == [1] + [0] * 8

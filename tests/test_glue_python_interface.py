@@ -78,6 +78,13 @@ def test_every_way_to_write_to_weights_is_noticed():
     assert len(set(numbers)) == len(numbers)
 
 
+def test_weights_that_moved_to_another_device_are_others():
+    state, weights = WeightsState(), [torch.randn(40, 30)]
+    first = state(weights)
+    torch.utils.swap_tensors(weights[0], weights[0].to("meta"))  # the same object, as Module.to leaves it
+    assert state(weights) != first
+
+
 @pytest.mark.parametrize("kind", [VideoTracker, FlowPropagator])
 def test_frames_of_16_bits_keep_their_levels(kind, model, picture):
     tracker = kind(model)

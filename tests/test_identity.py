@@ -414,14 +414,14 @@ def test_an_object_may_grow_slowly_and_may_come_in_from_an_edge():
     grown = Motion()
     for t in range(140):
         side = 12 + 0.2 * t
-        assert grown.is_clean(t, (30, 30, side, side), side**2)
+        assert grown.is_likely(t, (30, 30, side, side), side**2)
         grown.observe(t, (30.0, 30.0, side, side), side**2)
     assert grown.size[0] > 0.9 * side
     entering = Motion()
     for t in range(30):
         w = min(2.0 + t, 16.0)
         box = (w / 2 + max(0, t - 14), 30.0, w, 16.0)
-        assert entering.is_clean(t, box, 16 * w)
+        assert entering.is_likely(t, box, 16 * w)
         entering.observe(t, box, 16 * w, whole=t > 14)
     assert entering.size == pytest.approx((16, 16))
 

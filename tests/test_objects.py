@@ -70,7 +70,7 @@ def test_an_object_without_a_frame_is_for_the_seed_frame(models):
 @pytest.mark.parametrize(
     "prompts, message",
     [
-        ([ObjectPrompt(box=LEFT, id=2)] * 2, "object 2: two objects have this id"),
+        ([ObjectPrompt(box=LEFT, id=2)] * 2, "object 2 is shown more than once"),
         ([ObjectPrompt(label="dog")], "object 1: no prompt: give a box, a point or a mask"),
         ([ObjectPrompt(box=LEFT), ObjectPrompt(points=[(9, 15, 0)])], "object 2: point 9,15,0: give at least one"),
         ([ObjectPrompt(id=3, remove=True)], "object 3: remove: it ends an object that is known"),
@@ -120,6 +120,10 @@ def test_a_correction_with_numbers_of_an_array_leaves_plain_numbers_in_the_state
     state = tracking.state()
     Tracking(models, Clicks(boxes=[(5, 10, 15, 22)])).restore(state)
     assert [record["id"] for record in state["known"]] == [1, 2]
+
+
+def test_labels_that_differ_by_blanks_are_one_name():
+    assert [ObjectPrompt(box=LEFT, label=label).label for label in ("red car", " red  car\n")] == ["red car"] * 2
 
 
 def test_objects_and_the_short_form_do_not_mix():
@@ -175,8 +179,8 @@ def test_on_the_way_back_an_object_goes_on_from_its_first_frame(models):
 @pytest.mark.parametrize(
     "later, message",
     [
-        ({"box": LEFT, "at": 0}, "object 1: two objects have this id"),
-        ({"box": LEFT}, "object 1: two objects have this id"),
+        ({"box": LEFT, "at": 0}, "object 1 is shown more than once"),
+        ({"box": LEFT}, "object 1 is shown more than once"),
         ({"at": 2}, "object 1: no prompt"),
         ({"box": (60, 0, 70, 9), "at": 1}, "object 1: box 60,0,70,9: it lies outside"),
         ({"box": LEFT, "at": 9}, "object 1: at=9: the video has no such frame"),
@@ -289,7 +293,7 @@ def test_words_and_a_file_say_the_same(tmp_path):
     one, other = [parse_object(word) for word in words], read_prompts(tmp_path / "prompts.json")
     assert [vars(o) | {"mask": None} for o in one] == [vars(o) | {"mask": None} for o in other]
     assert one[0].points == [(9, 15, 1), (30, 30, 0)] and one[1].mask.all() and other[1].mask.all()
-    with pytest.raises(ValueError, match="^--object: object 4: two objects have this id"):
+    with pytest.raises(ValueError, match="^--object: object 4 is shown more than once"):
         objects_of(words[:1], tmp_path / "prompts.json")
 
 

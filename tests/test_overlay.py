@@ -5,7 +5,7 @@ import pytest
 
 from minisam_glue.masks import erode, mask_box
 from minisam_glue.render import overlay as draw
-from minisam_glue.render.overlay import colour_of, contrast, crop, overlay
+from minisam_glue.render.overlay import colour_of, contrast, crop, in_plain_letters, overlay
 
 GREY = np.full((60, 80, 3), 100, np.uint8)
 
@@ -97,6 +97,10 @@ def test_a_label_says_id_label_and_score_and_is_drawn_above_the_object():
     mask = disc(200, 300, 150, 120, 40)
     touched = np.argwhere(changed(overlay(np.full((200, 300, 3), 9, np.uint8), mask[None], labels=["car"]), 9) & ~mask)
     assert 55 < touched[:, 0].min() and touched[:, 0].max() < 82 and abs(touched[:, 1].mean() - 150) < 5
+
+
+def test_accents_that_the_font_lacks_are_left_out():
+    assert in_plain_letters("#1 café Ångström 0.90") == "#1 cafe Angstrom 0.90"
 
 
 def test_a_long_label_is_cut_and_a_tiny_picture_does_without():

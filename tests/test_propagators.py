@@ -158,7 +158,7 @@ def test_a_look_with_the_sentence_is_asked_for_now_and_then_while_something_is_l
 
 def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(monkeypatch):
     monkeypatch.setitem(propagation.PROPAGATORS, "flow", Trusting)
-    monkeypatch.setattr(redetection, "ALIKE", -1.0)  # to a random model nothing is like anything
+    monkeypatch.setattr(redetection, "RETURN_LIKENESS", -1.0)  # to a random model nothing is like anything
     models = tiny_models()
     frames = [picture(5)] * 2 + [picture()] * 3 + [picture(5, 40)] * 20
     results = list(segment_video(models, frames, "bright.", **FLOW))
@@ -420,6 +420,14 @@ def test_a_warped_mask_is_refined_with_the_box_around_it(asked):
     ((points, labels, mask),) = asked
     assert points.tolist() == [[[16, 8], [36, 24]]] and labels.tolist() == [[2, 3]]  # of 64 x 64 pixels
     assert torch.equal(mask[:, 0], warped)
+
+
+def test_a_warped_mask_of_one_cell_is_refined_in_a_video_smaller_than_the_masks(asked):
+    propagator, warped = FlowPropagator(tiny_model()), torch.full((1, 16, 16), -10.0)
+    propagator.seek(0, np.zeros((8, 8, 3), np.uint8))
+    warped[0, 0, 0] = 10
+    propagator.refine_masks(warped)
+    assert asked[0][0].tolist() == [[[0, 0], [4, 4]]]
 
 
 def test_a_search_without_memory_asks_with_its_boxes_and_answers_with_pointers_of_presence(asked):

@@ -42,7 +42,7 @@ class ScriptedTracker:
 
     def __init__(self, tracks: dict, looks: list):
         self.tracks, self.looks_of, self.prompted = tracks, looks, []
-        self.objects, self.lost = dict.fromkeys(tracks), []
+        self.objects, self.lost, self.in_meeting = dict.fromkeys(tracks), [], set()
 
     def masks_for_boxes(self, boxes):
         assert len(boxes) == len(self.looks_of)
@@ -63,6 +63,9 @@ class ScriptedTracker:
 
     def is_prompted(self, number):
         return number in [prompted for prompted, *_ in self.prompted]
+
+    def meet(self, one, other):
+        return {one, other} <= self.in_meeting
 
     def lose(self, number):
         self.lost.append(number)
@@ -144,6 +147,14 @@ def test_of_two_objects_with_one_mask_the_one_that_is_not_confirmed_or_unlike_is
     assert run(both, [("car", (0, 4), 0)]).tracker.lost == [2]
     assert run({1: ("car", (0, 4), 60), 2: ("dog", (0, 4), 0)}, []).tracker.lost == [1]
     assert run(both, [("car", (0, 4), 0), ("car", (0, 4), 0)]).tracker.lost == []
+
+
+def test_look_alikes_that_meet_are_both_confirmed_by_one_detection():
+    tracking = run({1: ("car", (0, 4), 0), 2: ("car", (0, 4), 0)}, [])
+    for meeting, lost in (({1, 2}, []), ({1, 3}, [2])):
+        tracking.tracker.in_meeting, tracking.tracker.lost = meeting, []
+        tracking.detections.separate(None, {1})
+        assert tracking.tracker.lost == lost
 
 
 def test_a_mask_that_was_emptied_empties_no_other():
@@ -253,7 +264,7 @@ def test_tokens_and_colours_both_say_what_is_alike():
     found = redetection.appearances(masks, tokens, torch.from_numpy(image))
     alike = redetection.likeness(found, found[0])
     assert alike[0] == pytest.approx(1) and torch.allclose(found[0, 3:], torch.tensor([200, 40, 40]) / 255)
-    assert alike[1] < redetection.UNLIKE and alike[2] < redetection.UNLIKE and not found[3].any()
+    assert alike[1] < redetection.DRIFT_LIKENESS and alike[2] < redetection.DRIFT_LIKENESS and not found[3].any()
 
 
 def test_a_look_at_no_box_finds_nothing_also_in_the_fast_form():

@@ -160,6 +160,12 @@ def test_resuming_with_a_teacher_of_other_weights_is_refused(data, tmp_path):
     trainer(data, tmp_path, teacher=teacher(0.2)).load_state_dict(older)
 
 
+def test_training_until_no_epoch_at_all_trains_none(data, tmp_path):
+    run = trainer(data, tmp_path)
+    run.fit(until=0)
+    assert run.epoch == 0 and run.step == 0
+
+
 def test_a_checkpoint_without_the_best_epoch_that_it_must_have_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "LEAST_HOLD_OUT", 1)
     first = trainer(data, tmp_path)

@@ -238,6 +238,13 @@ def test_a_model_for_smaller_images_names_those_that_it_does_not_take():
             model(torch.randn(1, 3, side, side))
 
 
+def test_queries_are_scaled_in_one_way_alone():
+    from minivit.attention import Attention
+
+    with pytest.raises(ValueError, match="give one of them"):
+        Attention(8, 2, qk_norm=True, qk_temperature=True)
+
+
 def test_a_temperature_of_two_doubles_the_scores_of_its_head():
     from minivit.attention import Attention
 

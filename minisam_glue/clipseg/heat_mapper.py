@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from ..layers import WeightsState
+from ..layers import WeightsState, autocast_dtype
 from ..masks import as_bool, mask_box
 from ..pixels import IMAGENET_MEAN, Picture, check_list, is_picture, normalise, to_rgb
 from ..support.recent import Recent
@@ -102,8 +102,8 @@ class HeatMapper:
         """Heat maps of P prompts on B images: logits (B, P, size, size), float32 on the CPU.
 
         prompts: phrases, or pictures of the object (see `highlight`). A heat map covers the whole image, stretched.
-        ValueError for no prompt, and for a phrase that is empty or longer than the model takes; TypeError for images
-        that are no list.
+        ValueError for no prompt, for a phrase that is empty or longer than the model takes, and where a narrow number
+        format gives NaN; TypeError for images that are no list.
         """
         check_list(images)
         conditions = self.encode_prompts(prompts)
@@ -113,7 +113,10 @@ class HeatMapper:
         activations = self.model.encode_image(self.pixels(images))
         prompts_at_once = max(1, MAPS_AT_ONCE // len(images))
         parts = [self.model.decode(activations, some, size) for some in conditions.split(prompts_at_once)]
-        return torch.cat(parts, 1).float().cpu()
+        logits = torch.cat(parts, 1).float().cpu()
+        if logits.isnan().any():
+            raise ValueError("the heat maps are no numbers (NaN): take --dtype float32")
+        return logits
 
     def pixels(self, images: list[Picture]) -> Tensor:
         """(B, 3, size, size) in the precision and on the device of the model."""
@@ -121,7 +124,7 @@ class HeatMapper:
         return torch.stack([preprocess(to_rgb(image), self.size) for image in images]).to(weight.device, weight.dtype)
 
     def encode_prompts(self, prompts: Sequence[str | Picture]) -> Tensor:
-        """Phrases and pictures -> conditions (P, D). ValueError as for `heat_maps`."""
+        """Phrases and pictures -> conditions (P, E). ValueError as for `heat_maps`."""
         one = isinstance(prompts, str) or is_picture(prompts)
         if one or not len(prompts):
             what = f"one {type(prompts).__name__}" if one else "empty"
@@ -136,8 +139,7 @@ class HeatMapper:
         clip = self.model.clip
         weights = [*clip.text_model.parameters(), clip.text_projection.weight]
         device = weights[0].device
-        autocast = torch.is_autocast_enabled(device.type)
-        state = (device, weights[0].dtype, self.weights_state(weights), autocast, self.templates)
+        state = (device, weights[0].dtype, self.weights_state(weights), autocast_dtype(device), self.templates)
         return {p: self.texts.get((p, state), lambda p=p: self.encode_phrase(p, device)) for p in phrases}
 
     @torch.no_grad()

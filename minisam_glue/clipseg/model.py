@@ -72,7 +72,8 @@ def upsampling(channels: int, patch_size: int, refined: bool) -> nn.Module:
     """Features of patches (B, R, h, w) -> logits of pixels (B, 1, H, W), with R channels (reduce_dim)."""
     if not refined:
         return nn.ConvTranspose2d(channels, 1, patch_size, stride=patch_size)
-    first, second = patch_size // 4, 4  # transformers has patch_size / 4 twice, which is a pixel each for 16 alone
+    # The strides multiply to patch_size. In transformers both are patch_size // 4, which does so for 16 alone.
+    first, second = patch_size // 4, 4
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, padding=1),
         nn.ReLU(),
@@ -86,27 +87,28 @@ class Decoder(nn.Module):
     """Activations and conditions -> logits of a heat map for each of P conditions (figure 2 of the paper).
 
     FiLM multiplies and adds to the channels of each token what linear layers make of the condition. Here R is
-    reduce_dim, D the size of CLIP's common space, and N = 1 + h * w: the class token is decoded, too, and dropped last.
+    reduce_dim (the paper's D), E the size of CLIP's common space, and N = h * w: the class token is decoded, too, and
+    dropped last.
     """
 
     def __init__(self, config: CLIPSegConfig):
         super().__init__()
-        R, D, depth = config.reduce_dim, config.clip.projection_dim, len(config.extract_layers)
+        R, E, depth = config.reduce_dim, config.clip.projection_dim, len(config.extract_layers)
         vision = config.clip.vision
         self.patch_size, self.conditional_layer = vision.patch_size, config.conditional_layer
-        self.film_mul = nn.Linear(D, R)
-        self.film_add = nn.Linear(D, R)
+        self.film_mul = nn.Linear(E, R)
+        self.film_add = nn.Linear(E, R)
         self.transposed_convolution = upsampling(R, vision.patch_size, config.refined)
         self.reduces = nn.ModuleList(nn.Linear(vision.dim, R) for _ in range(depth))
         self.layers = nn.ModuleList(DecoderLayer(R, config.decoder_heads, config.decoder_mlp_dim) for _ in range(depth))
 
     def forward(self, activations: list[Tensor], conditions: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Activations (B, 1 + h * w, C), the deepest last; conditions (B or 1, P, D); grid (h, w) -> (B, P, H, W)."""
+        """Activations (B, 1 + N, C), the deepest last; conditions (B or 1, P, E); grid (h, w) -> (B, P, H, W)."""
         B, P = len(activations[0]), conditions.shape[1]
         x = 0
         steps = zip(reversed(activations), self.reduces, self.layers)
         for step, (activation, reduce, layer) in enumerate(steps):
-            x = x + reduce(activation)[:, None]  # (B, P or 1, N, R)
+            x = x + reduce(activation)[:, None]  # (B, P or 1, 1 + N, R)
             if step == self.conditional_layer:
                 x = self.film_mul(conditions)[:, :, None] * x + self.film_add(conditions)[:, :, None]
             x = layer(x.flatten(0, 1)).unflatten(0, (B, -1))
@@ -135,7 +137,7 @@ class CLIPSeg(nn.Module):
     def decode(self, activations: list[Tensor], conditions: Tensor, size: tuple[int, int]) -> Tensor:
         """Activations of B images of size (H, W), and conditions -> logits (B, P, H, W).
 
-        conditions: (P, D) for all images, or (B, P, D). They are outputs of clip.encode_text or clip.encode_image, or
+        conditions: (P, E) for all images, or (B, P, E). They are outputs of clip.encode_text or clip.encode_image, or
         any mixture of them (section 3 of the paper); their length matters.
         """
         conditions = conditions if conditions.ndim == 3 else conditions[None]
@@ -143,7 +145,7 @@ class CLIPSeg(nn.Module):
         return self.decoder(activations, conditions, (size[0] // patch, size[1] // patch))
 
     def forward(self, images: Tensor, conditions: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) and conditions (P, D) or (B, P, D) -> logits (B, P, H, W)."""
+        """Normalised images (B, 3, H, W) and conditions (P, E) or (B, P, E) -> logits (B, P, H, W)."""
         return self.decode(self.encode_image(images), conditions, images.shape[-2:])
 
 

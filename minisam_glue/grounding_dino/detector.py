@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..boxes import area, cxcywh_to_xyxy, suppress
-from ..layers import WeightsState
+from ..layers import WeightsState, autocast_dtype
 from ..pixels import Picture, normalise, to_rgb
 from ..prompts import Sentence, Thresholds, split_phrases
 from ..support.recent import Recent
@@ -313,6 +313,6 @@ class Detector:
         """Text of one caption (B = 1), from the cache unless the weights that encode it have changed since."""
         weights = [*self.model.bert.parameters(), *self.model.feat_map.parameters()]
         device = weights[0].device
-        key = (ids, device, weights[0].dtype, self.weights_state(weights), torch.is_autocast_enabled(device.type))
+        key = (ids, device, weights[0].dtype, self.weights_state(weights), autocast_dtype(device))
         row = torch.tensor([ids], device=device)
         return self.texts.get(key, lambda: self.model.encode_text(row, torch.ones_like(row, dtype=torch.bool)))

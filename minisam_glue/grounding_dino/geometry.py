@@ -27,7 +27,7 @@ class Geometry:
     valid_ratios: Tensor  # (B, levels, 2): width and height of the image / those of the canvas
     reference: Tensor  # (B, S, levels, 2): centre (x, y) of each cell, as a fraction of each level's canvas
     proposals: Tensor  # (B, S, 4): a box at each cell, cxcywh in fractions of the image, before the sigmoid
-    usable: Tensor  # (B, S), False at padding and where a part of the proposal is outside (0.01, 0.99): it is infinite
+    usable: Tensor  # (B, S), False at padding and where one of cx, cy, w, h is outside (0.01, 0.99): it is infinite
 
 
 def build_geometry(shapes: Shapes, image_shapes: tuple[Shapes, ...], channels: int, device: torch.device) -> Geometry:

@@ -158,7 +158,8 @@ class Decoder(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Queries x (B, Q, C), boxes (B, Q, 4) cxcywh as fractions of each image.
 
-        -> the normed output of every layer, and the boxes that entered every layer and left the last.
+        -> the normed output of every layer, and the boxes that entered every layer and left the last. The last ones are
+        not the answer: GroundingDINO.head counts that from the normed output.
         """
         ratios = geometry.valid_ratios.repeat(1, 1, 2)[:, None]  # (B, 1, levels, 4), image -> canvas
         hidden, references = [], [boxes]

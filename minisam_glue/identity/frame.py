@@ -60,14 +60,14 @@ class Frame:
         """Whether an object has a mask that is not empty, and was not hidden."""
         return self.areas[self.row[number]] > 0 and number not in self.absent
 
-    def overlap(self, one: int, other: int) -> tuple[int, int, int]:
+    def overlap_areas(self, one: int, other: int) -> tuple[int, int, int]:
         """Areas of two masks, and of what they share."""
         i, j = self.row[one], self.row[other]
         return self.areas[i], self.areas[j], int((self.masks[i] & self.masks[j]).sum())
 
     def iou(self, one: int, other: int) -> float:
         """The intersection over union of two masks; 0 for empty ones."""
-        area, other_area, shared = self.overlap(one, other)
+        area, other_area, shared = self.overlap_areas(one, other)
         return shared / max(1, area + other_area - shared)
 
     def on_others(self, number: int) -> float:

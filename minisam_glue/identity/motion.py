@@ -38,7 +38,7 @@ class Motion:
     velocity: tuple[float, float] = (0.0, 0.0)  # pixels per frame
 
     def observe(self, t: int, box: CentreBox, area: float, whole: bool = True) -> None:
-        """A clean mask: its box and area. whole: the frame's edge cuts nothing off."""
+        """Learn from the box and area of a clean mask. whole: the frame's edge cuts nothing off."""
         self.places = [*self.places, (t, box[0], box[1])][-PLACES:]
         self.sizes, self.areas = [*self.sizes, box[2:]][-SIZES:], [*self.areas, area][-AREAS:]
         if whole:
@@ -92,7 +92,7 @@ class Motion:
         """The median area."""
         return median(self.areas)
 
-    def is_clean(self, t: int, box: CentreBox, area: float) -> bool:
+    def is_likely(self, t: int, box: CentreBox, area: float) -> bool:
         """Whether a mask is of the likely size, and where it should be."""
         return not self.areas or (self.fits(area) and box_iou(box, self.predict(t)) >= NEAR_PREDICTION)
 

@@ -63,7 +63,7 @@ class Track:
         return Looks(self.appearance, self.colour, self.motion.size, self.motion.area)
 
     def see(self, frame: Frame, number: int) -> None:
-        """A clean mask: that of object `number` on a frame."""
+        """Learn from a clean mask, that of object `number` on a frame."""
         row = frame.row[number]
         self.motion.observe(frame.t, frame.boxes[row], frame.areas[row], frame.holds(frame.boxes[row]))
         self.appearance = F.normalize(moving_average(self.appearance, frame.appearances[row]), dim=0)
@@ -106,13 +106,14 @@ class Identity:
         kept if the mask lies where this object, or a partner, is predicted; if the partner's place fits better, the two
         exchange places. Otherwise the object starts anew.
         """
-        if not agrees and (mask is None or not self.settle_meeting(number, t, mask)):
+        if not agrees and (mask is None or not self.claim_place(number, t, mask)):
             self.forget(number)
 
-    def settle_meeting(self, number: int, t: int, mask: Tensor) -> bool:
-        """Whether a mask on frame t is where object `number` of a meeting is predicted, or a direct partner of it.
+    def claim_place(self, number: int, t: int, mask: Tensor) -> bool:
+        """Give object `number` of a meeting the place of a mask on frame t, and tell whether that is possible.
 
-        If a partner's place fits better, the two exchange their places.
+        The mask must be where the object, or a direct partner of it, is predicted. If a partner's place fits better,
+        the two exchange their places.
         """
         if number not in self.in_meeting or not mask.any():
             return False
@@ -141,7 +142,7 @@ class Identity:
         self.part(number)
 
     def lose(self, number: int) -> None:
-        """An object was found to be elsewhere than its mask: it has none on this frame, and meets nobody."""
+        """Take an object for absent from this frame, as its mask lies elsewhere, and end its contacts."""
         if number in self.tracks:  # else it joined on this frame, and nothing is known of it
             self.tracks[number].absent = max(1, self.tracks[number].absent)
         self.part(number)
@@ -270,7 +271,7 @@ class Identity:
         for pair, contact in list(self.contacts.items()):
             contact.apart = 0 if pair in near else contact.apart + 1
             gone = not set(pair) <= frame.row.keys() or any(self.tracks[n].absent > MISSED for n in pair)
-            if gone or (contact.apart >= APART and not (contact.meeting and self.overlap(frame, *pair))):
+            if gone or (contact.apart >= APART and not (contact.meeting and self.overlaps(frame, *pair))):
                 del self.contacts[pair]
 
     def may_meet(self, one: int, other: int) -> bool:
@@ -305,7 +306,7 @@ class Identity:
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
         alike = float(self.tracks[one].appearance @ self.tracks[other].appearance) >= ALIKE
-        return alike and self.overlap(frame, one, other) and self.is_at_stake(frame, one, other)
+        return alike and self.overlaps(frame, one, other) and self.is_at_stake(frame, one, other)
 
     def is_at_stake(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two masks that overlap, the smaller id first, have to be parted: a rival's and an object's if the
@@ -314,16 +315,16 @@ class Identity:
         low, high = WHOLE_AREA
         return not is_rival(one) or not low < frame.areas[frame.row[other]] / self.tracks[other].motion.area < high
 
-    def overlap(self, frame: Frame, one: int, other: int) -> bool:
+    def overlaps(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two masks overlap enough for a meeting."""
         if not (frame.shows(one) and frame.shows(other)):
             return False
-        area, other_area, shared = frame.overlap(one, other)
+        area, other_area, shared = frame.overlap_areas(one, other)
         return shared >= OVERLAP * min(area, other_area)
 
     def merged(self, frame: Frame, members: Collection[int]) -> bool:
         """Whether masks of two of these objects overlap."""
-        return any(self.overlap(frame, *pair) for pair in combinations(members, 2))
+        return any(self.overlaps(frame, *pair) for pair in combinations(members, 2))
 
     # --- Masks that coincide, and what is lost ---
 
@@ -378,7 +379,7 @@ class Identity:
     def in_place(self, frame: Frame, number: int) -> bool:
         """Whether a mask has the likely size and place of its object."""
         row = frame.row[number]
-        return self.tracks[number].motion.is_clean(frame.t, frame.boxes[row], frame.areas[row])
+        return self.tracks[number].motion.is_likely(frame.t, frame.boxes[row], frame.areas[row])
 
     def claim(self, frame: Frame, number: int) -> float:
         """IoU of an object's box with its prediction; 0 for one that was absent on the frame before, and for a mask

@@ -2,9 +2,10 @@
 
 Colours are those of Okabe and Ito, "Color Universal Design" (2008), which colour-blind people tell apart,
 without black; text is black or white, whichever contrasts more by WCAG 2.1 (section 1.4.3). Strokes and
-letters grow with the picture. Left out: fonts for scripts that Pillow's built-in Aileron lacks.
+letters grow with the picture. Left out: fonts for accents and scripts that Pillow's built-in Aileron lacks.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -146,7 +147,12 @@ def _text(index: int, labels: object, scores: object, ids: object) -> str:
     words = [] if ids is None else [f"#{ids[index]}"]  # first, so that it is never next to the score nor cut off
     words += [] if labels is None else [one_line(labels[index])]
     words += [] if scores is None else [f"{float(scores[index]):.2f}"]
-    return " ".join(word for word in words if word)
+    return in_plain_letters(" ".join(word for word in words if word))
+
+
+def in_plain_letters(text: str) -> str:
+    """The text without accents, which the built-in font lacks: "cafe" for "café". Other scripts stay, as boxes."""
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
 
 
 def _label(out: np.ndarray, text: str, box: tuple, apex: int, colour: tuple, plates: list[tuple]) -> None:

@@ -20,7 +20,7 @@ from ..layers import as_built
 from .hiera import Hiera, HieraBlock, from_windows, max_pool, to_windows
 from .layers import Attention, LayerNorm2d, sine_position_2d
 from .mask_decoder import STABILITY, MaskDecoder, stability
-from .memory import MemoryAttention, RotaryAttention, axial_angles
+from .memory import POSITION_WEIGHT, MemoryAttention, RotaryAttention, axial_angles
 from .memory_bank import POINTERS, MemorySelection
 from .model import SAM2, ImageFeatures
 
@@ -257,7 +257,7 @@ class SharedMemoryAttention(MemoryAttention):
 
     def self_attend(self, frame: Tensor, position: Tensor) -> Tensor:
         """The self-attended frame: (B or 1, N, C)."""
-        return self.layers[0].attend_to_frame(frame + 0.1 * position.to(frame.dtype))
+        return self.layers[0].attend_to_frame(frame + POSITION_WEIGHT * position.to(frame.dtype))
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 arXiv 2408.00714, section 4 and the appendix on its architecture; rotary position embedding: Su et al., arXiv
 2104.09864, in its axial form of Heo et al., arXiv 2403.13298. Which memories a frame attends to: memory_bank.py.
 S is the side of the model's image in pixels, N = (S / 16)^2 the number of image tokens, B the number of objects, M
-that of memory tokens. Left out: dropout.
+that of memory tokens, object pointers among them. Left out: dropout.
 """
 
 import torch
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import Attention, LayerNorm2d
+
+POSITION_WEIGHT = 0.1  # of the frame's position; the official MemoryAttention has it for pos_enc_at_input
 
 
 class MaskDownSampler(nn.Module):
@@ -107,10 +109,10 @@ class RotaryAttention(Attention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, pointers: int = 0) -> Tensor:
         """q (B or 1, N, C); k and v (B, F * N + pointers, Ck) -> (B, N, C)."""
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        N, M = q.shape[1], k.shape[1] - pointers
+        N, of_maps = q.shape[1], k.shape[1] - pointers
         angles = axial_angles(round(N**0.5), q.shape[2], q.device)
-        maps = k[:, :M].unflatten(1, (-1, N))  # (B, F * N, d) -> (B, F, N, d)
-        k = torch.cat((rotate(maps, angles).flatten(1, 2), k[:, M:]), 1)
+        maps = k[:, :of_maps].unflatten(1, (-1, N))  # (B, F * N, d) -> (B, F, N, d)
+        k = torch.cat((rotate(maps, angles).flatten(1, 2), k[:, of_maps:]), 1)
         return self.attend(rotate(q, angles), k, v)
 
 
@@ -128,12 +130,12 @@ class MemoryAttentionLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def attend_to_frame(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+        """Self-attention of the frame, with its residual: (B, N, C) -> (B, N, C)."""
         y = self.norm1(x)
         return x + self.self_attn(y, y, y)
 
     def attend_to_memory(self, x: Tensor, memory_with_position: Tensor, memory: Tensor, pointers: int) -> Tensor:
-        """x (B or 1, N, C), keys and values (B, M, c) -> (B, N, C)."""
+        """Cross-attention to the memories, then the MLP: x (B or 1, N, C), keys and values (B, M, c) -> (B, N, C)."""
         x = x + self.cross_attn_image(self.norm2(x), memory_with_position, memory, pointers)
         return x + self.linear2(F.relu(self.linear1(self.norm3(x))))
 
@@ -152,8 +154,7 @@ class MemoryAttention(nn.Module):
         """frame (B or 1, N, C) with position (N, C); memory (B, M, c) with memory_position (1, M, c), of which the last
         `pointers` tokens are object pointers -> (B, N, C)."""
         position, memory, memory_position = (t.to(frame.dtype) for t in (position, memory, memory_position))
-        # The factor is that of the official MemoryAttention, which has it for pos_enc_at_input.
-        x, memory_with_position = frame + 0.1 * position, memory + memory_position
+        x, memory_with_position = frame + POSITION_WEIGHT * position, memory + memory_position
         for layer in self.layers:
             x = layer.attend_to_frame(x)
             x = layer.attend_to_memory(x, memory_with_position, memory, pointers)

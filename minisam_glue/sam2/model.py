@@ -45,7 +45,7 @@ class SAM2Config:
     no_obj_embed_spatial: bool = True  # memories of absent frames carry an embedding
     add_tpos_enc_to_obj_ptrs: bool = True  # pointers carry their temporal offset
     proj_tpos_enc_in_obj_ptrs: bool = True  # ... through a linear layer
-    use_signed_tpos_enc_to_obj_ptrs: bool = True  # ... with its sign
+    use_signed_tpos_enc_to_obj_ptrs: bool = True  # ... with its sign; the same here, as only earlier frames are read
     dim: int = 256  # channels of image tokens, prompts and pointers; a multiple of 32 and of mem_dim
     mem_dim: int = 64  # channels of memories, a multiple of 4
     mlp_dim: int = 2048  # inner width of the mask decoder's and the memory attention's MLPs

@@ -101,7 +101,8 @@ def prompt_points(
 ) -> tuple[Tensor, Tensor] | None:
     """Boxes and clicks in pixels of an image of size (H, W) -> points (B, P, 2) in the model's pixels, labels (B, P).
 
-    Corners come before clicks; one set of clicks serves all boxes. None without boxes and clicks.
+    target: side of the model's image in pixels. Corners come before clicks; one set of clicks serves all boxes. None
+    without boxes and clicks.
     """
     parts = [box_points(boxes, size)] if boxes is not None else []
     if points is not None or labels is not None:

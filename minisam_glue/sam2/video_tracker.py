@@ -87,8 +87,9 @@ class TrackedObject:
 class VideoTracker:
     """Tracks any number of objects through frames that are shown one at a time.
 
-    frame_count: of the video, if it is known. The times of pointers are shares of it, or of 16 in longer videos: equal
-    to the official numbers, a shorter video (SAM 2.1) must say it. Of one frame alone the official share is 0 / 0.
+    frame_count: of the video, if it is known. Pointers of up to n = min(frame_count, 16) - 1 frames before are read,
+    and their distances in time are divided by n (SAM 2.1): a video of under 16 frames must say its number to get the
+    official masks. Of one frame alone the official quotient is 0 / 0.
     chunk: objects computed at once; it changes the speed, not the masks. By default 1 on a CPU, where objects of
     one frame then do not change each other by one bit, and 8 elsewhere.
     keep_all: keep every frame's memories, so that earlier frames can be corrected, and that a second pass, back or
@@ -293,7 +294,8 @@ class VideoTracker:
         return mask if mask.shape[2:] == (side, side) else (resize_antialiased(mask, side) >= 0.5).float()
 
     def answer_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor, forget: bool) -> ObjectOutput:
-        """Clicks on the current frame; with forget as on a new object, if that shows another mask than the object's."""
+        """Answer clicks on the current frame. With `forget` they are answered as for a new object first; that answer
+        counts if it contradicts the mask that the object has."""
         if forget and (obj.bank.tracked or self.frame in obj.bank.prompted):
             fresh = self.decode_clicks(TrackedObject(obj.id, self.passes), xy, labels)
             if self.contradicts(obj, fresh):
@@ -312,7 +314,7 @@ class VideoTracker:
         return int((mask & before).sum()) < AGREEMENT * int((mask | before).sum())
 
     def decode_clicks(self, obj: TrackedObject, xy: Tensor, labels: Tensor) -> ObjectOutput:
-        """Clicks on the current frame: as in an image at first, with the object's memories and mask on a later look.
+        """Decode clicks: as in an image at first; on a frame that was tracked with the object's memories and mask.
 
         Answers are among these memories once tracking goes on: clicks in a row attend to the same ones.
         """
