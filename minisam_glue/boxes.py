@@ -49,5 +49,5 @@ def suppress(boxes: Tensor, scores: Tensor, iou: float, classes: Tensor | None =
 
     if classes is None:
         return nms(boxes, scores, iou)
-    # It moves the boxes of each class to a place of their own, where float32 would round them.
+    # Of up to 1,000 boxes it moves those of each class to a place of their own, where float32 would round them.
     return batched_nms(boxes.double(), scores.double(), classes, iou)

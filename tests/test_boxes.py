@@ -26,9 +26,9 @@ def test_suppression_spares_other_classes():
 
 def test_many_classes_on_a_large_picture_are_suppressed_as_each_is_alone():
     generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(4000, 2, generator=generator) * 60 + 4940
-    boxes = torch.cat((corner, corner + 1 + 40 * torch.rand(4000, 2, generator=generator)), 1)
-    scores, classes = torch.rand(4000, generator=generator), torch.arange(4000) % 200
+    corner = torch.rand(1000, 2, generator=generator) * 9 + 4940
+    boxes = torch.cat((corner, corner + 11 + 9 * torch.rand(1000, 2, generator=generator)), 1)
+    scores, classes = torch.rand(1000, generator=generator), torch.arange(1000) % 200
     rows = [torch.nonzero(classes == c).flatten() for c in range(200)]
     alone = torch.cat([own[nms(boxes[own].double(), scores[own].double(), 0.7)] for own in rows])
     assert suppress(boxes, scores, 0.7, classes).sort().values.tolist() == alone.sort().values.tolist()
