@@ -130,7 +130,7 @@ def name_weights(state: dict) -> str:
 def description(value: object, where: str) -> None:
     """The description of a checkpoint's model and data, as far as it is told without the model: check_fits."""
     mapping(text, plain)(value, where)
-    for name in value.keys() & {"data", "data_root"}:
+    for name in value.keys() & {"data", "data_root", "place"}:
         text(value[name], f"its {name}")
 
 

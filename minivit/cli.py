@@ -180,11 +180,21 @@ def train_one(
             return 128 + number
         if not ranks.first:
             return 0
-        show_result(run.final_report(trainer), trainer.run)
+        show_result(report_answering(trainer, to_continue), trainer.run)
         return 0
     finally:
         if trainer.claim:
             trainer.claim.release()
+
+
+def report_answering(trainer: Trainer, to_continue: str) -> dict:
+    """Measure a finished run and write its report. A signal ends that at once, and the command that does it is told."""
+    try:
+        with on_signals(stop):
+            return run.final_report(trainer)
+    except Stopped:
+        say(f"trained and saved, but not measured; do that with: {to_continue}")
+        raise
 
 
 def fit_answering(trainer: Trainer, to_continue: str) -> tuple[bool, int]:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SPLIT_NAMES = re.compile(r"(train|test|val)(ing|id|idation)?([-_ ]?(set|data|images))?")  # in lower case
 OF_RESULTS = ({"config.json", "metrics.jsonl"}, {"study.json", "table.md"})  # files that a run has, and a study
 HOLD_OUTS = ("val", "valid", "validation")  # folders beside train/ that hold images to choose weights by
+SPLITS = ("train", "test", *HOLD_OUTS)  # names of folders that are no classes
 
 
 def load(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed: int = 0) -> Dataset:
@@ -51,8 +52,7 @@ def load(root: str | Path, image_size: int = 32, skip_bad: bool = False, seed: i
 
 def is_split_by_seed(name: str, root: str | Path) -> bool:
     """Whether these are class folders without train/ and test/, whose test images depend on the seed."""
-    parts = ("train", "test", *HOLD_OUTS)
-    return name == "folder" and Path(root).is_dir() and not any((Path(root) / part).is_dir() for part in parts)
+    return name == "folder" and Path(root).is_dir() and not any((Path(root) / part).is_dir() for part in SPLITS)
 
 
 def listing(name: str, root: str | Path) -> str | None:
@@ -140,7 +140,8 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
             _say_val_is_test(root, name)
     for split in ("train", "test"):
         if not found.get(split):
-            raise DataError(f"{root} has no {split} images: {layout}")
+            raise DataError(f"{root} has no {split} images: {layout} (where none is called {', '.join(SPLITS)})")
+    _refuse_other_splits(root, found.keys())
     for split, classes in found.items():
         unknown = sorted(classes.keys() - found["train"].keys())
         if unknown:
@@ -156,10 +157,13 @@ def _say_val_is_test(root: Path, name: str) -> None:
     log.warning("%s has no test/: %s/ is taken for the test images", root, name)
 
 
-def _refuse_other_splits(root: Path) -> None:
-    """DataError for folders of classes whose own names are those of splits, but for case or ending: no classes."""
+def _refuse_other_splits(root: Path, found: Collection[str] = ()) -> None:
+    """DataError for folders of classes whose own names are those of splits, but for case or ending: no classes. found:
+    the splits that are there."""
     for folder in sorted(root.iterdir()):
         looks = SPLIT_NAMES.fullmatch(folder.name.lower())
+        if folder.name in SPLITS or (looks and looks[1] in found):
+            continue
         if looks and folder.is_dir() and any(path.is_dir() and not _is_hidden(path.name) for path in folder.iterdir()):
             raise DataError(f"{folder} looks like a split and no class: call it {looks[1]}/ (train/, test/ or val/)")
 
@@ -221,6 +225,11 @@ def _find_classes(split: Path) -> dict[str, list[Path]]:
     """The files of each class folder; results of this program, such as the plots of a run, are left out."""
     classes: dict[str, list[Path]] = {}
     results: list[Path] = []
+    loose = [path.name for path in sorted(split.iterdir()) if not _is_hidden(path.name) and path.is_file()]
+    loose = [name for name in loose if looks_like_image(split / name)]
+    if loose:
+        are = "picture that lies" if len(loose) == 1 else "pictures that lie"
+        log.warning("%s: left out %d %s in no class folder: %s", split, len(loose), are, _some(loose))
     for folder in sorted(split.iterdir()):
         if folder.is_dir() and not _is_hidden(folder.name):
             files, made = _find_files(folder)
@@ -419,7 +428,8 @@ def _write_cache(path: Path, stored: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: torch.save(stored, temporary))
     except (OSError, RuntimeError) as error:  # a full or read-only disk costs the cache, not the run
-        log.warning("no cache written to %s: %s", path, error)
+        reason = getattr(error, "strerror", None) or "the disk may be full"  # of which torch makes a RuntimeError
+        log.warning("no cache written to %s: %s", path, reason)
 
 
 def _checksum(stored: dict) -> int:

@@ -210,6 +210,8 @@ def find_pictures(words: Sequence[Path]) -> Iterator[Path | str]:
             except DataError as error:
                 found = [str(error)]
             yield from found
+        elif str(word).startswith(("http:/", "https:/")) and not os.path.exists(word):
+            yield f"{str(word).replace(':/', '://', 1)}: addresses are not read, download the picture first"
         elif not os.path.exists(word) and glob.has_magic(str(word)):
             found = sorted(Path(name) for name in find_matches(str(word)) if os.path.isfile(name))
             yield from found or [f"no file matches {word}"]
@@ -326,6 +328,18 @@ def check_table(path: Path) -> None:
         raise TrainingError(f"--save-predictions {path}: give a name that ends in {' or '.join(TABLES)}")
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise TrainingError(f"--save-predictions {path} can't be written: name a folder that is there")
+    if os.path.lexists(path) and not holds_predictions(path):
+        raise TrainingError(f"--save-predictions {path} is there and holds no predictions: give another name")
+
+
+def holds_predictions(path: Path) -> bool:
+    """Whether a file is one that write_table made, or empty."""
+    if not path.is_file():
+        return False  # a pipe would be waited for
+    beginnings = {".csv": b"file,class,probability,", ".json": b'[\n {\n  "file": '}
+    with open(path, "rb") as file:
+        begun = file.read(len(beginnings[path.suffix.lower()]))
+    return begun in (b"", beginnings[path.suffix.lower()])
 
 
 def write_table(path: Path, rows: Sequence[dict], classes: Sequence[str]) -> None:

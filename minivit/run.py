@@ -281,6 +281,7 @@ def load_data(args: dict) -> Dataset:
     dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
     if args["subset"]:
         dataset = subset(dataset, args["subset"], args["seed"])
+        warn_of_lost(dataset)
     if dataset.val is not None:  # a folder may bring its own
         if args["val_split"] != DEFAULTS["val_split"]:
             log.warning("--val-split %g does nothing: the data have a hold-out of their own", args["val_split"])
@@ -294,6 +295,15 @@ def load_data(args: dict) -> Dataset:
             raise
         log.warning("too few images for a hold-out of %g: none is made; --val-split sets another", args["val_split"])
         return dataset
+
+
+def warn_of_lost(dataset: Dataset) -> None:
+    """Warn of classes of which a subset has no image to train on, or to test on."""
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        lost = (torch.bincount(split.labels, minlength=len(dataset.classes)) == 0).nonzero().flatten().tolist()
+        if lost:
+            named = ", ".join(dataset.classes[c] for c in lost[:10]) + (", ..." if len(lost) > 10 else "")
+            log.warning("--subset leaves no %s images of %s: give a larger number", name, named)
 
 
 def image_side(args: dict) -> int:
@@ -391,9 +401,13 @@ def check_listing(name: str, about: dict, args: dict) -> None:
 
 
 def is_same_data(about: dict, args: dict) -> bool:
-    """Whether a checkpoint, described by `about`, was trained on the images that the arguments name."""
-    same = about.get("data") == args["data"] and "data_root" in about
-    return same and Path(about["data_root"]).resolve() == Path(args["data_root"]).resolve()
+    """Whether a checkpoint, described by `about`, was trained on the images that the arguments name: those of the same
+    folder or, where class folders are split by a seed, of a copy with the same names."""
+    if about.get("data") != args["data"] or "data_root" not in about:
+        return False
+    if Path(about.get("place", about["data_root"])).resolve() == Path(args["data_root"]).resolve():
+        return True
+    return about.get("listing") is not None and about["listing"] == listing(args["data"], args["data_root"])
 
 
 def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> None:
@@ -416,7 +430,8 @@ def describe_model(args: dict, model: nn.Module) -> dict:
     """Describe the model, and the data, for its checkpoints."""
     data = {name: args[name] for name in ("data", "subset", "val_split")} | {"data_root": str(args["data_root"])}
     names = listing(args["data"], args["data_root"])
-    return checkpoint.describe(model, args["preset"]) | data | ({"listing": names} if names else {})
+    split_by_seed = {"listing": names, "place": str(Path(args["data_root"]).resolve())} if names else {}
+    return checkpoint.describe(model, args["preset"]) | data | split_by_seed
 
 
 def final_report(trainer: Trainer) -> dict:
@@ -439,7 +454,7 @@ def final_report(trainer: Trainer) -> dict:
         trainer.save_best("averaged", None)
     best = checkpoint.read(trainer.run / "best.pt")
     result |= {"weights": best["weights"], "epoch": best["epoch"], "epochs": trainer.epoch}
-    result["stopped_early"] = trainer.stopped_early
+    result["stopped_early"] = trainer.stopped_early and trainer.epoch < trainer.config.epochs
     write_report(
         trainer.run / "report",
         scores[chosen],

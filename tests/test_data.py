@@ -26,7 +26,7 @@ from helpers.picture_cases import SIDE, Case
 from PIL import Image
 
 from minisam_glue.media import images, limits
-from minivit import data, folder, shapes, splits
+from minivit import data, folder, run, shapes, splits
 from minivit import images as minivit_images
 from minivit.files import Claim
 from minivit.images import image_size, read_image
@@ -322,6 +322,21 @@ def test_images_without_class_folders_are_refused(tmp_path):
         data.load("folder", tmp_path)
 
 
+def test_pictures_outside_of_class_folders_are_told(root, caplog):
+    for number in range(2):
+        save(root / "train" / f"loose{number}.png")
+    assert len(data.load("folder", root, image_size=8).train) == 6
+    assert "left out 2 pictures that lie in no class folder: loose0.png, loose1.png" in caplog.text
+
+
+def test_a_folder_beside_train_that_looks_like_a_split_is_named_as_it_must_be(root):
+    save(root / "Valid" / "cat" / "0.png")
+    with pytest.raises(DataError, match="Valid looks like a split and no class: call it val/"):
+        data.load("folder", root, image_size=8)
+    (root / "Valid").rename(root / "testing")  # there is test/
+    assert len(data.load("folder", root, image_size=8).test) == 6
+
+
 def test_empty_class_folder_is_named(root):
     (root / "train" / "ant").mkdir()
     with pytest.raises(DataError, match="train/ant is empty"):
@@ -429,6 +444,15 @@ def test_a_cache_write_that_fails_leaves_nothing_behind(root, cache_home, monkey
     assert list(cache_home.iterdir()) == [] and "No space left" in caplog.text
 
 
+def test_a_full_disk_that_torch_met_is_told_in_our_words(root, cache_home, monkeypatch, caplog):
+    def full_disk(stored, path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1152 vs 1046")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    assert len(data.load("folder", root, image_size=8).train) == 6
+    assert "the disk may be full" in caplog.text and "enforce" not in caplog.text
+
+
 def test_a_cache_out_of_reach_costs_the_cache_alone(root, cache_home, monkeypatch, caplog):
     cache_home.mkdir()
     locked(cache_home, monkeypatch)
@@ -484,6 +508,14 @@ def test_a_subset_may_have_all_images_of_a_class():
         *[data.Split(torch.zeros(101, 3, 2, 2, dtype=torch.uint8), labels)] * 2, ["a", "b"], (0,) * 3, (1,) * 3
     )
     assert torch.bincount(splits.subset(one, 90).train.labels).tolist() == [1, 89]
+
+
+def test_classes_that_a_subset_loses_are_named(caplog):
+    labels = torch.tensor([0, 1, 1, 1])
+    one = data.Split(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), labels)
+    whole = data.Dataset(one, one[labels == 1], ["a", "b"], (0,) * 3, (1,) * 3)
+    run.warn_of_lost(whole)
+    assert "no test images of a: give a larger number" in caplog.text and "training" not in caplog.text
 
 
 def test_a_second_hold_out_is_refused():

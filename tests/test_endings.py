@@ -19,7 +19,7 @@ from minisam_glue.cli import outputs, video
 from minisam_glue.cli import run as segment_run
 from minisam_glue.cli.job import Job
 from minisam_glue.support import processes
-from minivit import cli, process
+from minivit import cli, process, run
 from minivit.train import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +98,15 @@ def raise_at(call: int, numbers: list[int], owner: type, name: str, monkeypatch)
         return method(*args, **options)
 
     monkeypatch.setattr(owner, name, instead)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_a_finished_training_is_measured_says_how_to_measure_it(number, training, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "final_report", lambda trainer: signal.raise_signal(number))
+        assert train_cifar.main(training) == 128 + number
+    assert "trained and saved, but not measured; do that with: " in capfd.readouterr().out
+    assert train_cifar.main(["--resume", training[training.index("--out") + 1]]) == 0
 
 
 @pytest.mark.parametrize("number", SIGNALS)

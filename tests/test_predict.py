@@ -17,7 +17,7 @@ from minivit import checkpoint, predict, report
 from minivit import data as datasets
 from minivit.evaluate import mean_probability, top1
 from minivit.folder import find_matches
-from minivit.predict import load_members
+from minivit.predict import find_pictures, load_members
 from minivit.splits import Split
 
 CLASSES = ["=1+1", "bright", "dark"]
@@ -162,7 +162,7 @@ def test_an_evaluation_names_the_classes_that_a_checkpoint_lacks(images, capsys)
     assert "3 classes (bright, dark, zebra), and zebra is none that it knows" in refused(["--eval", str(one)], capsys)
 
 
-def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tmp_path, capsys):
+def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tmp_path, capsys, monkeypatch):
     for name, low in (("bright", 150), ("dark", 0)):
         draw(Path("pets") / name, low, 10)
     words = [
@@ -185,6 +185,16 @@ def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tm
     assert train_cifar.main([*words, "--out", "run"]) == 0
     assert train_cifar.main(["--eval", "run/best.pt", "--device", "cpu"]) == 0
     capsys.readouterr()
+    shutil.copytree("pets", "copy")
+    Path("elsewhere").mkdir()
+    checkpoint_of = ["--pretrained", str(tmp_path / "run" / "best.pt"), "--out", "r2"]
+    other_seed = [*words, "--data-root", str(tmp_path / "pets"), *checkpoint_of, "--seed", "1"]
+    monkeypatch.chdir("elsewhere")
+    assert train_cifar.main(other_seed) == 2
+    assert "this checkpoint saw test images of seed 1: give --seed 0" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    assert train_cifar.main([*other_seed, "--data-root", "copy"]) == 2
+    assert "this checkpoint saw test images of seed 1: give --seed 0" in capsys.readouterr().err.splitlines()[-1]
     draw(Path("new"), 0, 1)
     shutil.move("new/0.png", "pets/dark/00.png")
     for task in (["--eval", "run/best.pt"], [*words, "--pretrained", "run/best.pt", "--out", "r2"]):
@@ -195,6 +205,11 @@ def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tm
     assert "images were added, removed or renamed since this run" in capsys.readouterr().err.splitlines()[-1]
     Path("pets/dark/00.png").unlink()
     assert train_cifar.main(["--eval", "run/best.pt", "--device", "cpu"]) == 0
+
+
+def test_an_address_is_no_picture_and_told_as_it_was_given():
+    (told,) = find_pictures([Path("https://example.com/x.jpg")])
+    assert told == "https://example.com/x.jpg: addresses are not read, download the picture first"
 
 
 def test_predict_takes_folders_and_patterns_goes_on_after_bad_files_and_ends_with_status_2(images, capsys):
@@ -314,6 +329,10 @@ def test_no_cell_of_saved_predictions_runs_as_a_formula_and_the_file_is_written_
         raise OSError(28, "No space left on device")
 
     before = Path("answers.csv").read_bytes()
+    for name, content in (("labels.csv", "file,label\n"), ("config.json", "{}")):
+        Path(name).write_text(content)
+        found = refused(["--predict", str(path), "+1.png", "--save-predictions", name], capsys)
+        assert f"{name} is there and holds no predictions" in found and Path(name).read_text() == content
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         assert train_cifar.main(["--predict", str(path), "+1.png", "--save-predictions", "answers.csv"]) == 2

@@ -388,6 +388,8 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(data, tmp_path):
     resumed.load_state_dict(checkpoint.read(tmp_path / "last.pt"))
     assert resumed.fit() and resumed.epoch == t.epoch
     assert final_report(resumed)["stopped_early"] and "stopped early" in (tmp_path / "report" / "report.md").read_text()
+    whole = trainer(data, tmp_path / "whole", dataclasses.replace(t.config, epochs=t.epoch))
+    assert whole.fit() and whole.stopped_early and not final_report(whole)["stopped_early"]  # it did all its epochs
 
 
 def test_a_teacher_trains_the_distillation_head_by_its_labels(data, tmp_path):
