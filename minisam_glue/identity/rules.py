@@ -15,6 +15,7 @@ from .motion import NEAR_PREDICTION, CentreBox, Motion, box_iou, touching_pairs
 from .rivals import LAST_RIVAL, MOST_RIVALS, RIVAL_LIKENESS, at_one_place, find_rivals, free_id
 from .search import LIKENESS, Candidate, Looks, MasksOf, box_prompts, find_lost
 
+# These limits, and those of the other files here, were chosen with the demo weights on clips that RESULTS.md names.
 CLEAN = 4  # clean frames after which an object is known well enough for the rules
 CLEAN_IOU = 0.5  # predicted IoU of a clean mask, at least
 EMA = 0.9  # of appearance and colour
