@@ -36,9 +36,12 @@ class HeatSettings:
     split: whether a region may become several objects that touch, see mask_proposals.py; it takes points, two of them
         on the object. None: True with the demo weights and False with others, which know parts of things and might
         take a head for an object of its own.
+    evidence: least sum, 0 to 2, of SAM 2's own score of a mask and its IoU with the region: below it both models
+        contradict each other, and there is no object.
 
-    floor and min_area: None takes the values that suit the loaded weights: HEAT_FLOOR and HEAT_MIN_AREA of the demo,
-    FLOOR and MIN_AREA of all others, which are not measured. ValueError for a value out of range.
+    floor, min_area and evidence: None takes the values that suit the loaded weights: HEAT_FLOOR, HEAT_MIN_AREA and
+    HEAT_EVIDENCE of the demo; FLOOR, MIN_AREA and 0 of all others, which are not measured. ValueError for a value out
+    of range.
     """
 
     threshold: float | None = None
@@ -49,23 +52,24 @@ class HeatSettings:
     negatives: int = 8
     border: float = 5
     split: bool | None = None
+    evidence: float | None = None
 
     def scaled_border(self, side: int) -> int:
         """The border in pixels of a picture or heat map whose longer side has so many."""
         return round(self.border * side / REFERENCE_SIDE)
 
-    def filled(self, floor: float, min_area: float, split: bool = False) -> "HeatSettings":
-        """The same, with these values where floor, min_area and split are None."""
+    def filled(self, floor: float, min_area: float, split: bool = False, evidence: float = 0.0) -> "HeatSettings":
+        """The same, with these values where it has None."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{"floor": floor, "min_area": min_area, "split": split} | given)
+        return replace(self, **{"floor": floor, "min_area": min_area, "split": split, "evidence": evidence} | given)
 
     def __post_init__(self):
         if self.split is not None and not isinstance(self.split, (bool, np.bool_)):
             raise ValueError(f"split {self.split!r:.80}: give True, False or None")
         shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
-        sizes = {"min area": self.min_area, "border": self.border}
+        sizes = {"min area": self.min_area, "border": self.border, "evidence": self.evidence}
         for name, value in (shares | sizes).items():
-            if value is None and name in ("heat threshold", "heat floor", "min area"):
+            if value is None and name in ("heat threshold", "heat floor", "min area", "evidence"):
                 continue
             if not (isinstance(value, Real) and 0 <= value < math.inf) or (name in shares and value > 1):
                 raise ValueError(f"{name} {value}: give a number from 0 {'to 1' if name in shares else 'on'}")

@@ -40,6 +40,17 @@ def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int 
     return (full[0, 0] > 0).cpu().numpy(), float(scores[best])
 
 
+def choose_masks(models: Models, seeds: Seeds, encoded: EncodedImages, image: int = 0) -> list[tuple[Seed, np.ndarray]]:
+    """The seeds of an image, each with its mask, bool (H, W); without those of too little evidence (HeatSettings)."""
+    found = [(seed, *segment_seed(models, seed, encoded, image)) for seed in seeds.objects]
+    return [(seed, mask) for seed, mask, score in found if evidence(seed, mask, score) >= seed.evidence]
+
+
+def evidence(seed: Seed, mask: np.ndarray, score: float) -> float:
+    """SAM 2's score of a mask, bool (H, W), plus its IoU with the seed's region if there is one: 0 to 2."""
+    return score + (0.0 if seed.region is None else float(agreement(torch.from_numpy(mask)[None], seed.region)))
+
+
 def propose(models: Models, seed: Seed, encoded: EncodedImages, image: int = 0) -> tuple[Tensor, Tensor]:
     """Candidate masks, logits (M, s, s), and SAM 2's scores of them (M,).
 

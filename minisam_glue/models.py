@@ -72,9 +72,10 @@ class Models:
         vars(self).update(state, ended=Event())
 
     def heat_settings(self, settings: HeatSettings) -> HeatSettings:
-        """The settings, with what suits these weights where they leave floor, min_area and split open."""
-        suitable = (demo.HEAT_FLOOR, demo.HEAT_MIN_AREA, True) if self.demo else (FLOOR, MIN_AREA, False)
-        return settings.filled(*suitable)
+        """The settings, with what suits these weights where they leave it open."""
+        if self.demo:
+            return settings.filled(demo.HEAT_FLOOR, demo.HEAT_MIN_AREA, True, demo.HEAT_EVIDENCE)
+        return settings.filled(FLOOR, MIN_AREA)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

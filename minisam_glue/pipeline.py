@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from .mask_proposals import first_of_repeats, segment_seed, split_seeds
+from .mask_proposals import choose_masks, first_of_repeats, segment_seed, split_seeds
 from .masks import box_around
 from .models import Models
 from .pixels import Picture, check_list, hint_for, own_rgb
@@ -104,12 +104,12 @@ def _from_seeds(models: Models, seeds: Seeds, encoded: EncodedImages, row: int) 
     with models.stage("masks"):
         seeds = split_seeds(models, seeds, encoded, row)
         if any(seed.proposed or seed.points for seed in seeds.objects):  # points may differ in number
-            masks = [segment_seed(models, seed, encoded, row)[0] for seed in seeds.objects]
+            found = choose_masks(models, seeds, encoded, row)
         else:  # boxes, all at once
             masks = models.predictor.predict(boxes=seeds.boxes, image=row, encoded=encoded).masks[:, 0].cpu().numpy()
-    found = list(zip(seeds.objects, masks))
+            found = list(zip(seeds.objects, masks))
     if seeds.heat:  # boxes of a detector went through its own suppression
-        found = [found[i] for i in first_of_repeats([seed.label for seed in seeds.objects], masks)]
+        found = [found[i] for i in first_of_repeats([seed.label for seed, _ in found], [mask for _, mask in found])]
     return [Segment(number, seed.label, seed.score, seed.box, mask) for number, (seed, mask) in enumerate(found, 1)]
 
 

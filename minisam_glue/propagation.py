@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .mask_proposals import first_of_repeats, segment_seed, split_seeds
+from .mask_proposals import choose_masks, first_of_repeats, segment_seed, split_seeds
 from .masks import box_around, large_parts, mask_box
 from .models import Models
 from .pixels import Levels, Picture, is_picture, join_levels, levels_of, own_rgb
@@ -224,8 +224,8 @@ class Tracking:
         with self.models.stage("track"):
             result = self.tracker.track(self.reverse) if before else self.tracker.result()
             result = self.detections.refuse_strangers(masks, result, image)
-            if found is not None and found.may_split:
-                found = split_seeds(self.models, found, self._encoded())
+            if found is not None and found.heat:
+                found = self._with_masks(found)
             if found is not None and (self.seeded_at is not None or before):  # before: by corrections alone
                 joins = self.redetect or self.seeded_at is None
                 self.detections.reconcile(found, result, image, self._add if joins else None)
@@ -360,6 +360,12 @@ class Tracking:
         if not seed.proposed:
             return seed.as_prompt()
         return {"mask": segment_seed(self.models, seed, self._encoded())[0]}
+
+    def _with_masks(self, found: Seeds) -> Seeds:
+        """What heat maps show on the current frame, as masks: several objects of one region, none without evidence."""
+        found = split_seeds(self.models, found, self._encoded())
+        chosen = choose_masks(self.models, found, self._encoded())
+        return replace(found, objects=[replace(seed, mask=mask, proposed=False) for seed, mask in chosen])
 
     def _encoded(self) -> EncodedImages:
         """The current frame, as SAM 2 has it."""

@@ -30,7 +30,7 @@ class Seed:
     proposed: whether several masks are proposed and one is chosen, see mask_proposals.py.
     region: where a heat map shows the object, or SAM 2 one of several in a region; bool (S, S), stretched over the
     whole picture. least_part: least area, as a share of the picture, of an object of a region that holds several; None
-    for a region that stays one object.
+    for a region that stays one object. evidence: see HeatSettings.
     """
 
     label: str = CLICKED
@@ -43,6 +43,7 @@ class Seed:
     proposed: bool = False
     region: np.ndarray | None = None
     least_part: float | None = None
+    evidence: float = 0.0
 
     def as_prompt(self) -> dict:
         """The arguments of VideoTracker.prompt for a seed that is not `proposed`."""
@@ -65,11 +66,6 @@ class Seeds:
 
     def __len__(self) -> int:
         return len(self.objects)
-
-    @property
-    def may_split(self) -> bool:
-        """Whether the region of one of them may become several objects."""
-        return any(seed.least_part is not None for seed in self.objects)
 
     @property
     def boxes(self) -> list[Box]:
@@ -206,6 +202,7 @@ def seed_of_instance(phrase: str, instance: HeatInstance, size: Size, seeding: S
     seed = Seed(phrase, instance.score, instance.box, region=instance.region, proposed=True)
     seed.prompts_box = "box" in prompts
     seed.least_part = seeding.heat.min_area / REFERENCE_SIDE**2 if seeding.heat.split else None
+    seed.evidence = seeding.heat.evidence
     if "points" in prompts:
         seed.points, seed.point_labels = list(map(tuple, instance.points.tolist())), instance.labels.tolist()
     if "mask" in prompts:

@@ -254,15 +254,18 @@ def test_from_the_true_heat_maps_sam_2_makes_the_masks_of_the_objects():
     assert evaluate_heat_to_masks(spoiled, models.sam, scenes)["true_negative_rate"] < 0.5
 
 
-def test_each_floor_and_least_area_gives_what_heat_settings_of_them_give():
+def test_each_floor_least_area_and_evidence_gives_what_heat_settings_of_them_give():
     models, scenes = load_models("demo", detector=None, device="cpu"), [scene(seed) for seed in range(3)]
     oracle = Oracle(scenes)
-    rows = evaluate_floors(oracle, models.sam, scenes, (0.6, 1.0), (60, 3000))
-    assert [(row.pop("floor"), row.pop("min_area")) for row in rows] == [(0.6, 60), (1.0, 60), (0.6, 3000), (1.0, 3000)]
-    for row, area in zip(rows[::2], (60, 3000)):
-        seeding = Seeding(heat=HeatSettings(floor=0.6, min_area=area))
-        assert row == evaluate_heat_to_masks(oracle, models.sam, scenes, seeding)
-    assert rows[0]["text_iou"] > rows[2]["text_iou"] > rows[1]["text_iou"] == 0  # logits of 6 are not 1.0
+    rows = evaluate_floors(oracle, models.sam, scenes, (0.6, 1.0), (60, 3000), (0.0, 1.7))
+    found = {(row.pop("floor"), row.pop("min_area"), row.pop("evidence")): row for row in rows}
+    assert len(found) == 8
+    for area, evidence in ((60, 0.0), (60, 1.7), (3000, 0.0)):
+        seeding = Seeding(heat=HeatSettings(floor=0.6, min_area=area, evidence=evidence))
+        assert found[0.6, area, evidence] == evaluate_heat_to_masks(oracle, models.sam, scenes, seeding)
+    values = [found[key]["text_iou"] for key in ((0.6, 60, 0.0), (0.6, 3000, 0.0), (1.0, 60, 0.0))]
+    assert values[0] > values[1] > values[2] == 0  # logits of 6 are not 1.0
+    assert values[0] > found[0.6, 60, 1.7]["text_iou"] > 0
     with pytest.raises(ValueError, match="floor 0.3: give 0.5 or more"):
         evaluate_floors(oracle, models.sam, scenes, (0.3,))
 

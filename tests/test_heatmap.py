@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.sam2_tiny import tiny_model
 
-from minisam_glue.demo import HEAT_FLOOR, HEAT_MIN_AREA
+from minisam_glue.demo import HEAT_EVIDENCE, HEAT_FLOOR, HEAT_MIN_AREA
 from minisam_glue.heatmap import (
     HeatInstance,
     HeatSettings,
@@ -113,11 +113,12 @@ def test_an_instance_must_reach_the_floor_somewhere_but_not_everywhere():
 
 def test_floor_least_area_and_splitting_are_those_of_the_weights_unless_they_are_given():
     official, small = (Models(None, tiny_model(), demo=demo) for demo in (False, True))
-    assert official.heat_settings(HeatSettings()) == HeatSettings(floor=0.1, min_area=300, split=False)
+    assert official.heat_settings(HeatSettings()) == HeatSettings(floor=0.1, min_area=300, split=False, evidence=0)
     of_demo = small.heat_settings(HeatSettings(percentile=0.9))
     assert (of_demo.floor, of_demo.min_area, of_demo.percentile) == (HEAT_FLOOR, HEAT_MIN_AREA, 0.9)
+    assert of_demo.evidence == HEAT_EVIDENCE
     assert of_demo.split and not official.heat_settings(HeatSettings()).split  # these know parts of things
-    given = HeatSettings(floor=0.0, min_area=7, split=False)
+    given = HeatSettings(floor=0.0, min_area=7, split=False, evidence=0.5)
     assert small.heat_settings(given) == official.heat_settings(given) == given
 
 

@@ -61,6 +61,27 @@ def test_of_the_proposed_masks_the_one_that_agrees_with_the_heat_map_is_taken_no
     assert not segment_seed(models, seed, encoded)[0][11:21, 6:14].any()  # the background
 
 
+def test_a_mask_of_which_both_models_are_unsure_is_no_object(monkeypatch):
+    models = heat_models()
+    object_mask = box_mask(5, 10, 15, 22)
+    for score, found in ((0.5, 1), (0.35, 0)):  # an agreement of about 1 is added
+        proposed = torch.stack([object_mask] * 3)[None].float() - 0.5, torch.full((1, 3), score)
+        monkeypatch.setattr(models.predictor, "propose", lambda given=proposed, **_: given)
+        seeding = Seeding(heat=HeatSettings(evidence=1.4))
+        result = segment_image(models, picture(5), "bright.", seeding=seeding)
+        assert len(result.objects) == found and result.best[1] == pytest.approx(0.9)
+
+
+def test_a_video_is_searched_on_until_a_mask_has_evidence():
+    models = heat_models()
+    frames = [picture(5), picture(6), picture(7)]
+    unsure, sure = (Seeding(heat=HeatSettings(evidence=value)) for value in (2.0, 0.0))
+    results = list(segment_video(models, frames, "bright.", seeding=unsure))
+    assert [len(result.objects) for result in results] == [0, 0, 0] and models.heat_mapper.looked == 3
+    models = heat_models()
+    assert list(segment_video(models, frames, "bright.", seeding=sure))[-1].objects and models.heat_mapper.looked == 1
+
+
 @pytest.mark.parametrize("left", range(40, 49))
 def test_a_region_thinner_than_a_pixel_of_the_masks_still_tells_which_of_them_agrees(left):
     region = np.zeros((256, 256), bool)

@@ -174,7 +174,9 @@ def nothing_found(best: tuple[str, float] | None, hints: dict[str, float]) -> st
     by_heat_maps = "--heat-threshold" in hints
     lower = score / 2 if by_heat_maps else score - 0.01  # the tip of a heat map's peak would be too small a region
     options = [f"{flag} {lower:.2f}" for flag, value in hints.items() if value > score - 0.01]
-    other = "a smaller --min-area or a larger --max-area" if by_heat_maps else "a larger --max-area"
+    other = "a larger --max-area"
+    if by_heat_maps:
+        other = "a smaller --min-area or a larger --max-area, unless SAM 2 finds no clear object there"
     return f"{text}: try {' '.join(options or [other])}"
 
 

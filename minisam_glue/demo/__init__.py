@@ -13,7 +13,7 @@ KNOWN = (
     "eight colours (red, green, blue, yellow, orange, purple, white, black) and "
     "eight shapes (circle, square, triangle, star, cross, ring, heart, hexagon)"
 )
-HEAT_FLOOR, HEAT_MIN_AREA = 0.8, 60.0  # see HeatSettings; chosen by evaluate_clipseg --floors
+HEAT_FLOOR, HEAT_MIN_AREA, HEAT_EVIDENCE = 0.5, 30.0, 0.93  # see HeatSettings; chosen by evaluate_clipseg --floors
 HEAT_SIZE = 256  # side of the square that the demo CLIPSeg sees, pixels: as in training
 MIN_SIZE, MAX_SIZE = 224, 448  # sides of an image as the detector sees it: more than in training (arXiv 1906.06423)
 

@@ -3,7 +3,7 @@
     python -m minisam_glue.demo.evaluate_clipseg --clipseg clipseg.pt --segmenter segmenter.pt
     python -m minisam_glue.demo.evaluate_clipseg --clipseg clipseg.pt --segmenter segmenter.pt --floors
 
-The second line is for the choice of HEAT_FLOOR and HEAT_MIN_AREA in __init__.py.
+The second line is for the choice of HEAT_FLOOR, HEAT_MIN_AREA and HEAT_EVIDENCE in __init__.py.
 Seeds are held out (see scenes.py). The numbers with SAM 2 are counted as those of the detector are (evaluate.py).
 """
 
@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..clipseg import HeatMapper
 from ..heatmap import SURE, HeatSettings, confidence
-from ..mask_proposals import first_of_repeats, segment_seed, split_seeds
+from ..mask_proposals import evidence, first_of_repeats, segment_seed, split_seeds
 from ..models import Models, choose_device
 from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
@@ -31,7 +32,7 @@ from . import load_heat_mapper, load_segmenter
 from .evaluate import check_seeds, mean, text_metrics
 from .scenes import Scene, scene
 
-FLOORS, AREAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (30, 60, 120, 240)  # that --floors tries
+FLOORS, AREAS, EVIDENCES = (0.5, 0.7, 0.8, 0.9), (30, 60, 120), (0.0, 0.8, 0.93, 1.0)  # that --floors tries
 
 
 def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str, float]:
@@ -64,16 +65,18 @@ def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str,
 class Found:
     """The n instances that phrases found in a scene, with their masks.
 
-    labels: (n,) numbers of the phrases. scores: (n,) best confidences. masks: bool (n, H, W).
+    labels: (n,) numbers of the phrases. scores: (n,) best confidences. evidence: (n,), see HeatSettings. masks: bool
+    (n, H, W).
     """
 
     labels: Tensor
     scores: Tensor
+    evidence: Tensor
     masks: Tensor
 
-    def at_least(self, floor: float) -> "Found":
-        """The instances that reach a confidence."""
-        return self.only(self.scores >= floor)
+    def at_least(self, floor: float, evidence: float) -> "Found":
+        """The instances that reach a confidence, and an evidence."""
+        return self.only((self.scores >= floor) & (self.evidence >= evidence))
 
     def without_repeats(self) -> "Found":
         """The instances that are not the same object once more, as segment_image has them."""
@@ -81,19 +84,21 @@ class Found:
 
     def only(self, keep: Tensor) -> "Found":
         """The instances that an index picks."""
-        return Found(self.labels[keep], self.scores[keep], self.masks[keep])
+        return Found(self.labels[keep], self.scores[keep], self.evidence[keep], self.masks[keep])
 
 
 def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Found:
-    """The masks that the phrases of a scene find by way of heat maps and SAM 2, repeats included."""
+    """The masks that the phrases of a scene find by way of heat maps and SAM 2, repeats and those of little evidence
+    included."""
     names = [phrase.text for phrase in truth.phrases]
     (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
     encoded = models.predictor.encode([truth.image])
     objects = split_seeds(models, seeds, encoded).objects
-    masks = [segment_seed(models, seed, encoded)[0] for seed in objects]
+    masks, scores = zip(*(segment_seed(models, seed, encoded) for seed in objects)) if objects else ((), ())
     return Found(
         torch.tensor([names.index(seed.label) for seed in objects], dtype=torch.long),
         torch.tensor([seed.score for seed in objects]),
+        torch.tensor([evidence(*given) for given in zip(objects, masks, scores)]),
         torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2])),
     )
 
@@ -117,7 +122,9 @@ def evaluate_heat_to_masks(
 ) -> dict[str, float]:
     """Metrics of phrases to heat maps to masks: see found_metrics."""
     models = demo_models(mapper, model)
-    return found_metrics((truth, find_masks(models, truth, seeding).without_repeats()) for truth in scenes)
+    least = models.heat_settings(seeding.heat).evidence
+    results = ((truth, find_masks(models, truth, seeding).at_least(0.0, least)) for truth in scenes)
+    return found_metrics((truth, found.without_repeats()) for truth, found in results)
 
 
 def evaluate_floors(
@@ -126,8 +133,9 @@ def evaluate_floors(
     scenes: Iterable[Scene],
     floors: Sequence[float] = FLOORS,
     areas: Sequence[float] = AREAS,
+    evidences: Sequence[float] = EVIDENCES,
 ) -> list[dict[str, float]]:
-    """The metrics of evaluate_heat_to_masks with each floor, of SURE or more, and each least area.
+    """The metrics of evaluate_heat_to_masks with each floor, of SURE or more, each least area and least evidence.
 
     The masks of an area are made once. ValueError for a lower floor: it would change the threshold and with it the
     instances.
@@ -138,9 +146,9 @@ def evaluate_floors(
     for area in areas:
         seeding = Seeding(heat=HeatSettings(floor=min(floors), min_area=area))
         results = [(truth, find_masks(models, truth, seeding)) for truth in scenes]
-        for floor in floors:
-            metrics = found_metrics((truth, found.at_least(floor).without_repeats()) for truth, found in results)
-            rows.append({"floor": floor, "min_area": area} | metrics)
+        for floor, least in product(floors, evidences):
+            metrics = found_metrics((truth, found.at_least(floor, least).without_repeats()) for truth, found in results)
+            rows.append({"floor": floor, "min_area": area, "evidence": least} | metrics)
     return rows
 
 
@@ -152,7 +160,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=whole_number(0), default=500, help="number of scenes (default 500)")
     parser.add_argument("--first-seed", type=whole_number(0), default=0, help="seed of the first scene (default 0)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--floors", action="store_true", help="only compare floors and least areas, with --segmenter")
+    parser.add_argument("--floors", action="store_true", help="only compare limits, with --segmenter")
     args = parser.parse_args()
     if args.floors and not args.segmenter:
         parser.error("--floors needs --segmenter: it compares masks")
