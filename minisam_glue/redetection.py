@@ -25,9 +25,8 @@ from .seeding import Box, Seed, Seeds
 if TYPE_CHECKING:  # propagators.py imports this file
     from .propagators import MemoryPropagator
 
-MATCH_IOU = (
-    0.5  # mask IoU from which a detection and an object match; largest share of a new detection inside known objects
-)
+# Mask IoU from which a detection and an object match; largest share of a new detection inside known objects:
+MATCH_IOU = 0.5
 SHARED = 0.7  # IoU of the masks of two objects from which they are one mask
 RETURN_LIKENESS = 0.8  # likeness from which a detection may be an object that was lost
 DRIFT_LIKENESS = 0.6  # likeness below which a track lies on something else than its object

@@ -202,7 +202,7 @@ def seed_of_instance(phrase: str, instance: HeatInstance, size: Size, seeding: S
     seed = Seed(phrase, instance.score, instance.box, region=instance.region, proposed=True)
     seed.prompts_box = "box" in prompts
     seed.least_part = seeding.heat.min_area / REFERENCE_SIDE**2 if seeding.heat.split else None
-    seed.evidence = seeding.heat.evidence
+    seed.evidence = seeding.heat.evidence or 0.0
     if "points" in prompts:
         seed.points, seed.point_labels = list(map(tuple, instance.points.tolist())), instance.labels.tolist()
     if "mask" in prompts:
