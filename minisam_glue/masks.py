@@ -114,6 +114,7 @@ def label_components(mask: np.ndarray, connectivity: int = 8) -> np.ndarray:
     """Bool (H, W) -> int32 (H, W): 0 outside, 1, 2, ... on each component, in raster order of its first pixel.
 
     Runs of a row are joined with the runs of the row above that they touch: with 8 also at a corner, with 4 at a side.
+    ValueError for another connectivity.
     """
     if connectivity not in (4, 8):
         raise ValueError(f"connectivity is {connectivity}: give 8, or 4 for sides alone")

@@ -46,7 +46,7 @@ class Augment:
     mean, std: per channel, of values in [0, 1]. crop: padding in pixels, 0 for off. jitter: the largest
     relative change of brightness, contrast and saturation (a quarter of it, in turns, of hue).
     erasing: the probability that a box of an image is set to the mean. padding: zeros, or the mirrored image.
-    rotate: the largest turn in degrees, either way.
+    rotate: the largest turn in degrees, either way. ValueError for settings out of range, and for other images.
     """
 
     mean: Sequence[float]

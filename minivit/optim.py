@@ -163,7 +163,8 @@ def one_cycle(
 ) -> float:
     """Half a cosine up from max_lr / div_factor to max_lr, then half a cosine down to the start / final_div_factor.
 
-    pct_start: share of the steps in which the rate rises. The last step, total_steps - 1, has the lowest rate.
+    pct_start: share of the steps in which the rate rises; ValueError for what is no share. The last step, total_steps -
+    1, has the lowest rate.
     """
     if not 0 <= pct_start <= 1:
         raise ValueError(f"pct_start is {pct_start}: give a share from 0 to 1")

@@ -91,7 +91,10 @@ class DecomposedPositionBias(nn.Module):
 
 
 def upper_left(grid: tuple[int, int], smaller: tuple[int, int], tokens: int) -> Tensor:
-    """Indices, among T special tokens and a grid of patches, of the tokens and of a smaller grid in its corner."""
+    """Indices, among T special tokens and a grid of patches, of the tokens and of a smaller grid in its corner.
+
+    ValueError for a grid that is larger.
+    """
     if any(small > side for small, side in zip(smaller, grid)):
         raise ValueError(f"a grid of {smaller} patches is larger than the {grid} that the positions are of")
     rows, cols = torch.arange(smaller[0]), torch.arange(smaller[1])

@@ -93,7 +93,7 @@ class Trainer:
     its labels train the distillation head, or the only head if there is just one. `describe`: how checkpoints say
     that the model is built, for checkpoint.load_model; by default checkpoint.describe does it, for a
     VisionTransformer. `ranks`: this process among those that train together; see distributed.py. Call `fit`, then
-    run.final_report.
+    run.final_report. TrainingError for settings that don't fit the data or the model.
     """
 
     def __init__(

@@ -88,7 +88,8 @@ def prompts_per_image(prompts: Sentence | list[Sentence], number: int) -> list[S
 
 
 def pack_captions(phrases: list[str], tokenizer: WordPieceTokenizer) -> list[Caption]:
-    """Pack phrases in their order into captions of at most 256 tokens. ValueError for a phrase of 0 or over 253."""
+    """Pack phrases in their order into captions of at most 256 tokens. ValueError for a phrase of 0 or over 253, or
+    without a word of the vocabulary."""
     captions, ids, members, spans = [], [tokenizer.cls], [], []
     for number, phrase in enumerate(phrases):
         pieces = tokenizer.pieces(re.sub(r"[.?]", " ", phrase))  # inside a phrase these would end it
@@ -219,7 +220,7 @@ class Detector:
 
     min_size, max_size: pixels that the shorter side of an image is resized to, and that the longer may have at most;
     the defaults are those of the official load_image.
-    Threads: `detect` may be called from several at once; the caches of words and captions are made for it.
+    ValueError for sizes that can't be. Threads: `detect` may be called from several at once; the caches of words and captions are made for it.
     """
 
     def __init__(self, model: GroundingDINO, tokenizer: WordPieceTokenizer, min_size: int = 800, max_size: int = 1333):

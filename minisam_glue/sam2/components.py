@@ -13,7 +13,8 @@ def small_components(mask: Tensor, max_area: int) -> Tensor:
     """The pixels of a bool mask (..., H, W) in components of at most max_area pixels.
 
     Each pixel takes the largest pixel number within max_area - 1 steps inside the mask. A component that small
-    then has one label, and no neighbour with another; only such labels count. The cost grows with max_area.
+    then has one label, and no neighbour with another; only such labels count. The cost grows with max_area. ValueError
+    for masks of 4096 x 4096 pixels or more: float32 can't number them.
     """
     if mask.numel() == 0 or max_area <= 0:
         return torch.zeros_like(mask)

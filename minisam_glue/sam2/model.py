@@ -298,7 +298,7 @@ class SAM2(nn.Module):
 
 
 def build(preset: str | SAM2Config) -> SAM2:
-    """A model with random weights, in eval mode. preset: a name of PRESETS, or a configuration."""
+    """A model with random weights, in eval mode. preset: a name of PRESETS (else ValueError), or a configuration."""
     if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}: choose one of {', '.join(PRESETS)}")
     model = SAM2(PRESETS[preset] if isinstance(preset, str) else preset)

@@ -79,7 +79,8 @@ def box_points(boxes: Array, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def click_points(points: Array | None, labels: Array | None) -> tuple[Tensor, Tensor]:
     """xy points (P, 2) or (B, P, 2) with labels (P,) or (B, P) -> (B, P, 2), (B, P).
 
-    Labels: 1 positive, 0 negative, -1 for no point at all, which fills up rows of fewer points.
+    Labels: 1 positive, 0 negative, -1 for no point at all, which fills up rows of fewer points. ValueError for one
+    without the other, other shapes and other labels.
     """
     if points is None or labels is None:
         raise ValueError("points and labels go together: give both")

@@ -207,8 +207,9 @@ class VideoTracker:
 
         frames: the whole video from frame 0 on; an iterator, or for reverse a sequence. Each frame is read when it
         is due, and then let go. count: how many frames at most. In reverse from frame 0 there is none, as officially.
-        A prompt between two frames counts from the next one on (officially from the next call). Raises ValueError
-        without a prompted object, for reverse without a sequence, and for a start beyond its end.
+        A prompt between two frames counts from the next one on (officially from the next call). ValueError, when the
+        first frame is asked for, without a prompted object, for reverse without a sequence, for a negative start or
+        count, and for a start beyond the end.
         """
         prompted = [t for obj in self.objects.values() for t in obj.bank.prompted]
         if not prompted:
