@@ -220,7 +220,8 @@ class Detector:
 
     min_size, max_size: pixels that the shorter side of an image is resized to, and that the longer may have at most;
     the defaults are those of the official load_image.
-    ValueError for sizes that can't be. Threads: `detect` may be called from several at once; the caches of words and captions are made for it.
+    ValueError for sizes that can't be.
+    Threads: `detect` may be called from several at once; the caches of words and captions are made for it.
     """
 
     def __init__(self, model: GroundingDINO, tokenizer: WordPieceTokenizer, min_size: int = 800, max_size: int = 1333):
