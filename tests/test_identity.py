@@ -342,14 +342,16 @@ def test_what_returns_may_be_mixed_with_its_background_unless_it_lies_on_another
     assert bool(seen[0].any()) == stays and seen[1].any()
 
 
-def test_a_mask_that_is_another_objects_and_far_too_large_is_taken_away():
-    """A small object hides behind a large look-alike beside it, and its mask becomes the large one's."""
+@pytest.mark.parametrize("sure", [7, 1])
+def test_a_mask_that_is_another_objects_and_far_too_large_is_taken_away(sure):
+    """A small object hides behind a large look-alike beside it, and its mask becomes the large one's. sure: frames on
+    which the decoder was sure of the small one."""
     identity = Identity()
     for t in range(8):
         large, small = square(30, size=20), square(17, size=8)
         masks = [large, small if t < 7 else large]
         tokens = tokens_of(large | small, torch.zeros_like(large))
-        seen = settled(identity, Frame(t, [1, 2], logits_of(masks), [0.9, 0.9], tokens))
+        seen = settled(identity, Frame(t, [1, 2], logits_of(masks), [0.9, 0.9 if t < sure else 0.4], tokens))
         assert seen[0].any() and seen[1].any() == (t < 7)
     assert identity.done() == ["#2 hidden: its mask is #1's"]
 

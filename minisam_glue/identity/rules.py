@@ -330,9 +330,9 @@ class Identity:
     # --- Masks that coincide, and what is lost ---
 
     def coincide(self, frame: Frame) -> None:
-        """Hide the one of two coinciding masks that is predicted elsewhere."""
+        """Hide the one of two coinciding masks that is predicted elsewhere, if the other's object is known and in place."""
         for one, other in self.contacts:
-            told = all(self.tracks[number].known and frame.shows(number) for number in (one, other))
+            told = all(self.tracks[number].clean and frame.shows(number) for number in (one, other))
             if not told or {one, other} & self.in_meeting:
                 continue
             low, high = sorted(frame.areas[frame.row[number]] for number in (one, other))
@@ -343,7 +343,8 @@ class Identity:
             claims = [self.claim(frame, number) for number in (one, other)]
             pair = (one, other, *claims), (other, one, *claims[::-1])
             for number, owner, mine, theirs in pair:
-                if number not in frame.fixed and mine < ELSEWHERE and theirs >= NEAR_PREDICTION:
+                certain = self.tracks[owner].known and theirs >= NEAR_PREDICTION
+                if number not in frame.fixed and mine < ELSEWHERE and certain:
                     frame.hide(number)
                     self.say(number, f"hidden: its mask is {named(owner)}'s")
 
