@@ -330,7 +330,7 @@ class Identity:
     # --- Masks that coincide, and what is lost ---
 
     def coincide(self, frame: Frame) -> None:
-        """Hide the one of two coinciding masks that is predicted elsewhere, if the other's object is known and in place."""
+        """Hide the one of two coinciding masks that is predicted elsewhere, if the other is that of a known object."""
         for one, other in self.contacts:
             told = all(self.tracks[number].clean and frame.shows(number) for number in (one, other))
             if not told or {one, other} & self.in_meeting:
