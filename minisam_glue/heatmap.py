@@ -71,8 +71,9 @@ class HeatSettings:
         for name, value in (shares | sizes).items():
             if value is None and name in ("heat threshold", "heat floor", "min area", "evidence"):
                 continue
-            if not (isinstance(value, Real) and 0 <= value < math.inf) or (name in shares and value > 1):
-                raise ValueError(f"{name} {value}: give a number from 0 {'to 1' if name in shares else 'on'}")
+            most = 1 if name in shares else 2 if name == "evidence" else math.inf
+            if not (isinstance(value, Real) and 0 <= value <= most and value < math.inf):
+                raise ValueError(f"{name} {value}: give a number from 0 {'on' if most == math.inf else f'to {most}'}")
         for name, value in {"positives": self.positives, "negatives": self.negatives}.items():
             if not (isinstance(value, Integral) and value >= 0):
                 raise ValueError(f"{name} {value}: give a whole number from 0 on")

@@ -43,7 +43,9 @@ def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int 
 def choose_masks(models: Models, seeds: Seeds, encoded: EncodedImages, image: int = 0) -> list[tuple[Seed, np.ndarray]]:
     """The seeds of an image, each with its mask, bool (H, W); without those of too little evidence (HeatSettings)."""
     found = [(seed, *segment_seed(models, seed, encoded, image)) for seed in seeds.objects]
-    return [(seed, mask) for seed, mask, score in found if evidence(seed, mask, score) >= seed.evidence]
+    return [
+        (seed, mask) for seed, mask, score in found if not seed.evidence or evidence(seed, mask, score) >= seed.evidence
+    ]
 
 
 def evidence(seed: Seed, mask: np.ndarray, score: float) -> float:

@@ -362,8 +362,10 @@ class Tracking:
         return {"mask": segment_seed(self.models, seed, self._encoded())[0]}
 
     def _with_masks(self, found: Seeds) -> Seeds:
-        """What heat maps show on the current frame, as masks: several objects of one region, none without evidence."""
+        """What heat maps show on the current frame: several objects of one region, and none without evidence."""
         found = split_seeds(self.models, found, self._encoded())
+        if not any(seed.evidence for seed in found.objects):
+            return found  # masks are made for new objects alone
         chosen = choose_masks(self.models, found, self._encoded())
         return replace(found, objects=[replace(seed, mask=mask, proposed=False) for seed, mask in chosen])
 

@@ -223,7 +223,7 @@ class MemoryPropagator(VideoTracker):
 
     def meet(self, one: int, other: int) -> bool:
         """Whether the rules know two objects as look-alikes that meet on the current frame."""
-        return self.identity is not None and {one, other} <= self.identity.in_meeting
+        return self.identity is not None and self.identity.meet_now(one, other)
 
     def lose(self, number: int) -> None:
         """Drop all frames on which an object was tracked, this one among them: its mask lies on something else. Frames

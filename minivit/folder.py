@@ -141,7 +141,7 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     for split in ("train", "test"):
         if not found.get(split):
             raise DataError(f"{root} has no {split} images: {layout} (where none is called {', '.join(SPLITS)})")
-    _refuse_other_splits(root, found.keys())
+    _refuse_other_splits(root, {"val" if name in HOLD_OUTS else name for name in SPLITS if (root / name).is_dir()})
     for split, classes in found.items():
         unknown = sorted(classes.keys() - found["train"].keys())
         if unknown:

@@ -280,8 +280,8 @@ def load_data(args: dict) -> Dataset:
     """Load the data set that the arguments name, with its hold-out. Raises DataError."""
     dataset = datasets.load(args["data"], args["data_root"], image_side(args), args["seed"], args["skip_bad"])
     if args["subset"]:
-        dataset = subset(dataset, args["subset"], args["seed"])
-        warn_of_lost(dataset)
+        whole, dataset = dataset, subset(dataset, args["subset"], args["seed"])
+        warn_of_lost(whole, dataset)
     if dataset.val is not None:  # a folder may bring its own
         if args["val_split"] != DEFAULTS["val_split"]:
             log.warning("--val-split %g does nothing: the data have a hold-out of their own", args["val_split"])
@@ -297,12 +297,13 @@ def load_data(args: dict) -> Dataset:
         return dataset
 
 
-def warn_of_lost(dataset: Dataset) -> None:
-    """Warn of classes of which a subset has no image to train on, or to test on."""
-    for name, split in (("training", dataset.train), ("test", dataset.test)):
-        lost = (torch.bincount(split.labels, minlength=len(dataset.classes)) == 0).nonzero().flatten().tolist()
+def warn_of_lost(whole: Dataset, part: Dataset) -> None:
+    """Warn of classes of which a subset has no image left to train on, or to test on."""
+    for name, splits in (("training", (whole.train, part.train)), ("test", (whole.test, part.test))):
+        before, after = (torch.bincount(split.labels, minlength=len(whole.classes)) for split in splits)
+        lost = ((before > 0) & (after == 0)).nonzero().flatten().tolist()
         if lost:
-            named = ", ".join(dataset.classes[c] for c in lost[:10]) + (", ..." if len(lost) > 10 else "")
+            named = ", ".join(whole.classes[c] for c in lost[:10]) + (", ..." if len(lost) > 10 else "")
             log.warning("--subset leaves no %s images of %s: give a larger number", name, named)
 
 
@@ -405,7 +406,8 @@ def is_same_data(about: dict, args: dict) -> bool:
     folder or, where class folders are split by a seed, of a copy with the same names."""
     if about.get("data") != args["data"] or "data_root" not in about:
         return False
-    if Path(about.get("place", about["data_root"])).resolve() == Path(args["data_root"]).resolve():
+    known = [about[name] for name in ("place", "data_root") if name in about]  # moved with the run, the second is right
+    if Path(args["data_root"]).resolve() in map(Path.resolve, map(Path, known)):
         return True
     return about.get("listing") is not None and about["listing"] == listing(args["data"], args["data_root"])
 

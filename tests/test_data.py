@@ -335,6 +335,9 @@ def test_a_folder_beside_train_that_looks_like_a_split_is_named_as_it_must_be(ro
         data.load("folder", root, image_size=8)
     (root / "Valid").rename(root / "testing")  # there is test/
     assert len(data.load("folder", root, image_size=8).test) == 6
+    (root / "test").rename(root / "val")  # which stands in for test/
+    with pytest.raises(DataError, match="testing looks like a split and no class: call it test/"):
+        data.load("folder", root, image_size=8)
 
 
 def test_empty_class_folder_is_named(root):
@@ -513,9 +516,13 @@ def test_a_subset_may_have_all_images_of_a_class():
 def test_classes_that_a_subset_loses_are_named(caplog):
     labels = torch.tensor([0, 1, 1, 1])
     one = data.Split(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), labels)
-    whole = data.Dataset(one, one[labels == 1], ["a", "b"], (0,) * 3, (1,) * 3)
-    run.warn_of_lost(whole)
+    whole = data.Dataset(one, one, ["a", "b"], (0,) * 3, (1,) * 3)
+    part = data.Dataset(one, one[labels == 1], ["a", "b"], (0,) * 3, (1,) * 3)
+    run.warn_of_lost(whole, part)
     assert "no test images of a: give a larger number" in caplog.text and "training" not in caplog.text
+    caplog.clear()
+    run.warn_of_lost(part, part)  # there was none before
+    assert not caplog.text
 
 
 def test_a_second_hold_out_is_refused():

@@ -202,7 +202,8 @@ def test_heat_maps_are_enlarged_as_logits():
 @pytest.mark.parametrize(
     "settings",
     [{"threshold": 1.5}, {"percentile": -0.1}, {"floor": float("nan")}, {"min_area": -1}, {"border": float("inf")},
-     {"positives": -1}, {"negatives": -2}, {"positives": 2.5}, {"negatives": "8"}, {"floor": "0.1"}, {"border": "5"}],
+     {"positives": -1}, {"negatives": -2}, {"positives": 2.5}, {"negatives": "8"}, {"floor": "0.1"}, {"border": "5"},
+     {"evidence": 2.5}, {"evidence": -0.1}],
 )  # fmt: skip
 def test_settings_that_can_not_be_are_refused(settings):
     with pytest.raises(ValueError, match="give a (whole )?number from 0"):

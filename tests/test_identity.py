@@ -17,7 +17,7 @@ from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame, Identity, rules, state_kind
 from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
-from minisam_glue.identity.rules import Track, groups
+from minisam_glue.identity.rules import Contact, Track, groups
 from minisam_glue.identity.search import Candidate, Looks, find_lost, likely_places
 from minisam_glue.masks import mask_iou, mean_tokens
 from minisam_glue.models import Models
@@ -147,6 +147,15 @@ def test_a_prompt_in_a_meeting_has_the_size_and_the_place_of_one_of_them(mask, s
         settled(identity, frame)
     identity.prompt(1, 12, mask, agrees=False)
     assert (1 in identity.tracks) == stays and identity.in_meeting == ({1, 2} if stays else set())
+
+
+def test_two_objects_meet_if_they_are_in_one_meeting():
+    identity = Identity()
+    identity.contacts = {pair: Contact(True, True) for pair in ((1, 2), (2, 5), (3, 4))} | {(1, 3): Contact(True)}
+    assert identity.meet_now(2, 1) and identity.meet_now(1, 5) and not identity.meet_now(1, 3)
+    tracker = MemoryPropagator(tiny_model())
+    tracker.identity = identity
+    assert tracker.meet(3, 4) and not tracker.meet(2, 4) and not FlowPropagator(tiny_model()).meet(3, 4)
 
 
 def test_what_another_was_found_to_hold_is_absent_and_meets_nobody():

@@ -101,6 +101,7 @@ def test_a_label_says_id_label_and_score_and_is_drawn_above_the_object():
 
 def test_accents_that_the_font_lacks_are_left_out():
     assert in_plain_letters("#1 café Ångström 0.90") == "#1 cafe Angstrom 0.90"
+    assert in_plain_letters("#2 한국 ½") == "#2 한국 ½"
 
 
 def test_a_long_label_is_cut_and_a_tiny_picture_does_without():

@@ -193,6 +193,16 @@ def test_class_folders_that_have_changed_since_the_training_are_not_tested_on(tm
     assert train_cifar.main(other_seed) == 2
     assert "this checkpoint saw test images of seed 1: give --seed 0" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "moved").mkdir()
+    shutil.copytree("pets", "moved/pets"), shutil.copytree("run", "moved/run")
+    draw(Path("moved/new"), 0, 1)
+    shutil.move("moved/new/0.png", "moved/pets/dark/00.png")
+    Path("pets").rename("away")  # the place where it was trained is there no more
+    monkeypatch.chdir("moved")
+    assert train_cifar.main(["--eval", "run/best.pt", "--device", "cpu"]) == 2
+    assert "images were added to pets, removed or renamed since" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    Path("away").rename("pets")
     assert train_cifar.main([*other_seed, "--data-root", "copy"]) == 2
     assert "this checkpoint saw test images of seed 1: give --seed 0" in capsys.readouterr().err.splitlines()[-1]
     draw(Path("new"), 0, 1)

@@ -32,7 +32,7 @@ from . import load_heat_mapper, load_segmenter
 from .evaluate import check_seeds, mean, text_metrics
 from .scenes import Scene, scene
 
-FLOORS, AREAS, EVIDENCES = (0.5, 0.7, 0.8, 0.9), (30, 60, 120), (0.0, 0.8, 0.93, 1.0)  # that --floors tries
+FLOORS, AREAS, EVIDENCES = (0.5, 0.7, 0.8, 0.9), (30, 60, 120), (0.0, 0.9, 0.93, 1.0)  # that --floors tries
 
 
 def evaluate_heat_maps(mapper: HeatMapper, scenes: Iterable[Scene]) -> dict[str, float]:

@@ -304,6 +304,11 @@ class Identity:
         """Note which objects are in a meeting."""
         self.in_meeting = {number for pair, contact in self.contacts.items() if contact.meeting for number in pair}
 
+    def meet_now(self, one: int, other: int) -> bool:
+        """Whether two objects are in one meeting, with each other or with others between them."""
+        pairs = [pair for pair, contact in self.contacts.items() if contact.meeting]
+        return any({one, other} <= set(members) for members in groups(pairs))
+
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
         alike = float(self.tracks[one].appearance @ self.tracks[other].appearance) >= ALIKE

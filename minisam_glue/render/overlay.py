@@ -152,7 +152,8 @@ def _text(index: int, labels: object, scores: object, ids: object) -> str:
 
 def in_plain_letters(text: str) -> str:
     """The text without accents, which the built-in font lacks: "cafe" for "café". Other scripts stay, as boxes."""
-    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    letters = (letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
+    return unicodedata.normalize("NFC", "".join(letters))  # which joins Korean syllables again
 
 
 def _label(out: np.ndarray, text: str, box: tuple, apex: int, colour: tuple, plates: list[tuple]) -> None:
