@@ -66,12 +66,17 @@ class HeatSettings:
     def __post_init__(self):
         if self.split is not None and not isinstance(self.split, (bool, np.bool_)):
             raise ValueError(f"split {self.split!r:.80}: give True, False or None")
-        shares = {"heat threshold": self.threshold, "heat percentile": self.percentile, "heat floor": self.floor}
-        sizes = {"min area": self.min_area, "border": self.border, "evidence": self.evidence}
-        for name, value in (shares | sizes).items():
-            if value is None and name in ("heat threshold", "heat floor", "min area", "evidence"):
+        values = {  # of each setting, and the largest that it may have
+            "heat threshold": (self.threshold, 1),
+            "heat percentile": (self.percentile, 1),
+            "heat floor": (self.floor, 1),
+            "evidence": (self.evidence, 2),
+            "min area": (self.min_area, math.inf),
+            "border": (self.border, math.inf),
+        }
+        for name, (value, most) in values.items():
+            if value is None and name not in ("heat percentile", "border"):
                 continue
-            most = 1 if name in shares else 2 if name == "evidence" else math.inf
             if not (isinstance(value, Real) and 0 <= value <= most and value < math.inf):
                 raise ValueError(f"{name} {value}: give a number from 0 {'on' if most == math.inf else f'to {most}'}")
         for name, value in {"positives": self.positives, "negatives": self.negatives}.items():

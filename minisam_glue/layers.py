@@ -77,10 +77,9 @@ class WeightsState:
 
         PyTorch counts the writes to a tensor, but not those to its `.data`: some numbers of each are compared, too.
         """
-        versions = [0 if w.is_inference() else w._version for w in weights]
+        versions = [(w.device, 0 if w.is_inference() else w._version) for w in weights]  # Module.to keeps the tensors
         samples = torch.cat([w.detach().flatten()[:: max(1, w.numel() // SAMPLES)].float() for w in weights])
         same = len(weights) == len(self.weights) and all(a is b for a, b in zip(weights, self.weights))
-        same = same and samples.device == self.samples.device  # Module.to moves the tensors that it keeps
         if not same or versions != self.versions or not torch.equal(samples, self.samples):
             self.number, self.weights = self.number + 1, weights
             self.versions, self.samples = versions, samples

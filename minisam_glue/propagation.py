@@ -362,7 +362,7 @@ class Tracking:
         return {"mask": segment_seed(self.models, seed, self._encoded())[0]}
 
     def _with_masks(self, found: Seeds) -> Seeds:
-        """What heat maps show on the current frame: several objects of one region, and none without evidence."""
+        """Seeds of heat maps on the current frame, one for each object of a region, and none without evidence."""
         found = split_seeds(self.models, found, self._encoded())
         if not any(seed.evidence for seed in found.objects):
             return found  # masks are made for new objects alone

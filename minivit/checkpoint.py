@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from minivit.fast import accelerate
-from minivit.files import write_atomically
+from minivit.files import unwritten, write_atomically
 from minivit.reading import (
     DEVIATIONS,
     LARGEST,
@@ -67,9 +67,8 @@ def save(path: Path, state: dict) -> None:
     except (OSError, RuntimeError) as error:  # of a disk that is full torch makes a RuntimeError
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in OF_THE_WRITER):
             raise
-        reason = getattr(error, "strerror", None) or "the disk may be full"
         raise CheckpointError(
-            f"{path} can't be written ({reason}): make room; what was saved before is whole"
+            f"{path} can't be written ({unwritten(error)}): make room; what was saved before is whole"
         ) from None
 
 

@@ -39,6 +39,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def unwritten(error: OSError | RuntimeError) -> str:
+    """The reason why torch.save wrote no file, in words; of a disk that is full torch makes a RuntimeError."""
+    return getattr(error, "strerror", None) or "the disk may be full"
+
+
 def replace(source: Path, target: Path) -> None:
     """os.replace, with patience on Windows, where a virus scanner or another reader may hold the target for a while."""
     for pause in PAUSES if sys.platform == "win32" else ():

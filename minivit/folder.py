@@ -9,17 +9,17 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from minivit.files import write_atomically
+from minivit.files import unwritten, write_atomically
 from minivit.images import decode, has_pages, looks_like_image, read_bytes, without_warnings
 from minivit.splits import DataError, Dataset, Split, channel_stats, check_classes
-from minivit.text import composed
+from minivit.text import composed, some_of
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _load_splits(
         if empty and (split == "train" or not len(part)):
             raise DataError(f"no readable image is left of {split}/{empty[0]}: replace its files or remove the class")
         if empty and any(splits[split][name] for name in empty):
-            log.warning("no readable image is left of %s of %s, which stay unmeasured", split, _some(empty))
+            log.warning("no readable image is left of %s of %s, which stay unmeasured", split, some_of(empty))
     return loaded
 
 
@@ -141,7 +141,7 @@ def _find_splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     for split in ("train", "test"):
         if not found.get(split):
             raise DataError(f"{root} has no {split} images: {layout} (where none is called {', '.join(SPLITS)})")
-    _refuse_other_splits(root, {"val" if name in HOLD_OUTS else name for name in SPLITS if (root / name).is_dir()})
+    _refuse_other_splits(root)
     for split, classes in found.items():
         unknown = sorted(classes.keys() - found["train"].keys())
         if unknown:
@@ -157,14 +157,15 @@ def _say_val_is_test(root: Path, name: str) -> None:
     log.warning("%s has no test/: %s/ is taken for the test images", root, name)
 
 
-def _refuse_other_splits(root: Path, found: Collection[str] = ()) -> None:
-    """DataError for folders of classes whose own names are those of splits, but for case or ending: no classes. found:
-    the splits that are there."""
+def _refuse_other_splits(root: Path) -> None:
+    """DataError for folders of classes whose own names are those of splits that are not there, but for case or ending:
+    no classes."""
+    there = {"val" if name in HOLD_OUTS else name for name in SPLITS if (root / name).is_dir()}
     for folder in sorted(root.iterdir()):
         looks = SPLIT_NAMES.fullmatch(folder.name.lower())
-        if folder.name in SPLITS or (looks and looks[1] in found):
+        if not looks or folder.name in SPLITS or looks[1] in there:
             continue
-        if looks and folder.is_dir() and any(path.is_dir() and not _is_hidden(path.name) for path in folder.iterdir()):
+        if folder.is_dir() and any(path.is_dir() and not _is_hidden(path.name) for path in folder.iterdir()):
             raise DataError(f"{folder} looks like a split and no class: call it {looks[1]}/ (train/, test/ or val/)")
 
 
@@ -194,7 +195,7 @@ def _report_missing(root: Path, splits: dict[str, dict[str, list[Path]]]) -> Non
     for split, found in splits.items():
         missing = [name for name, files in found.items() if not files]
         if missing:
-            log.warning("%s: no %s images of %s, which stays unmeasured", root, split, _some(missing))
+            log.warning("%s: no %s images of %s, which stays unmeasured", root, split, some_of(missing))
 
 
 def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> dict[str, dict[str, list[Path]]]:
@@ -206,12 +207,12 @@ def _leave_out_others(root: Path, splits: dict[str, dict[str, list[Path]]]) -> d
             others += sorted(set(files) - set(kept[split][name]))
             if files and not kept[split][name]:
                 named, folder = (
-                    _some([path.name for path in files]),
+                    some_of([path.name for path in files]),
                     next(p for p in files[0].parents if composed(p.name) == name),
                 )
                 raise DataError(f"class folder {folder} holds no images, only {named}: put images there")
     if others:
-        named = _some([path.relative_to(root).as_posix() for path in others])
+        named = some_of([path.relative_to(root).as_posix() for path in others])
         log.warning(
             "left out %d %s: %s",
             len(others),
@@ -225,19 +226,19 @@ def _find_classes(split: Path) -> dict[str, list[Path]]:
     """The files of each class folder; results of this program, such as the plots of a run, are left out."""
     classes: dict[str, list[Path]] = {}
     results: list[Path] = []
-    loose = [path.name for path in sorted(split.iterdir()) if not _is_hidden(path.name) and path.is_file()]
-    loose = [name for name in loose if looks_like_image(split / name)]
+    shown = [path for path in sorted(split.iterdir()) if not _is_hidden(path.name)]
+    loose = [path.name for path in shown if path.is_file() and looks_like_image(path)]
     if loose:
         are = "picture that lies" if len(loose) == 1 else "pictures that lie"
-        log.warning("%s: left out %d %s in no class folder: %s", split, len(loose), are, _some(loose))
-    for folder in sorted(split.iterdir()):
-        if folder.is_dir() and not _is_hidden(folder.name):
+        log.warning("%s: left out %d %s in no class folder: %s", split, len(loose), are, some_of(loose))
+    for folder in shown:
+        if folder.is_dir():
             files, made = _find_files(folder)
             results += made
             if files or not made:
                 classes.setdefault(composed(folder.name), []).extend(files)
     if results:
-        named = _some([str(path.relative_to(split)) for path in results])
+        named = some_of([str(path.relative_to(split)) for path in results])
         log.warning("%s: left out what this program made: %s", split, named)
     empty = [name for name, files in classes.items() if not files]
     if empty and split.name in ("test", *HOLD_OUTS):  # which _report_missing tells
@@ -361,15 +362,10 @@ def _in_threads(function: Callable, items: list) -> list:
         return [result for part in results for result in part]
 
 
-def _some(names: list[str]) -> str:
-    """The first of many names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _report_bad(bad: list[str], skip_bad: bool) -> None:
     if not bad:
         return
-    named = _some(bad)
+    named = some_of(bad)
     noun = "image" if len(bad) == 1 else "images"
     if not skip_bad:
         raise DataError(f"{len(bad)} unreadable {noun}: {named}; replace or delete, or leave out with --skip-bad")
@@ -379,7 +375,7 @@ def _report_bad(bad: list[str], skip_bad: bool) -> None:
 def _report_several(several: list[str]) -> None:
     if several:
         files = "1 file has" if len(several) == 1 else f"{len(several)} files have"
-        log.warning("%s several pages or frames, of which only the first is read: %s", files, _some(several))
+        log.warning("%s several pages or frames, of which only the first is read: %s", files, some_of(several))
 
 
 def _cache_path(root: Path, files: dict[str, list[Path]], classes: list[str], image_size: int) -> Path:
@@ -428,8 +424,7 @@ def _write_cache(path: Path, stored: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: torch.save(stored, temporary))
     except (OSError, RuntimeError) as error:  # a full or read-only disk costs the cache, not the run
-        reason = getattr(error, "strerror", None) or "the disk may be full"  # of which torch makes a RuntimeError
-        log.warning("no cache written to %s: %s", path, reason)
+        log.warning("no cache written to %s: %s", path, unwritten(error))
 
 
 def _checksum(stored: dict) -> int:

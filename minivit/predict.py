@@ -31,7 +31,7 @@ from minivit.text import complain, count, csv_cell, name_classes, one_line, say
 from minivit.train_config import TrainingError
 from minivit.vit import VisionTransformer
 
-TABLES = (".csv", ".json")
+TABLES = {".csv": b"file,class,probability,", ".json": b'[\n {\n  "file": '}  # by ending, how write_table begins
 LONGEST_STEM = 200  # bytes of a name; file systems take 255
 MARK = "minivit"  # in the pictures that --save-attention writes
 AT_ONCE = 32  # pictures that go through a model together
@@ -336,10 +336,9 @@ def holds_predictions(path: Path) -> bool:
     """Whether a file is one that write_table made, or empty."""
     if not path.is_file():
         return False  # a pipe would be waited for
-    beginnings = {".csv": b"file,class,probability,", ".json": b'[\n {\n  "file": '}
+    head = TABLES[path.suffix.lower()]
     with open(path, "rb") as file:
-        begun = file.read(len(beginnings[path.suffix.lower()]))
-    return begun in (b"", beginnings[path.suffix.lower()])
+        return file.read(len(head)) in (b"", head)
 
 
 def write_table(path: Path, rows: Sequence[dict], classes: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from minivit.recipes import RECIPES
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.stem import WhiteningStem
-from minivit.text import count, name_classes, one_line, shell_word
+from minivit.text import count, name_classes, one_line, shell_word, some_of
 from minivit.train import LEAST_HOLD_OUT, Trainer, set_up_fine_tuning
 from minivit.train_config import TrainConfig, TrainingError, check_crop
 from minivit.vit import PRESETS, VisionTransformer
@@ -301,10 +301,9 @@ def warn_of_lost(whole: Dataset, part: Dataset) -> None:
     """Warn of classes of which a subset has no image left to train on, or to test on."""
     for name, splits in (("training", (whole.train, part.train)), ("test", (whole.test, part.test))):
         before, after = (torch.bincount(split.labels, minlength=len(whole.classes)) for split in splits)
-        lost = ((before > 0) & (after == 0)).nonzero().flatten().tolist()
+        lost = [whole.classes[c] for c in ((before > 0) & (after == 0)).nonzero().flatten().tolist()]
         if lost:
-            named = ", ".join(whole.classes[c] for c in lost[:10]) + (", ..." if len(lost) > 10 else "")
-            log.warning("--subset leaves no %s images of %s: give a larger number", name, named)
+            log.warning("--subset leaves no %s images of %s: give a larger number", name, some_of(lost))
 
 
 def image_side(args: dict) -> int:

@@ -72,6 +72,11 @@ def shell_word(path: str | Path) -> str:
     return shlex.quote(path)
 
 
+def some_of(names: list[str]) -> str:
+    """The first five of many names, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def name_classes(classes: list[str]) -> str:
     """The number of classes and the first three of them, for a message."""
     return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"

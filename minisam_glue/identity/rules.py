@@ -290,7 +290,7 @@ class Identity:
         for pair, contact in self.contacts.items():
             if contact.known and not contact.meeting:
                 contact.meeting = contact.apart == 0 and self.begins(frame, *pair)
-        for members in groups(pair for pair, contact in self.contacts.items() if contact.meeting):
+        for members in self.meetings():
             meeting = Meeting({number: self.tracks[number].motion for number in members})
             apart = meeting.over(frame.t) and not (self.merged(frame, members) and meeting.explains(frame))
             if apart or all(self.tracks[number].absent >= PATIENCE for number in members):
@@ -304,10 +304,13 @@ class Identity:
         """Note which objects are in a meeting."""
         self.in_meeting = {number for pair, contact in self.contacts.items() if contact.meeting for number in pair}
 
+    def meetings(self) -> list[list[int]]:
+        """The ids of the objects of each meeting: of pairs that meet, or of more with others between them."""
+        return groups(pair for pair, contact in self.contacts.items() if contact.meeting)
+
     def meet_now(self, one: int, other: int) -> bool:
-        """Whether two objects are in one meeting, with each other or with others between them."""
-        pairs = [pair for pair, contact in self.contacts.items() if contact.meeting]
-        return any({one, other} <= set(members) for members in groups(pairs))
+        """Whether two objects are in one meeting."""
+        return any({one, other} <= set(members) for members in self.meetings())
 
     def begins(self, frame: Frame, one: int, other: int) -> bool:
         """Whether two objects in contact are look-alikes whose masks overlap."""
@@ -348,8 +351,9 @@ class Identity:
             claims = [self.claim(frame, number) for number in (one, other)]
             pair = (one, other, *claims), (other, one, *claims[::-1])
             for number, owner, mine, theirs in pair:
-                certain = self.tracks[owner].known and theirs >= NEAR_PREDICTION
-                if number not in frame.fixed and mine < ELSEWHERE and certain:
+                if number in frame.fixed or not self.tracks[owner].known:
+                    continue
+                if mine < ELSEWHERE and theirs >= NEAR_PREDICTION:
                     frame.hide(number)
                     self.say(number, f"hidden: its mask is {named(owner)}'s")
 
@@ -449,10 +453,8 @@ class Identity:
 
     def done(self) -> list[str]:
         """The actions of the rules on the last frame, in words."""
-        groups_now = groups(pair for pair, contact in self.contacts.items() if contact.meeting)
-        return [
-            f"{' and '.join(map(named, sorted(members, key=is_rival)))} meet" for members in groups_now
-        ] + self.words
+        meet = [f"{' and '.join(map(named, sorted(members, key=is_rival)))} meet" for members in self.meetings()]
+        return meet + self.words
 
     def say(self, number: int, words: str) -> None:
         """Note what was done with the mask of an object; of rivals nothing is told."""
