@@ -7,7 +7,7 @@ All resolved arguments go to config.json, and the model's into each checkpoint. 
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,11 @@ from torch import nn
 
 from minivit import checkpoint
 from minivit import data as datasets
-from minivit.augment import normalise
 from minivit.checkpoint import build_model
 from minivit.config import DEFAULTS, MODEL_FIELDS, TRAIN_FIELDS, arguments, as_given, resolve, write_config
 from minivit.distill import Teacher, teacher_file
 from minivit.distributed import Ranks, own_device
-from minivit.evaluate import resize_to_model, top1
+from minivit.evaluate import top1
 from minivit.files import Claim, check_ours, clear_temporaries, write_json
 from minivit.folder import is_split_by_seed, listing
 from minivit.precision import NARROW, amp_of, choose_precision
@@ -30,7 +29,6 @@ from minivit.reading import check_weights, flag_of, whole
 from minivit.recipes import RECIPES
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
-from minivit.stem import WhiteningStem
 from minivit.text import count, name_classes, one_line, shell_word, some_of
 from minivit.train import LEAST_HOLD_OUT, Trainer, set_up_fine_tuning
 from minivit.train_config import TrainConfig, TrainingError, check_crop
@@ -39,7 +37,6 @@ from minivit.vit import PRESETS, VisionTransformer
 log = logging.getLogger(__name__)
 
 WEIGHTS = ("final", "final_ema", "best")
-WHITENED_AT_ONCE = 10_000 * 32**2  # pixels of images that are held as numbers, 200 bytes each
 MOST_THREADS = 1024  # an operating system that cannot start more ends the process
 
 
@@ -101,12 +98,10 @@ def prepare_run(
         args |= {name: args[name] or value for name, value in zip(("mean", "std"), loaded.normalisation)}
         say(loaded.line)
         if dataset.val is not None:
-            warn_of_seen(loaded.checkpoint, args, say)
+            warn_of_seen(loaded.checkpoint, args, dataset.classes, say)
     dataset = dataclasses.replace(dataset, mean=args["mean"] or dataset.mean, std=args["std"] or dataset.std)
     if args["pretrained"] and not resume:
         say(f"images are normalised by mean {listed(dataset.mean)} and std {listed(dataset.std)} (--mean, --std)")
-    elif not resume:
-        fit_whitening(model, dataset)
     if not resume:
         args["amp"] = settle_amp(config, model, device)
     elif args["amp"] == "auto" and state.get("precision"):  # a run from before this was settled keeps its precision
@@ -326,16 +321,6 @@ def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
         )
 
 
-def fit_whitening(model: nn.Module, dataset: Dataset) -> None:
-    """Set the frozen first layer of a whitening stem from training images at equal steps, 10,000 at most."""
-    stem = getattr(model, "patch_embed", None)
-    if isinstance(stem, WhiteningStem) and model.config.whiten:
-        height, width = model.config.size
-        images = dataset.train.images[:: max(1, len(dataset.train) // 5000)]
-        parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
-        stem.whiten.fit(resize_to_model(normalise(part, dataset.mean, dataset.std), model) for part in parts)
-
-
 def settle_amp(config: TrainConfig, model: nn.Module, device: torch.device) -> str:
     """The precision of a new run as a word of --amp, for "auto" too: another machine would choose another.
 
@@ -411,20 +396,22 @@ def is_same_data(about: dict, args: dict) -> bool:
     return about.get("listing") is not None and about["listing"] == listing(args["data"], args["data_root"])
 
 
-def warn_of_seen(state: dict | None, args: dict, say: Callable[[str], None]) -> None:
+def warn_of_seen(state: dict | None, args: dict, classes: Sequence[str], say: Callable[[str], None]) -> None:
     """Say that a checkpoint may have been trained on images that are held out now: its hold-out was drawn otherwise."""
     if state is None or is_split_by_seed(args["data"], args["data_root"]):
+        return
+    seen = f"{args['pretrained']} may have been trained on images that are held out now, which makes the hold-out's "
+    seen += "accuracies too high to choose by: it was trained "
+    if checkpoint.find(args["pretrained"]) == checkpoint.DEMO:  # on files in an order that another copy need not have
+        if classes == state["classes"]:
+            say(f"{seen}on 49,000 of CIFAR-10's 50,000 training images")
         return
     was = {"seed": state["config"].get("seed", args["seed"])} | state["describe"]
     if args["data"] == "shapes" and was["seed"] != args["seed"]:
         return  # another seed draws other images
     changed = [name for name in ("seed", "subset", "val_split") if was.get(name, args[name]) != args[name]]
     if changed and is_same_data(was, args):
-        say(
-            f"{args['pretrained']} may have been trained on images that are held out now, which makes the hold-out's "
-            "accuracies too high to choose by: it was trained with "
-            + ", ".join(f"{flag_of(name)} {was[name]}" for name in changed)
-        )
+        say(f"{seen}with {', '.join(f'{flag_of(name)} {was[name]}' for name in changed)}")
 
 
 def describe_model(args: dict, model: nn.Module) -> dict:

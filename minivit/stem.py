@@ -79,7 +79,8 @@ class Whitening(nn.Module):
 
     It gives twelve uncorrelated channels of about equal variance, and their negatives, since an activation follows.
     The filters are eigenvectors of the mean of p p^T over 2x2 patches p (12 numbers; their covariance where images have
-    mean 0), divided by the root of their eigenvalues. `fit` sets them from images; until then they are drawn at random.
+    mean 0), divided by the root of their eigenvalues. `fit` sets them from images, which the trainer sees to; until
+    then they are drawn at random.
     """
 
     channels = 2 * 3 * KERNEL**2
@@ -90,6 +91,12 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` set the filters, here or before they were saved: then half of them are negatives."""
+        first, second = self.conv.weight.chunk(2)
+        return torch.equal(first, -second)
 
     @torch.no_grad()
     def fit(self, parts: Iterable[Tensor], eps: float = 5e-4) -> None:

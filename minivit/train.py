@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minivit import checkpoint
-from minivit.augment import Augment
+from minivit.augment import Augment, normalise
 from minivit.distill import fingerprint
 from minivit.distributed import Ranks, synchronise_norms
 from minivit.ema import EMA
@@ -35,11 +35,13 @@ from minivit.precision import choose_precision
 from minivit.reading import flag_of
 from minivit.resume import check_resumable
 from minivit.splits import Dataset, Split
+from minivit.stem import WhiteningStem
 from minivit.text import one_line
 from minivit.train_config import TrainConfig, TrainingError, check_crop, check_shares
 from minivit.vit import VisionTransformer
 
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
+WHITENED_AT_ONCE = 10_000 * 32**2  # pixels of images that are held as numbers, 200 bytes each
 
 
 @contextmanager
@@ -70,6 +72,19 @@ def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1
             freeze(model, config.train_last)
         except ValueError as error:
             raise TrainingError(error) from None
+
+
+def fit_whitening(model: nn.Module, data: Dataset) -> None:
+    """Set the frozen first layer of a whitening stem from training images at equal steps, 10,000 at most.
+
+    Filters that were set before, such as those of loaded weights, stay.
+    """
+    stem = getattr(model, "patch_embed", None)
+    if isinstance(stem, WhiteningStem) and model.config.whiten and not stem.whiten.is_fitted:
+        height, width = model.config.size
+        images = data.train.images[:: max(1, len(data.train) // 5000)]
+        parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
+        stem.whiten.fit(resize_to_model(normalise(part, data.mean, data.std), model) for part in parts)
 
 
 def augmentations(config: TrainConfig, data: Dataset) -> tuple[Augment, Augment]:
@@ -111,6 +126,7 @@ class Trainer:
             raise TrainingError("--compile goes with one process: leave it out, or torchrun")
         check_crop(config.crop, data.train.images.shape[-1])
         set_up_fine_tuning(model, config, ranks.number)
+        fit_whitening(model, data)
         torch.manual_seed(config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.config, self.run, self.device = config, Path(run), (device := torch.device(device))

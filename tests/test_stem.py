@@ -1,12 +1,14 @@
+import copy
 import dataclasses
 
 import pytest
 import torch
 
-from minivit import run
+from minivit import train
 from minivit.augment import normalise
 from minivit.data import shapes
 from minivit.stem import Whitening, WhiteningStem
+from minivit.train_config import TrainConfig
 from minivit.vit import PRESETS, VisionTransformer
 
 
@@ -33,14 +35,27 @@ def test_the_second_half_of_the_whitened_channels_is_the_first_with_the_other_si
 def test_whitening_holds_a_part_of_the_images_at_a_time_and_is_that_of_all(monkeypatch):
     data = shapes(0, 60, 20, image_size=16)
     model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1))
-    seen, weights = [], []
-    monkeypatch.setattr(run, "normalise", lambda images, *stats: seen.append(len(images)) or normalise(images, *stats))
-    for at_once in (run.WHITENED_AT_ONCE, 25 * 16 * 16):
-        monkeypatch.setattr(run, "WHITENED_AT_ONCE", at_once)
-        run.fit_whitening(model, data)
-        weights.append(model.patch_embed.whiten.conv.weight.clone())
+    other, seen, weights = copy.deepcopy(model), [], []
+    monkeypatch.setattr(train, "normalise", lambda part, *stats: seen.append(len(part)) or normalise(part, *stats))
+    for vit, at_once in ((model, train.WHITENED_AT_ONCE), (other, 25 * 16 * 16)):
+        monkeypatch.setattr(train, "WHITENED_AT_ONCE", at_once)
+        train.fit_whitening(vit, data)
+        weights.append(vit.patch_embed.whiten.conv.weight)
     assert seen == [60, 25, 25, 10]
     torch.testing.assert_close(*weights)
+
+
+def test_a_trainer_whitens_a_model_of_anyone_and_keeps_filters_that_were_set_before(tmp_path):
+    model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1))
+    data, filters = shapes(0, 60, 20, image_size=16), model.patch_embed.whiten.conv.weight
+    config = TrainConfig(epochs=1, batch_size=20, crop=0, sizes=())
+    train.Trainer(model, data, config, tmp_path / "first", "cpu")
+    y = model.patch_embed.whiten(normalise(data.train.images, data.mean, data.std))[:, :12].transpose(0, 1).flatten(1)
+    products = y @ y.T / y.shape[1]
+    assert (products - products.diag().diag()).abs().max() < 1e-3  # uncorrelated
+    before = filters.clone()
+    train.Trainer(model, dataclasses.replace(data, mean=(0.1,) * 3), config, tmp_path / "second", "cpu")
+    assert torch.equal(filters, before)
 
 
 def test_whitening_is_frozen():
@@ -53,7 +68,7 @@ def test_without_whitening_the_first_layer_starts_at_random_and_learns():
     whitened = VisionTransformer(dataclasses.replace(config, whiten=True))
     first = model.patch_embed.whiten.weight
     before = first.detach().clone()
-    run.fit_whitening(model, shapes(0, 60, 20, image_size=16))
+    train.fit_whitening(model, shapes(0, 60, 20, image_size=16))
     assert torch.equal(first, before) and first.requires_grad
     images = torch.randn(2, 3, 16, 16)
     assert model.patch_embed(images).shape == whitened.patch_embed(images).shape

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import train_cifar
-from minivit import cli, config, parser, run, train
+from minivit import checkpoint, cli, config, parser, run, train
 from minivit.files import Claim
 from minivit.report import percent
 from minivit.train_config import TrainingError
@@ -479,17 +479,29 @@ def test_weights_that_saw_images_that_are_held_out_now_are_said_to(tmp_path):
     args = {"data": "folder", "data_root": tmp_path, "seed": 0, "subset": 0, "val_split": 0.02, "pretrained": "a.pt"}
     about, lines = {"data": "folder", "data_root": str(tmp_path), "subset": 0, "val_split": 0.02}, []
     for describe, seed in ((about, 1), (about | {"val_split": 0.0}, 0), (about | {"subset": 500}, 0)):
-        run.warn_of_seen({"describe": describe, "config": {"seed": seed}}, args, lines.append)
+        run.warn_of_seen({"describe": describe, "config": {"seed": seed}}, args, (), lines.append)
     assert [line.partition("was trained with ")[2] for line in lines] == ["--seed 1", "--val-split 0.0", "--subset 500"]
     assert all(line.startswith("a.pt may have been trained on images that are held out now") for line in lines)
-    run.warn_of_seen({"describe": about, "config": {"seed": 0}}, args, lines.append)  # the same hold-out
-    run.warn_of_seen({"describe": about | {"data_root": "b"}, "config": {"seed": 1}}, args, lines.append)
+    run.warn_of_seen({"describe": about, "config": {"seed": 0}}, args, (), lines.append)  # the same hold-out
+    run.warn_of_seen({"describe": about | {"data_root": "b"}, "config": {"seed": 1}}, args, (), lines.append)
     shapes, args_of_shapes = about | {"data": "shapes"}, args | {"data": "shapes"}
-    run.warn_of_seen({"describe": shapes, "config": {"seed": 1}}, args_of_shapes, lines.append)  # draws other images
-    run.warn_of_seen(None, args, lines.append)  # weights from elsewhere
+    other_images = {"describe": shapes, "config": {"seed": 1}}  # as another seed draws others
+    run.warn_of_seen(other_images, args_of_shapes, (), lines.append)
+    run.warn_of_seen(None, args, (), lines.append)  # weights from elsewhere
     assert len(lines) == 3
-    run.warn_of_seen({"describe": shapes | {"subset": 500}, "config": {"seed": 0}}, args_of_shapes, lines.append)
+    run.warn_of_seen({"describe": shapes | {"subset": 500}, "config": {"seed": 0}}, args_of_shapes, (), lines.append)
     assert len(lines) == 4 and lines[3].endswith("--subset 500")
+
+
+def test_a_hold_out_of_cifar_10_is_said_to_be_known_to_the_weights_that_ship(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+    state, lines = checkpoint.read(checkpoint.DEMO), []
+    for data, root in (("folder", tmp_path), ("cifar10", Path("data"))):  # whatever the seed and the order of files
+        args = {"data": data, "data_root": root, "seed": 0, "subset": 0, "val_split": 0.02, "pretrained": Path("demo")}
+        run.warn_of_seen(state, args, state["classes"], lines.append)
+        run.warn_of_seen(state, args, ("cat", "dog"), lines.append)  # other images
+    assert len(lines) == 2 and all("49,000 of CIFAR-10's 50,000 training images" in line for line in lines)
 
 
 def test_weights_that_saw_the_test_images_of_another_split_are_refused(tmp_path):
