@@ -1,11 +1,13 @@
-"""The work of gpu_run.sh: images/s of three presets in training, then the schedules that fit into what is left.
+"""The work of gpu_run.sh: images/s of three presets in training, and the longest schedules that fit.
 
-Each measurement is written as soon as it is there, so a run that is cut off leaves what it has measured. A
-preset that does not compile is measured without compilation, and that is said. `cifar-fast` is trained
-first, for a third of the time that is left, then `cifar` for the rest; epochs follow from the measured
-seconds of an epoch, after as many as a second start takes until its first steps (images are read and
-models compiled by then), with a tenth of the time in reserve for reports. A run that takes longer all
-the same ends before the epoch that would not fit, and one that fails is told and leaves the others.
+`cifar-fast` is measured and trained first, for a third of the time, then `cifar` for the rest; epochs follow from the
+measured seconds of an epoch, after as many as a second start takes until its first steps (images are read and models
+compiled by then), with a tenth of the time in reserve for reports. At the end `distilled` is measured, which is not
+trained, and how fast the others are with CUDA graphs; a part of the time is kept for that.
+
+All is written as soon as it is there, so a run that is cut off leaves what it has. A preset that does not compile is
+measured without compilation. A run that takes longer than planned ends before the epoch that would not fit. What fails,
+or finds no time left, is told and leaves the others.
 """
 
 import argparse
@@ -22,8 +24,9 @@ from minivit.files import write_json
 from minivit.text import one_line
 from minivit.train import Trainer
 
-MEASURED = ("cifar-fast", "cifar", "distilled")
 TRAINED = (("cifar-fast", 1 / 3), ("cifar", 1.0))  # share of the time that is left
+LAST = 0.15  # share of all time that is kept for what is measured at the end
+NO_TIME = {"skipped": "no time left"}
 
 
 def prepare(preset: str, args: argparse.Namespace, **changes) -> tuple[Trainer, dict]:
@@ -55,13 +58,24 @@ def time_steps(trainer: Trainer, sizes: int, steps: int) -> float:
 
 
 def time_end(trainer: Trainer) -> float:
-    """Seconds that an epoch takes after its steps: for the hold-out, raw and averaged weights, and the checkpoint."""
-    start, path = time.perf_counter(), trainer.run / "timed.pt"
+    """Seconds that an epoch takes after its steps: for the hold-out, raw and averaged weights, and the checkpoint.
+
+    The second time, as the first one loads what later ones have.
+    """
+    end_epoch(trainer)
+    start = time.perf_counter()
+    end_epoch(trainer)
+    return time.perf_counter() - start
+
+
+def end_epoch(trainer: Trainer) -> None:
+    """What a trainer does after the steps of an epoch."""
+    path = trainer.run / "timed.pt"
     for model in (trainer.model, trainer.ema.module) if trainer.val_split else ():
         trainer.accuracy(model, trainer.val_split)
     trainer.save(path)
     path.unlink()
-    return time.perf_counter() - start
+    wait(trainer.device)
 
 
 def wait(device: torch.device) -> None:
@@ -84,9 +98,9 @@ def peak(device: str) -> dict[str, float]:
 
 
 def measure(preset: str, args: argparse.Namespace) -> dict:
-    """Images/s, seconds of an epoch and peak memory of one preset, compiled where that works."""
+    """Images/s, seconds of an epoch and of a start, and peak memory of one preset, compiled where that works."""
     row = {}
-    for compiled in (True, False) if args.device.startswith("cuda") else (False,):
+    for compiled in (True, False) if args.compile else (False,):
         row["compiled"], start = compiled, time.perf_counter()
         try:
             trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}")
@@ -104,6 +118,18 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
         except Exception as error:  # a compiler raises types of its own
             row["failed"] = told(error)
     return row
+
+
+def measure_steps(preset: str, args: argparse.Namespace, mode: str = "default", **changes) -> dict:
+    """Images/s of the steps of one preset, compiled in a mode of torch.compile."""
+    try:
+        out = args.out / f"probe-{mode}-{preset}"
+        trainer, arguments = prepare(preset, args, compile=False, out=out, **changes)
+        trainer.forward = torch.compile(trainer.model, mode=mode) if args.compile else trainer.model
+        images_per_s = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
+        return {"images_per_s": images_per_s, "batch_size": trainer.batch_size} | peak(args.device)
+    except Exception as error:
+        return {"failed": told(error)}
 
 
 def train(preset: str, row: dict, seconds: float, args: argparse.Namespace) -> dict:
@@ -135,30 +161,44 @@ def main() -> int:
     parser.add_argument("--data-root", type=Path, required=True, help="folder with train/<class> and test/<class>")
     parser.add_argument("--out", type=Path, required=True, help="folder for throughput.json, result.json and runs")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true", help="compile on a CPU, too, as on a GPU")
     parser.add_argument("--seconds", type=float, default=560, help="all together, loading included (default 560)")
     parser.add_argument("--steps", type=int, default=30, help="timed steps for each image size (default 30)")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the recipe's")
     args = parser.parse_args()
+    args.compile = args.compile or args.device.startswith("cuda")
     start = time.perf_counter()
     args.dataset = run.load_data(config.resolve({"data": "folder", "data_root": args.data_root}))
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     facts = {"device": name, "torch": torch.__version__, "commit": config.commit()}
-    speed = {}
-    for preset in MEASURED:
-        speed[preset] = measure(preset, args)
-        write_json(args.out / "throughput.json", facts | speed)
-        print(preset, speed[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
-    results = {}
+    speed, results = {}, {}
+
+    def left() -> float:
+        return args.seconds - (time.perf_counter() - start)
+
+    def note(rows: dict, file: str, name: str, row: dict) -> None:
+        rows[name] = row
+        write_json(args.out / file, facts | rows)
+        print(name, row, f"after {time.perf_counter() - start:.0f} s", flush=True)
+
     for preset, share in TRAINED:
-        left = args.seconds - (time.perf_counter() - start)
-        if "epoch_seconds" in speed[preset] and (left > 0 or not results):
+        note(speed, "throughput.json", preset, measure(preset, args) if left() > 0 or not speed else NO_TIME)
+        seconds = share * (left() - LAST * args.seconds)
+        if "epoch_seconds" not in speed[preset]:
+            result = {"failed": "it could not be measured: see throughput.json"}
+        elif seconds <= 0 and results:
+            result = NO_TIME
+        else:
             try:
-                results[preset] = train(preset, speed[preset], share * left, args)
+                result = train(preset, speed[preset], seconds, args)
             except Exception as error:  # the other one may still work
-                results[preset] = {"failed": told(error)}
-            write_json(args.out / "result.json", facts | results)
-            print(preset, results[preset], f"after {time.perf_counter() - start:.0f} s", flush=True)
-    return 0 if any("failed" not in result for result in results.values()) else 1
+                result = {"failed": told(error)}
+        note(results, "result.json", preset, result)
+    further = [("distilled, taught by demo", "distilled", {"teacher": Path("demo")})]
+    further += [(f"{preset} with CUDA graphs", preset, {"mode": "reduce-overhead"}) for preset, _ in TRAINED]
+    for name, preset, changes in further:
+        note(speed, "throughput.json", name, measure_steps(preset, args, **changes) if left() > 0 else NO_TIME)
+    return 0 if any("test_acc" in result for result in results.values()) else 1
 
 
 if __name__ == "__main__":

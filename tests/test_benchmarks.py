@@ -2,10 +2,12 @@
 
 import gc
 import json
+import os
 import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,9 +53,19 @@ def test_a_run_slower_than_it_was_measured_ends_in_time_with_its_report(tiny_gpu
 
 
 def test_a_preset_is_measured_and_starts_a_second_time(tiny_gpu_run, tmp_path):
-    row = tiny_gpu_run.measure("tiny", SimpleNamespace(device="cpu", out=tmp_path, steps=2))
+    row = tiny_gpu_run.measure("tiny", SimpleNamespace(device="cpu", compile=False, out=tmp_path, steps=2))
     assert "failed" not in row and row["images_per_s"] > 0 and row["batch_size"] == 50
     assert 0 < row["start_seconds"] and row["train_images"] == 100
+
+
+def test_steps_are_measured_in_each_mode_of_the_compiler_and_what_fails_is_told(tiny_gpu_run, tmp_path, monkeypatch):
+    args, modes = SimpleNamespace(device="cpu", compile=True, out=tmp_path, steps=2), []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    for mode in ("default", "reduce-overhead"):
+        assert tiny_gpu_run.measure_steps("tiny", args, mode=mode)["images_per_s"] > 0
+    assert modes == ["default", "reduce-overhead"]
+    monkeypatch.setattr(torch, "compile", lambda model, mode: 1 / 0)
+    assert tiny_gpu_run.measure_steps("tiny", args)["failed"].startswith("ZeroDivisionError")
 
 
 def test_a_run_on_a_gpu_that_fails_leaves_the_others(tmp_path, monkeypatch):
@@ -66,6 +78,7 @@ def test_a_run_on_a_gpu_that_fails_leaves_the_others(tmp_path, monkeypatch):
         return {"test_acc": 0.5}
 
     monkeypatch.setattr(gpu_run, "measure", lambda *_: {"epoch_seconds": 1.0})
+    monkeypatch.setattr(gpu_run, "measure_steps", lambda *_, **__: {"images_per_s": 1.0})
     monkeypatch.setattr(gpu_run, "train", train)
     monkeypatch.setattr(gpu_run.run, "load_data", lambda args: None)
     words = ["--data-root", "unused", "--out", str(tmp_path), "--device", "cpu"]
@@ -74,6 +87,41 @@ def test_a_run_on_a_gpu_that_fails_leaves_the_others(tmp_path, monkeypatch):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["cifar-fast"] == {"failed": "RuntimeError: out of memory of two lines"}
     assert result["cifar"] == {"test_acc": 0.5}
+    speed = json.loads((tmp_path / "throughput.json").read_text())
+    assert {"distilled, taught by demo", "cifar-fast with CUDA graphs", "cifar with CUDA graphs"} <= speed.keys()
+
+
+def test_what_finds_no_time_left_on_a_gpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "measure", lambda *_: {"epoch_seconds": 1.0})
+    monkeypatch.setattr(gpu_run, "train", lambda *_: {"test_acc": 0.5})
+    monkeypatch.setattr(gpu_run.run, "load_data", lambda args: None)
+    words = ["--data-root", "unused", "--out", str(tmp_path), "--device", "cpu", "--seconds", "1e-9"]
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", *words])
+    assert gpu_run.main() == 0  # the first preset is trained for an epoch in any case
+    result, speed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("result", "throughput"))
+    assert result["cifar-fast"] == {"test_acc": 0.5} and speed["cifar with CUDA graphs"] == gpu_run.NO_TIME
+    assert speed["cifar"] == gpu_run.NO_TIME and "could not be measured" in result["cifar"]["failed"]
+
+
+@pytest.mark.skipif(not shutil.which("timeout"), reason="needs timeout")
+def test_a_run_ends_with_the_script_that_started_it_and_leaves_no_images(tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    python.chmod(0o755)
+    words = ["sh", str(BENCHMARKS / "gpu_run.sh"), str(tmp_path / "data"), str(tmp_path / "out")]
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "PYTHON": str(python), "TMPDIR": str(tmp_path / "temporary")}
+    script = subprocess.Popen(words, env=environment)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        time.sleep(0.02)
+    script.terminate()
+    assert script.wait(10) == 143 and not list((tmp_path / "temporary").iterdir())
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    deadline = time.monotonic() + 10
+    while child.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not child.exists()
 
 
 @pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")

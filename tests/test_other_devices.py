@@ -55,7 +55,7 @@ def test_a_preset_that_does_not_compile_is_measured_without(tmp_path, monkeypatc
     monkeypatch.setattr(gpu_run, "time_steps", time_steps)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    row = gpu_run.measure("cifar", SimpleNamespace(device="cuda", out=tmp_path, steps=1))
+    row = gpu_run.measure("cifar", SimpleNamespace(device="cuda", compile=True, out=tmp_path, steps=1))
     assert [compiled for compiled, _ in tried] == [True, False, False] and row["images_per_s"] == 100.0
     assert row["failed"] == "RuntimeError: a compiler's error of two lines" and row["train_images"] > 0
     assert row["start_seconds"] > 0 and row["epoch_seconds"] > row["train_images"] / 100.0  # its end counts, too
