@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 DIGITS = 7  # of 5 bits, at most, in a number of the string: enough for differences of runs below 2**32
@@ -52,16 +51,6 @@ def boxes_of(masks: Tensor) -> Tensor:
         sides.append((line.argmax(1), line.shape[1] - line.flip(1).argmax(1)))
     (left, right), (top, bottom) = sides
     return torch.stack((left, top, right, bottom), 1).float()
-
-
-def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
-    """The mean of tokens (N, C), a square of the picture's, inside bool masks (n, s, s), of length 1: (n, C).
-
-    Zeros for a mask without pixels.
-    """
-    grid = round(len(tokens) ** 0.5)
-    weights = F.adaptive_avg_pool2d(masks.to(tokens.dtype)[:, None], grid).flatten(1)
-    return F.normalize(weights @ tokens, dim=1)
 
 
 def mask_iou(one: Tensor, other: Tensor) -> Tensor:

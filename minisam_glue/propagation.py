@@ -425,7 +425,7 @@ class Tracking:
     def _check(self, state: object) -> None:
         """ValueError unless restore can take it."""
         tracker = self.tracker.state_kind()
-        appearance = optional(tensor(self.models.sam.config.dim + 3))
+        appearance = optional(tensor(self.models.sam.config.dim + 4))
         known = fields(id=whole(1), label=text, score=real, first=whole(), last=whole(), appearance=appearance)
         fields(
             tracker=tracker,

@@ -3,8 +3,8 @@
 Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
 on something unlike its object, has lost it (drifted). What is left of the detections lies elsewhere (unmatched), and
 is an object that was lost (revive) or a new one. Of two objects that share one mask the one that
-resembles it less is emptied, unless they look alike (separate). Masks are bool (n, h, w)
-at any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
+resembles it less is emptied, unless the rules of identity/ know which is which (separate). Masks are bool (n, h, w) at
+any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .assignment import hungarian
-from .masks import mask_iou, mean_tokens
+from .looks import colour_distance, mean_colours, mean_tokens
+from .masks import mask_iou
 from .records import HeatMap, Segment
 from .sam2 import FrameResult
 from .sam2.layers import pool_to
@@ -38,7 +39,7 @@ class Redetection:
     """The objects of one tracking and what is detected on later frames: who is confirmed, lost, found again, new.
 
     tracker: a propagator (propagators.py). known: the latest record of each object, by its number; scores are brought
-    up to date here. appearances: (C + 3,) of each object, as appearances() has them. image, of the methods: the frame
+    up to date here. appearances: (C + 4,) of each object, as appearances() has them. image, of the methods: the frame
     that the tracker was last shown, uint8 (H, W, 3).
     """
 
@@ -101,9 +102,9 @@ class Redetection:
     def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
         """Where two objects share one mask, empty the wrong one.
 
-        That is the one no detection confirmed if the other was confirmed, or the one the mask resembles less. An object
-        prompted on this frame is never emptied. One detection of two look-alikes in front of each other confirms both:
-        the rules of identity/ know which is which.
+        That is the one no detection confirmed if the other was confirmed, or the one the mask resembles less, or the
+        later one. An object prompted on this frame is never emptied. Of two look-alikes in front of each other the
+        rules of identity/ know which is which: there one is emptied only if it is unlike what the mask shows.
         """
         result = self.tracker.result()
         masks = result.low_res > 0
@@ -114,13 +115,12 @@ class Redetection:
             if emptied & set(pair):  # what is left is one mask
                 continue
             there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
-            sure = [result.ids[column] in confirmed for column in pair]
-            if self.tracker.meet(*(result.ids[column] for column in pair)):
-                sure = [any(sure)] * 2
-            weaker = min(range(2), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
+            meet = self.tracker.meet(*(result.ids[column] for column in pair))
+            sure = [result.ids[column] in confirmed and not meet for column in pair]
+            weaker = min((1, 0), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
             other, column = 1 - weaker, pair[weaker]
             unlike = likeness[column] < RETURN_LIKENESS and likeness[column] < likeness[pair[other]]
-            if not there[weaker] and (unlike or (sure[other] and not sure[weaker])):
+            if not there[weaker] and (unlike or not meet):
                 self.tracker.lose(result.ids[column])
                 emptied.add(column)
 
@@ -184,21 +184,24 @@ class Redetection:
 
 def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
     """Appearances of what is in n masks: the mean image token inside each mask, less that of the frame, as a unit
-    vector; and the mean colour, 0 to 1. Rows (n, C + 3); zeros for a mask without pixels.
+    vector; and the mean colour with its light (looks.mean_colours). Rows (n, C + 4).
 
     tokens: (N, C), a square of the frame's tokens. image: the frame, uint8 (H, W, 3).
     """
     inside = mean_tokens(masks, tokens - tokens.mean(0))
-    colours = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, masks.shape[-1]).flatten(1)  # (3, s * s)
-    area = masks.sum((1, 2)).clamp(min=1)[:, None]
-    return torch.cat((inside, masks.flatten(1).to(tokens.dtype) @ colours.T / area), 1)
+    small = pool_to(image.permute(2, 0, 1).to(tokens.dtype) / 255, masks.shape[-1])  # (3, s, s)
+    return torch.cat((inside, mean_colours(masks, small)), 1)
 
 
 def likeness(appearances: Tensor, one: Tensor) -> Tensor:
-    """How alike n appearances (n, C + 3) are to one (C + 3,), at most 1: the cosine of the tokens, or 1 less the
-    distance of the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same."""
-    cosine = appearances[:, :-3] @ F.normalize(one[:-3], dim=0)
-    return torch.minimum(cosine, 1 - (appearances[:, -3:] - one[-3:]).norm(dim=1))
+    """How alike n appearances (n, C + 4) are to one (C + 4,), at most 1: the cosine of the tokens, or 1 less the
+    distance of the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same.
+
+    Colours alone count where tokens say nothing (looks.mean_tokens).
+    """
+    tokens, colour_likeness = appearances[:, :-4], 1 - colour_distance(appearances[:, -4:], one[-4:])
+    tell = tokens.any(1) & one[:-4].any()
+    return torch.where(tell, torch.minimum(tokens @ F.normalize(one[:-4], dim=0), colour_likeness), colour_likeness)
 
 
 def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, int]:

@@ -19,7 +19,8 @@ from minisam_glue.identity.meeting import Meeting
 from minisam_glue.identity.motion import Motion, box_iou
 from minisam_glue.identity.rules import Contact, Track, groups
 from minisam_glue.identity.search import Candidate, Looks, find_lost, likely_places
-from minisam_glue.masks import mask_iou, mean_tokens
+from minisam_glue.looks import mean_tokens
+from minisam_glue.masks import mask_iou
 from minisam_glue.models import Models
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import VideoTracker, accelerate
@@ -220,8 +221,10 @@ def test_rules_go_on_from_a_state_bit_for_bit_and_in_reverse():
         stopped = Identity.from_state(state, torch.device("cpu"))
         assert stopped.in_meeting == (back.in_meeting if t else set())
         backward = copy.deepcopy(frame)
-        backward.number = 100 - t
+        backward.t = 100 - t
         assert torch.equal(masks, settled(stopped, frame)) and torch.equal(masks, settled(back, backward))
+    ahead, behind = (identity.tracks[1].motion.velocity[0] for identity in (whole, back))
+    assert ahead == pytest.approx(-behind) and ahead > 0.5
 
 
 def test_an_object_that_is_prompted_in_a_meeting_leaves_it():
@@ -334,6 +337,87 @@ def test_an_object_that_comes_into_the_shadow_is_known_in_its_new_colour():
         tokens = tokens_of(mask, torch.zeros_like(mask))
         assert settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens, image=image)).any()
     assert identity.tracks[1].clean == 30 and float(identity.tracks[1].colour.mean()) < 0.6
+
+
+def lit(mask: torch.Tensor, shade: float, light: float) -> torch.Tensor:
+    """A picture of a mask, in its shade of white, on grey ground; all of it in some light."""
+    return light * torch.where(mask, shade, 0.6).expand(3, *mask.shape)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize(
+    "shade, light, returns", [(1.0, 0.5, True), (1.0, 1.0, True), (0.5, 1.0, False), (0.5, 0.5, False)]
+)
+def test_an_object_returns_in_another_light_but_not_in_another_colour(shade, light, returns, memory):
+    """memory: whether the decoder sees it again by itself, or has to be asked."""
+    identity, there, empty = Identity(), square(36), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(11):
+        mask = square(8 + t) if t < 8 else there if t > 9 and memory else empty
+        seen = mask if t < 8 else there if t > 9 else empty
+        image = lit(seen, 1.0 if t < 8 else shade, 1.0 if t < 8 else light)
+        frame = Frame(t, [1], logits_of([mask]), [0.9], tokens_of(seen, empty), image=image)
+        identity.settle(frame, lambda boxes: answers([there] * len(boxes), 0.9))
+    assert frame.shows(1) == returns
+
+
+def test_a_mask_that_covers_the_frame_looks_like_everything():
+    identity, whole = Identity(), torch.ones(SIDE, SIDE, dtype=torch.bool)
+    for t in range(12):
+        tokens = torch.randn(GRID * GRID, CHANNELS, generator=torch.Generator().manual_seed(t))
+        mask = torch.zeros_like(whole) if t == 6 else whole
+        masks = settled(
+            identity, Frame(t, [1], logits_of([mask]), [0.9], tokens - tokens.mean(0), image=lit(mask, 1, 1))
+        )
+        assert masks.any() == (t != 6)
+
+
+def test_a_frame_that_is_not_finite_spoils_no_appearance():
+    identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    for t in range(6):
+        mask = square(8 + t)
+        tokens = tokens_of(mask, empty) * (float("nan") if t == 2 else 1)
+        assert settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens, {1} if t == 2 else set())).any()
+    assert identity.tracks[1].appearance.isfinite().all() and identity.tracks[1].likeness(tokens_of(mask, empty)[0]) < 1
+    state_kind(CHANNELS)(identity.state(), "the rules")
+
+
+def test_what_is_prompted_on_a_frame_is_not_looked_for_there():
+    identity, (film, there) = Identity(), returning(square(32, 34))
+    film[10].fixed = {1}
+    assert not any(identity.settle(frame, lambda boxes: answers([there] * len(boxes), 0.9)) for frame in film[:11])
+
+
+def test_who_is_away_for_long_is_looked_for_on_each_fourth_frame():
+    identity, (film, there), asked = Identity(), returning(square(32, 34)), {}
+
+    def look(boxes):
+        asked[frame.t] = len(boxes)
+        return answers([there] * len(boxes), 0.1)  # SAM 2 is not sure
+
+    for t in range(60):
+        frame = copy.deepcopy(film[min(t, 11)])
+        frame.t = t
+        identity.settle(frame, look)
+    searched = [t for t, count in asked.items() if count]
+    assert searched == [*range(10, 36), *range(36, 60, 4)]
+
+
+def test_lost_objects_that_are_not_found_at_one_place_are_looked_for_once_on_a_frame():
+    identity, empty, asked = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool), []
+    places, shades = {1: square(14, 14, 12), 2: square(34, 34, 12)}, {1: 1.0, 2: 0.6}
+
+    def look(boxes):
+        asked.append(len(boxes))
+        return answers([places[1] if box[0] < SIDE / 2 else places[2] for box in boxes], 0.9)
+
+    for t in range(11):
+        seen = places if t < 6 or t == 10 else {}
+        masks = [seen.get(number, empty) if t < 6 else empty for number in places]
+        image = painted(*((mask, shades[number]) for number, mask in seen.items()))
+        tokens = tokens_of(places[1] | places[2] if seen else empty, empty)
+        asked.clear()
+        found = identity.settle(Frame(t, [1, 2], logits_of(masks), [0.9, 0.9], tokens, image=image), look)
+    assert found.keys() == {1, 2} and asked == [2, 2]
 
 
 @pytest.mark.parametrize("shade, beside, stays", [(0.8, True, True), (0.7, True, False), (0.8, False, False)])
@@ -581,7 +665,7 @@ def test_a_search_takes_the_good_candidate_before_the_likest_looks_at_free_place
         right = boxes[:, 0] > 8  # there it makes a speck: too small, and the likest of all
         return answers([square(34, 14, 2) if r else squares[1] for r in right], 0.9)
 
-    looks = Looks(mean_tokens(squares[0][None], tokens)[0], torch.zeros(3), motion.size, motion.area)
+    looks = Looks(mean_tokens(squares[0][None], tokens)[0], torch.zeros(4), motion.size, motion.area)
     found = find_lost(frame, looks, taken, masks_of)
     assert len(asked) == 2 and found.good and torch.equal(found.logits > 0, squares[1])
     assert sorted(asked) == [[3, 23, 33, 48], [19, 0, 48, 29]]
@@ -591,12 +675,13 @@ def test_joined_pairs_are_one_group():
     assert groups([(1, 2), (3, 4), (2, 3), (7, 8)]) == [[1, 2, 3, 4], [7, 8]]
 
 
-def test_a_prediction_that_went_wrong_counts_no_more_after_some_frames():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_prediction_that_went_wrong_counts_no_more_after_some_frames_either_way(sign):
     identity, empty = Identity(), torch.zeros(SIDE, SIDE, dtype=torch.bool)
     for t in range(20):
         mask = square(8 + 2 * t) if t < 6 else square(40 - t, 36)  # it turns at once, further than a clean mask may be
-        settled(identity, Frame(t, [1], logits_of([mask]), [0.9], tokens_of(mask, empty)))
-    assert box_iou(identity.tracks[1].motion.predict(20), (20, 36, 10, 10)) > 0.8
+        settled(identity, Frame(50 + sign * t, [1], logits_of([mask]), [0.9], tokens_of(mask, empty)))
+    assert box_iou(identity.tracks[1].motion.predict(50 + sign * 20), (20, 36, 10, 10)) > 0.8
 
 
 @pytest.mark.parametrize("count", [1, 2, 200])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from minisam_glue.masks import boxes_of, erode, large_parts, mean_tokens
+from minisam_glue.looks import mean_tokens
+from minisam_glue.masks import boxes_of, erode, large_parts
 from minisam_glue.masks import decode_rle as decode
 from minisam_glue.masks import encode_rle as encode
 

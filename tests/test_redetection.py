@@ -30,9 +30,9 @@ def strip(span: tuple[int, int] | None) -> torch.Tensor:
 
 
 def look(degrees: float) -> torch.Tensor:
-    """A look (5,): the smaller the angle between two, the more alike are their objects."""
+    """A look (6,): the smaller the angle between two, the more alike are their objects."""
     angle = torch.tensor(degrees).deg2rad()
-    return torch.stack((angle.cos(), angle.sin(), *torch.zeros(3)))  # and a colour, the same for all
+    return torch.stack((angle.cos(), angle.sin(), *torch.zeros(4)))  # and a colour, the same for all
 
 
 class ScriptedTracker:
@@ -137,7 +137,7 @@ def test_an_object_that_its_own_phrase_confirms_is_not_lost_however_it_looks():
 def test_a_track_on_nothing_that_is_detected_is_lost_if_it_looks_like_something_else(monkeypatch):
     for angle, lost in ((80, [1]), (40, [])):
         monkeypatch.setattr(
-            ScriptedTracker, "appearances", lambda self, masks, image, a=angle: look(a).expand(len(masks), 5)
+            ScriptedTracker, "appearances", lambda self, masks, image, a=angle: look(a).expand(len(masks), 6)
         )
         assert run({1: ("car", (0, 4), 0)}, []).tracker.lost == lost
 
@@ -146,7 +146,8 @@ def test_of_two_objects_with_one_mask_the_one_that_is_not_confirmed_or_unlike_is
     both = {1: ("car", (0, 4), 0), 2: ("car", (0, 4), 0)}
     assert run(both, [("car", (0, 4), 0)]).tracker.lost == [2]
     assert run({1: ("car", (0, 4), 60), 2: ("dog", (0, 4), 0)}, []).tracker.lost == [1]
-    assert run(both, [("car", (0, 4), 0), ("car", (0, 4), 0)]).tracker.lost == []
+    assert run(both, [("car", (0, 4), 0), ("car", (0, 4), 0)]).tracker.lost == [2]  # of two alike the later one
+    assert run(both, []).tracker.lost == [2]
 
 
 def test_look_alikes_that_meet_are_both_confirmed_by_one_detection():
@@ -263,8 +264,8 @@ def test_tokens_and_colours_both_say_what_is_alike():
     masks[0, :4, :4] = masks[1, :4, 4:] = masks[2, 4:, :4] = True
     found = redetection.appearances(masks, tokens, torch.from_numpy(image))
     alike = redetection.likeness(found, found[0])
-    assert alike[0] == pytest.approx(1) and torch.allclose(found[0, 3:], torch.tensor([200, 40, 40]) / 255)
-    assert alike[1] < redetection.DRIFT_LIKENESS and alike[2] < redetection.DRIFT_LIKENESS and not found[3].any()
+    assert alike[0] == pytest.approx(1) and torch.allclose(found[0, 3:6], torch.tensor([200, 40, 40]) / 255)
+    assert alike[1] < redetection.DRIFT_LIKENESS and alike[2] < redetection.DRIFT_LIKENESS and not found[3, :6].any()
 
 
 def test_a_look_at_no_box_finds_nothing_also_in_the_fast_form():
@@ -361,3 +362,10 @@ def test_an_appearance_is_learned_by_a_tenth_at_a_time():
     for shade in (1.0, 2.0):
         detections.learn_appearances({4}, result, np.full(1, shade))
     assert detections.appearances[4].tolist() == pytest.approx([1.1, 1.1])
+
+
+def test_a_confirmed_object_is_known_as_it_looks_now():
+    tracking = run({1: ("car", (0, 4), 0)}, [])
+    tracking.tracker.tracks[1], tracking.tracker.looks_of = ((0, 4), 30), [((0, 4), 30)]
+    tracking.detections.reconcile(Seeds([Seed("car", 0.9, (0.0,) * 4)]), tracking.tracker.result(), None, tracking._add)
+    assert torch.allclose(tracking.detections.appearances[1], 0.9 * look(0) + 0.1 * look(30))

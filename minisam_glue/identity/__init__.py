@@ -4,10 +4,10 @@ They run between SAM 2's decoder and its memory (VideoTracker.settle); nothing i
 
 SAM 2 decodes each object by itself. Where look-alikes cross, both masks cover both, the union is written to both
 memories, and they never part again; and an object that was away for long stays absent. The rules change nothing where
-no object meets another one, or a rival, and none is lost:
+no object meets another one, or a rival, none is lost, and no mask goes over to something unlike its object:
 
     motion.py      where an object will be: a line through its last places (SAMURAI, arXiv 2411.11922)
-    frame.py       the masks of a frame, their boxes, and what they look like: the mean image token inside
+    frame.py       the masks of a frame, their boxes, and how they look (../looks.py): image tokens and colours inside
     meeting.py     two look-alikes whose masks overlap: their union is cut between the places where they should be, and
                    the cut masks are written to memory
     rivals.py      look-alikes that nobody asked for: followed unseen, by boxes, so that objects meet them likewise

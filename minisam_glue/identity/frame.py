@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..masks import boxes_of, large_parts, mean_tokens
+from ..looks import mean_colours, mean_tokens
+from ..masks import boxes_of, large_parts
 from ..support.reading import LARGEST
 from .motion import CentreBox, corners
 
@@ -82,11 +83,8 @@ class Frame:
         return self.masks[shown].any(0) if shown else torch.zeros_like(self.masks[0])
 
     def colours_in(self, masks: Tensor) -> Tensor:
-        """The mean colours (n, 3), 0 to 1, inside bool masks (n, s, s)."""
-        if self.image is None:
-            return self.tokens.new_zeros(len(masks), 3)
-        inside = masks.to(self.image.dtype).flatten(1)
-        return inside @ self.image.flatten(1).T / inside.sum(1, keepdim=True).clamp(min=1)
+        """The mean colours inside bool masks (n, s, s), and their light: (n, 4), see looks.mean_colours."""
+        return self.tokens.new_zeros(len(masks), 4) if self.image is None else mean_colours(masks, self.image)
 
     def hide(self, number: int) -> None:
         """Mark an object as absent: its mask no longer counts."""

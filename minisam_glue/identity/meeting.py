@@ -20,8 +20,8 @@ class Meeting:
     """Look-alikes whose masks overlap: where each should be says which part of the union is its own.
 
     motions: of the members, by id. An area that several claim goes to the nearest prediction, measured in
-    widths and heights of the predicted boxes. Where predictions coincide nobody can tell: for these few frames the
-    masks stay whole, and are not written.
+    widths and heights of the predicted boxes. Where predictions coincide nobody can tell: for these few frames both
+    have all of the union that is within REACH, and neither is written.
     """
 
     def __init__(self, motions: dict[int, Motion]):

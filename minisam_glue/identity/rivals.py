@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from ..masks import mean_tokens
+from ..looks import mean_tokens
 from .frame import FIRST_RIVAL, Frame
 from .motion import CentreBox, box_iou
 from .search import FOUND_LIKENESS, Candidate, Looks, MasksOf, find_candidates

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..looks import colour_distance
 from ..support.reading import LARGEST, Kind, fields, flag, optional, real, refuse, sequence, tensor, whole
 from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
@@ -26,7 +27,7 @@ APART = 4  # frames without contact that end it, unless the masks are still merg
 COINCIDE = 0.7  # IoU of two masks that are one
 UNLIKE = 0.65  # cosine to the object's appearance below which a mask that is not clean lies on something else
 STRANGE = 0.8  # cosine to a rival's appearance below which what is seen in its place is something else
-OTHER_COLOUR = 0.3  # distance of mean colours (components 0 to 1) from which a mask lies on something else
+OTHER_COLOUR = 0.3  # distance of colours (looks.colour_distance) from which a mask lies on something else
 # The same for an object that has just returned: its first visible pixels are blended with the background.
 EDGE_COLOUR = 0.45
 # A returning mask that overlaps other objects by this share must pass the stricter limits BACK_ALIKE and BACK_COLOUR.
@@ -38,6 +39,7 @@ LOOK_EVERY = 8  # frames after which rivals of what is seen clearly are looked f
 LATER = 0.8  # cosine of the image tokens where they are looked for then: more places would cost more time
 FARTHEST = 1_000_000_000  # pixels or frames in a state from elsewhere
 PATIENCE = 2  # absent frames before a search begins; a meeting whose members are all absent for so long is over
+LONG, SELDOM = 30, 4  # absent frames from which an object is looked for on each fourth frame alone
 MISSED = 8  # absent frames after which an object has no contacts, and a rival is followed no longer
 ELSEWHERE = 0.1  # IoU of an object's box with its prediction below which a mask is not where the object should be
 
@@ -48,7 +50,7 @@ class Track:
 
     motion: Motion = field(default_factory=Motion)
     appearance: Tensor | None = None  # (C,), of length 1
-    colour: Tensor | None = None  # (3,), components from 0 to 1
+    colour: Tensor | None = None  # (4,), with its light: see looks.mean_colours
     clean: int = 0  # frames
     absent: int = 0  # frames in a row, until now
     rival_of: set[int] = field(default_factory=set)  # ids of the objects that a rival was found for
@@ -71,9 +73,14 @@ class Track:
         self.colour = moving_average(self.colour, frame.colours[row])
         self.clean += 1
 
+    def likeness(self, appearance: Tensor) -> float:
+        """The cosine of an appearance (C,) and the object's; 1 as long as one of them is not known."""
+        unknown = self.appearance is None or not (appearance.any() and self.appearance.any())
+        return 1.0 if unknown else float(appearance @ self.appearance)
+
     def off_colour(self, colour: Tensor) -> float:
-        """The distance of a colour (3,) from the object's; 0 as long as that is not known."""
-        return 0.0 if self.colour is None else float((colour - self.colour).norm())
+        """The distance of a colour (4,) from the object's; 0 as long as that is not known."""
+        return 0.0 if self.colour is None else float(colour_distance(colour[None], self.colour))
 
 
 def moving_average(before: Tensor | None, now: Tensor) -> Tensor:
@@ -245,7 +252,7 @@ class Identity:
             row, track = frame.row[number], self.tracks[number]
             if number in self.in_meeting or not frame.shows(number):
                 continue
-            alike = float(frame.appearances[row] @ track.appearance) >= STRANGE and self.looks_alike(frame, number)
+            alike = track.likeness(frame.appearances[row]) >= STRANGE and self.looks_alike(frame, number)
             if frame.ious[row] < CLEAN_IOU or not alike or not track.motion.fits(frame.areas[row]):
                 frame.hide(number)
 
@@ -366,7 +373,7 @@ class Identity:
             track = self.tracks[number]
             if not (track.known and frame.shows(number)) or number in self.in_meeting | frame.fixed:
                 continue
-            likeness, off = float(frame.appearances[row] @ track.appearance), track.off_colour(frame.colours[row])
+            likeness, off = track.likeness(frame.appearances[row]), track.off_colour(frame.colours[row])
             if track.absent:
                 on_others = frame.on_others(number) >= ON_OTHERS
                 least, most = (BACK_ALIKE, BACK_COLOUR) if on_others else (UNLIKE, EDGE_COLOUR)
@@ -381,7 +388,7 @@ class Identity:
         track, row = self.tracks[number], frame.row[number]
         if track.appearance is None or track.off_colour(frame.colours[row]) < OTHER_COLOUR:
             return True
-        return float(frame.appearances[row] @ track.appearance) >= ALIKE
+        return track.likeness(frame.appearances[row]) >= ALIKE
 
     def is_clean(self, frame: Frame, number: int) -> bool:
         """Whether a mask is one to learn from: the decoder is sure of it, and it has the likely size and place."""
@@ -403,21 +410,28 @@ class Identity:
     def search(self, frame: Frame, masks_of: MasksOf) -> dict[int, Candidate]:
         """Look for lost objects. A place that fits several goes to the one it resembles most."""
         lost, found = [number for number in frame.ids if self.is_lost(frame, number)], {}
+        candidates = {number: self.look_for(frame, number, masks_of) for number in lost}
         while lost:
-            candidates = {n: find_lost(frame, self.tracks[n].looks, self.taken(frame, n), masks_of) for n in lost}
             number = max(lost, key=lambda n: candidates[n].rank if candidates[n] else (False, -1.0))
             best = candidates[number]
             if best is None or not best.good:
-                self.words += [f"#{number} not found: {one}" for number, one in candidates.items() if one is not None]
+                self.words += [f"#{n} not found: {candidates[n]}" for n in lost if candidates[n] is not None]
                 break
             lost.remove(number)
             self.words.append(f"#{number} found: {best}")
             found[number], frame.logits[frame.row[number]] = best, best.logits
             frame.absent.discard(number)
             frame.changed.add(number)
-            frame.masks[frame.row[number]] = best.logits > 0
-            frame.areas[frame.row[number]] = int((best.logits > 0).sum())
+            mask = frame.masks[frame.row[number]] = best.logits > 0
+            frame.areas[frame.row[number]] = int(mask.sum())
+            for n in lost:  # who would have been found at the same place has to look for another one
+                if candidates[n] is not None and ((candidates[n].logits > 0) & mask).any():
+                    candidates[n] = self.look_for(frame, n, masks_of)
         return found
+
+    def look_for(self, frame: Frame, number: int, masks_of: MasksOf) -> Candidate | None:
+        """The likest candidate for a lost object: see find_lost."""
+        return find_lost(frame, self.tracks[number].looks, self.taken(frame, number), masks_of)
 
     def taken(self, frame: Frame, number: int) -> Tensor:
         """Where an object cannot be, bool (s, s): where other objects and its own rivals are shown."""
@@ -427,7 +441,8 @@ class Identity:
         """Whether an object is to be looked for."""
         track = self.tracks[number]
         gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
-        return gone and number not in self.in_meeting and not is_rival(number)
+        due = track.absent < LONG or frame.t % SELDOM == 0
+        return gone and due and number not in self.in_meeting | frame.fixed and not is_rival(number)
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
         """Count absent frames, restart the motion of what comes back, and keep what clean masks show."""
@@ -501,7 +516,7 @@ def state_kind(dim: int) -> Kind:
     track = fields(
         id=number,
         appearance=optional(tensor(dim)),
-        colour=optional(tensor(3)),
+        colour=optional(tensor(4)),
         clean=whole(),
         absent=whole(),
         rival_of=sequence(whole(-LARGEST)),

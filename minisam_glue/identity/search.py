@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..masks import mean_tokens
+from ..looks import colour_distance, mean_tokens
 from .frame import Frame
 from .motion import CentreBox, corners
 
 PEAKS, LIKENESS = 2, 0.6  # places tried; least cosine of their image token
 # Limits that an accepted candidate must keep:
 FOUND_IOU, FOUND_LIKENESS, FOUND_ON_OTHERS = 0.75, 0.93, 0.3
-FOUND_COLOUR = 0.2  # distance of mean colours (components 0 to 1)
+FOUND_COLOUR = 0.2  # distance of colours: see looks.colour_distance
 FOUND_AREA = 0.3, 2.5  # times the median
 MasksOf = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # the answers to box prompts: see find_candidates
 
@@ -27,7 +27,7 @@ class Candidate:
     pointer: Tensor  # (C,), the decoder's, for memory
     iou: float  # predicted by the decoder
     likeness: float  # cosine of the appearances
-    colour: float  # distance of the mean colours
+    colour: float  # distance of the colours
     area: float  # times the median area
     on_others: float  # share of the mask that lies on objects that are seen
 
@@ -58,7 +58,7 @@ class Looks:
     """Looks of an object, and its size."""
 
     appearance: Tensor  # (C,), of length 1
-    colour: Tensor  # (3,), components from 0 to 1
+    colour: Tensor  # (4,), with its light: see looks.mean_colours
     size: tuple[float, float]  # width and height
     area: float
 
@@ -91,7 +91,7 @@ def find_candidates(
         (
             ious,
             mean_tokens(masks, frame.tokens) @ looks.appearance,
-            (frame.colours_in(masks) - looks.colour).norm(dim=1),
+            colour_distance(frame.colours_in(masks), looks.colour),
             areas / looks.area,
             on_others,
         ),
