@@ -42,10 +42,16 @@ def segment_seed(models: Models, seed: Seed, encoded: EncodedImages, image: int 
 
 def choose_masks(models: Models, seeds: Seeds, encoded: EncodedImages, image: int = 0) -> list[tuple[Seed, np.ndarray]]:
     """The seeds of an image, each with its mask, bool (H, W); without those of too little evidence (HeatSettings)."""
+    found = masks_with_evidence(models, seeds, encoded, image)
+    return [(seed, mask) for seed, mask, evidence in found if not seed.evidence or evidence >= seed.evidence]
+
+
+def masks_with_evidence(
+    models: Models, seeds: Seeds, encoded: EncodedImages, image: int = 0
+) -> list[tuple[Seed, np.ndarray, float]]:
+    """All seeds of an image, each with its mask, bool (H, W), and the evidence for it."""
     found = [(seed, *segment_seed(models, seed, encoded, image)) for seed in seeds.objects]
-    return [
-        (seed, mask) for seed, mask, score in found if not seed.evidence or evidence(seed, mask, score) >= seed.evidence
-    ]
+    return [(seed, mask, evidence(seed, mask, score)) for seed, mask, score in found]
 
 
 def evidence(seed: Seed, mask: np.ndarray, score: float) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..clipseg import HeatMapper
 from ..heatmap import SURE, HeatSettings, confidence
-from ..mask_proposals import evidence, first_of_repeats, segment_seed, split_seeds
+from ..mask_proposals import first_of_repeats, masks_with_evidence, split_seeds
 from ..models import Models, choose_device
 from ..prompts import Seeding, Thresholds
 from ..sam2 import SAM2
@@ -93,13 +93,13 @@ def find_masks(models: Models, truth: Scene, seeding: Seeding = Seeding()) -> Fo
     names = [phrase.text for phrase in truth.phrases]
     (seeds,) = find_seeds(models, [truth.image], names, Thresholds(), seeding)
     encoded = models.predictor.encode([truth.image])
-    objects = split_seeds(models, seeds, encoded).objects
-    masks, scores = zip(*(segment_seed(models, seed, encoded) for seed in objects)) if objects else ((), ())
+    found = masks_with_evidence(models, split_seeds(models, seeds, encoded), encoded)
+    masks = np.array([mask for _, mask, _ in found], bool).reshape(-1, *truth.image.shape[:2])
     return Found(
-        torch.tensor([names.index(seed.label) for seed in objects], dtype=torch.long),
-        torch.tensor([seed.score for seed in objects]),
-        torch.tensor([evidence(*given) for given in zip(objects, masks, scores)]),
-        torch.from_numpy(np.array(masks, bool).reshape(-1, *truth.image.shape[:2])),
+        torch.tensor([names.index(seed.label) for seed, _, _ in found], dtype=torch.long),
+        torch.tensor([seed.score for seed, _, _ in found]),
+        torch.tensor([evidence for _, _, evidence in found]),
+        torch.from_numpy(masks),
     )
 
 

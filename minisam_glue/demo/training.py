@@ -385,7 +385,8 @@ def train(doc: str, task: Callable[[Recipe], Task], recipe: Recipe, out: str) ->
         args.device = own_gpu(torch.cuda.device_count())
     device = choose_device(args.device)
     if processes > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # PyTorch for Windows has no NCCL.
+        dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
     is_new = not args.out.exists()
     args.out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(args.out)
