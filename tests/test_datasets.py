@@ -19,10 +19,13 @@ from PIL import Image, ImageDraw
 
 from minisam_glue.cli.data_sets import run
 from minisam_glue.datasets import FORMATS, Categories, DataSets, Picture, Pixels, voc, yolo
+from minisam_glue.datasets.annotations import Annotation
 from minisam_glue.datasets.dataset import DataSet, read_about
+from minisam_glue.datasets.palette import number_map
 from minisam_glue.datasets.polygons import trace
 from minisam_glue.demo.scenes import clip, scene
 from minisam_glue.masks import mask_box
+from minisam_glue.media import read_image
 from minisam_glue.records import Segment, Segmented
 from minisam_glue.support.lock import FolderLock
 
@@ -852,3 +855,19 @@ def test_yolo_s_names_are_strings_of_yaml(name):
     written = yolo.quoted(name)
     assert json.loads(written) == name  # so far JSON and YAML agree; YAML joins no two escapes to one letter
     assert "\\ud83d" not in written and not set("\u2028\u0085\ufeff") & set(written)
+
+
+def test_the_frames_of_a_data_set_are_those_that_were_segmented(tmp_path):
+    source, out = save_film(tmp_path / "film", 9), tmp_path / "out"
+    flags = ["--frames", "--format", "gif", "--start", 0.08, "--stride", 2, "--max-seconds", 0.2, "--quiet"]
+    assert command(source, "bright.", *flags, "--out", out) == 0 and run([str(out), "--to", "coco", "--quiet"]) == 0
+    shown = [read_image(str(path)).astype(int) for path in sorted((out / "coco" / "images" / "film").iterdir())]
+    assert [int(np.argmin([abs(image - frame).mean() for frame in film(9)])) for image in shown] == [2, 4, 6]
+
+
+def test_of_masks_that_overlap_the_smallest_lies_on_top():
+    large, small = np.ones((4, 4), bool), np.zeros((4, 4), bool)
+    small[1:3, 1:3] = True
+    for order in ([(large, 1), (small, 2)], [(small, 2), (large, 1)]):
+        numbers = number_map((4, 4), [Annotation(n, 0, 0.5, mask) for mask, n in order], [n for _, n in order])
+        assert (numbers[1:3, 1:3] == 2).all() and (numbers == 1).sum() == 12

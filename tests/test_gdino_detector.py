@@ -16,6 +16,7 @@ from PIL import Image
 
 from minisam_glue.boxes import cxcywh_to_xyxy
 from minisam_glue.grounding_dino.detector import (
+    Caption,
     Detector,
     PassedQueries,
     merge,
@@ -392,3 +393,10 @@ def test_pixels_are_normalised_like_imagenet():
     x = preprocess(np.full((10, 10, 3), 255, np.uint8), 16, 32)
     assert x.shape == (3, 16, 16)
     assert torch.allclose(x[:, 0, 0], (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_limits_by_name_are_those_of_the_phrases_of_the_caption():
+    similarity, boxes = torch.tensor([[0.0, 0.6, 0.5, 0.0]]), torch.full((1, 4), 0.5)
+    second = Caption((1, 7, 8, 2), (2, 3), ((1, 2), (2, 3)))  # phrases 2 and 3 of four
+    found = pass_limits(similarity, boxes, second, torch.tensor([0.0, 0.9, 0.7, 0.4]))
+    assert found.indices.tolist() == [3] and found.scores.tolist() == [0.5] and found.best[0] == 2

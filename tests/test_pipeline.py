@@ -10,7 +10,7 @@ from minisam_glue.pipeline import segment_image, segment_images, segment_video
 from minisam_glue.prompts import Clicks, Thresholds
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
 from minisam_glue.propagators import MOST_PROMPTED
-from minisam_glue.redetection import assign
+from minisam_glue.redetection import Redetection, assign
 from minisam_glue.seeding import Seed, Seeds
 
 
@@ -267,3 +267,12 @@ def test_intersection_over_union_of_masks():
     other = torch.zeros(1, 4, 4, dtype=torch.bool)
     other[0, 1:3] = True
     assert mask_iou(one, other).tolist() == [[pytest.approx(4 / 12)], [0.0]]
+
+
+def test_objects_on_one_mask_are_parted_on_every_frame_also_between_detections(monkeypatch):
+    frames, separate = [], Redetection.separate
+    monkeypatch.setattr(
+        Redetection, "separate", lambda self, *given: frames.append(self.tracker.frame) or separate(self, *given)
+    )
+    list(segment_video(tiny_models(), film(6), "bright.", redetect=3))
+    assert frames == [1, 2, 3, 4, 5]

@@ -13,7 +13,7 @@ from helpers.squares import save_crowded_tiff
 from PIL import Image
 
 import train_cifar
-from minivit import checkpoint, predict, report
+from minivit import checkpoint, predict, report, run
 from minivit import data as datasets
 from minivit.evaluate import mean_probability, top1
 from minivit.folder import find_matches
@@ -354,3 +354,44 @@ def test_pillow_itself_says_nothing_beside_our_line(tmp_path, capsys, caplog):
     model = save_checkpoint(tmp_path / "run" / "best.pt")
     assert train_cifar.main(["--predict", str(model), str(save_crowded_tiff(tmp_path / "bad.tif"))]) == 2
     assert "bad.tif" in capsys.readouterr().err and not caplog.records
+
+
+def with_statistics(path: Path, mean: list[float], std: list[float]) -> Path:
+    """The checkpoint, as if its images had been normalised so."""
+    checkpoint.save(path, checkpoint.read(path) | {"mean": mean, "std": std})
+    return path
+
+
+def test_each_member_of_an_ensemble_has_the_normalisation_of_its_own_file(images):
+    means = [[0.1, 0.2, 0.3], [0.6, 0.5, 0.4]]
+    paths = [with_statistics(save_checkpoint(Path(f"run/{i}.pt"), i), mean, [0.4] * 3) for i, mean in enumerate(means)]
+    assert [member.evaluator.mean for member in load_members(paths, CPU)] == means
+
+
+def test_a_teacher_sees_pixels_under_its_own_normalisation(images):
+    own, students = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), ((0.5, 0.4, 0.6), (0.2, 0.3, 0.25))
+    path, test = (
+        with_statistics(save_checkpoint(Path("t.pt"), 1), *own),
+        datasets.load_test("folder", images, 16, CLASSES),
+    )
+    data = datasets.Dataset(test, test, CLASSES, *students)
+    teacher = run.load_teacher(path, data, CPU, {"data": "folder", "data_root": images, "teacher": path, "seed": 0})
+    pixels, (model, _) = torch.rand(2, 3, 16, 16), checkpoint.load_model(path, CPU)
+    its, theirs = ((pixels - torch.tensor(m).view(3, 1, 1)) / torch.tensor(s).view(3, 1, 1) for m, s in (own, students))
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(theirs), model(its), atol=1e-4, rtol=1e-4)
+
+
+def test_a_fine_tuned_run_normalises_as_its_weights_were_trained_and_says_what_they_saw(tmp_path):
+    for split in ("train", "test"):
+        for name, low in (("bright", 150), ("dark", 0)):
+            draw(tmp_path / "pets" / split / name, low, 8)
+    own, root, lines = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), tmp_path / "pets", []
+    saved = save_checkpoint(Path("t.pt"), 3, ["bright", "dark"], val_split=0.25, data_root=str(root))
+    given = {"data": "folder", "data_root": root, "preset": "shapes-demo", "pretrained": with_statistics(saved, *own)}
+    given |= {"device": "cpu", "out": tmp_path / "new", "seed": 1, "image_size": 16, "val_split": 0.25, "amp": "off"}
+    trainer, _ = run.prepare(given, lines.append)
+    trainer.claim.release()
+    for part in (trainer.data, trainer.plain, trainer.evaluator):
+        assert [*part.mean] == pytest.approx(own[0]) and [*part.std] == pytest.approx(own[1])
+    assert any("may have been trained on images that are held out now" in line for line in lines)

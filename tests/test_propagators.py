@@ -154,6 +154,8 @@ def test_a_look_with_the_sentence_is_asked_for_now_and_then_while_something_is_l
     propagator.detection_done()
     asked = [propagator.wants_detection(t) for t in range(2, 2 + DETECT_EVERY)]
     assert asked == [False] * (DETECT_EVERY - 1) + [True]
+    propagator.last_detection = 30  # on the way back
+    assert [propagator.wants_detection(t) for t in (31 - DETECT_EVERY, 30 - DETECT_EVERY)] == [False, True]
 
 
 def test_a_lost_object_of_a_sentence_returns_with_its_id_and_nothing_new_joins(monkeypatch):

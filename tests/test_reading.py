@@ -3,9 +3,11 @@
 import inspect
 import os
 
+import numpy as np
 import pytest
 import torch
 from helpers import tamper
+from PIL import ExifTags, Image, ImageOps
 
 import minisam_glue.media.inputs
 import minisam_glue.pixels
@@ -179,3 +181,17 @@ def test_large_finite_numbers_are_no_infinity(reading):
     for wrong in (-float("inf"), float("nan"), 1e300):  # the last one has no float32
         with pytest.raises(ValueError, match="it holds NaN or infinity"):
             reading.check_finite(torch.tensor([1.0, wrong], dtype=torch.float64), "it")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_pillow_turns_them(orientation, tmp_path):
+    pixels, exif, path = (
+        np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8),
+        Image.Exif(),
+        tmp_path / "a.png",
+    )
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(minivit.images.read_image(path, 16).permute(1, 2, 0).numpy(), turned)
+    assert np.array_equal(minisam_glue.pixels.to_rgb(Image.open(path)), turned)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers.sam2_tiny import frames, tiny_model
 
 from minisam_glue.sam2 import FrameResult, VideoTracker
+from minisam_glue.sam2.memory_bank import map_frame
 
 VIDEO = frames(8)
 BOX, OTHER, THIRD = [5, 10, 20, 25], [30, 5, 50, 20], [2, 28, 30, 39]
@@ -427,3 +428,11 @@ def test_bfloat16_tracks_nearly_the_same_masks():
             got = trackers[1].step(frame)
         assert got.low_res.dtype == torch.float32 and (got.low_res - want.low_res).norm() < 0.05 * want.low_res.norm()
         assert (got.masks() == want.masks()).float().mean() > 0.98
+
+
+def test_memories_are_those_of_the_frame_before_and_of_multiples_of_the_stride_either_way():
+    """As SAM2Base._prepare_memory_conditioned_features counts them, with ceilings on the way back."""
+    ahead = [map_frame(10, steps, 1, 3) for steps in range(1, 5)]
+    back = [map_frame(9, steps, -1, 3) for steps in range(1, 5)]
+    assert ahead == [9, 6, 3, 0] and back == [10, 12, 15, 18]
+    assert [map_frame(10, steps, -1, 1) for steps in range(1, 4)] == [11, 12, 13]

@@ -15,11 +15,14 @@ from PIL import Image
 
 from minisam_glue import Clicks, Thresholds, demo, segment_image, segment_images, segment_video
 from minisam_glue.cli import main, parser, video
+from minisam_glue.cli import run as cli_run
+from minisam_glue.cli.arguments import seeding_of
 from minisam_glue.cli.progress import Progress
 from minisam_glue.demo.drawing import COLOURS, SHAPES
 from minisam_glue.grounding_dino import WordPieceTokenizer
 from minisam_glue.grounding_dino.detector import pack_captions
-from minisam_glue.prompts import split_phrases
+from minisam_glue.heatmap import HeatSettings
+from minisam_glue.prompts import Seeding, split_phrases
 from minisam_glue.propagation import Tracking
 
 # Flag -> values below, at and above its range, or that are none of its choices; and values that are taken.
@@ -476,3 +479,50 @@ def test_hints_name_the_python_that_runs(tmp_path, monkeypatch, capsys):
     words = [save(picture(5), tmp_path / "a.png"), "car.", "--weights", tmp_path / "empty", "--out", tmp_path / "out"]
     assert main(list(map(str, words))) == 2
     assert f"{sys.executable} -m minisam_glue.demo.train_detector" in capsys.readouterr().err
+
+
+# --- Flags that reach what they are for -----------------------------------------------------------------------
+
+
+def test_the_limits_of_the_command_reach_the_detector(tmp_path, monkeypatch):
+    models, asked = tiny_models(), []
+    detect = models.detector.detect
+    monkeypatch.setattr(
+        models.detector, "detect", lambda *a, **k: asked.append((*a[2:], k["max_area"])) or detect(*a, **k)
+    )
+    flags = ["--box-threshold", 0.31, "--text-threshold", 0.21, "--nms", 0.41, "--max-area", 0.9]
+    source = save(picture(5), tmp_path / "a.png")
+    assert command(source, "bright.", *flags, "--out", tmp_path / "out", models=models) == 0
+    assert asked == [(0.31, 0.21, 0.41, 0.9)]
+
+
+def test_the_flags_of_heat_maps_are_their_settings():
+    words = "--heat-threshold 0.2 --heat-percentile 0.9 --min-area 50 --positives 3 --negatives 2 --border 4"
+    args = parser.parse_arguments([*words.split(), "--seed-prompt", "points"])
+    wanted = HeatSettings(0.2, 0.9, min_area=50, positives=3, negatives=2, border=4)
+    assert seeding_of(args) == Seeding(("points",), wanted)
+
+
+@pytest.mark.parametrize("words, rules", [([], True), (["--identity", "off"], False)])
+def test_the_flags_of_a_video_are_those_of_its_tracking(words, rules, tmp_path, monkeypatch):
+    seen, run = [], Tracking.run
+    monkeypatch.setattr(Tracking, "run", lambda self, frames: seen.append(self) or run(self, frames))
+    flags = ["--frames", "--format", "gif", "--redetect", 2, "--seed-frame", 1, *words]
+    assert command(save_film(tmp_path / "film", 3), "bright.", *flags, "--out", tmp_path / "out") == 0
+    assert (seen[0].tracker.identity is not None) == rules and (seen[0].redetect, seen[0].seed_frame) == (2, 1)
+
+
+def test_flow_is_refined_as_often_as_was_asked_for(tmp_path, monkeypatch):
+    seen, run = [], Tracking.run
+    monkeypatch.setattr(Tracking, "run", lambda self, frames: seen.append(self) or run(self, frames))
+    flags = ["--frames", "--format", "gif", "--propagate", "flow", "--refine-every", 2]
+    assert command(save_film(tmp_path / "film", 3), "bright.", *flags, "--out", tmp_path / "out") == 0
+    assert seen[0].tracker.refine_every == 2
+
+
+def test_templates_and_the_heat_size_reach_the_models(monkeypatch):
+    given = []
+    monkeypatch.setattr(cli_run, "load_models", lambda *args, **named: given.extend([*args, *named.values()]))
+    words = ["a.png", "cat.", "--method", "clipseg", "--heat-size", "64", "--template", "a photo of {}."]
+    cli_run.load(parser.parse_arguments(words), False)
+    assert 64 in given and ["a photo of {}."] in [list(g) if isinstance(g, (list, tuple)) else g for g in given]

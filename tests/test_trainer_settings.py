@@ -1,12 +1,13 @@
 """Each setting of training reaches what it is about: the functions themselves have their own tests."""
 
+import math
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minivit import checkpoint, run, train
+from minivit import checkpoint, mix, run, train
 from minivit import data as datasets
 from minivit.augment import Augment
 from minivit.config import DEFAULTS, arguments, resolve, write_arguments
@@ -260,3 +261,28 @@ def test_the_images_of_a_run_are_drawn_by_its_seed(data, monkeypatch):
 def test_a_run_is_evaluated_in_the_precision_of_its_training(data, tmp_path):
     t = trainer(data, tmp_path, amp="bf16")
     assert t.evaluator.dtype == torch.bfloat16 and t.about()["precision"] == "bfloat16"
+
+
+def test_the_decay_of_the_average_rises_over_the_whole_run(data, tmp_path, monkeypatch):
+    t, steps = trainer(data, tmp_path), []
+    monkeypatch.setattr(t.ema, "update", lambda model, step: steps.append(step))
+    t.fit(until=2)
+    assert steps == list(range(2 * t.steps_per_epoch))
+
+
+def test_the_cosine_ends_at_the_least_rate_that_was_asked_for(data, tmp_path):
+    t, rates = trainer(data, tmp_path, schedule="cosine", lr=0.01, min_lr=0.002, warmup=0.25), []
+    for step in range(t.total_steps):
+        t.epoch, t.batch = divmod(step, t.steps_per_epoch)
+        rates.append(t.lr)
+    falling = [0.002 + 0.008 * (1 + math.cos(math.pi * k / 9)) / 2 for k in range(9)]
+    assert rates == pytest.approx([1e-6 + (0.01 - 1e-6) * k / 3 for k in range(3)] + falling)
+
+
+def test_mixup_and_cutmix_have_the_alphas_that_were_asked_for(data, tmp_path, monkeypatch):
+    called = []
+    for name in ("mixup", "cutmix"):
+        monkeypatch.setattr(mix, name, lambda x, target, how, name=name: called.append(name) or (x, target))
+    for alphas in ({"mixup": 0.5, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 0.5}):
+        seen_in(trainer(data, tmp_path, **alphas), 0)
+    assert called == ["mixup", "cutmix"]
