@@ -1,8 +1,8 @@
 """The CIFAR-10 weights that ship: make the file from a run, and measure what is in it.
 
     python benchmarks/cifar_demo.py --run runs/cifar-fast --last                # writes minivit/demo/cifar10.pt
-    python benchmarks/cifar_demo.py --data-root cifar10-jpeg --out runs/demo    # measures that file
-    python benchmarks/cifar_demo.py --plot                                      # draws benchmarks/logs/
+    python benchmarks/cifar_demo.py --data-root cifar10-jpeg                    # measures that file
+    python benchmarks/cifar_demo.py --plot                                      # draws the curves of benchmarks/logs
 
 The first takes the averaged weights of the last epoch (without --last those that the hold-out chose), in fp16
 and without the state of the training, and begins minivit/demo/cifar10.json, the facts beside them. The second

@@ -263,7 +263,7 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
         choices=("none", "weights", "sampler"),
     )
     flag("--clip", "gradient clipping: largest norm, 0 for none", type=float)
-    flag("--ema-start", "EMA decay at the first step", type=float)
+    flag("--ema-start", "EMA decay where its rise begins; the first steps have less", type=float)
     flag("--ema-end", "EMA decay at the last step", type=float)
     flag("--patience", "early stopping: epochs without a better hold-out accuracy, 0 for never", type=int)
     flag("--max-bad-steps", "stop after this many steps in a row with non-finite gradients", type=int)
@@ -277,7 +277,8 @@ def add_optimisation(parser: argparse.ArgumentParser) -> None:
 
 def add_augmentation(parser: argparse.ArgumentParser) -> None:
     """Changes to images and labels during training, and their clean end."""
-    flag = functools.partial(add_flag, parser.add_argument_group("augmentation and labels"))
+    title = "augmentation and labels (a preset may have other defaults)"
+    flag = functools.partial(add_flag, parser.add_argument_group(title))
     flag(
         "--sizes",
         "sides of the training images in pixels, each for an equal share of the epochs: 24 24 32",

@@ -13,8 +13,9 @@ CONVOLUTIONAL = {  # a teacher's labels stay sharp without label smoothing (arXi
     "clean_epochs": 0,
     "ema_end": 0.999,
 }
+LIKE_FAST = {"padding": "reflect", "alternate_flip": True}  # of cifar-fast, and not measured in longer recipes
 RECIPES: dict[str, dict] = {
-    "cifar": {"padding": "reflect", "alternate_flip": True},  # taken over from cifar-fast
+    "cifar": {**LIKE_FAST},
     "cifar-small": {
         "epochs": 24,
         "batch_size": 128,
@@ -58,6 +59,7 @@ RECIPES: dict[str, dict] = {
         "ema_end": 0.99,
     },
     "distilled": {  # temperature and weight: with --teacher
+        **LIKE_FAST,
         "lr": 6e-4,
         "min_lr": 0.0,
         "warmup": 0.05,

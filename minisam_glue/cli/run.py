@@ -227,7 +227,9 @@ class Run:
         sam = self.job.models.sam
         moving = any(moving for moving, _ in groups)
         if moving and sam.device.type == "cpu" and sam.config.image_size >= LARGE and self.args.size is None:
-            self.console.say("note: a frame takes seconds on a CPU; --size 512 is 7 times as fast, its masks coarser")
+            self.console.say(
+                "note: a frame takes seconds on a CPU; --size 512 is more than 7 times as fast, its masks coarser"
+            )
         foreign = demo.foreign(split_phrases(self.job.sentence)) if self.job.sentence and self.job.models.demo else []
         if foreign:
             self.console.say(f"note: the demo weights know {demo.KNOWN}; not {', '.join(map(repr, foreign))}")
