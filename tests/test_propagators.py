@@ -327,6 +327,9 @@ def test_both_propagators_are_measured_on_the_same_clips():
     assert metrics.keys() == {"memory", "flow"}
     for one in metrics.values():
         assert {"jf", "jf_free", "jf_crossing", "j", "f"} <= one.keys() and one["seconds_per_frame"] > 0
+    twice = measure_trackers(tiny_model(), [clip(1, "free", 3)], {"one": MemoryPropagator, "again": MemoryPropagator})
+    same = {name: metrics.metrics().get("same_masks_free") for name, metrics in (found | twice).items()}
+    assert same["one"] is None and same["again"] == 1.0 and same["flow"] == 0.0
     assert metrics["memory"]["clip_objects"] == metrics["flow"]["clip_objects"] > 0
     assert metrics["memory"]["jf"] != metrics["flow"]["jf"]
 

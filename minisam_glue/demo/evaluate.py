@@ -256,17 +256,20 @@ def evaluate_clips(model: SAM2, clips: Iterable[Clip], tracked: Tracked | None =
 def measure_trackers(
     model: SAM2, clips: Iterable[Clip], trackers: dict[str, Callable[[SAM2], VideoTracker]]
 ) -> dict[str, ClipMetrics]:
-    """Values of all clips and the time that they took, by the name of each tracker."""
+    """Values of all clips and the time that they took, by the name of each tracker; of all but the first one also
+    whether its masks of a clip are those of the first to the bit (same_masks)."""
     found = {name: ClipMetrics() for name in trackers}
     for film in clips:
-        objects = seeded(film)
+        objects, first = seeded(film), None
         for name, build in trackers.items():
             tracker, begun = build(model), time.perf_counter()
             tracker.max_hole = 0
             masks = follow(tracker, film, objects)
             found[name].seconds += time.perf_counter() - begun
             found[name].frames += len(masks)
-            found[name].add(film, objects, masks)
+            same = {} if first is None else {"same_masks": [torch.equal(masks, first)]}
+            first = masks if first is None else first
+            found[name].add(film, objects, masks, same)
     return found
 
 
