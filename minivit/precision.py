@@ -28,5 +28,6 @@ def cpu_has_bf16() -> bool:
     try:
         found = torch.cpu.get_capabilities()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    except (AttributeError, RuntimeError):  # a PyTorch without this call
-        return False
+    except (AttributeError, RuntimeError):  # an older PyTorch, without this call
+        older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return older is not None and bool(older())

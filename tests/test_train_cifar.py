@@ -17,6 +17,7 @@ from PIL import Image
 import train_cifar
 from minivit import checkpoint, cli, config, parser, run, train
 from minivit.files import Claim
+from minivit.precision import choose_precision
 from minivit.report import percent
 from minivit.train_config import TrainingError
 
@@ -142,6 +143,15 @@ def test_auto_trains_a_narrow_model_in_fp32_on_a_processor_with_bf16_whatever_el
         config = json.loads((out / "config.json").read_text())
         assert str(trainer.dtype) == f"torch.{precision}" and config["precision"] == precision
         assert args["amp"] == {"float32": "off", "bfloat16": "bf16"}[precision]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_an_older_pytorch_knows_a_processor_that_computes_in_bf16(able, monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
+    assert choose_precision("auto", torch.device("cpu")) == (torch.bfloat16 if able else torch.float32)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert choose_precision("auto", torch.device("cpu")) == torch.float32
 
 
 def test_a_run_goes_on_in_its_precision_where_auto_would_choose_another(images, tmp_path, monkeypatch):
