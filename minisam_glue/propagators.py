@@ -28,6 +28,7 @@ from . import redetection
 from .flow import farneback, grey, inconsistency, warp
 from .identity import Frame, Identity, Notes
 from .identity import state_kind as identity_kind
+from .identity.frame import is_rival
 from .identity.motion import corners
 from .masks import boxes_of
 from .sam2 import SAM2, FrameResult, VideoTracker
@@ -197,11 +198,15 @@ class MemoryPropagator(VideoTracker):
         if self.identity is None:
             return Notes()
         scores, side = result.object_score_logits.sigmoid().tolist(), self.model.config.image_size // 4
-        (height, width), predicted = result.size, {}
-        for number in sorted(self.identity.in_meeting & set(result.ids)):
+        (height, width), predicted, rivals = result.size, {}, []
+        for number in sorted(self.identity.in_meeting):
             box = corners(self.identity.tracks[number].motion.predict(result.frame))
-            predicted[number] = tuple(a * b / side for a, b in zip(box, (width, height) * 2))
-        return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done())
+            box = tuple(a * b / side for a, b in zip(box, (width, height) * 2))
+            if is_rival(number):
+                rivals.append(box)
+            elif number in result.ids:
+                predicted[number] = box
+        return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done(), rivals)
 
     @torch.inference_mode()
     def appearances(self, masks: Tensor, image: np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ from minisam_glue import propagation, propagators, redetection
 from minisam_glue.demo.evaluate import measure_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame
+from minisam_glue.identity.frame import FIRST_RIVAL
 from minisam_glue.identity.rules import Track
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
@@ -481,10 +482,11 @@ def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
     propagator = wide(MemoryPropagator)
     track = Track()
     track.motion.observe(0, (4.0, 8.0, 2.0, 4.0), 8)
-    propagator.identity.tracks, propagator.identity.in_meeting = {3: track}, {3}
+    propagator.identity.tracks, propagator.identity.in_meeting = {3: track, FIRST_RIVAL: track}, {3, FIRST_RIVAL}
     result = SimpleNamespace(object_score_logits=torch.zeros(1), size=(40, 80), ids=[3], frame=0)
     notes = propagator.notes(result)
     assert notes.predicted == {3: (15, 15, 25, 25)} and notes.scores == {3: 0.5}
+    assert notes.rivals == [(15, 15, 25, 25)]
 
 
 def test_holes_shrink_with_the_masks_and_four_prompted_frames_are_kept(monkeypatch):

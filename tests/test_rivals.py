@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers.sam2_tiny import frames, tiny_model
@@ -302,6 +303,20 @@ def test_a_twin_that_nobody_tracks_draws_no_mask_to_it_and_is_not_shown(demo):
         covered[rules] = int(((masks[:, None] & twins).sum((2, 3)) > 0.5 * twins.sum((2, 3))).any(1).sum())
     assert len(tracker.identity.rivals) == 2 and set(words) == {"#1 and a look-alike meet"}
     assert covered[True] == 0 < covered[False]
+
+
+def test_an_object_that_was_covered_while_the_light_changed_has_its_mask_again(demo):
+    film = clip(119, "free", chosen=range(12))
+    true, frames, tracker = film.masks[:, 2], film.frames.copy(), MemoryPropagator(demo)
+    for t in (6, 7):  # a grey box hides it
+        rows, columns = np.nonzero(true[t])
+        frames[t][rows.min() - 4 : rows.max() + 5, columns.min() - 4 : columns.max() + 5] = (90, 110, 100)
+    frames[8:] = (frames[8:] * 0.55).astype(np.uint8)
+    tracker.seek(0, frames[0])
+    tracker.prompt(1, box=film.boxes[0, 2])
+    masks = np.stack([tracker.track().masks()[0], *(tracker.step(image).masks()[0] for image in frames[1:])])
+    overlap = (masks & true).sum((1, 2)) / (masks | true).sum((1, 2)).clip(min=1)
+    assert (overlap[[1, 2, 3, 4, 5, 8, 9, 10, 11]] > 0.8).all()
 
 
 def test_the_memory_of_a_rival_is_nobodys(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,8 @@ def test_a_panel_shows_mask_title_words_and_the_predicted_box_in_the_colour_of_i
     assert differs[top + 40, 200:300].any() and (told[top : top + 240] == colour_of(1)).all(-1).any()
     assert not differs[top + 50 : top + 110, 210:290].any()  # the inside of the box
     assert differs[top + 240 :].any() and (told[:top] < 100).all(-1).any()
+    rival = draw_panel(blank(rivals=[(100, 20, 150, 60)]))
+    assert (rival[top : top + 240] == 255).all(-1).any() and (rival[:top] == plain[:top]).all()
     outside = draw_panel(blank(predicted={1: (-30, -30, 500, 500)}))
     assert np.array_equal(outside[:top], plain[:top])  # a box beyond the frame leaves the title readable
 
@@ -213,8 +216,10 @@ def test_a_frame_that_comes_twice_keeps_the_notes_of_its_first_pass(tmp_path):
 
 def test_what_the_rules_did_survives_a_file_and_damage_is_refused():
     notes = Notes({1: 0.5, 2: 0.25}, {2: (1.0, 2.0, 3.5, 4.0)}, ["#1 and #2 meet"])
-    assert Notes.from_json(json.loads(json.dumps(notes.as_json()))) == notes
-    for wrong in (5, {}, {"objects": [{"id": 1, "score": "x", "predicted": None}], "did": []}):
+    for some in (notes, replace(notes, rivals=[(0.0, 1.0, 2.0, 3.0)])):
+        assert Notes.from_json(json.loads(json.dumps(some.as_json()))) == some
+    damaged = {"objects": [{"id": 1, "score": "x", "predicted": None}], "did": []}
+    for wrong in (5, {}, damaged, {"objects": [], "did": [], "rivals": [[1]]}):
         with pytest.raises(ValueError, match="what the rules did"):
             Notes.from_json(wrong)
 

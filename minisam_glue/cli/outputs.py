@@ -177,7 +177,9 @@ def panel_of(result: Segmented, time: float) -> tuple[Panel, object]:
     masks = np.array([o.mask for o in seen], bool).reshape(-1, *result.image.shape[:2])
     scores = [notes.scores.get(o.id, o.score) for o in seen]
     title, words = f"frame {result.frame}, {time:.2f} s", panel_words(notes.words, absent)
-    return Panel(result.image, masks, [o.id for o in seen], title, scores, notes.predicted, words), happened
+    return Panel(
+        result.image, masks, [o.id for o in seen], title, scores, notes.predicted, words, notes.rivals
+    ), happened
 
 
 class Journal:

@@ -15,6 +15,7 @@ class Notes:
     scores: dict[int, float] = field(default_factory=dict)  # by id, 0 to 1
     predicted: dict[int, Corners] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
+    rivals: list[Corners] = field(default_factory=list)  # predicted for look-alikes that an object meets
 
     def as_json(self) -> dict:
         """A record that json.dumps takes."""
@@ -22,19 +23,21 @@ class Notes:
             {"id": number, "score": round(score, 4), "predicted": self.box_as_json(number)}
             for number, score in self.scores.items()
         ]
-        return {"objects": objects, "did": self.words}
+        rivals = [rounded(box) for box in self.rivals]
+        return {"objects": objects, "did": self.words} | ({"rivals": rivals} if rivals else {})
 
     def box_as_json(self, number: int) -> list[float] | None:
         """The predicted box of an object, if it has one."""
         box = self.predicted.get(number)
-        return None if box is None else [round(side, 2) for side in box]
+        return None if box is None else rounded(box)
 
     def after(self, earlier: "Notes") -> "Notes":
         """The notes of a second pass over a frame: those of the first stay for all objects that came in it alone."""
         again = self.scores.keys()
         words = [did for did in earlier.words if not again & set(map(int, re.findall(r"#(\d+)", did)))]
         predicted = {number: box for number, box in earlier.predicted.items() if number not in again}
-        return Notes(earlier.scores | self.scores, predicted | self.predicted, words + self.words)
+        rivals = self.rivals or earlier.rivals
+        return Notes(earlier.scores | self.scores, predicted | self.predicted, words + self.words, rivals)
 
     @classmethod
     def from_json(cls, record: object) -> "Notes":
@@ -42,9 +45,15 @@ class Notes:
         NOTES(record, "what the rules did")
         objects = record["objects"]
         boxes = {o["id"]: tuple(o["predicted"]) for o in objects if o["predicted"] is not None}
-        return cls({o["id"]: o["score"] for o in objects}, boxes, list(record["did"]))
+        rivals = record.get("rivals", [])
+        sequence(BOX)(rivals, "what the rules did: rivals")
+        return cls({o["id"]: o["score"] for o in objects}, boxes, list(record["did"]), list(map(tuple, rivals)))
 
 
-NOTES = fields(
-    objects=sequence(fields(id=whole(1), score=real, predicted=optional(sequence(real, 4)))), did=sequence(text)
-)
+def rounded(box: Corners) -> list[float]:
+    """A box as JSON has it."""
+    return [round(side, 2) for side in box]
+
+
+BOX = sequence(real, 4)
+NOTES = fields(objects=sequence(fields(id=whole(1), score=real, predicted=optional(BOX))), did=sequence(text))

@@ -7,7 +7,8 @@
         teller.add(panel)
     picture = teller.picture()
 
-A predicted box has the colour of its object. Left out: frames of several sizes in one picture.
+A predicted box has the colour of its object; that of a look-alike which nobody asked for is white. Left out: frames of
+several sizes in one picture.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,7 +23,7 @@ SIDE, LARGEST_SIDE = 240, 480  # pixels of the longer side of a panel; small fra
 LINES = 2  # of words below a panel
 MOST, COLUMNS = 12, 4  # panels of a long video's story; in a row
 GAP = 4  # pixels between panels
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+PAPER, INK, RIVAL = (255, 255, 255), (40, 40, 40), (255, 255, 255)
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Panel:
     scores: list[float] | None = None  # object scores, 0 to 1
     predicted: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)  # id -> xyxy, pixels
     words: str = ""  # what the rules did, below the frame
+    rivals: Sequence[tuple[float, float, float, float]] = ()  # boxes predicted for look-alikes, xyxy, pixels
 
 
 def story(rows: Sequence[Sequence[Panel]]) -> np.ndarray:
@@ -60,22 +62,20 @@ def arranged(drawn: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 def draw_panel(panel: Panel) -> np.ndarray:
     """A frame with what is known of it, a title above and the words below."""
     image, masks, scale = at_panel_size(panel.image, panel.masks)
-    picture = overlay(image, masks, ids=panel.ids, scores=panel.scores)
+    picture = Image.fromarray(overlay(image, masks, ids=panel.ids, scores=panel.scores))
+    boxes = [(colour_of(number), box) for number, box in panel.predicted.items()]
+    for colour, box in boxes + [(RIVAL, box) for box in panel.rivals]:
+        left, top, right, bottom = (round(scale * side) for side in box)
+        dashed(ImageDraw.Draw(picture), [(left, top), (right, top), (right, bottom), (left, bottom)], colour)
     font = ImageFont.load_default(13)
-    line, (height, width) = sum(font.getmetrics()) + 2, picture.shape[:2]
+    line, (width, height) = sum(font.getmetrics()) + 2, picture.size
     canvas = Image.new("RGB", (width, height + (1 + LINES) * line), PAPER)
-    canvas.paste(Image.fromarray(picture), (0, line))
+    canvas.paste(picture, (0, line))
     pen = ImageDraw.Draw(canvas)
     pen.text((1, 0), fitting(panel.title, font, width - 2), INK, font)
     for number, words in enumerate(wrapped(panel.words, font, width - 2), 1):
         pen.text((1, height + number * line), words, INK, font)
-    for number, box in panel.predicted.items():
-        left, top, right, bottom = (round(scale * side) for side in box)
-        corners = [(left, top + line), (right, top + line), (right, bottom + line), (left, bottom + line)]
-        dashed(pen, corners, colour_of(number))
-    out = np.array(canvas)
-    out[:line], out[line + height :] = strip(out[:line]), strip(out[line + height :])
-    return out
+    return np.array(canvas)
 
 
 def panel_words(done: Sequence[str], absent: Sequence[int]) -> str:
@@ -98,12 +98,6 @@ def at_panel_size(image: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = [np.asarray(Image.fromarray(mask).resize(size)) for mask in masks]
     return np.array(Image.fromarray(image).resize(size)), np.array(small, bool).reshape(-1, *size[::-1]), scale
-
-
-def strip(part: np.ndarray) -> np.ndarray:
-    """A line of text without the ends of boxes that reach into it: what is coloured becomes paper."""
-    coloured = part.max(-1).astype(int) - part.min(-1) > 24
-    return np.where(coloured[..., None], np.uint8(PAPER), part)
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
