@@ -394,12 +394,12 @@ def test_who_is_away_for_long_is_looked_for_on_each_fourth_frame():
         asked[frame.t] = len(boxes)
         return answers([there] * len(boxes), 0.1)  # SAM 2 is not sure
 
-    for t in range(60):
+    for t in range(90):
         frame = copy.deepcopy(film[min(t, 11)])
         frame.t = t
         identity.settle(frame, look)
     searched = [t for t, count in asked.items() if count]
-    assert searched == [*range(10, 36), *range(36, 60, 4)]
+    assert searched == [*range(10, 66), *range(68, 90, 4)]
 
 
 def test_lost_objects_that_are_not_found_at_one_place_are_looked_for_once_on_a_frame():
