@@ -184,10 +184,10 @@ def main() -> int:
     for preset, share in TRAINED:
         note(speed, "throughput.json", preset, measure(preset, args) if left() > 0 or not speed else NO_TIME)
         seconds = share * (left() - LAST * args.seconds)
-        if "epoch_seconds" not in speed[preset]:
-            result = {"failed": "it could not be measured: see throughput.json"}
-        elif seconds <= 0 and results:
+        if speed[preset] is NO_TIME or (seconds <= 0 and results):
             result = NO_TIME
+        elif "epoch_seconds" not in speed[preset]:
+            result = {"failed": "it could not be measured: see throughput.json"}
         else:
             try:
                 result = train(preset, speed[preset], seconds, args)
