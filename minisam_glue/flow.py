@@ -96,7 +96,7 @@ def smooth(pictures: Tensor, sigma: float) -> Tensor:
     With sigma 0 the weights are 1/4, 1/2, 1/4, as OpenCV has them.
     """
     half = max(round(5 * sigma) | 1, 3) // 2
-    x = torch.arange(-half, half + 1, dtype=torch.float32)
+    x = torch.arange(-half, half + 1, dtype=torch.float32, device="cpu")
     taps = torch.exp(-(x**2) / (2 * sigma**2)) if sigma else torch.tensor([0.25, 0.5, 0.25])
     mode = "reflect" if min(pictures.shape[-2:]) > half else "replicate"
     padded = F.pad(pictures[:, None], (half, half, half, half), mode=mode)[:, 0]
@@ -134,14 +134,14 @@ def expansion_kernels(n: int, sigma: float) -> tuple[Tensor, Tensor]:
     G_ij = <m_i, m_j>. All inner products are separable: g, y g and y^2 g are applied down the columns, then g, x g and
     x^2 g along the rows, where G^-1 is multiplied in.
     """
-    x = torch.arange(-n, n + 1, dtype=torch.float64)
+    x = torch.arange(-n, n + 1, dtype=torch.float64, device="cpu")
     g = torch.exp(-(x**2) / (2 * sigma**2))
     g = g / g.sum()
     taps = g * torch.stack((x**0, x, x**2))  # (3, 2n + 1)
     moments = [float((g * x**k).sum()) for k in range(5)]
     powers = [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1)]  # of x and y
-    G = torch.tensor([[moments[a + c] * moments[b + d] for c, d in powers] for a, b in powers], dtype=torch.float64)
-    rows = torch.zeros(6, 3, len(x), dtype=torch.float64)
+    G = x.new_tensor([[moments[a + c] * moments[b + d] for c, d in powers] for a, b in powers])
+    rows = x.new_zeros(6, 3, len(x))
     for column, (a, b) in zip(torch.linalg.inv(G).T, powers):
         rows[:, b] += column[:, None] * taps[a]
     return taps.float()[:, None, :, None], rows[1:, :, None].float()
@@ -194,7 +194,7 @@ def edge_weights(H: int, W: int, device: torch.device) -> Tensor:
 def window_taps(winsize: int, gaussian: bool) -> Tensor:
     """The weights (2 * (winsize // 2) + 1,) of a window along one axis."""
     half = winsize // 2
-    x = torch.arange(-half, half + 1, dtype=torch.float32)
+    x = torch.arange(-half, half + 1, dtype=torch.float32, device="cpu")
     weights = torch.exp(-(x**2) / (2 * (0.3 * half) ** 2)) if gaussian and half else torch.ones_like(x)
     return weights / weights.sum()
 

@@ -34,9 +34,15 @@ def as_built(*layers: nn.Module) -> bool:
     """Whether these are linear layers of PyTorch's own class, without hooks.
 
     A form that reads their weights is equal for these alone: a layer with an adapter (LoRA), in int8, pruned or
-    watched has to be called.
+    watched, or with a forward of its own in place of its class's, has to be called.
     """
-    return all(type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks) for layer in layers)
+    return all(type(layer) is nn.Linear and not has_hooks(layer) and "forward" not in vars(layer) for layer in layers)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks run before or after a module, forward or backward."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(map(len, hooks))
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from .identity import Frame, Identity, Notes
 from .identity import state_kind as identity_kind
 from .identity.frame import is_rival
 from .identity.motion import corners
+from .identity.notes import RivalBox
 from .masks import boxes_of
 from .sam2 import SAM2, FrameResult, VideoTracker
 from .sam2.layers import pool_to, resize_antialiased
@@ -203,7 +204,7 @@ class MemoryPropagator(VideoTracker):
             box = corners(self.identity.tracks[number].motion.predict(result.frame))
             box = tuple(a * b / side for a, b in zip(box, (width, height) * 2))
             if is_rival(number):
-                rivals.append(box)
+                rivals.append(RivalBox(sorted(self.identity.tracks[number].rival_of), box))
             elif number in result.ids:
                 predicted[number] = box
         return Notes(dict(zip(result.ids, scores)), predicted, self.identity.done(), rivals)

@@ -100,7 +100,10 @@ def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3:
         kind = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"images are {kind}: give a tensor (B, 3, H, W)")
-    mean, std = (255 * torch.tensor(value, device=x.device).view(3, 1, 1) for value in (mean, std))
+    mean, std = (
+        255 * torch.tensor([float(v) for v in values], dtype=torch.float32, device=x.device).view(3, 1, 1)
+        for values in (mean, std)
+    )
     return x.sub(mean).div_(std)
 
 

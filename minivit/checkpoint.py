@@ -14,6 +14,7 @@ as a model), the optimizer's state.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ from minivit.reading import (
     whole,
 )
 from minivit.resnet import resnet18, resnet50
+from minivit.stem import Whitening
 from minivit.text import composed, one_line
 from minivit.vit import PRESETS, VisionTransformer, ViTConfig
 
@@ -164,7 +166,7 @@ def save_model(
 
     classes: their names, in the order of the logits. mean, std: by channel, of pixels from 0 to 1, by which images were
     normalised. TypeError for another model; ValueError for other numbers of classes or channels, or out of their range;
-    CheckpointError if the file can't be written.
+    CheckpointError if the file can't be written. A UserWarning for a whitening stem that was trained unwhitened.
     """
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"a {type(model).__name__} has no settings that describe it: give a VisionTransformer")
@@ -180,6 +182,13 @@ def save_model(
     }
     for name, kind in KINDS.items():
         kind(state.get(name), name)
+    whiten = getattr(model.patch_embed, "whiten", None)
+    if isinstance(whiten, Whitening) and not whiten.is_fitted:
+        warnings.warn(
+            "the model was trained behind random filters: before training call "
+            "model.patch_embed.whiten.fit([images]) with some thousand normalised images",
+            stacklevel=2,
+        )
     save(Path(path), state)
 
 

@@ -21,7 +21,8 @@ TRAIN = "train:"  # in front of the preset of a teacher that is trained first
 class Teacher(nn.Module):
     """Logits (B, classes) of a model for images (B, 3, H, W) that are normalised for its student.
 
-    own, students: mean and std, by channel, under which the model was trained and under which the images are.
+    model: is put into evaluation mode, and learns no more. own, students: mean and std, by channel, under which it was
+    trained and under which the images are.
     """
 
     def __init__(self, model: nn.Module, own: Sequence[Sequence[float]], students: Sequence[Sequence[float]]):

@@ -87,7 +87,7 @@ def export_model(model: nn.Module, target: Path, metadata: dict) -> tuple[tuple[
     target = Path(target)
     if target.suffix.lower() not in WRITERS:
         raise ExportError(f"{target}: give a name that ends in {' or '.join(WRITERS)}")
-    model = copy.deepcopy(model).float().eval()
+    model = copy.deepcopy(model).float().cpu().eval()
     size = model.config.size if hasattr(model, "config") else (32, 32)
     write, load = WRITERS[target.suffix.lower()]
     texts = {name: json.dumps(value) for name, value in metadata.items()}

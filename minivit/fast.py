@@ -154,9 +154,10 @@ def is_as_built(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks run before or after this module, forward or backward."""
+    """Whether hooks run before or after this module, forward or backward, or a forward of its own in place of its
+    class's."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any(map(len, hooks))
+    return any(map(len, hooks)) or "forward" in vars(module)
 
 
 def is_exporting() -> bool:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivit.checkpoint import KINDS, find
+from minivit.checkpoint import KINDS, find, outline_model, with_patch
 from minivit.layouts import UNUSED, layout_of, to_our_names
 from minivit.reading import (
     DEVIATIONS,
@@ -36,7 +36,7 @@ from minivit.reading import (
     whole,
 )
 from minivit.text import composed, one_line
-from minivit.vit import VisionTransformer
+from minivit.vit import VisionTransformer, ViTConfig
 
 HOLDERS = ("state_dict_ema", "model_ema", "model", "state_dict", "ema")  # of weights, averaged ones first
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
@@ -113,11 +113,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
+def load_state(model: VisionTransformer, state: dict[str, Tensor], source: ViTConfig | None = None) -> list[str]:
     """Load weights under our names into `model`. Returns the names of heads that stay new: those of another number of
     classes, and those that the file lacks.
 
-    Position embeddings of another image size are resampled. ValueError names what does not fit.
+    Learned position embeddings of another image size are resampled; computed ones stay the model's own. source: the
+    settings of the model that the weights are of, if they are known; its grid counts as square otherwise. ValueError
+    names what does not fit.
     """
     state, ours = dict(state), model.state_dict()
     headless = not any(name in state for name in HEADS)
@@ -130,8 +132,17 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor]) -> list[str]:
     positions = state.get("pos_embed")
     known = ours.get("pos_embed")
     tokens = 0 if model.config.tokens_enter_late else model.config.tokens
-    if known is not None and can_be_resized(positions, known, tokens):
-        state["pos_embed"] = resize_position_embedding(positions, tokens, model.config.grid)
+    other_grid = source is not None and source.grid != model.config.grid
+    if (
+        known is not None
+        and can_be_resized(positions, known, tokens)
+        and (other_grid or len(positions[0]) != len(known[0]))
+    ):
+        if source is not None and source.position == model.config.position == "sincos":
+            state["pos_embed"] = known
+        else:
+            grid = None if source is None else source.grid
+            state["pos_embed"] = resize_position_embedding(positions, tokens, model.config.grid, grid)
     problems = [
         f"{word} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
         for word, names in (
@@ -160,6 +171,15 @@ def is_checkpoint(content: object) -> bool:
     return isinstance(content, dict) and "describe" in content
 
 
+def settings_of(checkpoint: dict) -> ViTConfig | None:
+    """The settings of the model that a checkpoint is of; None if it names none that can be built."""
+    about = with_patch(checkpoint)
+    try:
+        return getattr(outline_model(about["preset"], 1, about["overrides"]), "config", None)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def knows_others(checkpoint: dict, classes: Sequence[str]) -> bool:
     """Whether a checkpoint knows other classes than these, or in another order. ValueError if it is damaged."""
     KINDS["classes"](checkpoint.get("classes"), "its classes")
@@ -181,7 +201,8 @@ def load_pretrained(model: VisionTransformer, path: Path, classes: Sequence[str]
         unused = sorted(name for name in ours if re.match(UNUSED, name))
         others = classes is not None and is_checkpoint(content) and knows_others(content, classes)
         left_out = {*unused, *(HEADS if others else ())}
-        fresh = load_state(model, {name: tensor for name, tensor in ours.items() if name not in left_out})
+        source = settings_of(content) if is_checkpoint(content) else None
+        fresh = load_state(model, {name: tensor for name, tensor in ours.items() if name not in left_out}, source)
         normalisation = normalisation_of(path, content, layout)
     except ValueError as error:
         message = str(error)
@@ -253,24 +274,26 @@ def described_normalisation(path: Path) -> Normalisation | None:
 
 
 def can_be_resized(positions: Tensor | None, known: Tensor, tokens: int) -> bool:
-    """Whether positions are those of another grid than the model's, with as many special tokens and channels."""
-    if positions is None or positions.shape == known.shape:
+    """Whether positions may be those of another grid, with as many special tokens and channels as the model's."""
+    if positions is None:
         return False
     batch, count, channels = positions.shape if positions.ndim == 3 else (0, 0, 0)
     return batch == 1 and count > tokens and channels == known.shape[2]
 
 
-def resize_position_embedding(embedding: Tensor, tokens: int, grid: tuple[int, int]) -> Tensor:
-    """Resample (1, T + n * n, C), learned on a square grid, to (1, T + h * w, C): bicubic and antialiased, as timm.
+def resize_position_embedding(
+    embedding: Tensor, tokens: int, grid: tuple[int, int], learned: tuple[int, int] | None = None
+) -> Tensor:
+    """Resample (1, T + n * m, C), learned on a grid of n x m, to (1, T + h * w, C): bicubic and antialiased, as timm.
 
-    tokens: T, the special tokens, which come first and stay. ValueError if the rest is no square grid.
+    tokens: T, the special tokens, which come first and stay. learned: (n, m), by default a square. ValueError if the
+    positions are not as many.
     """
     special, patches = embedding[:, :tokens], embedding[:, tokens:]
-    side = math.isqrt(patches.shape[1])
-    if side * side != patches.shape[1]:
-        raise ValueError(
-            f"{patches.shape[1]} positions are not a square grid: cannot be resampled to {grid[0]}x{grid[1]}"
-        )
-    image = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()  # (1, N, C) -> (1, C, n, n)
+    n, m = learned or (math.isqrt(patches.shape[1]),) * 2
+    if n * m != patches.shape[1]:
+        kind = f"a grid of {n}x{m}" if learned else "a square grid"
+        raise ValueError(f"{patches.shape[1]} positions are not {kind}: cannot be resampled to {grid[0]}x{grid[1]}")
+    image = patches.reshape(1, n, m, -1).permute(0, 3, 1, 2).float()  # (1, N, C) -> (1, C, n, m)
     image = F.interpolate(image, grid, mode="bicubic", antialias=True)
     return torch.cat([special, image.flatten(2).transpose(1, 2).to(embedding.dtype)], dim=1)

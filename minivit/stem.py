@@ -36,6 +36,13 @@ class WhiteningStem(nn.Module):
         widths = [Whitening.channels, 64] + [dim] * (halvings - 1)
         self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the first layer waits for `fit`: it is to be whitened, was not, and nothing has been trained behind
+        it, as the count of batches says that the norms keep."""
+        whitens = isinstance(self.whiten, Whitening) and not self.whiten.is_fitted
+        return whitens and not self.stages[0].down.norm.num_batches_tracked
+
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.whiten(x.contiguous(memory_format=torch.channels_last)))  # (B, 24, H - 1, W - 1)
         for stage in self.stages:

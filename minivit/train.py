@@ -74,13 +74,21 @@ def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1
             raise TrainingError(error) from None
 
 
+def check_square(config: TrainConfig, model: nn.Module) -> None:
+    """Raise TrainingError for sides of square images and a model of others."""
+    if config.sizes and isinstance(model, VisionTransformer) and model.config.size[0] != model.config.size[1]:
+        raise TrainingError(
+            f"sizes {config.sizes} are sides of squares, and the model sees {model.config.size}: leave it out"
+        )
+
+
 def fit_whitening(model: nn.Module, data: Dataset) -> None:
     """Set the frozen first layer of a whitening stem from training images at equal steps, 10,000 at most.
 
-    Filters that were set before, such as those of loaded weights, stay.
+    Filters that were set before, such as those of loaded weights, stay, and so do those that a model was trained with.
     """
     stem = getattr(model, "patch_embed", None)
-    if isinstance(stem, WhiteningStem) and model.config.whiten and not stem.whiten.is_fitted:
+    if isinstance(stem, WhiteningStem) and stem.is_new:
         height, width = model.config.size
         images = data.train.images[:: max(1, len(data.train) // 5000)]
         parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
@@ -125,6 +133,7 @@ class Trainer:
         if config.compile and ranks.number > 1:  # a compiled module would not average its gradients
             raise TrainingError("--compile goes with one process: leave it out, or torchrun")
         check_crop(config.crop, data.train.images.shape[-1])
+        check_square(config, model)
         set_up_fine_tuning(model, config, ranks.number)
         fit_whitening(model, data)
         torch.manual_seed(config.seed)
@@ -205,8 +214,7 @@ class Trainer:
     def train_epoch(self, on_step: Callable[[], None]) -> bool:
         """One pass over the training images, from where the run stands. False when a stop was requested."""
         self.forward.train()
-        if self.config.train_last is not None:
-            keep_frozen(self.model)
+        keep_frozen(self.model)
         if self.stopping():  # before the order is drawn, which the resumed run does
             return False
         if self.batch == 0:

@@ -12,7 +12,7 @@ from helpers.tensor_ops import apply_tensor_op
 from PIL import Image
 
 from minivit import augment
-from minivit.augment import OPS, Augment
+from minivit.augment import OPS, Augment, normalise
 
 GOLDEN = Path(__file__).parent / "golden" / "vit" / "train_trivialaugment.npz"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -254,3 +254,18 @@ def test_the_same_image_is_changed_differently_in_each_place_of_the_batch():
 def test_images_of_another_kind_are_refused(x):
     with pytest.raises(ValueError, match="uint8"):
         Augment(MEAN, STD)(x, generator())
+
+
+@pytest.mark.parametrize("mean, std", [(np.array([0.5, 0.4, 0.3]), np.array([0.2] * 3)), ((0, 0, 0), (1, 1, 1))])
+def test_images_are_float32_whatever_numbers_mean_and_deviation_are(mean, std):
+    images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    before, wanted = (
+        torch.get_default_dtype(),
+        (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1),
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = normalise(images, mean, std)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32 and torch.allclose(found.double(), wanted, atol=1e-5)

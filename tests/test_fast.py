@@ -194,3 +194,14 @@ def test_hooks_see_every_block_of_an_accelerated_model_with_all_its_tokens(kind)
 def test_an_accelerated_model_is_compiled_in_one_piece():
     model, x = accelerate(VisionTransformer(TINY).eval()), torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+def test_a_forward_of_a_layers_own_is_called_by_the_fast_forms():
+    model = accelerate(
+        VisionTransformer(ViTConfig(image_size=8, patch=4, dim=16, depth=1, class_attention=1, heads=2)).eval()
+    )
+    layer, called = model.class_blocks[0].attn.kv, []
+    forward = layer.forward
+    layer.forward = lambda x: called.append(x.shape) or forward(x)
+    model(torch.randn(1, 3, 8, 8))
+    assert called

@@ -8,6 +8,7 @@ import parity_flow
 import pytest
 import torch
 
+from minisam_glue import flow
 from minisam_glue.flow import box_sum, correlate, farneback, grey, inconsistency, polynomial_expansion, warp
 
 GOLDEN = parity.ROOT / "golden" / "clipseg"
@@ -104,3 +105,12 @@ def test_a_parameter_out_of_range_is_named(wrong):
         farneback(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8), **wrong)
     with pytest.raises(ValueError, match="pictures are"):
         farneback(torch.zeros(1, 8, 8), torch.zeros(1, 8, 9))
+
+
+def test_a_default_device_of_a_moment_leaves_no_tables_there():
+    pictures = torch.rand(2, 1, 40, 40)
+    for table in (flow.expansion_kernels, flow.window_taps):
+        table.cache_clear()
+    with torch.device("meta"):
+        assert all(part.device.type == "cpu" for part in (*flow.expansion_kernels(5, 1.1), flow.window_taps(15, False)))
+    assert farneback(pictures[:1, 0], pictures[1:, 0]).isfinite().all()

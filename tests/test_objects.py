@@ -367,3 +367,9 @@ def test_a_frame_beyond_the_end_of_a_list_is_refused_before_the_first_one(models
     monkeypatch.setattr(Tracking, "_step", lambda *args: pytest.fail("a frame was tracked"))
     with pytest.raises(ValueError, match="object 1: at=3"):
         list(segment_video(models, FILM, Clicks(objects=[ObjectPrompt(box=LEFT, at=3)])))
+
+
+def test_prompts_with_masks_can_be_compared():
+    mask = np.ones((4, 4), bool)
+    one, other = ObjectPrompt(mask=mask), ObjectPrompt(mask=mask.copy())
+    assert one == one and one != other and Clicks(objects=[one]) != Clicks(objects=[other])

@@ -87,6 +87,38 @@ def test_another_image_size_resamples_the_positions_and_leaves_the_class_token_a
     assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
 
 
+@pytest.mark.parametrize("size", [(32, 32), (64, 16), (32, 128)])
+def test_positions_of_a_checkpoint_are_resampled_from_its_own_grid(size, tmp_path):
+    settings = {**vars(TINY), "classes": 2, "image_size": (16, 64), "patch": 4}
+    source, model = (
+        VisionTransformer(ViTConfig(**settings)),
+        VisionTransformer(ViTConfig(**settings | {"image_size": size})),
+    )
+    ramp = torch.arange(16.0).expand(4, 16)  # of each place its column
+    with torch.no_grad():
+        source.pos_embed[0, 1:] = ramp.flatten()[:, None]
+    save_model(tmp_path / "a.pt", source, ["a", "b"], (0.5,) * 3, (0.25,) * 3)
+    load_pretrained(model, tmp_path / "a.pt", ["a", "b"])
+    down, across = model.config.grid
+    found = model.pos_embed[0, 1:, 0].view(down, across)
+    step = 16 / across
+    wanted = (torch.arange(across) + 0.5) * step - 0.5
+    inner = slice(2, -2) if across > 4 else slice(1, -1)  # at the edges bicubic bends
+    assert (found - wanted)[:, inner].abs().max() < 0.6 * step and torch.allclose(found, found[:1].expand(down, across))
+
+
+def test_computed_positions_stay_those_of_the_models_own_grid(tmp_path):
+    settings = {**vars(TINY), "classes": 2, "image_size": (16, 64), "patch": 4, "position": "sincos"}
+    source, model = (
+        VisionTransformer(ViTConfig(**settings)),
+        VisionTransformer(ViTConfig(**settings | {"image_size": 32})),
+    )
+    save_model(tmp_path / "a.pt", source, ["a", "b"], (0.5,) * 3, (0.25,) * 3)
+    before = model.pos_embed.clone()
+    load_pretrained(model, tmp_path / "a.pt", ["a", "b"])
+    assert torch.equal(model.pos_embed, before)
+
+
 def test_resampling_to_the_same_grid_changes_nothing():
     embedding = torch.randn(1, 2 + 9, 4)
     torch.testing.assert_close(resize_position_embedding(embedding, 2, (3, 3)), embedding)

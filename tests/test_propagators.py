@@ -17,6 +17,7 @@ from minisam_glue.demo.evaluate import measure_trackers
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Frame
 from minisam_glue.identity.frame import FIRST_RIVAL
+from minisam_glue.identity.notes import RivalBox
 from minisam_glue.identity.rules import Track
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_video
@@ -480,13 +481,13 @@ def test_memories_of_frames_without_an_object_go_when_the_rules_find_it(monkeypa
 
 def test_what_the_rules_predicted_is_noted_in_pixels_of_the_video():
     propagator = wide(MemoryPropagator)
-    track = Track()
+    track = Track(rival_of={3})
     track.motion.observe(0, (4.0, 8.0, 2.0, 4.0), 8)
     propagator.identity.tracks, propagator.identity.in_meeting = {3: track, FIRST_RIVAL: track}, {3, FIRST_RIVAL}
     result = SimpleNamespace(object_score_logits=torch.zeros(1), size=(40, 80), ids=[3], frame=0)
     notes = propagator.notes(result)
     assert notes.predicted == {3: (15, 15, 25, 25)} and notes.scores == {3: 0.5}
-    assert notes.rivals == [(15, 15, 25, 25)]
+    assert notes.rivals == [RivalBox([3], (15, 15, 25, 25))]
 
 
 def test_holes_shrink_with_the_masks_and_four_prompted_frames_are_kept(monkeypatch):

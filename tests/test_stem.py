@@ -1,11 +1,13 @@
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
 
 from minivit import train
 from minivit.augment import normalise
+from minivit.checkpoint import save_model
 from minivit.data import shapes
 from minivit.stem import Whitening, WhiteningStem
 from minivit.train_config import TrainConfig
@@ -56,6 +58,27 @@ def test_a_trainer_whitens_a_model_of_anyone_and_keeps_filters_that_were_set_bef
     before = filters.clone()
     train.Trainer(model, dataclasses.replace(data, mean=(0.1,) * 3), config, tmp_path / "second", "cpu")
     assert torch.equal(filters, before)
+
+
+@pytest.mark.parametrize("thaw", [False, True])
+def test_a_trainer_leaves_the_filters_that_a_model_was_trained_with(thaw, tmp_path):
+    model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1))
+    data, filters = shapes(0, 60, 20, image_size=16), model.patch_embed.whiten.conv.weight
+    model.requires_grad_(thaw)
+    model(normalise(data.train.images, data.mean, data.std))  # a step of one's own, behind filters at random
+    before = filters.detach().clone()
+    train.Trainer(model, data, TrainConfig(epochs=1, batch_size=20, crop=0, sizes=()), tmp_path, "cpu")
+    assert torch.equal(filters, before)
+
+
+def test_a_model_that_was_trained_unwhitened_is_told_when_it_is_saved(tmp_path):
+    model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1, classes=2))
+    with pytest.warns(UserWarning, match="trained behind random filters"):
+        save_model(tmp_path / "a.pt", model, ["a", "b"], (0.5,) * 3, (0.25,) * 3)
+    model.patch_embed.whiten.fit([correlated_images()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_model(tmp_path / "b.pt", model, ["a", "b"], (0.5,) * 3, (0.25,) * 3)
 
 
 def test_whitening_is_frozen():

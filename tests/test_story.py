@@ -19,6 +19,7 @@ from minisam_glue.demo.clip_story import tell
 from minisam_glue.demo.evaluate import seeded
 from minisam_glue.demo.scenes import clip
 from minisam_glue.identity import Notes
+from minisam_glue.identity.notes import RivalBox
 from minisam_glue.identity.rules import Contact, Track
 from minisam_glue.media import frames
 from minisam_glue.propagation import Tracking
@@ -205,18 +206,20 @@ def test_a_frame_that_comes_twice_keeps_the_notes_of_its_first_pass(tmp_path):
     film = frames(save_film(tmp_path / "film", 2))
     output = VideoOutput(tmp_path / "out", film, "annotated.gif", in_order=False, story=True)
     box = (1.0, 2.0, 3.0, 4.0)
-    first = Notes({1: 0.5, 2: 0.25}, {1: box, 2: box}, ["#1 and #2 meet", "#3 not found: IoU 0.10"])
-    second = Notes({2: 0.75, 4: 1.0}, {4: box}, ["#4 found: IoU 0.90"])
+    rivals = [RivalBox(ids, box) for ids in ([1], [1, 2], [4])]
+    first = Notes({1: 0.5, 2: 0.25}, {1: box, 2: box}, ["#1 and #2 meet", "#3 not found: IoU 0.10"], rivals[:2])
+    second = Notes({2: 0.75, 4: 1.0}, {4: box}, ["#4 found: IoU 0.90"], rivals[2:])
     for notes in (first, second, None):
         record = output.add(Segmented(film[1], [], 1, notes=notes))
-    joined = Notes({1: 0.5, 2: 0.75, 4: 1.0}, {1: box, 4: box}, ["#3 not found: IoU 0.10", "#4 found: IoU 0.90"])
+    words, boxes = ["#3 not found: IoU 0.10", "#4 found: IoU 0.90"], {1: box, 4: box}
+    joined = Notes({1: 0.5, 2: 0.75, 4: 1.0}, boxes, words, [rivals[0], rivals[2]])
     assert Notes.from_json(record["rules"]) == output.journal.notes(1) == joined
     output.abort()
 
 
 def test_what_the_rules_did_survives_a_file_and_damage_is_refused():
     notes = Notes({1: 0.5, 2: 0.25}, {2: (1.0, 2.0, 3.5, 4.0)}, ["#1 and #2 meet"])
-    for some in (notes, replace(notes, rivals=[(0.0, 1.0, 2.0, 3.0)])):
+    for some in (notes, replace(notes, rivals=[RivalBox([1, 2], (0.0, 1.0, 2.0, 3.0))])):
         assert Notes.from_json(json.loads(json.dumps(some.as_json()))) == some
     damaged = {"objects": [{"id": 1, "score": "x", "predicted": None}], "did": []}
     for wrong in (5, {}, damaged, {"objects": [], "did": [], "rivals": [[1]]}):

@@ -12,12 +12,13 @@ from minivit import data as datasets
 from minivit.augment import Augment
 from minivit.config import DEFAULTS, arguments, resolve, write_arguments
 from minivit.ema import decay_ramp
+from minivit.finetune import freeze
 from minivit.losses import distillation_loss
 from minivit.mix import one_hot
 from minivit.optim import one_cycle, warmup_linear
 from minivit.splits import Dataset, hold_out, subset
 from minivit.train import Trainer
-from minivit.train_config import TrainConfig
+from minivit.train_config import TrainConfig, TrainingError
 from minivit.vit import VisionTransformer, ViTConfig
 
 MODEL = ViTConfig(image_size=16, patch=4, dim=16, depth=1, heads=2)
@@ -286,3 +287,18 @@ def test_mixup_and_cutmix_have_the_alphas_that_were_asked_for(data, tmp_path, mo
     for alphas in ({"mixup": 0.5, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 0.5}):
         seen_in(trainer(data, tmp_path, **alphas), 0)
     assert called == ["mixup", "cutmix"]
+
+
+def test_what_was_frozen_by_hand_stays_as_it_is_in_training(data, tmp_path):
+    model = VisionTransformer(replace(MODEL, stem="conv", depth=2, dropout=0.5))
+    freeze(model, 1)
+    t = Trainer(model, data, replace(CONFIG, epochs=1), tmp_path, "cpu")
+    before = {name: value.clone() for name, value in model.patch_embed.state_dict().items()}
+    t.fit()
+    assert all(torch.equal(value, before[name]) for name, value in model.patch_embed.state_dict().items())
+
+
+def test_sides_of_squares_are_refused_for_a_model_of_other_images(data, tmp_path):
+    model = VisionTransformer(replace(MODEL, image_size=(16, 32), smaller_images=True))
+    with pytest.raises(TrainingError, match="sides of squares"):
+        Trainer(model, data, replace(CONFIG, sizes=(16,)), tmp_path, "cpu")

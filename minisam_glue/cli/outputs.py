@@ -50,7 +50,7 @@ from .folders import CORRECTION, UNFINISHED, check_own, clear, is_unfinished, li
 from .provenance import Facts, differences
 
 THUMBNAIL = 240  # pixels of its longer side
-VERSION = 6  # of the state of an interrupted run
+VERSION = 7  # of the state of an interrupted run
 OF = mapping(text, plain)  # what a result is of, see provenance.py
 BEST = optional(fields(label=text, score=real))  # of a frame's record
 FOUND = sequence(fields(id=whole(1), box=sequence(real, 4)))  # of a frame's record, see Segmented
@@ -177,9 +177,9 @@ def panel_of(result: Segmented, time: float) -> tuple[Panel, object]:
     masks = np.array([o.mask for o in seen], bool).reshape(-1, *result.image.shape[:2])
     scores = [notes.scores.get(o.id, o.score) for o in seen]
     title, words = f"frame {result.frame}, {time:.2f} s", panel_words(notes.words, absent)
-    return Panel(
-        result.image, masks, [o.id for o in seen], title, scores, notes.predicted, words, notes.rivals
-    ), happened
+    rivals = [rival.box for rival in notes.rivals]
+    panel = Panel(result.image, masks, [o.id for o in seen], title, scores, notes.predicted, words, rivals)
+    return panel, happened
 
 
 class Journal:

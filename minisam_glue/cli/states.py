@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 EVERY = 16  # frames between two states at first
 NAME = re.compile(r"(\d{6,9})\.pt")
-VERSION = 6  # of a state, see Tracking.state
+VERSION = 7  # of a state, see Tracking.state
 KIND = fields(version=whole(), of=mapping(text, plain), tracking=anything)  # `tracking`: see Tracking.restore
 
 

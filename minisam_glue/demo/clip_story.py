@@ -44,4 +44,5 @@ def panel(tracker: VideoTracker, frame: np.ndarray, result: FrameResult) -> Pane
     masks = result.masks().cpu().numpy()
     absent = [number for number, mask in zip(result.ids, masks) if not mask.any()]
     scores, words = torch.sigmoid(result.object_score_logits).tolist(), panel_words(notes.words, absent)
-    return Panel(frame, masks, result.ids, f"frame {result.frame}", scores, notes.predicted, words, notes.rivals)
+    rivals = [rival.box for rival in notes.rivals]
+    return Panel(frame, masks, result.ids, f"frame {result.frame}", scores, notes.predicted, words, rivals)

@@ -15,7 +15,7 @@ class Notes:
     scores: dict[int, float] = field(default_factory=dict)  # by id, 0 to 1
     predicted: dict[int, Corners] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
-    rivals: list[Corners] = field(default_factory=list)  # predicted for look-alikes that an object meets
+    rivals: list["RivalBox"] = field(default_factory=list)  # predicted for look-alikes that an object meets
 
     def as_json(self) -> dict:
         """A record that json.dumps takes."""
@@ -23,7 +23,7 @@ class Notes:
             {"id": number, "score": round(score, 4), "predicted": self.box_as_json(number)}
             for number, score in self.scores.items()
         ]
-        rivals = [rounded(box) for box in self.rivals]
+        rivals = [{"of": rival.of, "predicted": rounded(rival.box)} for rival in self.rivals]
         return {"objects": objects, "did": self.words} | ({"rivals": rivals} if rivals else {})
 
     def box_as_json(self, number: int) -> list[float] | None:
@@ -36,8 +36,8 @@ class Notes:
         again = self.scores.keys()
         words = [did for did in earlier.words if not again & set(map(int, re.findall(r"#(\d+)", did)))]
         predicted = {number: box for number, box in earlier.predicted.items() if number not in again}
-        rivals = self.rivals or earlier.rivals
-        return Notes(earlier.scores | self.scores, predicted | self.predicted, words + self.words, rivals)
+        rivals = [rival for rival in earlier.rivals if not again & set(rival.of)]
+        return Notes(earlier.scores | self.scores, predicted | self.predicted, words + self.words, rivals + self.rivals)
 
     @classmethod
     def from_json(cls, record: object) -> "Notes":
@@ -45,9 +45,18 @@ class Notes:
         NOTES(record, "what the rules did")
         objects = record["objects"]
         boxes = {o["id"]: tuple(o["predicted"]) for o in objects if o["predicted"] is not None}
-        rivals = record.get("rivals", [])
-        sequence(BOX)(rivals, "what the rules did: rivals")
-        return cls({o["id"]: o["score"] for o in objects}, boxes, list(record["did"]), list(map(tuple, rivals)))
+        known = record.get("rivals", [])  # only where there are some
+        RIVALS(known, "what the rules did: rivals")
+        rivals = [RivalBox(list(rival["of"]), tuple(rival["predicted"])) for rival in known]
+        return cls({o["id"]: o["score"] for o in objects}, boxes, list(record["did"]), rivals)
+
+
+@dataclass
+class RivalBox:
+    """The box that was predicted for a look-alike of the objects of these ids."""
+
+    of: list[int]
+    box: Corners
 
 
 def rounded(box: Corners) -> list[float]:
@@ -56,4 +65,5 @@ def rounded(box: Corners) -> list[float]:
 
 
 BOX = sequence(real, 4)
+RIVALS = sequence(fields(of=sequence(whole(1)), predicted=BOX))
 NOTES = fields(objects=sequence(fields(id=whole(1), score=real, predicted=optional(BOX))), did=sequence(text))

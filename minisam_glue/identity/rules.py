@@ -39,7 +39,7 @@ LOOK_EVERY = 8  # frames after which rivals of what is seen clearly are looked f
 LATER = 0.8  # cosine of the image tokens where they are looked for then: more places would cost more time
 FARTHEST = 1_000_000_000  # pixels or frames in a state from elsewhere
 PATIENCE = 2  # absent frames before a search begins; a meeting whose members are all absent for so long is over
-LONG, SELDOM = 60, 4  # absent frames from which an object is looked for on each fourth frame alone
+LONG, SELDOM = 60, 4  # absent frames from which an object is looked for on each fourth alone
 MISSED = 8  # absent frames after which an object has no contacts, and a rival is followed no longer
 ELSEWHERE = 0.1  # IoU of an object's box with its prediction below which a mask is not where the object should be
 
@@ -441,7 +441,7 @@ class Identity:
         """Whether an object is to be looked for."""
         track = self.tracks[number]
         gone = track.known and track.absent >= PATIENCE and not frame.shows(number)
-        due = track.absent < LONG or frame.t % SELDOM == 0
+        due = track.absent < LONG or (track.absent - LONG) % SELDOM == 0
         return gone and due and number not in self.in_meeting | frame.fixed and not is_rival(number)
 
     def learn(self, frame: Frame, found: Collection[int]) -> None:
