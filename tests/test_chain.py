@@ -162,3 +162,12 @@ def test_a_flag_that_a_task_would_not_read_is_named_not_ignored(words, said, cap
     monkeypatch.chdir(tmp_path)
     assert train_cifar.main(words.split()) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_the_teacher_is_trained_on_the_images_and_the_hold_out_of_its_student(tmp_path):
+    shared = {"data": "shapes", "data_root": Path("x"), "val_split": 0.3, "subset": 40, "skip_bad": True, "seed": 5}
+    shared |= {"device": "cpu", "threads": 1, "amp": "bf16"}
+    student = {"preset": "distilled", "teacher": Path("train:resnet18"), "teacher_epochs": 3, "epochs": 9, "lr": 0.1}
+    args = config.resolve(shared | student | {"out": tmp_path / "run"})
+    own = {"preset": "resnet18", "epochs": 3, "out": tmp_path / "run" / "teacher"}
+    assert chain.teacher_run(args) == shared | own

@@ -291,3 +291,20 @@ def test_the_method_is_known_by_name_and_needs_no_detector():
         Seeding(("circle",))
     assert heat_models().detector is None and isinstance(heat_models().heat_mapper, BrightHeatMapper)
     assert Seed(box=(1, 2, 3, 4)).as_prompt() == {"box": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize("threshold, there", [(0.3, True), (0.45, False)])
+def test_the_mask_of_a_saved_heat_map_is_what_exceeds_the_threshold_that_was_given(threshold, there, tmp_path):
+    source, flags = save(picture(5), tmp_path / "a.png"), ["--method", "clipseg", "--heat-threshold", threshold]
+    words = [source, "bright.", *flags, "--save", "heatmap", "--quiet", "--out", tmp_path / "out"]
+    assert command(*words, models=heat_models(0.4)) == 0
+    mask = np.asarray(Image.open(tmp_path / "out" / "a" / "heatmaps" / "001_bright_mask.png"))
+    assert (mask[15, 10] == 255) == there and not mask[30].any()
+
+
+def test_an_automatic_threshold_is_not_below_the_text_threshold_that_was_given():
+    found = [
+        find_seeds(tiny_models(), [picture(5, 30)], "bright.", Thresholds(box="auto", text=text))[0].objects
+        for text in (0.25, 0.85, 0.95)
+    ]
+    assert [len(objects) for objects in found] == [2, 1, 0]  # of scores 0.9 and 0.8

@@ -871,3 +871,22 @@ def test_of_masks_that_overlap_the_smallest_lies_on_top():
     for order in ([(large, 1), (small, 2)], [(small, 2), (large, 1)]):
         numbers = number_map((4, 4), [Annotation(n, 0, 0.5, mask) for mask, n in order], [n for _, n in order])
         assert (numbers[1:3, 1:3] == 2).all() and (numbers == 1).sum() == 12
+
+
+def test_the_frames_of_a_data_set_are_those_of_the_rate_that_was_given(tmp_path):
+    source, out = save_film(tmp_path / "film", 9), tmp_path / "out"
+    flags = ["--frames", "--format", "gif", "--fps", 10, "--start", 0.3, "--max-seconds", 0.2, "--quiet"]
+    assert command(source, "bright.", *flags, "--out", out) == 0
+    assert run([str(out), "--to", "coco", "--quiet"]) == 0
+    shown = [read_image(str(path)).astype(int) for path in sorted((out / "coco" / "images" / "film").iterdir())]
+    assert [int(np.argmin([abs(image - frame).mean() for frame in film(9)])) for image in shown] == [3, 4]
+
+
+def test_coco_annotations_have_the_scores_of_their_objects(tmp_path):
+    source, out = save(picture(5, 30), tmp_path / "a.png"), tmp_path / "out"
+    assert command(source, "bright.", "--save", "coco", "coco-rle", "--quiet", "--out", out) == 0
+    wanted = [(o["box"][0], o["score"]) for o in json.loads((out / "a" / "result.json").read_text())["objects"]]
+    assert sorted(wanted) == [(5, 0.9), (30, 0.8)]
+    for name in ("coco", "coco-rle"):
+        held = json.loads((out / name / "annotations.json").read_text())["annotations"]
+        assert [annotation["score"] for annotation in held] == [score for _, score in wanted]

@@ -173,3 +173,16 @@ def test_attention_of_a_resnet_and_a_folder_that_is_none_are_refused_before_a_pi
         printed = capsys.readouterr()
         assert told in printed.err and len(printed.err.splitlines()) == 1 and not printed.out
     assert not Path("maps").exists()
+
+
+def test_the_attention_that_is_saved_is_that_to_the_image_as_the_model_sees_it(tmp_path):
+    (member,) = predict.load_members(
+        [Path(save(tmp_path / "best.pt", dim=16, depth=1, heads=2, image_size=16))], torch.device("cpu")
+    )
+    with torch.no_grad():
+        member.model.blocks[0].attn.qkv.weight.mul_(8)  # opinions
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shares = relevance(member.model, (images / 255 - 0.4) / 0.2)
+    assert (shares - relevance(member.model, images / 255)).abs().max() > 1e-3
+    for found, image, share in zip(predict.attention(member, images), images, shares):
+        assert (found.int() - spotlight(image, share).int()).abs().max() <= 1

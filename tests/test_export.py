@@ -150,3 +150,15 @@ def test_a_file_that_is_not_the_model_gets_no_name_and_what_was_there_stays(faul
     with pytest.raises((export.ExportError, OSError), match=said[fault]):
         export.export_model(model, path, {})
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
+def test_the_mean_and_deviation_of_the_training_go_into_the_file_as_they_are(tmp_path):
+    overrides = {"image_size": 16, "dim": 16, "heads": 2, "depth": 1}
+    model = checkpoint.build_model("shapes-demo", 2, overrides)
+    about = {"preset": "shapes-demo", "overrides": overrides, "data": "shapes", "data_root": "data"}
+    state = {"describe": about, "classes": ["a", "b"], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "config": {}}
+    checkpoint.save(tmp_path / "best.pt", state | {"model": model.state_dict()})
+    assert train_cifar.main(["--export", str(tmp_path / "best.pt"), str(tmp_path / "model.pt2")]) == 0
+    torch.export.load(str(tmp_path / "model.pt2"), extra_files=(extra := {"minivit.json": ""}))
+    found = {name: json.loads(value) for name, value in json.loads(extra["minivit.json"]).items()}
+    assert found == {"classes": ["a", "b"], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}

@@ -7,6 +7,7 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -745,3 +746,20 @@ def test_no_data_of_a_map_is_no_mask(tmp_path):
     Image.fromarray(values).save(tmp_path / "mask.tif")
     (mask,) = media.read_masks(tmp_path / "mask.tif")
     assert mask.sum() == 16
+
+
+def test_the_pixels_of_a_turned_video_are_turned_too(tmp_path):
+    width, height = 64, 48
+    for turned in (False, True):
+        path = tmp_path / f"{turned}.mp4"
+        with VideoWriter(path, 5, (width, height), pixel_aspect=Fraction(4, 3)) as writer:
+            writer.write(np.zeros((height, width, 3), np.uint8))
+        if turned:
+            data = bytearray(path.read_bytes())
+            at = data.index(b"tkhd") + 4 + 40  # the matrix of ISO/IEC 14496-12, 8.3.2: a quarter turn to the right
+            matrix = [0, 1 << 16, 0, (1 << 32) - (1 << 16), 0, 0, height << 16, 0, 1 << 30]
+            data[at : at + 36] = b"".join(value.to_bytes(4, "big") for value in matrix)
+            path.write_bytes(data)
+        with frames(path) as video:
+            assert video.size == ((height, width) if turned else (width, height))
+            assert video.pixel_aspect == (Fraction(3, 4) if turned else Fraction(4, 3))

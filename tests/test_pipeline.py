@@ -4,10 +4,10 @@ import torch
 from helpers.squares import H, W, film, picture
 from helpers.tiny_segment import tiny_models
 
-from minisam_glue import pipeline
+from minisam_glue import pipeline, propagation
 from minisam_glue.masks import mask_iou
 from minisam_glue.pipeline import segment_image, segment_images, segment_video
-from minisam_glue.prompts import Clicks, Thresholds
+from minisam_glue.prompts import Clicks, Seeding, Thresholds
 from minisam_glue.propagation import BOTH, REVERSE, Tracking
 from minisam_glue.propagators import MOST_PROMPTED
 from minisam_glue.redetection import Redetection, assign
@@ -276,3 +276,11 @@ def test_objects_on_one_mask_are_parted_on_every_frame_also_between_detections(m
     )
     list(segment_video(tiny_models(), film(6), "bright.", redetect=3))
     assert frames == [1, 2, 3, 4, 5]
+
+
+def test_each_look_at_a_video_has_the_thresholds_and_the_seeding_that_were_given(monkeypatch):
+    asked, find = [], propagation.find_seeds
+    monkeypatch.setattr(propagation, "find_seeds", lambda *a: asked.append(a[2:]) or find(*a))
+    thresholds, seeding = Thresholds(0.31, 0.2, 0.4, 0.9), Seeding(("points",))
+    list(segment_video(tiny_models(), film(3), "bright.", thresholds, redetect=1, seeding=seeding))
+    assert asked == [("bright.", thresholds, seeding)] * 3

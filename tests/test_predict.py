@@ -395,3 +395,29 @@ def test_a_fine_tuned_run_normalises_as_its_weights_were_trained_and_says_what_t
     for part in (trainer.data, trainer.plain, trainer.evaluator):
         assert [*part.mean] == pytest.approx(own[0]) and [*part.std] == pytest.approx(own[1])
     assert any("may have been trained on images that are held out now" in line for line in lines)
+
+
+def test_predictions_are_the_mean_over_the_views_that_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = save_checkpoint(Path("run/best.pt"))
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("a.png")
+    model, _ = checkpoint.load_model(path, torch.device("cpu"))
+    x = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - 0.4) / 0.2
+    with torch.no_grad():
+        plain, mirrored = (model(view).softmax(1)[0] for view in (x, x.flip(3)))
+    for words, wanted in (([], plain), (["--tta", "flip"], (plain + mirrored) / 2)):
+        words = ["--predict", str(path), "a.png", "--device", "cpu", "--save-predictions", "a.json", *words]
+        assert train_cifar.main(words) == 0
+        (row,) = json.loads(Path("a.json").read_text())
+        assert list(row["probabilities"].values()) == pytest.approx(wanted.tolist(), abs=1e-5)
+        assert list(row["probabilities"]) == CLASSES and row["class"] == CLASSES[int(wanted.argmax())]
+    assert (plain - mirrored).abs().max() > 1e-3
+
+
+def test_a_checkpoint_is_evaluated_in_the_precision_of_its_training(tmp_path):
+    state = checkpoint.read(save_checkpoint(tmp_path / "best.pt"))
+    for precision, wanted in (("bfloat16", torch.bfloat16), ("float32", torch.float32), (None, torch.float32)):
+        assert predict.evaluator_of(state | {"precision": precision}, torch.device("cpu")).dtype == wanted
+    checkpoint.save(tmp_path / "bf16.pt", state | {"precision": "bfloat16"})
+    assert predict.load_members([tmp_path / "bf16.pt"], torch.device("cpu"))[0].evaluator.dtype == torch.bfloat16

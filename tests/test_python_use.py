@@ -1,10 +1,12 @@
 """minisam_glue from a script of one's own: pictures in memory, results, settings, copies, PyTorch's modes."""
 
 import copy
+import inspect
 import pickle
 import random
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,17 +17,19 @@ from helpers.tiny_segment import tiny_models
 from PIL import Image
 from torch import nn
 
-from minisam_glue import Clicks, ObjectPrompt, load_models, sam2, segment_image, segment_images, segment_video
+from minisam_glue import Clicks, ObjectPrompt, load_models, pipeline, sam2, segment_image, segment_images, segment_video
 from minisam_glue.clipseg import HeatMapper
 from minisam_glue.flow import window_taps
 from minisam_glue.grounding_dino import Detector, accelerate
 from minisam_glue.grounding_dino.detector import pack_captions
 from minisam_glue.media import read_image
 from minisam_glue.models import Models
+from minisam_glue.prompts import Seeding, Thresholds
+from minisam_glue.propagation import Tracking
 from minisam_glue.propagators import FlowPropagator, MemoryPropagator
 from minisam_glue.sam2 import ImagePredictor, VideoTracker
 from minisam_glue.sam2.fast import rotary_table, sine_table
-from minivit import checkpoint
+from minivit import checkpoint, run
 
 BOX = Clicks(boxes=[(5, 10, 15, 22)])
 
@@ -317,3 +321,29 @@ def test_the_memory_alone_can_be_trained_in_the_fast_form():
         attention(q, memory, memory).square().sum().backward()
         gradients.append(memory.grad)
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_each_argument_of_segment_video_reaches_the_tracking(monkeypatch):
+    given, signature = [], inspect.signature(Tracking)
+    fake = SimpleNamespace(run=iter)
+    monkeypatch.setattr(pipeline, "Tracking", lambda *a, **k: given.append(signature.bind(*a, **k).arguments) or fake)
+    wanted = {
+        "thresholds": Thresholds(0.3),
+        "seed_frame": 4,
+        "redetect": 3,
+        "direction": "both",
+        "seeding": Seeding(("points",)),
+        "propagate": "flow",
+        "refine_every": 2,
+        "identity": False,
+    }
+    assert next(segment_video("models", ["frame"], "car.", **wanted)) == "frame"
+    assert given == [{"models": "models", "prompt": "car."} | wanted]
+
+
+def test_the_threads_that_are_asked_for_are_set_and_none_where_nobody_asks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for threads in ({}, {"threads": 0}, {"threads": 3}):
+        assert run.set_up_machine({"device": "cpu", **threads}) == torch.device("cpu")
+    assert asked == [3]

@@ -315,3 +315,13 @@ def test_pictures_show_letters_of_any_script_where_a_font_has_them_and_escape_th
     only = [entry for entry in fontManager.ttflist if entry.name == "STIXGeneral"]
     rare = "\u2a2f\u2aaf"
     assert report._find_fonts(rare)[1] == set() and only
+
+
+def test_the_picture_of_the_confusions_has_true_rows_and_predicted_columns():
+    pytest.importorskip("matplotlib")
+    ax = report._draw_confusion(np.array([[5, 3, 0], [0, 4, 0], [0, 0, 2]]), ["a", "b", "c"], "t", False).axes[0]
+    assert ax.images[0].get_array().tolist() == [[5, 3, 0], [0, 4, 0], [0, 0, 2]]
+    printed = {text.get_position(): text.get_text() for text in ax.texts}
+    assert printed[(1, 0)] == "3" and (0, 1) not in printed  # x = 1: predicted b; y = 0: truly a
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+    assert ax.yaxis_inverted()  # the first class on top

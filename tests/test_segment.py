@@ -324,3 +324,20 @@ def test_a_thousand_frames_take_no_more_memory_than_a_hundred(tmp_path):
         )
         peaks[count] = int(done.stdout)
     assert peaks[1000] < 1.05 * peaks[100]
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_cut_outs_have_the_pixels_of_the_source_without_what_is_drawn_on_it(moving, tmp_path):
+    source = save_film(tmp_path / "in", 2) if moving else save(picture(5), tmp_path / "in.png")
+    words = [source, "bright.", "--save", "crops", "--quiet", *(["--frames", "--format", "gif"] if moving else [])]
+    assert command(*words, "--out", tmp_path / "out") == 0
+    out = tmp_path / "out" / "in"
+    name = "result.jsonl" if moving else "result.json"
+    record = lines(out / name)[1] if moving else json.loads((out / name).read_text())
+    mask = decode_rle(record["objects"][0]["mask"])
+    saved = Image.open(out / "crops" / ("001_bright/000001.png" if moving else "001_bright.png"))
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    there = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    cut, image = np.asarray(saved), film(2)[1] if moving else picture(5)
+    assert np.array_equal(cut[..., 3] == 255, mask[there])
+    assert np.array_equal(cut[..., :3][mask[there]], image[there][mask[there]])

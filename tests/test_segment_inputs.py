@@ -507,3 +507,13 @@ def test_an_object_whose_mask_is_empty_is_in_no_file_of_a_picture(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*/*.png")) == ["002_dot.png"] * 2
     page = (tmp_path / "out" / "page.html").read_text()
     assert page.count('type="checkbox"') == 1
+
+
+def test_the_page_and_the_lines_of_a_video_have_the_times_of_the_source(tmp_path, capsys):
+    words = [save_film(tmp_path / "film", 9), "bright.", "--frames", "--format", "gif", "--html", "--json", "-"]
+    words += ["--fps", 10, "--start", 0.2, "--stride", 3, "--quiet", "--out", tmp_path / "out"]
+    assert command(*words) == 0
+    page = (tmp_path / "out" / "film" / "page.html").read_text()
+    assert re.findall(r'data-title="(.*?)"', page) == ["frame 0, 0.200 s", "frame 1, 0.500 s", "frame 2, 0.800 s"]
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["frame"], line["time"]) for line in printed] == [(0, 0.2), (1, 0.5), (2, 0.8)]

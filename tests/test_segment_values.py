@@ -1,6 +1,7 @@
 """Each number and choice of segment.py is checked where it enters: one line that names the flag, exit status 2."""
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ from helpers.squares import film, picture, save, save_film
 from helpers.tiny_segment import tiny_models
 from PIL import Image
 
-from minisam_glue import Clicks, Thresholds, demo, segment_image, segment_images, segment_video
+from minisam_glue import Clicks, Thresholds, demo, load_models, segment_image, segment_images, segment_video
 from minisam_glue.cli import main, parser, video
 from minisam_glue.cli import run as cli_run
 from minisam_glue.cli.arguments import seeding_of
@@ -520,9 +521,13 @@ def test_flow_is_refined_as_often_as_was_asked_for(tmp_path, monkeypatch):
     assert seen[0].tracker.refine_every == 2
 
 
-def test_templates_and_the_heat_size_reach_the_models(monkeypatch):
-    given = []
-    monkeypatch.setattr(cli_run, "load_models", lambda *args, **named: given.extend([*args, *named.values()]))
-    words = ["a.png", "cat.", "--method", "clipseg", "--heat-size", "64", "--template", "a photo of {}."]
-    cli_run.load(parser.parse_arguments(words), False)
-    assert 64 in given and ["a photo of {}."] in [list(g) if isinstance(g, (list, tuple)) else g for g in given]
+def test_the_flags_of_the_models_reach_them_each_in_its_place(monkeypatch):
+    given, signature = [], inspect.signature(load_models)
+    monkeypatch.setattr(cli_run, "load_models", lambda *a, **k: given.append(signature.bind(*a, **k).arguments))
+    flags = ["--weights", "w", "--sam", "tiny", "--dtype", "bfloat16", "--size", "256", "--device", "cpu", "--quiet"]
+    for more in (["--detector", "swin-b"], ["--method", "clipseg", "--heat-size", "64", "--template", "a {}."]):
+        cli_run.load(parser.parse_arguments(["a.png", "cat.", *flags, *more]), False)
+    common = {"source": "w", "sam": "tiny", "device": "cpu", "dtype": "bfloat16", "size": 256, "progress": None}
+    boxes = {"method": "detector", "detector": "swin-b", "heat_size": None, "templates": ("{}",)}
+    heat = {"method": "clipseg", "detector": "swin-t", "heat_size": 64, "templates": ["a {}."]}
+    assert given == [common | boxes, common | heat]

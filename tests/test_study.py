@@ -426,3 +426,15 @@ def test_a_number_in_place_of_a_path_and_a_name_that_comes_twice_are_refused(var
     (tmp_path / "study.json").write_text(json.dumps({"variants": variants}))
     with pytest.raises(study.StudyError, match=words):
         load_study(str(tmp_path / "study.json"))
+
+
+def test_the_accuracy_of_a_row_is_that_of_the_chosen_weights(tmp_path):
+    result = {"test_acc_final": 0.1, "test_acc_final_ema": 0.2, "test_acc_best": 0.3, "test_acc": 0.3, "val_acc": 0.4}
+    settings = {"images": 100, "parameters": 7, "arguments": {"batch_size": 30}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    rows = [{"images_per_s": 1.5, "cpu_minutes": 1.0}, {"images_per_s": 3.0, "cpu_minutes": 2.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = study.read_run(tmp_path)
+    assert (found["accuracy"], found["held_out"], found["parameters"], found["epochs"]) == (0.3, 0.4, 7, 2)
+    assert found["minutes"] == (60 + 30) / 60 and found["images_per_s"] == 2 and found["cpu_minutes"] == 2.5

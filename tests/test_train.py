@@ -492,3 +492,21 @@ def test_a_kill_at_a_checkpoint_leaves_a_run_that_ends_with_the_best_weights_als
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["epoch"] == again.best["epoch"] == (1 if killed_at == "last.pt" else 2)
     assert best["val_acc"] == (0.1 if killed_at == "last.pt" else 0.5)
+
+
+def test_the_hold_out_accuracy_of_a_result_is_that_of_the_chosen_weights(tmp_path):
+    t = trainer(hold_out(datasets.shapes(0, 160, 20, image_size=16), 100), tmp_path)
+    t.fit(until=1)
+    with torch.no_grad():  # as if later epochs had ruined them: one class for all
+        for model in (t.model, t.ema.module):
+            model.head.weight.zero_()
+            model.head.bias.copy_(torch.arange(10.0))
+    t.best = {"score": 1.0, "epoch": 1}
+    best = checkpoint.read(tmp_path / "best.pt")
+    model = VisionTransformer(t.model.config)
+    model.load_state_dict(best["model"])
+    wanted, ruined = (t.evaluator.accuracy(m, t.val_split) for m in (model, t.model))
+    assert wanted != ruined
+    result = final_report(t)
+    assert (result["val_acc"], result["chosen"]) == (wanted, "best")
+    assert result["test_acc"] == t.evaluator.accuracy(model, t.data.test)

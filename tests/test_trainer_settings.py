@@ -302,3 +302,9 @@ def test_sides_of_squares_are_refused_for_a_model_of_other_images(data, tmp_path
     model = VisionTransformer(replace(MODEL, image_size=(16, 32), smaller_images=True))
     with pytest.raises(TrainingError, match="sides of squares"):
         Trainer(model, data, replace(CONFIG, sizes=(16,)), tmp_path, "cpu")
+
+
+def test_weights_decay_as_much_as_was_asked_for(data, tmp_path):
+    t = trainer(data, tmp_path, weight_decay=0.3)
+    decays = {id(p): group["weight_decay"] for group in t.optimizer.param_groups for p in group["params"]}
+    assert decays[id(t.model.blocks[0].mlp.fc1.weight)] == 0.3 and decays[id(t.model.head.bias)] == 0

@@ -79,3 +79,11 @@ def test_bfloat16_on_a_cpu_keeps_the_masks_of_pictures_and_clips():
         errors.append(float((logits[1] - logits[0]).norm() / logits[0].norm()))
     assert all((a & b).sum() / (a | b).sum() > 0.99 for a, b in pairs)
     assert 0 < np.mean(errors) < 0.0018  # twice as many if the sums of the blocks are rounded as well
+
+
+@pytest.mark.parametrize("method", ["detector", "clipseg"])
+def test_what_reads_the_sentence_is_in_the_precision_that_was_asked_for(method):
+    for dtype in ("float32", "bfloat16"):
+        models = load_models("demo", device="cpu", dtype=dtype, method=method)
+        model = (models.detector or models.heat_mapper).model
+        assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"} and not model.training
