@@ -102,6 +102,7 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
     row = {}
     for compiled in (True, False) if args.compile else (False,):
         row["compiled"], start = compiled, time.perf_counter()
+        peak(args.device)  # of this row alone, not of what ran before
         try:
             trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}")
             row["images_per_s"] = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
@@ -122,6 +123,7 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
 
 def measure_steps(preset: str, args: argparse.Namespace, mode: str = "default", **changes) -> dict:
     """Images/s of the steps of one preset, compiled in a mode of torch.compile."""
+    peak(args.device)
     try:
         out = args.out / f"probe-{mode}-{preset}"
         trainer, arguments = prepare(preset, args, compile=False, out=out, **changes)

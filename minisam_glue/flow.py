@@ -97,7 +97,7 @@ def smooth(pictures: Tensor, sigma: float) -> Tensor:
     """
     half = max(round(5 * sigma) | 1, 3) // 2
     x = torch.arange(-half, half + 1, dtype=torch.float32, device="cpu")
-    taps = torch.exp(-(x**2) / (2 * sigma**2)) if sigma else torch.tensor([0.25, 0.5, 0.25])
+    taps = torch.exp(-(x**2) / (2 * sigma**2)) if sigma else x.new_tensor([0.25, 0.5, 0.25])
     mode = "reflect" if min(pictures.shape[-2:]) > half else "replicate"
     padded = F.pad(pictures[:, None], (half, half, half, half), mode=mode)[:, 0]
     taps = taps / taps.sum()

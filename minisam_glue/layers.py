@@ -31,7 +31,7 @@ class MLP(nn.Module):
 
 
 def as_built(*layers: nn.Module) -> bool:
-    """Whether these are linear layers of PyTorch's own class, without hooks.
+    """Whether these are linear layers of PyTorch's own class, without hooks or a forward of their own.
 
     A form that reads their weights is equal for these alone: a layer with an adapter (LoRA), in int8, pruned or
     watched, or with a forward of its own in place of its class's, has to be called.

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FAINT = 1e-4  # times the length of a usual token: a mean below it is rounding
-# By how much the light of two pictures may differ, both ways, for their colours to be compared, and what is added to
-# both: of the dark nothing can be said.
-MOST_LIGHT, DARK = 4.0, 0.02
+MOST_LIGHT = 4.0  # factor by which two lights may differ at most
+DARK = 0.02  # added to both lights: in the dark their ratio says nothing
 
 
 def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
@@ -24,8 +23,11 @@ def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
 
 
 def mean_colours(masks: Tensor, image: Tensor) -> Tensor:
-    """The mean colour, 0 to 1, of an image (3, s, s) inside bool masks (n, s, s), and the light it was seen in, which
-    is the brightness of the middle one of the image's pixels: (n, 4). Black for a mask without pixels."""
+    """The mean colour, 0 to 1, of an image (3, s, s) inside bool masks (n, s, s), and the image's light, which is its
+    median brightness: (n, 4). Black for a mask without pixels.
+
+    What fills more than half of an image sets its light: of its brightness nothing is known.
+    """
     inside = masks.to(image.dtype).flatten(1)
     colours = inside @ image.flatten(1).T / inside.sum(1, keepdim=True).clamp(min=1)
     return torch.cat((colours, image.mean(0).median().expand(len(masks), 1)), 1)
@@ -34,8 +36,8 @@ def mean_colours(masks: Tensor, image: Tensor) -> Tensor:
 def colour_distance(seen: Tensor, known: Tensor) -> Tensor:
     """The distance (n,) of n colours (n, 4) from one (4,), both as mean_colours has them.
 
-    What is seen is compared as it is, and as it would be in the light in which the other was seen; the lesser distance
-    counts, as a picture may have become darker, or only shows something darker around the object.
+    The lesser of two: of the colours as they are, and of `seen` scaled to the light of `known`. For a frame may have
+    become darker, or only show something darker around the object.
     """
     light = ((known[3] + DARK) / (seen[:, 3] + DARK)).clamp(1 / MOST_LIGHT, MOST_LIGHT)
     same, other = seen[:, :3] - known[:3], light[:, None] * seen[:, :3] - known[:3]

@@ -78,7 +78,7 @@ class Seeding:
             raise ValueError("seed_prompt points: they show nothing without one on the object, give positives above 0")
 
 
-@dataclass(frozen=True, eq=False)  # a mask has no single truth value
+@dataclass(frozen=True, eq=False)  # compared by identity: masks have no single truth value
 class ObjectPrompt:
     """One object by what shows it on one frame. ValueError or TypeError for a malformed one.
 
@@ -180,7 +180,7 @@ PROMPT_RECORD = fields(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # as ObjectPrompt
 class Clicks:
     """Objects by boxes, points and masks in place of a sentence. ValueError or TypeError for malformed ones.
 

@@ -3,8 +3,8 @@
 Detections and objects that cover the same pixels are one (confirm). A track that no detection confirms, and that lies
 on something unlike its object, has lost it (drifted). What is left of the detections lies elsewhere (unmatched), and
 is an object that was lost (revive) or a new one. Of two objects that share one mask the one that
-resembles it less is emptied, unless the rules of identity/ know which is which (separate). Masks are bool (n, h, w) at
-any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
+resembles it less, or the later one, is emptied, unless the rules of identity/ know which is which (separate). Masks are
+bool (n, h, w) at any size that is the same for both. The functions decide; Redetection asks them and acts on a tracker.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -99,12 +99,12 @@ class Redetection:
         rows = suppress_duplicates(masks, found.boxes, [(seed.score,) for seed in found.objects])
         return [found.objects[row] for row in sorted(rows)]
 
-    def separate(self, image: np.ndarray, confirmed: Collection[int] = ()) -> None:
+    def separate(self, image: np.ndarray, confirmed: Collection[int] | None = None) -> None:
         """Where two objects share one mask, empty the wrong one.
 
-        That is the one no detection confirmed if the other was confirmed, or the one the mask resembles less, or the
-        later one. An object prompted on this frame is never emptied. Of two look-alikes in front of each other the
-        rules of identity/ know which is which: there one is emptied only if it is unlike what the mask shows.
+        That is the one the mask resembles less, if it is unlike it. After a detection, of which `confirmed` are the
+        objects that it confirmed, it is also the one that was not confirmed, or the later one. An object prompted on
+        this frame is never emptied; of two look-alikes that meet the rules of identity/ know which is which.
         """
         result = self.tracker.result()
         masks = result.low_res > 0
@@ -116,11 +116,11 @@ class Redetection:
                 continue
             there = [self.tracker.is_prompted(result.ids[column]) for column in pair]
             meet = self.tracker.meet(*(result.ids[column] for column in pair))
-            sure = [result.ids[column] in confirmed and not meet for column in pair]
+            sure = [result.ids[column] in (confirmed or ()) and not meet for column in pair]
             weaker = min((1, 0), key=lambda i: (there[i], sure[i], float(likeness[pair[i]])))
             other, column = 1 - weaker, pair[weaker]
             unlike = likeness[column] < RETURN_LIKENESS and likeness[column] < likeness[pair[other]]
-            if not there[weaker] and (unlike or not meet):
+            if not there[weaker] and (unlike or (confirmed is not None and not meet)):
                 self.tracker.lose(result.ids[column])
                 emptied.add(column)
 

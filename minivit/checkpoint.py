@@ -166,7 +166,7 @@ def save_model(
 
     classes: their names, in the order of the logits. mean, std: by channel, of pixels from 0 to 1, by which images were
     normalised. TypeError for another model; ValueError for other numbers of classes or channels, or out of their range;
-    CheckpointError if the file can't be written. A UserWarning for a whitening stem that was trained unwhitened.
+    CheckpointError if the file can't be written. A UserWarning for a whitening stem without whitening.
     """
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"a {type(model).__name__} has no settings that describe it: give a VisionTransformer")
@@ -183,9 +183,9 @@ def save_model(
     for name, kind in KINDS.items():
         kind(state.get(name), name)
     whiten = getattr(model.patch_embed, "whiten", None)
-    if isinstance(whiten, Whitening) and not whiten.is_fitted:
+    if isinstance(whiten, Whitening) and whiten.is_random:
         warnings.warn(
-            "the model was trained behind random filters: before training call "
+            "the stem is not whitened, its filters are random: before training call "
             "model.patch_embed.whiten.fit([images]) with some thousand normalised images",
             stacklevel=2,
         )

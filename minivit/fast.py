@@ -148,16 +148,16 @@ def is_as_built(module: nn.Module) -> bool:
     """Whether all parts of a module are of its own classes, without hooks.
 
     Forms that read the weights of layers, or compute fewer tokens, are equal for these alone. A layer with an adapter,
-    in int8 or pruned, a block of another kind, and one whose outputs are watched have to be called.
+    in int8 or pruned, a block of another kind, one whose outputs are watched and one with a forward of its own have to
+    be called.
     """
-    return all(type(part) in PARTS and not has_hooks(part) for part in module.modules())
+    return all(type(part) in PARTS and not has_hooks(part) and "forward" not in vars(part) for part in module.modules())
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks run before or after this module, forward or backward, or a forward of its own in place of its
-    class's."""
+    """Whether hooks run before or after this module, forward or backward."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any(map(len, hooks)) or "forward" in vars(module)
+    return any(map(len, hooks))
 
 
 def is_exporting() -> bool:

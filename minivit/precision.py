@@ -25,9 +25,11 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 natively; where it does not, bf16 is far slower than fp32."""
-    try:
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    except (AttributeError, RuntimeError):  # an older PyTorch, without this call
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older PyTorch
         older = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
         return older is not None and bool(older())
+    try:
+        found = torch.cpu.get_capabilities()
+    except RuntimeError:  # a processor that PyTorch cannot tell
+        return False
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -117,9 +117,9 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor], source: ViTCo
     """Load weights under our names into `model`. Returns the names of heads that stay new: those of another number of
     classes, and those that the file lacks.
 
-    Learned position embeddings of another image size are resampled; computed ones stay the model's own. source: the
-    settings of the model that the weights are of, if they are known; its grid counts as square otherwise. ValueError
-    names what does not fit.
+    Position embeddings of another grid are resampled; where model and source both compute them, the model's stay.
+    source: the settings of the model that the weights are of, if they are known; its grid counts as square otherwise.
+    ValueError names what does not fit.
     """
     state, ours = dict(state), model.state_dict()
     headless = not any(name in state for name in HEADS)
@@ -136,13 +136,13 @@ def load_state(model: VisionTransformer, state: dict[str, Tensor], source: ViTCo
     if (
         known is not None
         and can_be_resized(positions, known, tokens)
-        and (other_grid or len(positions[0]) != len(known[0]))
+        and (other_grid or positions.shape != known.shape)
     ):
-        if source is not None and source.position == model.config.position == "sincos":
-            state["pos_embed"] = known
-        else:
-            grid = None if source is None else source.grid
-            state["pos_embed"] = resize_position_embedding(positions, tokens, model.config.grid, grid)
+        computed = source is not None and source.position == model.config.position == "sincos"
+        grid = source and source.grid
+        state["pos_embed"] = (
+            known if computed else resize_position_embedding(positions, tokens, model.config.grid, grid)
+        )
     problems = [
         f"{word} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
         for word, names in (
@@ -173,10 +173,10 @@ def is_checkpoint(content: object) -> bool:
 
 def settings_of(checkpoint: dict) -> ViTConfig | None:
     """The settings of the model that a checkpoint is of; None if it names none that can be built."""
-    about = with_patch(checkpoint)
     try:
+        about = with_patch(checkpoint)
         return getattr(outline_model(about["preset"], 1, about["overrides"]), "config", None)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError):
         return None
 
 

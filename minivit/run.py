@@ -23,14 +23,14 @@ from minivit.evaluate import top1
 from minivit.files import Claim, check_ours, clear_temporaries, write_json
 from minivit.folder import is_split_by_seed, listing
 from minivit.precision import NARROW, amp_of, choose_precision
-from minivit.pretrained import load_pretrained
+from minivit.pretrained import knows_others, load_pretrained
 from minivit.process import keep_freed_memory
 from minivit.reading import check_weights, flag_of, whole
 from minivit.recipes import RECIPES
 from minivit.report import percent, write_report
 from minivit.splits import DataError, Dataset, Split, hold_out, subset
 from minivit.text import count, name_classes, one_line, shell_word, some_of
-from minivit.train import LEAST_HOLD_OUT, Trainer, set_up_fine_tuning
+from minivit.train import LEAST_HOLD_OUT, Trainer, check_sizes, set_up_fine_tuning
 from minivit.train_config import TrainConfig, TrainingError, check_crop
 from minivit.vit import PRESETS, VisionTransformer
 
@@ -59,7 +59,7 @@ def check(args: dict, resume: bool = False, processes: int = 1) -> tuple[TrainCo
     overrides = {k: args[k] for k in MODEL_FIELDS & args.keys()}
     model = checkpoint.outline_model(args["preset"], 1, overrides)
     set_up_fine_tuning(model, config, processes)
-    check_sizes(config.sizes, model, "the model")
+    check_sizes(config.sizes, model)
     if args["pretrained"] and not resume:
         check_pretrained(checkpoint.find(args["pretrained"]), model)
     if not args["val_split"] and args["data"] != "folder":  # which may bring a hold-out of its own
@@ -307,20 +307,6 @@ def image_side(args: dict) -> int:
     return datasets.stored_side(args["data"], side)
 
 
-def check_sizes(sizes: tuple[int, ...], model: nn.Module, name: str) -> None:
-    """Raise TrainingError if a VisionTransformer does not take images of these sides."""
-    config = getattr(model, "config", None)
-    wrong = [side for side in sizes if config and not config.takes(side, side)]
-    if wrong:
-        step, height, width = (config.patch, *config.size)
-        fits = range(step, min(height, width) + 1, step) if config.smaller_images else [height]
-        near = sorted(sorted(fits, key=lambda side: abs(side - wrong[0]))[:2])
-        raise TrainingError(
-            f"--sizes {wrong[0]}: {name} takes no {wrong[0]}x{wrong[0]} images; "
-            f"the nearest that it takes: {', '.join(map(str, near))}"
-        )
-
-
 def settle_amp(config: TrainConfig, model: nn.Module, device: torch.device) -> str:
     """The precision of a new run as a word of --amp, for "auto" too: another machine would choose another.
 
@@ -403,7 +389,7 @@ def warn_of_seen(state: dict | None, args: dict, classes: Sequence[str], say: Ca
     seen = f"{args['pretrained']} may have been trained on images that are held out now, which makes the hold-out's "
     seen += "accuracies too high to choose by: it was trained "
     if checkpoint.find(args["pretrained"]) == checkpoint.DEMO:  # on files in an order that another copy need not have
-        if classes == state["classes"]:
+        if not knows_others(state, classes):
             say(f"{seen}on 49,000 of CIFAR-10's 50,000 training images")
         return
     was = {"seed": state["config"].get("seed", args["seed"])} | state["describe"]

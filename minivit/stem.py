@@ -36,13 +36,6 @@ class WhiteningStem(nn.Module):
         widths = [Whitening.channels, 64] + [dim] * (halvings - 1)
         self.stages = nn.ModuleList(Stage(c_in, c_out, depth) for c_in, c_out in zip(widths, widths[1:]))
 
-    @property
-    def is_new(self) -> bool:
-        """Whether the first layer waits for `fit`: it is to be whitened, was not, and nothing has been trained behind
-        it, as the count of batches says that the norms keep."""
-        whitens = isinstance(self.whiten, Whitening) and not self.whiten.is_fitted
-        return whitens and not self.stages[0].down.norm.num_batches_tracked
-
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.whiten(x.contiguous(memory_format=torch.channels_last)))  # (B, 24, H - 1, W - 1)
         for stage in self.stages:
@@ -100,10 +93,11 @@ class Whitening(nn.Module):
         return self.conv(x)
 
     @property
-    def is_fitted(self) -> bool:
-        """Whether `fit` set the filters, here or before they were saved: then half of them are negatives."""
+    def is_random(self) -> bool:
+        """Whether the filters are those that were drawn: frozen, and not from `fit`, here or before they were saved,
+        whose second half is the first with the other sign."""
         first, second = self.conv.weight.chunk(2)
-        return torch.equal(first, -second)
+        return not (self.conv.weight.requires_grad or torch.equal(first, -second))
 
     @torch.no_grad()
     def fit(self, parts: Iterable[Tensor], eps: float = 5e-4) -> None:

@@ -7,6 +7,7 @@ the hold-out; the trainer never reads the test images.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -35,11 +36,12 @@ from minivit.precision import choose_precision
 from minivit.reading import flag_of
 from minivit.resume import check_resumable
 from minivit.splits import Dataset, Split
-from minivit.stem import WhiteningStem
+from minivit.stem import Whitening, WhiteningStem
 from minivit.text import one_line
 from minivit.train_config import TrainConfig, TrainingError, check_crop, check_shares
 from minivit.vit import VisionTransformer
 
+log = logging.getLogger(__name__)
 LEAST_HOLD_OUT = 100  # images: of fewer, the accuracy says too little to choose weights by
 WHITENED_AT_ONCE = 10_000 * 32**2  # pixels of images that are held as numbers, 200 bytes each
 
@@ -74,11 +76,21 @@ def set_up_fine_tuning(model: nn.Module, config: TrainConfig, processes: int = 1
             raise TrainingError(error) from None
 
 
-def check_square(config: TrainConfig, model: nn.Module) -> None:
-    """Raise TrainingError for sides of square images and a model of others."""
-    if config.sizes and isinstance(model, VisionTransformer) and model.config.size[0] != model.config.size[1]:
+def check_sizes(sizes: tuple[int, ...], model: nn.Module) -> None:
+    """Raise TrainingError if a VisionTransformer does not take images of these sides, which are those of squares."""
+    config = getattr(model, "config", None)
+    if sizes and config and config.size[0] != config.size[1]:
         raise TrainingError(
-            f"sizes {config.sizes} are sides of squares, and the model sees {model.config.size}: leave it out"
+            f"--sizes {sizes[0]}: it is the side of a square, and the model sees {config.size}: leave it out"
+        )
+    wrong = [side for side in sizes if config and not config.takes(side, side)]
+    if wrong:
+        step, height, width = (config.patch, *config.size)
+        fits = range(step, min(height, width) + 1, step) if config.smaller_images else [height]
+        near = sorted(sorted(fits, key=lambda side: abs(side - wrong[0]))[:2])
+        raise TrainingError(
+            f"--sizes {wrong[0]}: the model takes no {wrong[0]}x{wrong[0]} images; "
+            f"the nearest that it takes: {', '.join(map(str, near))}"
         )
 
 
@@ -88,11 +100,15 @@ def fit_whitening(model: nn.Module, data: Dataset) -> None:
     Filters that were set before, such as those of loaded weights, stay, and so do those that a model was trained with.
     """
     stem = getattr(model, "patch_embed", None)
-    if isinstance(stem, WhiteningStem) and stem.is_new:
-        height, width = model.config.size
-        images = data.train.images[:: max(1, len(data.train) // 5000)]
-        parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
-        stem.whiten.fit(resize_to_model(normalise(part, data.mean, data.std), model) for part in parts)
+    if not (isinstance(stem, WhiteningStem) and isinstance(stem.whiten, Whitening) and stem.whiten.is_random):
+        return
+    if stem.stages[0].down.norm.num_batches_tracked:
+        log.warning("the stem is not whitened, and saw images in training mode before: its random filters stay")
+        return
+    height, width = model.config.size
+    images = data.train.images[:: max(1, len(data.train) // 5000)]
+    parts = images.split(max(1, WHITENED_AT_ONCE // (height * width)))
+    stem.whiten.fit(resize_to_model(normalise(part, data.mean, data.std), model) for part in parts)
 
 
 def augmentations(config: TrainConfig, data: Dataset) -> tuple[Augment, Augment]:
@@ -133,7 +149,7 @@ class Trainer:
         if config.compile and ranks.number > 1:  # a compiled module would not average its gradients
             raise TrainingError("--compile goes with one process: leave it out, or torchrun")
         check_crop(config.crop, data.train.images.shape[-1])
-        check_square(config, model)
+        check_sizes(config.sizes, model)
         set_up_fine_tuning(model, config, ranks.number)
         fit_whitening(model, data)
         torch.manual_seed(config.seed)

@@ -259,10 +259,8 @@ def test_images_of_another_kind_are_refused(x):
 @pytest.mark.parametrize("mean, std", [(np.array([0.5, 0.4, 0.3]), np.array([0.2] * 3)), ((0, 0, 0), (1, 1, 1))])
 def test_images_are_float32_whatever_numbers_mean_and_deviation_are(mean, std):
     images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
-    before, wanted = (
-        torch.get_default_dtype(),
-        (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1),
-    )
+    before = torch.get_default_dtype()
+    wanted = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.set_default_dtype(torch.bfloat16)
     try:
         found = normalise(images, mean, std)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +104,7 @@ def test_what_finds_no_time_left_on_a_gpu_is_told(tmp_path, monkeypatch):
     assert speed["cifar"] == result["cifar"] == gpu_run.NO_TIME
 
 
-@pytest.mark.skipif(not shutil.which("timeout"), reason="needs timeout")
+@pytest.mark.skipif(not (shutil.which("timeout") and Path("/proc/self").exists()), reason="needs timeout and /proc")
 def test_a_run_ends_with_the_script_that_started_it_and_leaves_no_images(tmp_path):
     (tmp_path / "data" / "train").mkdir(parents=True)
     python = tmp_path / "python"
@@ -113,15 +114,18 @@ def test_a_run_ends_with_the_script_that_started_it_and_leaves_no_images(tmp_pat
     (tmp_path / "temporary").mkdir()
     environment = {**os.environ, "PYTHON": str(python), "TMPDIR": str(tmp_path / "temporary")}
     script = subprocess.Popen(words, env=environment)
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-        time.sleep(0.02)
+    assert waited(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
     script.terminate()
     assert script.wait(10) == 143 and not list((tmp_path / "temporary").iterdir())
-    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}")
+    assert waited(lambda: not Path("/proc", (tmp_path / "pid").read_text().strip()).exists())
+
+
+def waited(happened: Callable[[], object]) -> bool:
+    """Wait up to ten seconds until something has happened, and tell whether it has."""
     deadline = time.monotonic() + 10
-    while child.exists() and time.monotonic() < deadline:
+    while not happened() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not child.exists()
+    return bool(happened())
 
 
 @pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")

@@ -857,12 +857,19 @@ def test_yolo_s_names_are_strings_of_yaml(name):
     assert "\\ud83d" not in written and not set("\u2028\u0085\ufeff") & set(written)
 
 
-def test_the_frames_of_a_data_set_are_those_that_were_segmented(tmp_path):
+@pytest.mark.parametrize(
+    "flags, numbers",
+    [
+        (["--start", 0.08, "--stride", 2, "--max-seconds", 0.2], [2, 4, 6]),
+        (["--fps", 10, "--start", 0.3, "--max-seconds", 0.2], [3, 4]),
+    ],
+)
+def test_the_frames_of_a_data_set_are_those_that_were_segmented(flags, numbers, tmp_path):
     source, out = save_film(tmp_path / "film", 9), tmp_path / "out"
-    flags = ["--frames", "--format", "gif", "--start", 0.08, "--stride", 2, "--max-seconds", 0.2, "--quiet"]
-    assert command(source, "bright.", *flags, "--out", out) == 0 and run([str(out), "--to", "coco", "--quiet"]) == 0
+    assert command(source, "bright.", "--frames", "--format", "gif", *flags, "--quiet", "--out", out) == 0
+    assert run([str(out), "--to", "coco", "--quiet"]) == 0
     shown = [read_image(str(path)).astype(int) for path in sorted((out / "coco" / "images" / "film").iterdir())]
-    assert [int(np.argmin([abs(image - frame).mean() for frame in film(9)])) for image in shown] == [2, 4, 6]
+    assert [int(np.argmin([abs(image - frame).mean() for frame in film(9)])) for image in shown] == numbers
 
 
 def test_of_masks_that_overlap_the_smallest_lies_on_top():
@@ -871,15 +878,6 @@ def test_of_masks_that_overlap_the_smallest_lies_on_top():
     for order in ([(large, 1), (small, 2)], [(small, 2), (large, 1)]):
         numbers = number_map((4, 4), [Annotation(n, 0, 0.5, mask) for mask, n in order], [n for _, n in order])
         assert (numbers[1:3, 1:3] == 2).all() and (numbers == 1).sum() == 12
-
-
-def test_the_frames_of_a_data_set_are_those_of_the_rate_that_was_given(tmp_path):
-    source, out = save_film(tmp_path / "film", 9), tmp_path / "out"
-    flags = ["--frames", "--format", "gif", "--fps", 10, "--start", 0.3, "--max-seconds", 0.2, "--quiet"]
-    assert command(source, "bright.", *flags, "--out", out) == 0
-    assert run([str(out), "--to", "coco", "--quiet"]) == 0
-    shown = [read_image(str(path)).astype(int) for path in sorted((out / "coco" / "images" / "film").iterdir())]
-    assert [int(np.argmin([abs(image - frame).mean() for frame in film(9)])) for image in shown] == [3, 4]
 
 
 def test_coco_annotations_have_the_scores_of_their_objects(tmp_path):

@@ -369,7 +369,7 @@ def test_a_frame_beyond_the_end_of_a_list_is_refused_before_the_first_one(models
         list(segment_video(models, FILM, Clicks(objects=[ObjectPrompt(box=LEFT, at=3)])))
 
 
-def test_prompts_with_masks_can_be_compared():
+def test_prompts_are_compared_by_identity():
     mask = np.ones((4, 4), bool)
     one, other = ObjectPrompt(mask=mask), ObjectPrompt(mask=mask.copy())
     assert one == one and one != other and Clicks(objects=[one]) != Clicks(objects=[other])

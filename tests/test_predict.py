@@ -370,10 +370,8 @@ def test_each_member_of_an_ensemble_has_the_normalisation_of_its_own_file(images
 
 def test_a_teacher_sees_pixels_under_its_own_normalisation(images):
     own, students = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]), ((0.5, 0.4, 0.6), (0.2, 0.3, 0.25))
-    path, test = (
-        with_statistics(save_checkpoint(Path("t.pt"), 1), *own),
-        datasets.load_test("folder", images, 16, CLASSES),
-    )
+    path = with_statistics(save_checkpoint(Path("t.pt"), 1), *own)
+    test = datasets.load_test("folder", images, 16, CLASSES)
     data = datasets.Dataset(test, test, CLASSES, *students)
     teacher = run.load_teacher(path, data, CPU, {"data": "folder", "data_root": images, "teacher": path, "seed": 0})
     pixels, (model, _) = torch.rand(2, 3, 16, 16), checkpoint.load_model(path, CPU)

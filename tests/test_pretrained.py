@@ -90,10 +90,8 @@ def test_another_image_size_resamples_the_positions_and_leaves_the_class_token_a
 @pytest.mark.parametrize("size", [(32, 32), (64, 16), (32, 128)])
 def test_positions_of_a_checkpoint_are_resampled_from_its_own_grid(size, tmp_path):
     settings = {**vars(TINY), "classes": 2, "image_size": (16, 64), "patch": 4}
-    source, model = (
-        VisionTransformer(ViTConfig(**settings)),
-        VisionTransformer(ViTConfig(**settings | {"image_size": size})),
-    )
+    source = VisionTransformer(ViTConfig(**settings))
+    model = VisionTransformer(ViTConfig(**settings | {"image_size": size}))
     ramp = torch.arange(16.0).expand(4, 16)  # of each place its column
     with torch.no_grad():
         source.pos_embed[0, 1:] = ramp.flatten()[:, None]
@@ -109,10 +107,8 @@ def test_positions_of_a_checkpoint_are_resampled_from_its_own_grid(size, tmp_pat
 
 def test_computed_positions_stay_those_of_the_models_own_grid(tmp_path):
     settings = {**vars(TINY), "classes": 2, "image_size": (16, 64), "patch": 4, "position": "sincos"}
-    source, model = (
-        VisionTransformer(ViTConfig(**settings)),
-        VisionTransformer(ViTConfig(**settings | {"image_size": 32})),
-    )
+    source = VisionTransformer(ViTConfig(**settings))
+    model = VisionTransformer(ViTConfig(**settings | {"image_size": 32}))
     save_model(tmp_path / "a.pt", source, ["a", "b"], (0.5,) * 3, (0.25,) * 3)
     before = model.pos_embed.clone()
     load_pretrained(model, tmp_path / "a.pt", ["a", "b"])

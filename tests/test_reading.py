@@ -185,11 +185,8 @@ def test_large_finite_numbers_are_no_infinity(reading):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_as_pillow_turns_them(orientation, tmp_path):
-    pixels, exif, path = (
-        np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8),
-        Image.Exif(),
-        tmp_path / "a.png",
-    )
+    pixels, path = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8), tmp_path / "a.png"
+    exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(pixels).save(path, exif=exif)
     turned = np.asarray(ImageOps.exif_transpose(Image.open(path)))

@@ -61,19 +61,19 @@ def test_a_trainer_whitens_a_model_of_anyone_and_keeps_filters_that_were_set_bef
 
 
 @pytest.mark.parametrize("thaw", [False, True])
-def test_a_trainer_leaves_the_filters_that_a_model_was_trained_with(thaw, tmp_path):
+def test_a_trainer_leaves_the_filters_that_a_model_was_trained_with_and_says_if_they_are_random(thaw, tmp_path, caplog):
     model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1))
     data, filters = shapes(0, 60, 20, image_size=16), model.patch_embed.whiten.conv.weight
     model.requires_grad_(thaw)
-    model(normalise(data.train.images, data.mean, data.std))  # a step of one's own, behind filters at random
+    model(normalise(data.train.images, data.mean, data.std))  # a step of one's own
     before = filters.detach().clone()
     train.Trainer(model, data, TrainConfig(epochs=1, batch_size=20, crop=0, sizes=()), tmp_path, "cpu")
-    assert torch.equal(filters, before)
+    assert torch.equal(filters, before) and ("its random filters stay" in caplog.text) != thaw
 
 
-def test_a_model_that_was_trained_unwhitened_is_told_when_it_is_saved(tmp_path):
+def test_a_stem_that_is_not_whitened_is_told_when_its_model_is_saved(tmp_path):
     model = VisionTransformer(dataclasses.replace(PRESETS["cifar-fast"], image_size=16, depth=1, classes=2))
-    with pytest.warns(UserWarning, match="trained behind random filters"):
+    with pytest.warns(UserWarning, match="not whitened"):
         save_model(tmp_path / "a.pt", model, ["a", "b"], (0.5,) * 3, (0.25,) * 3)
     model.patch_embed.whiten.fit([correlated_images()])
     with warnings.catch_warnings():

@@ -147,7 +147,9 @@ def test_auto_trains_a_narrow_model_in_fp32_on_a_processor_with_bf16_whatever_el
 
 @pytest.mark.parametrize("able", [True, False])
 def test_an_older_pytorch_knows_a_processor_that_computes_in_bf16(able, monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: torch.ones(2) @ torch.ones(3), raising=False)
+    assert choose_precision("auto", torch.device("cpu")) == torch.float32  # a RuntimeError: it cannot tell
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
     assert choose_precision("auto", torch.device("cpu")) == (torch.bfloat16 if able else torch.float32)
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
@@ -509,8 +511,8 @@ def test_a_hold_out_of_cifar_10_is_said_to_be_known_to_the_weights_that_ship(tmp
     state, lines = checkpoint.read(checkpoint.DEMO), []
     for data, root in (("folder", tmp_path), ("cifar10", Path("data"))):  # whatever the seed and the order of files
         args = {"data": data, "data_root": root, "seed": 0, "subset": 0, "val_split": 0.02, "pretrained": Path("demo")}
-        run.warn_of_seen(state, args, state["classes"], lines.append)
-        run.warn_of_seen(state, args, ("cat", "dog"), lines.append)  # other images
+        run.warn_of_seen(state, args, list(state["classes"]), lines.append)
+        run.warn_of_seen(state, args, ["cat", "dog"], lines.append)  # other images
     assert len(lines) == 2 and all("49,000 of CIFAR-10's 50,000 training images" in line for line in lines)
 
 

@@ -300,7 +300,7 @@ def test_what_was_frozen_by_hand_stays_as_it_is_in_training(data, tmp_path):
 
 def test_sides_of_squares_are_refused_for_a_model_of_other_images(data, tmp_path):
     model = VisionTransformer(replace(MODEL, image_size=(16, 32), smaller_images=True))
-    with pytest.raises(TrainingError, match="sides of squares"):
+    with pytest.raises(TrainingError, match="the side of a square"):
         Trainer(model, data, replace(CONFIG, sizes=(16,)), tmp_path, "cpu")
 
 

@@ -152,9 +152,9 @@ class ClipMetrics:
     seconds: float = 0.0
 
     def add(self, film: Clip, objects: list[int], found: Tensor, further: dict[str, list] | None = None) -> None:
-        """Count the found masks (T, n, H, W) of these objects of a clip. further: values that others have measured."""
+        """Count the found masks (T, n, H, W) of these objects of a clip. further: more values of this clip, by name."""
         true = torch.from_numpy(film.masks[:, objects])
-        new: dict[str, list] = dict(further or {}) | {
+        new: dict[str, list] = (further or {}) | {
             "j": broadcast_iou(found, true)[1:].mean(0).tolist(),
             "f": [float(boundary_f(f, t).mean()) for f, t in zip(found[1:].unbind(1), true[1:].unbind(1))],
             "absent_empty": empty_when_absent(found, true),
@@ -222,8 +222,14 @@ def summary(values: dict[str, list]) -> dict[str, float]:
     frames until it was found, of those that were.
     """
     out = {name: mean(values[name]) for name in sorted(values) if name != "waits" and values[name]}
-    counts = {"clip_objects": "j", "absent_frames": "absent_empty", "meetings": "both_right", "returns": "waits"}
-    counts |= {"twin_frames": "wrong_twin", "compared_clips": "same_masks"}
+    counts = {
+        "clip_objects": "j",
+        "absent_frames": "absent_empty",
+        "meetings": "both_right",
+        "returns": "waits",
+        "twin_frames": "wrong_twin",
+        "compared_clips": "same_masks",
+    }
     out |= {name: len(values[of]) for name, of in counts.items() if values.get(of)}
     if waits := values.get("waits"):
         out["returns_found"] = mean([wait is not None and wait <= SOON for wait in waits])

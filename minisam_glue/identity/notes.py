@@ -9,13 +9,21 @@ Corners = tuple[float, float, float, float]  # xyxy, pixels of the video
 
 
 @dataclass
+class RivalBox:
+    """The box that was predicted for a look-alike of the objects of these ids."""
+
+    of: list[int]
+    box: Corners
+
+
+@dataclass
 class Notes:
     """Object scores, the boxes that were predicted for objects in a meeting, and what was done."""
 
     scores: dict[int, float] = field(default_factory=dict)  # by id, 0 to 1
     predicted: dict[int, Corners] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
-    rivals: list["RivalBox"] = field(default_factory=list)  # predicted for look-alikes that an object meets
+    rivals: list[RivalBox] = field(default_factory=list)  # predicted for look-alikes that an object meets
 
     def as_json(self) -> dict:
         """A record that json.dumps takes."""
@@ -45,25 +53,17 @@ class Notes:
         NOTES(record, "what the rules did")
         objects = record["objects"]
         boxes = {o["id"]: tuple(o["predicted"]) for o in objects if o["predicted"] is not None}
-        known = record.get("rivals", [])  # only where there are some
-        RIVALS(known, "what the rules did: rivals")
-        rivals = [RivalBox(list(rival["of"]), tuple(rival["predicted"])) for rival in known]
+        records = record.get("rivals", [])  # left out where there are none
+        RIVALS(records, "what the rules did: rivals")
+        rivals = [RivalBox(list(rival["of"]), tuple(rival["predicted"])) for rival in records]
         return cls({o["id"]: o["score"] for o in objects}, boxes, list(record["did"]), rivals)
-
-
-@dataclass
-class RivalBox:
-    """The box that was predicted for a look-alike of the objects of these ids."""
-
-    of: list[int]
-    box: Corners
-
-
-def rounded(box: Corners) -> list[float]:
-    """A box as JSON has it."""
-    return [round(side, 2) for side in box]
 
 
 BOX = sequence(real, 4)
 RIVALS = sequence(fields(of=sequence(whole(1)), predicted=BOX))
 NOTES = fields(objects=sequence(fields(id=whole(1), score=real, predicted=optional(BOX))), did=sequence(text))
+
+
+def rounded(box: Corners) -> list[float]:
+    """A box as JSON has it."""
+    return [round(side, 2) for side in box]

@@ -63,10 +63,10 @@ def draw_panel(panel: Panel) -> np.ndarray:
     """A frame with what is known of it, a title above and the words below."""
     image, masks, scale = at_panel_size(panel.image, panel.masks)
     picture = Image.fromarray(overlay(image, masks, ids=panel.ids, scores=panel.scores))
-    boxes = [(colour_of(number), box) for number, box in panel.predicted.items()]
+    pen, boxes = ImageDraw.Draw(picture), [(colour_of(number), box) for number, box in panel.predicted.items()]
     for colour, box in boxes + [(RIVAL, box) for box in panel.rivals]:
         left, top, right, bottom = (round(scale * side) for side in box)
-        dashed(ImageDraw.Draw(picture), [(left, top), (right, top), (right, bottom), (left, bottom)], colour)
+        dashed(pen, [(left, top), (right, top), (right, bottom), (left, bottom)], colour)
     font = ImageFont.load_default(13)
     line, (width, height) = sum(font.getmetrics()) + 2, picture.size
     canvas = Image.new("RGB", (width, height + (1 + LINES) * line), PAPER)
