@@ -130,9 +130,10 @@ def test_training_overfits_four_generated_images():
         for _, boxes, labels in data
     ]
     ids = torch.tensor([CAPTION.ids] * len(data))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=160, pct_start=0.1)
-    for _ in range(160):
+    steps, lr = 200, 2e-3  # with fewer or lower a duplicate is left or not by rounding, which differs between machines
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
         outputs = model(images, model.encode_text(ids, torch.ones_like(ids, dtype=torch.bool)))
         optimizer.zero_grad()
         detection_loss(outputs, targets)["total"].backward()
