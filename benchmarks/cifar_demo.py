@@ -42,7 +42,10 @@ CURVES = (  # log, its accuracy, minutes of the whole run where the log has none
     ("cpu_budget_ours.jsonl", "val_acc_ema", 111.2, "s-", "cifar-small, EMA, hold-out (Zen 4)"),
     ("cpu_budget_timm.jsonl", "test_acc", None, "^-", "timm's textbook ViT, test (Zen 4)"),
 )
-WHOLE_RUNS = "cpu_budget_5", "cpu_budget_10", "cpu_budget_40_patch8", "cifar_fast_120"  # logs, each with a result
+WHOLE_RUNS = (  # logs, each with a result, style, label
+    (("cpu_budget_5", "cpu_budget_10", "cpu_budget_40_patch8", "cifar_fast_120"), "k*", "bf16 (Xeon, Zen 4)"),
+    (("cpu_budget_20_fp32", "cpu_budget_40_fp32", "cpu_budget_80_fp32"), "k+", "fp32 (Zen 3)"),
+)
 
 
 def export(folder: Path, last: bool = False) -> None:
@@ -126,10 +129,11 @@ def plot(logs: Path = LOGS) -> None:
         minutes = [row.get("cpu_minutes", (total or 0) * row["epoch"] / len(rows)) for row in rows]
         values = [row[key] if key == "test_acc" else 100 * row[key] for row in rows]
         axes.plot(minutes, values, style, ms=3, label=label)
-    ends = [json.loads((logs / f"{name}.jsonl").read_text().splitlines()[-1])["cpu_minutes"] for name in WHOLE_RUNS]
-    results = [json.loads((logs / f"{name}_result.json").read_text()) for name in WHOLE_RUNS]
-    reached = [100 * result["test_acc_final_ema"] for result in results]
-    axes.plot(ends, reached, "k*", ms=7, label="cifar-fast, EMA, test: runs of these lengths")
+    for names, style, label in WHOLE_RUNS:
+        ends = [json.loads((logs / f"{name}.jsonl").read_text().splitlines()[-1])["cpu_minutes"] for name in names]
+        results = [json.loads((logs / f"{name}_result.json").read_text()) for name in names]
+        reached = [100 * result["test_acc_final_ema"] for result in results]
+        axes.plot(ends, reached, style, ms=8, label=f"cifar-fast, EMA, test: whole runs, {label}")
     axes.set(xlabel="CPU minutes, one thread", ylabel="accuracy (%)", ylim=(35, 95))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -1,4 +1,5 @@
-"""Images per second and peak memory of a preset, in training and in prediction, fp32 and bf16, on a CPU.
+"""Images per second and peak memory of a preset, in training and in prediction, on a CPU: fp32 and, where the
+processor computes in it, bf16.
 
     python benchmarks/preset_speed.py --preset cifar-fast                  # batch 256, one thread
     python benchmarks/preset_speed.py --preset cifar --batch-size 64 --steps 4
@@ -32,7 +33,7 @@ from minivit.budget import random_step
 from minivit.checkpoint import RESNETS, build_model
 from minivit.evaluate import Evaluator
 from minivit.fast import accelerate
-from minivit.precision import choose_precision
+from minivit.precision import choose_precision, cpu_has_bf16
 from minivit.vit import PRESETS
 
 SIDES = {
@@ -93,7 +94,8 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure(args, *SIDES[args.side])))
         return
-    found: dict[tuple[str, str], list[dict]] = {(side, part): [] for side in SIDES for part in PARTS}
+    sides = [side for side, (amp, _) in SIDES.items() if amp == "off" or cpu_has_bf16()]
+    found: dict[tuple[str, str], list[dict]] = {(side, part): [] for side in sides for part in PARTS}
     for _ in range(args.rounds):
         for side, part in found:
             command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--part", part]
