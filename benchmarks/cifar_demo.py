@@ -136,7 +136,7 @@ def plot(logs: Path = LOGS) -> None:
         axes.plot(ends, reached, style, ms=8, label=f"cifar-fast, EMA, test: whole runs, {label}")
     axes.set(xlabel="CPU minutes, one thread", ylabel="accuracy (%)", ylim=(35, 95))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize=8)
     figure.savefig(logs.parent / "pictures" / "cpu_minutes.png", dpi=110, bbox_inches="tight")
 
 
