@@ -29,20 +29,20 @@ LAST = 0.15  # share of all time that is kept for what is measured at the end
 NO_TIME = {"skipped": "no time left"}
 
 
-def prepare(preset: str, args: argparse.Namespace, **changes) -> tuple[Trainer, dict]:
+def prepare(preset: str, args: argparse.Namespace, **changes) -> Trainer:
     """A trainer of a preset on the JPEG set."""
     given = {"data": "folder", "data_root": args.data_root, "preset": preset, "device": args.device}
     if args.batch_size:
         given["batch_size"] = args.batch_size
-    return run.prepare(given | changes, dataset=args.dataset)
+    return run.prepare(given | changes, dataset=args.dataset)[0]
 
 
-def time_steps(trainer: Trainer, sizes: int, steps: int) -> float:
+def time_steps(trainer: Trainer, steps: int) -> float:
     """Images/s of training steps, over all image sizes of the recipe; the first steps compile and are not timed.
 
     0 for no step but these.
     """
-    seconds = 0.0
+    seconds, sizes = 0.0, max(1, len(trainer.config.sizes))
     for phase in range(sizes):
         trainer.epoch = phase * trainer.config.epochs // sizes
         trainer.forward.train()
@@ -104,16 +104,15 @@ def measure(preset: str, args: argparse.Namespace) -> dict:
         row["compiled"], start = compiled, time.perf_counter()
         peak(args.device)  # of this row alone, not of what ran before
         try:
-            trainer, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}")
-            row["images_per_s"] = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
+            trainer = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}")
+            row["images_per_s"] = time_steps(trainer, args.steps)
             row["first_start_seconds"] = time.perf_counter() - start  # with the compiler and the timed steps
             row["epoch_seconds"] = len(trainer.train_split) / row["images_per_s"] + time_end(trainer)
             row |= {"batch_size": trainer.batch_size, "precision": str(trainer.dtype).removeprefix("torch.")}
             row |= {"train_images": len(trainer.train_split)} | peak(args.device)
             del trainer
             start = time.perf_counter()
-            again, arguments = prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}-again")
-            time_steps(again, max(1, len(arguments["sizes"])), 0)
+            time_steps(prepare(preset, args, compile=compiled, out=args.out / f"probe-{compiled}-again"), 0)
             row["start_seconds"] = time.perf_counter() - start
             break
         except Exception as error:  # a compiler raises types of its own
@@ -126,10 +125,9 @@ def measure_steps(preset: str, args: argparse.Namespace, mode: str = "default", 
     peak(args.device)
     try:
         out = args.out / f"probe-{mode}-{preset}"
-        trainer, arguments = prepare(preset, args, compile=False, out=out, **changes)
+        trainer = prepare(preset, args, compile=False, out=out, **changes)
         trainer.forward = torch.compile(trainer.model, mode=mode) if args.compile else trainer.model
-        images_per_s = time_steps(trainer, max(1, len(arguments["sizes"])), args.steps)
-        return {"images_per_s": images_per_s, "batch_size": trainer.batch_size} | peak(args.device)
+        return {"images_per_s": time_steps(trainer, args.steps), "batch_size": trainer.batch_size} | peak(args.device)
     except Exception as error:
         return {"failed": told(error)}
 
@@ -138,7 +136,7 @@ def train(preset: str, row: dict, seconds: float, args: argparse.Namespace) -> d
     """Train for `seconds`, or one epoch, and evaluate once. Returns run.final_report with the seconds of training."""
     deadline = time.perf_counter() + seconds
     epochs = max(1, int((0.9 * seconds - row["start_seconds"]) / row["epoch_seconds"]))
-    trainer, _ = prepare(preset, args, compile=row["compiled"], epochs=epochs, out=args.out / preset)
+    trainer = prepare(preset, args, compile=row["compiled"], epochs=epochs, out=args.out / preset)
     print(cli.first_line(trainer), flush=True)
     ends = [time.perf_counter()]
 

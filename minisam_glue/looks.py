@@ -22,6 +22,11 @@ def mean_tokens(masks: Tensor, tokens: Tensor) -> Tensor:
     return torch.where(length > FAINT * usual, F.normalize(means, dim=1), 0.0)
 
 
+def token_likeness(seen: Tensor, known: Tensor) -> Tensor:
+    """The cosines (n,) of n mean tokens (n, C) and one (C,), all of length 1; 1 where one of them says nothing."""
+    return torch.where(seen.any(1) & known.any(), seen @ known, 1.0)
+
+
 def mean_colours(masks: Tensor, image: Tensor) -> Tensor:
     """The mean colour, 0 to 1, of an image (3, s, s) inside bool masks (n, s, s), and the image's light, which is its
     median brightness: (n, 4). Black for a mask without pixels.

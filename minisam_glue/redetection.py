@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .assignment import hungarian
-from .looks import colour_distance, mean_colours, mean_tokens
+from .looks import colour_distance, mean_colours, mean_tokens, token_likeness
 from .masks import mask_iou
 from .records import HeatMap, Segment
 from .sam2 import FrameResult
@@ -195,13 +195,9 @@ def appearances(masks: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
 
 def likeness(appearances: Tensor, one: Tensor) -> Tensor:
     """How alike n appearances (n, C + 4) are to one (C + 4,), at most 1: the cosine of the tokens, or 1 less the
-    distance of the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same.
-
-    Colours alone count where tokens say nothing (looks.mean_tokens).
-    """
-    tokens, colour_likeness = appearances[:, :-4], 1 - colour_distance(appearances[:, -4:], one[-4:])
-    tell = tokens.any(1) & one[:-4].any()
-    return torch.where(tell, torch.minimum(tokens @ F.normalize(one[:-4], dim=0), colour_likeness), colour_likeness)
+    distance of the colours, whichever is less. SAM 2's tokens alone take two things on plain grounds for the same."""
+    of_tokens = token_likeness(appearances[:, :-4], F.normalize(one[:-4], dim=0))
+    return torch.minimum(of_tokens, 1 - colour_distance(appearances[:, -4:], one[-4:]))
 
 
 def confirm(detected: Tensor, tracked: Tensor, same_label: Tensor) -> dict[int, int]:

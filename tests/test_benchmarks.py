@@ -41,7 +41,7 @@ def tiny_gpu_run(monkeypatch):
     data = hold_out(shapes(0, 200, 20), 100)
     given = {**TINY, "batch_size": 50}
     monkeypatch.setattr(
-        gpu_run, "prepare", lambda preset, args, compile, **more: run.prepare(given | more, dataset=data)
+        gpu_run, "prepare", lambda preset, args, compile, **more: run.prepare(given | more, dataset=data)[0]
     )
     return gpu_run
 

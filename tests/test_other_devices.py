@@ -42,11 +42,11 @@ def test_a_preset_that_does_not_compile_is_measured_without(tmp_path, monkeypatc
     tried = []
 
     def prepare(preset, args, compile, out):
-        trainer, arguments = run.prepare({**TINY, "out": out}), {"sizes": ()}
-        tried.append((compile, trainer[0]))  # a failed one is still alive, as in a traceback, and holds its folder
-        return trainer[0], arguments
+        trainer, _ = run.prepare({**TINY, "out": out})
+        tried.append((compile, trainer))  # a failed one is still alive, as in a traceback, and holds its folder
+        return trainer
 
-    def time_steps(trainer, sizes, steps):
+    def time_steps(trainer, steps):
         if tried[-1][0]:
             raise RuntimeError("a compiler's error\nof two lines")
         return 100.0

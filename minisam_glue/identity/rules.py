@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..looks import colour_distance
+from ..looks import colour_distance, token_likeness
 from ..support.reading import LARGEST, Kind, fields, flag, optional, real, refuse, sequence, tensor, whole
 from .frame import Frame, is_rival, main_parts, mask_boxes
 from .meeting import OFF, Meeting
@@ -75,8 +75,7 @@ class Track:
 
     def likeness(self, appearance: Tensor) -> float:
         """The cosine of an appearance (C,) and the object's; 1 as long as one of them is not known."""
-        unknown = self.appearance is None or not (appearance.any() and self.appearance.any())
-        return 1.0 if unknown else float(appearance @ self.appearance)
+        return 1.0 if self.appearance is None else float(token_likeness(appearance[None], self.appearance))
 
     def off_colour(self, colour: Tensor) -> float:
         """The distance of a colour (4,) from the object's; 0 as long as that is not known."""
