@@ -5,12 +5,13 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune as prune_weights
 
 from minivit.attention import Attention
 from minivit.cait import ClassAttention, TalkingHeadsAttention
-from minivit.fast import FORMS, FusedAttention, HeadTokensTransformer, accelerate
+from minivit.fast import FEW_TOKENS, FORMS, FusedAttention, HeadTokensTransformer, accelerate
 from minivit.vit import VisionTransformer, ViTConfig
 
 TINY = ViTConfig(image_size=8, patch=4, classes=3, dim=16, depth=3, heads=2)
@@ -24,6 +25,12 @@ VARIANTS = {
     "temperature": {"qk_temperature": True, "attention_biases": False, "relative_bias": "joint"},
     "mean": {"pool": "mean", "mlp_conv": True},
 }
+
+
+@pytest.fixture(autouse=True)
+def fused_from_one_token(monkeypatch):
+    """Has the small modules here train by the fused kernel, too."""
+    monkeypatch.setattr("minivit.fast.FEW_TOKENS", 0)
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -109,6 +116,19 @@ def test_training_in_bf16_on_a_cpu_takes_the_formula():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(plain(x), fast(x))
     assert not torch.equal(plain(x), fast(x))  # the forms round differently
+
+
+def test_training_on_a_cpu_takes_the_formula_for_few_tokens_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr("minivit.fast.FEW_TOKENS", FEW_TOKENS)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: calls.append(q.shape[-2]) or q)
+    fast = accelerate(Attention(16, 2))
+    for tokens in (FEW_TOKENS, FEW_TOKENS + 1):
+        fast(torch.randn(2, tokens, 16))
+    assert calls == [FEW_TOKENS + 1]
+    with torch.inference_mode():
+        fast(torch.randn(2, 5, 16))
+    assert calls == [FEW_TOKENS + 1, 5]
 
 
 def test_class_attention_in_bf16_rounds_no_worse_folded_than_by_the_formula():
