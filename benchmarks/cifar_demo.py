@@ -1,14 +1,17 @@
 """The CIFAR-10 weights that ship: make the file from a run, and measure what is in it.
 
     python benchmarks/cifar_demo.py --run runs/cifar-fast --last                # writes minivit/demo/cifar10.pt
+    python benchmarks/cifar_demo.py --calibrate --data-root cifar10-jpeg        # makes its confidences true
     python benchmarks/cifar_demo.py --data-root cifar10-jpeg                    # measures that file
     python benchmarks/cifar_demo.py --plot                                      # draws the curves of benchmarks/logs
 
 The first takes the averaged weights of the last epoch (without --last those that the hold-out chose), in fp16
 and without the state of the training, and begins minivit/demo/cifar10.json, the facts beside them. The second
-reads the test images of `--data-root` (test/<class>/*.jpg) in fp32 and bf16, with and without the mirror image, and the
-200 images of tests/cifar10_test_200.zip; it writes a report of minivit.report and summary.json, with
-images/s and peak memory, and puts the accuracies into the facts.
+divides the logits by the temperature that suits the hold-out of that run, train/<class>/*.jpg being what it learned
+from: no answer changes by it, but the confidences do. The third reads the test images of `--data-root`
+(test/<class>/*.jpg) in fp32 and bf16, with and without the mirror image, and the 200 images of
+tests/cifar10_test_200.zip; it writes a report of minivit.report and summary.json, with images/s and peak
+memory, and puts the accuracies into the facts.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,6 +36,7 @@ from minivit import data as datasets
 from minivit.evaluate import Evaluator, top1
 from minivit.files import write_json
 from minivit.report import write_report
+from minivit.splits import hold_out
 
 STATED = "test_images", "parameters", "float32", "bfloat16", "calibration_error"  # the same on every machine
 FIXED = Path(__file__).resolve().parent.parent / "tests" / "cifar10_test_200.zip"
@@ -71,6 +76,34 @@ def export(folder: Path, last: bool = False) -> None:
     checkpoint.save(checkpoint.DEMO, content)  # once everything is read: no new weights beside old facts
     write_json(checkpoint.DEMO.with_suffix(".json"), facts)
     print(f"{checkpoint.DEMO}: {chosen}, {checkpoint.DEMO.stat().st_size / 1e6:.2f} MB")
+
+
+def temperature(logits: torch.Tensor, target: torch.Tensor) -> float:
+    """The number in [0.5, 4] by which to divide logits (N, C) for the least cross-entropy with classes (N,).
+
+    Guo et al., arXiv 1706.04599, section 4.2: a network that was trained until it knew all its images is surer of new
+    ones than it is right. Images that it did not learn from tell by how much.
+    """
+    candidates = [hundredths / 100 for hundredths in range(50, 401)]
+    return min(candidates, key=lambda t: F.cross_entropy(logits / t, target).item())
+
+
+def calibrate(data_root: Path) -> None:
+    """Divide the head of the demo file by the temperature of its hold-out, and put that number into the facts."""
+    facts_file = checkpoint.DEMO.with_suffix(".json")
+    facts = json.loads(facts_file.read_text())
+    trained = facts["arguments"]
+    model, state = checkpoint.load_model(Path("demo"), torch.device("cpu"))
+    dataset = datasets.load("folder", data_root, 32, trained["seed"])
+    held_out = hold_out(dataset, trained["val_split"], trained["seed"]).val
+    evaluator = Evaluator(state["mean"], state["std"], torch.device("cpu"), torch.float32)
+    t = temperature(evaluator.predict(model, held_out.images), held_out.labels)
+    content = checkpoint.read(checkpoint.DEMO)
+    for name in ("head.weight", "head.bias"):
+        content["ema"][name] = (content["ema"][name].float() / t).half()
+    checkpoint.save(checkpoint.DEMO, content)
+    write_json(facts_file, facts | {"temperature": round(t * facts.get("temperature", 1), 2)})
+    print(f"{checkpoint.DEMO}: logits are divided by {t:.2f}, by {len(held_out)} images held out")
 
 
 def fixed_images() -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,10 +175,11 @@ def plot(logs: Path = LOGS) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    task = parser.add_mutually_exclusive_group(required=True)
+    task = parser.add_mutually_exclusive_group()
     task.add_argument("--run", type=Path, help="run folder of train_cifar.py whose weights are to ship")
-    task.add_argument("--data-root", type=Path, help="folder with test/<class>")
+    task.add_argument("--calibrate", action="store_true", help="divide the logits by the temperature of the hold-out")
     task.add_argument("--plot", action="store_true", help="draw benchmarks/pictures/cpu_minutes.png from the logs")
+    parser.add_argument("--data-root", type=Path, help="folder with test/<class>, and train/<class> for --calibrate")
     parser.add_argument("--last", action="store_true", help="with --run: the averaged weights of its last epoch")
     parser.add_argument("--out", type=Path, default=Path("runs/demo-report"))
     args = parser.parse_args()
@@ -153,6 +187,10 @@ def main() -> None:
         export(args.run, args.last)
     elif args.plot:
         plot()
+    elif not args.data_root:
+        parser.error("give --data-root, --run or --plot")
+    elif args.calibrate:
+        calibrate(args.data_root)
     else:
         measure(args.data_root, args.out)
 

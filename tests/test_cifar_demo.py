@@ -28,17 +28,18 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-def accuracy(images: Path, dtype: torch.dtype) -> float:
+def answers(images: Path, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `demo` scores for the 200 images (200, 10), and their classes (200,)."""
     model, state = checkpoint.load_model(Path("demo"), torch.device("cpu"))
     files = sorted(images.glob("*/*.jpg"))
     pixels = torch.stack([read_image(file, 32) for file in files])
     labels = torch.tensor([state["classes"].index(file.parent.name) for file in files])
     evaluator = Evaluator(state["mean"], state["std"], torch.device("cpu"), dtype)
-    return top1(evaluator.predict(model, pixels), labels)
+    return evaluator.predict(model, pixels), labels
 
 
 def test_the_weights_give_the_stated_accuracy_on_the_fixed_images(images):
-    assert accuracy(images, torch.float32) == pytest.approx(STATED["float32"]["right_of_200_fixed"] / 200)
+    assert top1(*answers(images, torch.float32)) == pytest.approx(STATED["float32"]["right_of_200_fixed"] / 200)
 
 
 def test_the_stated_facts_are_what_the_benchmark_writes(images, tmp_path, monkeypatch):
@@ -54,6 +55,39 @@ def test_the_stated_facts_are_what_the_benchmark_writes(images, tmp_path, monkey
     assert facts["test_images"] == 20 and facts["cpu_minutes"] == STATED["cpu_minutes"]
     assert facts["float32"]["right_of_200_fixed"] == STATED["float32"]["right_of_200_fixed"]
     assert facts.keys() == STATED.keys() and facts["float32"].keys() == STATED["float32"].keys()
+
+
+def test_the_weights_are_about_as_sure_of_the_fixed_images_as_they_are_right(images):
+    scores, labels = answers(images, torch.float32)
+    confidence = scores.softmax(1).max(1).values.mean().item()
+    assert confidence == pytest.approx(STATED["float32"]["accuracy"], abs=0.03)
+    assert confidence == pytest.approx(top1(scores, labels), abs=0.03)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.57, 3])
+def test_the_temperature_is_how_many_times_too_large_logits_are(factor):
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(4000, 10)
+    labels = logits.softmax(1).multinomial(1).squeeze(1)  # as often right as the logits say
+    assert cifar_demo.temperature(factor * logits, labels) == pytest.approx(factor, rel=0.05)
+
+
+def test_calibrating_divides_the_logits_and_says_by_how_much(images, tmp_path, monkeypatch, capsys):
+    content = checkpoint.read(checkpoint.DEMO)
+    before = content["ema"]["head.weight"]
+    for name in ("head.weight", "head.bias"):
+        content["ema"][name] = 2 * content["ema"][name]
+    monkeypatch.setattr(checkpoint, "DEMO", tmp_path / checkpoint.DEMO.name)
+    checkpoint.save(checkpoint.DEMO, content)
+    facts = STATED | {"arguments": STATED["arguments"] | {"val_split": 0.9}}
+    checkpoint.DEMO.with_suffix(".json").write_text(json.dumps(facts))
+    shutil.copytree(images, tmp_path / "data" / "train")
+    shutil.copytree(images, tmp_path / "data" / "test")
+    cifar_demo.calibrate(tmp_path / "data")
+    ratio = (checkpoint.read(checkpoint.DEMO)["ema"]["head.weight"] / before).mean().item()
+    divisor = json.loads(checkpoint.DEMO.with_suffix(".json").read_text())["temperature"] / STATED["temperature"]
+    assert ratio == pytest.approx(2 / divisor, rel=0.01) and 0.7 < ratio < 1.3
+    assert f"divided by {divisor:.2f}, by 180 images" in capsys.readouterr().out
 
 
 def test_the_weights_and_the_images_are_small():
