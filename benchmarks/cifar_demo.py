@@ -31,12 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from peak_memory import peak_mib
 
 from minisam_glue.support.processes import run_program
-from minivit import checkpoint, config
+from minivit import checkpoint, config, run
 from minivit import data as datasets
 from minivit.evaluate import Evaluator, top1
 from minivit.files import write_json
 from minivit.report import write_report
-from minivit.splits import hold_out
 
 STATED = "test_images", "parameters", "float32", "bfloat16", "calibration_error"  # the same on every machine
 FIXED = Path(__file__).resolve().parent.parent / "tests" / "cifar10_test_200.zip"
@@ -64,11 +63,11 @@ def export(folder: Path, last: bool = False) -> None:
     content = {key: state[key] for key in ("config", "classes", "mean", "std")} | {"describe": about}
     content |= {key: state[key] for key in ("weights", "epoch", "val_acc") if key in state}
     content["ema"] = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    run = json.loads((folder / "config.json").read_text())
+    trained = json.loads((folder / "config.json").read_text())
     facts = {"weights": chosen, "hold_out_accuracy": state["val_acc"]}
-    facts |= {name: run[name] for name in ("device", "threads", "versions")}
+    facts |= {name: trained[name] for name in ("device", "threads", "versions")}
     places = ("data_root", "out")  # of the machine where it was trained
-    facts["arguments"] = {name: value for name, value in run["arguments"].items() if name not in places}
+    facts["arguments"] = {name: value for name, value in trained["arguments"].items() if name not in places}
     if facts["arguments"].get("pretrained"):  # the run that it went on from, and which of its weights
         facts["arguments"]["pretrained"] = "/".join(Path(facts["arguments"]["pretrained"]).parts[-2:])
     facts["cpu_minutes"] = json.loads(rows[-1])["cpu_minutes"]
@@ -92,16 +91,13 @@ def calibrate(data_root: Path) -> None:
     """Divide the head of the demo file by the temperature of its hold-out, and put that number into the facts."""
     facts_file = checkpoint.DEMO.with_suffix(".json")
     facts = json.loads(facts_file.read_text())
-    trained = facts["arguments"]
     model, state = checkpoint.load_model(Path("demo"), torch.device("cpu"))
-    dataset = datasets.load("folder", data_root, 32, trained["seed"])
-    held_out = hold_out(dataset, trained["val_split"], trained["seed"]).val
+    held_out = run.load_data(facts["arguments"] | {"data_root": data_root}).val
     evaluator = Evaluator(state["mean"], state["std"], torch.device("cpu"), torch.float32)
     t = temperature(evaluator.predict(model, held_out.images), held_out.labels)
-    content = checkpoint.read(checkpoint.DEMO)
     for name in ("head.weight", "head.bias"):
-        content["ema"][name] = (content["ema"][name].float() / t).half()
-    checkpoint.save(checkpoint.DEMO, content)
+        state["ema"][name] = (state["ema"][name].float() / t).half()
+    checkpoint.save(checkpoint.DEMO, state)
     write_json(facts_file, facts | {"temperature": round(t * facts.get("temperature", 1), 2)})
     print(f"{checkpoint.DEMO}: logits are divided by {t:.2f}, by {len(held_out)} images held out")
 
